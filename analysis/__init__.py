@@ -1,0 +1,1 @@
+"""Figures and tables of finished runs. Imports emaae; emaae never imports it."""

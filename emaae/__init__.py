@@ -1,0 +1,19 @@
+"""Sparse, semi-shift-invariant representations of how we articulate speech."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from emaae.models import CNNAutoEncoder
+
+__version__ = "0.1.0"
+
+
+def load_model(ref: "str | os.PathLike", device: "torch.device | str" = "cpu") -> "CNNAutoEncoder":
+    """A trained model in evaluation mode, see `emaae.checkpoint.load_model`."""
+    # Imported here so that looking at the version or the command line need not wait for torch.
+    from emaae.checkpoint import load_model
+
+    return load_model(ref, device)

@@ -1,0 +1,127 @@
+"""How are weights kept and found again?"""
+
+import contextlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emaae.config import Config
+from emaae.errors import UserError
+from emaae.models import CNNAutoEncoder, build_model
+
+# Of last.pt; raised when an older program could no longer read it.
+FORMAT = 1
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Call write(file) on a file beside `path`, flush it to disk and rename it over `path`.
+
+    Whoever looks finds the old file or the new one, never half of one.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    write_whole(path, lambda file: file.write(text.encode() + b"\n"))
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all."""
+    write_whole(path, lambda file: torch.save(dict(content), file))
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what `save` wrote, with `weights_only=True`. Raises UserError."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below; opening has errors of its own
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    with file:
+        try:
+            content = torch.load(file, map_location=device, weights_only=True)
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"{path} is not a checkpoint of plain tensors (or holds code, which is never run): "
+                "expected a state_dict saved with torch.save"
+            ) from None
+        except Exception as error:  # torch.load fails in many ways on a broken archive
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path} is not a readable checkpoint ({reason}): copy it again"
+            ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}: expected a state_dict")
+    return content
+
+
+def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
+    """Put the state_dict of a .pth into a model of the same architecture. Raises UserError."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a directory: name the weights in it, such as {path}/best.pth")
+    found = load(path)
+    if "format" in found and "optimizer" in found:
+        raise UserError(
+            f"{path} holds the whole state of a run, not weights alone: use the best.pth beside it"
+        )
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in found:
+            raise UserError(
+                f"{path} has no entry {name}: it holds another architecture than "
+                f"{model.get_type()} with norm {model.norm}; give its --model_config"
+            )
+        shape = getattr(found[name], "shape", None)
+        if shape != tensor.shape or found[name].layout != torch.strided or found[name].is_meta:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(shape or ())}, expected {tuple(tensor.shape)} "
+                f"for {model.get_type()} with norm {model.norm}; give its --model_config"
+            )
+        if not torch.isfinite(found[name]).all() or (name == "sd" and (found[name] <= 0).any()):
+            raise UserError(
+                f"{path}: {name} holds numbers that are not finite, or a standard deviation of 0: "
+                "the model is broken, use another"
+            )
+    unknown = sorted(set(found) - set(expected), key=str)
+    if unknown:
+        raise UserError(
+            f"{path} has the entry {unknown[0]}, which {model.get_type()} with norm {model.norm} "
+            "does not know; give its --model_config"
+        )
+    model.load_state_dict(found)
+
+
+def load_model(ref: str | os.PathLike, device: torch.device | str = "cpu") -> CNNAutoEncoder:
+    """A trained model in evaluation mode, with its normaliser.
+
+    ref: a `.pth` beside its `model_config.json`, or a run's folder. Raises UserError.
+    """
+    path = Path(ref)
+    if os.path.isdir(path):
+        path = path / "best.pth"
+    if not os.path.isfile(path):
+        raise UserError(
+            f"no model at {ref}: expected a .pth file, or a run's folder with best.pth in it"
+        )
+    beside = path.parent / "model_config.json"
+    if not os.path.isfile(beside):
+        raise UserError(f"{beside} is missing: a model needs the model_config.json beside it")
+    config = Config.from_mapping({"model_config": str(beside)})
+    model = build_model(**config.architecture)
+    load_weights(model, path)
+    return model.to(device).eval()

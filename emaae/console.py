@@ -1,0 +1,51 @@
+"""What does a person read of a run in the terminal?"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emaae.data import Split
+from emaae.data.features import FRAME_RATE_HZ
+
+# The metrics of the table at the end of a run.
+SHOWN = ("fvu", "mse", "r_articulators", "r/pitch", "sparsity", "l0", "dead", "hoyer", "score")
+
+
+def data_lines(splits: Mapping[str, Split], demo: bool) -> str:
+    """How much there is of each split, and whether it is generated."""
+    lines = [
+        f"{name:<5} {len(split):>6} utterances {len(split.frames) / FRAME_RATE_HZ / 60:>8.1f} min"
+        for name, split in splits.items()
+    ]
+    if demo:
+        own = "give --train_dir and --val_dir for your own"
+        lines.insert(0, f"data: generated for demonstration; {own}")
+    return "\n".join(lines)
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int, seconds: float) -> str:
+    """What a person wants to know of an epoch, in one line."""
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+        f"  alpha {row['alpha']:.3f}"
+        f"  train loss {row['train/loss']:.4f}"
+        f"  val loss {row['val/loss']:.4f}  fvu {row['val/fvu']:.4f}"
+        f"  sparsity {row['val/sparsity']:.3f}  dead {row['val/dead']:.3f}"
+        f"  score {row['val/score']:.4f}  {seconds:.1f} s"
+    )
+
+
+def table(metrics: Mapping[str, Any], status: str, folder: Path) -> str:
+    """The end of a run: the main numbers of each split that was measured, and the model's path."""
+    splits = [s for s in ("train", "val", "test") if f"{s}/fvu" in metrics]
+    lines = [f"\n{status} {folder}"]
+    if splits:
+        lines.append(f"{'':<16}" + "".join(f"{split:>12}" for split in splits))
+        for name in SHOWN:
+            values = "".join(f"{metrics[f'{split}/{name}']:>12.4f}" for split in splits)
+            lines.append(f"{name:<16}{values}")
+    if "select/score" in metrics:
+        best = f"(validation, best epoch {metrics['select/epoch']})"
+        lines.append(f"{'select/score':<16}{metrics['select/score']:>12.4f}   {best}")
+        lines.append(f"model: {folder / 'best.pth'}")
+    return "\n".join(lines)

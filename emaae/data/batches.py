@@ -1,0 +1,52 @@
+"""In which order, and with which neighbours, do utterances reach the model?"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emaae.data.split import Split
+
+# Lengths are jittered by this fraction before sorting: enough that an utterance meets new
+# neighbours every epoch, little enough that padding stays small.
+JITTER = 0.02
+
+
+def training_order(lengths: np.ndarray, batch_sz: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Batches of utterance indices, similar lengths together, in random order.
+
+    A function of its arguments alone: a continued run sees the batches it would have seen.
+    """
+    random = np.random.default_rng([seed, epoch])
+    keys = lengths * random.uniform(1 - JITTER, 1 + JITTER, len(lengths))
+    batches = _cut(np.argsort(keys, kind="stable"), batch_sz)
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def evaluation_order(lengths: np.ndarray, batch_sz: int) -> list[np.ndarray]:
+    """Batches of utterance indices by length, longest first (so memory fails early or never)."""
+    return _cut(np.argsort(-lengths, kind="stable"), batch_sz)
+
+
+def _cut(order: np.ndarray, batch_sz: int) -> list[np.ndarray]:
+    return [order[i : i + batch_sz] for i in range(0, len(order), batch_sz)]
+
+
+def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+    """x (batch, D, time) in raw units, zero where padded, and its mask (batch, 1, time).
+
+    Frames are picked where the split lies, and the order goes there once: a split on the GPU is
+    never waited for.
+    """
+    device = split.frames.device
+    everything = torch.from_numpy(np.concatenate(order)).to(device)
+    starts, lengths = split.starts[everything], split.sizes[everything]
+    begin = 0
+    for batch in order:
+        of_batch = slice(begin, begin := begin + len(batch))
+        time = torch.arange(int(split.lengths[batch].max()), device=device)
+        real = time < lengths[of_batch, None]
+        frames = split.frames[torch.where(real, starts[of_batch, None] + time, 0)]
+        mask = real[:, None].to(torch.float32)
+        yield frames.transpose(1, 2) * mask, mask

@@ -1,0 +1,330 @@
+"""How are features read from an S3 bucket?
+
+The connection and the format are cottoncandy's (`upload_raw_array`). Credentials and endpoint are
+those of every other S3 program: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
+AWS_PROFILE, AWS_ENDPOINT_URL, ... Keys and passwords appear in no message.
+"""
+
+import contextlib
+import io
+import math
+import os
+import re
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from emaae.data.features import load_npz
+from emaae.errors import UserError
+
+# What upload_raw_array can write besides gzip and no compression. The name comes from the object's
+# metadata, and numcodecs also has a codec that unpickles, so no other name may reach it.
+NUMCODECS = ("zstd", "lz4", "zlib", "bz2")
+
+# A plain number in NumPy's notation: float, signed, unsigned, bool. No objects, no records.
+NUMBER = re.compile(r"[<>|=]?[fiub]\d+")
+
+# A suffix starts with a letter, so that `rate_1.2` is a name and `x_config.json` is not.
+OTHER_FILE = re.compile(r"^\.|\.[A-Za-z][A-Za-z0-9]*$")
+
+UPLOAD_AGAIN = "upload it again with cottoncandy's upload_raw_array"
+
+
+def open_bucket(name: str) -> Any:
+    """Connect to the bucket `name`: a cottoncandy interface for `list_features`, `read_array`.
+
+    Raises UserError.
+    """
+    cottoncandy = _import_cottoncandy()
+    from botocore.config import Config
+
+    # At most about 15 s for an endpoint that is down and 30 s for one that accepts and says
+    # nothing. cottoncandy fills an unset signature version with "", which botocore refuses.
+    patience = Config(
+        connect_timeout=5,
+        read_timeout=10,
+        retries={"mode": "standard", "total_max_attempts": 3},
+        signature_version="s3v4",
+    )
+    # None leaves keys and endpoint to the AWS_* variables: cottoncandy's own defaults come from
+    # its options file, and name Amazon's endpoint, which would hide AWS_ENDPOINT_URL. A bucket
+    # that is missing raises nothing: it is printed, and the interface has no bucket.
+    with _explained(f"s3://{name}"), contextlib.redirect_stdout(io.StringIO()):
+        handle = cottoncandy.get_interface(
+            name,
+            ACCESS_KEY=None,
+            SECRET_KEY=None,
+            endpoint_url=None,
+            force_bucket_creation=False,
+            verbose=False,
+            config=patience,
+        )
+    if handle.bucket_name is None:
+        raise UserError(_no_such_bucket(f"s3://{name}"))
+    return handle
+
+
+def list_features(handle: Any, prefix: str, recursive: bool) -> list[tuple[str, str]]:
+    """The features under `prefix`: [(identity, key)], sorted.
+
+    The identity is the key relative to the prefix, without `.npz`. `recursive` looks into
+    folders too. Times (`<name>_times`) and files of other kinds are left out. Raises UserError.
+    """
+    folder = prefix.strip("/")
+    folder = f"{folder}/" if folder else ""
+    where = f"s3://{handle.bucket_name}/{folder}"
+    query = {"Prefix": folder} if recursive else {"Prefix": folder, "Delimiter": "/"}
+    with _explained(where):
+        # The one listing of cottoncandy's that is complete and literal: ls and lsdir stop at 1,000
+        # objects, glob decodes %20 in names and takes [ and * in a prefix for patterns.
+        keys = [item.key for item in handle.get_objects(filter=query, limit=None)]
+
+    features = {}
+    for key in keys:
+        identity = _identity(key[len(folder) :])
+        if identity is None:
+            continue
+        if identity in features:
+            raise UserError(
+                f"{where} holds {identity} both as a raw array and as npz, expected one of them: "
+                "remove one from the bucket, or move it under another prefix"
+            )
+        features[identity] = key
+    if not features:
+        with _explained(where):
+            reason = _no_features(handle, folder, keys, recursive)
+        raise UserError(reason)
+    return sorted(features.items())
+
+
+def read_array(handle: Any, key: str) -> np.ndarray:
+    """The array in the object `key`: a raw array, or the features in an `.npz`. Raises UserError.
+
+    One request instead of the five of cottoncandy's download_raw_array, which also ignores bytes
+    beyond the array's end and leaves the choice of codec to the object.
+    """
+    where = f"s3://{handle.bucket_name}/{key}"
+    with _explained(where):
+        answer = handle.get_bucket().Object(key).get()
+        content = answer["Body"].read()
+    if key.endswith(".npz"):
+        return load_npz(io.BytesIO(content), where)
+    return _raw_array(content, answer["Metadata"], where)
+
+
+def _import_cottoncandy() -> ModuleType:
+    # On its first import in a home, cottoncandy prints a ten-line welcome and saves its options
+    # there. The output of a run belongs to the run: it is read by people and by sweep agents, and
+    # the welcome points at credentials that are not used here. Its warning that SciPy is missing
+    # concerns sparse arrays only, and comes from the submodule, so that is imported here as well.
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import cottoncandy
+            import cottoncandy.interfaces  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "reading from a bucket needs cottoncandy 0.4.0, which is not installed "
+            f"({error.name or 'import failed'}): pip install -r requirements-bucket.txt "
+            "(or pip install cottoncandy==0.4.0)"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            "cottoncandy must be able to save its options under the home, got "
+            f"{type(error).__name__}: point XDG_CONFIG_HOME (HOME on a Mac) at a writable folder"
+        ) from error
+    return cottoncandy
+
+
+def _identity(name: str) -> str | None:
+    """The utterance that the object `name` holds the features of, or None."""
+    identity = name.removesuffix(".npz")
+    last = identity.rpartition("/")[2]
+    if last == "" or last.endswith("_times"):
+        return None
+    if identity == name and OTHER_FILE.search(last):
+        return None
+    return identity
+
+
+def _no_features(handle: Any, folder: str, keys: list[str], recursive: bool) -> str:
+    """Why the listing `keys` of `folder`, which ends in / or is empty, has no features."""
+    where = f"s3://{handle.bucket_name}/{folder}"
+    below = _folders(handle, folder)
+    if below and not recursive:
+        return (
+            f"{where} has no features directly in it, only folders ({below}): "
+            "pass --recursive, or name one of them"
+        )
+    if keys:
+        return (
+            f"{where} holds {len(keys)} objects but no features, expected raw arrays without a "
+            f"suffix or .npz files, got for example {keys[0]}: name another prefix"
+        )
+    while not below and folder:
+        folder = folder[: folder.rstrip("/").rfind("/") + 1]
+        below = _folders(handle, folder)
+    there = f"prefixes that exist: {below}" if below else "the bucket has no folders"
+    return f"no objects under {where}, expected features: name another prefix ({there})"
+
+
+def _folders(handle: Any, folder: str, n: int = 5) -> str:
+    """The names of the first `n` folders in `folder` as text, empty where there are none."""
+    client = handle.get_bucket().meta.client
+    page = client.list_objects(Bucket=handle.bucket_name, Prefix=folder, Delimiter="/")
+    names = [entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])]
+    return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
+
+
+def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.ndarray:
+    """The array that upload_raw_array wrote as the bytes `content` and the text in `metadata`."""
+    metadata = {name.lower(): text for name, text in metadata.items()}
+    missing = [name for name in ("dtype", "shape", "compression") if name not in metadata]
+    if missing:
+        raise UserError(
+            f"{where} is not a raw array, expected metadata with dtype, shape and compression, "
+            f"got no {' and no '.join(missing)}: {UPLOAD_AGAIN}, or name it .npz if it is one"
+        )
+    dtype, shape = _dtype(metadata["dtype"], where), _shape(metadata["shape"], where)
+
+    # cottoncandy says order F of an array that is in C order and read-only, and then reads it
+    # scrambled. Its versions for Python 2 meant F. Where the order matters, only a person knows.
+    if metadata.get("order", "C") != "C" and sum(length > 1 for length in shape) > 1:
+        raise UserError(
+            f"{where} must be in order C, got {metadata['order']!r}, which cottoncandy also says "
+            f"of read-only arrays in order C: {UPLOAD_AGAIN}, from a copy made by numpy.array"
+        )
+
+    n_bytes = math.prod(shape) * dtype.itemsize
+    content = memoryview(_decompressed(content, metadata["compression"], n_bytes, where))
+    if content.nbytes != n_bytes:
+        got = "more" if content.nbytes > n_bytes else content.nbytes
+        raise UserError(
+            f"{where} must hold {n_bytes} bytes for {metadata['dtype']} of shape {shape}, as its "
+            f"metadata says, got {got}: {UPLOAD_AGAIN}"
+        )
+    return np.ndarray(shape, dtype, bytearray(content))
+
+
+def _dtype(text: str, where: str) -> np.dtype:
+    try:
+        if NUMBER.fullmatch(text):
+            return np.dtype(text)
+    except TypeError:  # a number of a size that NumPy does not have
+        pass
+    raise UserError(
+        f"{where} must hold plain numbers such as <f4, got dtype {text!r}, which is not read "
+        f"(objects are never unpickled): convert it to float32 and {UPLOAD_AGAIN}"
+    )
+
+
+def _shape(text: str, where: str) -> tuple[int, ...]:
+    if re.fullmatch(r"(\d{1,18}(,\d{1,18})*)?", text):
+        shape = tuple(int(length) for length in text.split(",") if length)
+        if len(shape) <= 32 and math.prod(max(length, 1) for length in shape) < 2**56:
+            return shape  # within what NumPy and zlib can count
+    raise UserError(f"{where} must have a shape such as 100,14, got {text!r}: {UPLOAD_AGAIN}")
+
+
+def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) -> bytes:
+    """The bytes behind `content`; of gzip at most one more than the `n_bytes` that are expected."""
+    try:
+        if compression in ("False", "None"):
+            return content
+        if compression == "gzip":
+            stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)  # 16 + asks for gzip
+            array = stream.decompress(content, n_bytes + 1)
+            if len(array) <= n_bytes and not stream.eof:
+                raise EOFError("the end is missing")
+            return array
+        if compression.lower() in NUMCODECS:
+            import numcodecs
+
+            return numcodecs.get_codec({"id": compression.lower()}).decode(content)
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
+        raise UserError(
+            f"{where} must hold {compression} data, as its metadata says, "
+            f"got {len(content)} bytes that do not decompress: {UPLOAD_AGAIN}"
+        ) from error
+    raise UserError(
+        f"{where} must be compressed with gzip, {', '.join(NUMCODECS)} or not at all, "
+        f"got {compression!r}: {UPLOAD_AGAIN}"
+    )
+
+
+def _endpoint() -> str:
+    """Where the bucket is asked for, without a user and password that the URL may contain."""
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not url:
+        return "the default endpoint (AWS_ENDPOINT_URL is not set)"
+    return f"AWS_ENDPOINT_URL={url.rpartition('@')[2]}"
+
+
+def _no_such_bucket(where: str) -> str:
+    return (
+        f"{where} does not exist at {_endpoint()}, expected a bucket: "
+        "check the spelling of --bucket and the endpoint"
+    )
+
+
+def _no_answer(where: str, what: str) -> str:
+    return (
+        f"{where} cannot be reached at {_endpoint()} ({what}), expected an S3 endpoint that "
+        "answers: check the address, the network, and that the server runs"
+    )
+
+
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turn what boto says about `where` into a UserError.
+
+    Of errors from the server only the code is told: their text may quote the request.
+    """
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+
+    unreachable = (
+        boto.ConnectionError,
+        boto.HTTPClientError,
+        boto.IncompleteReadError,
+        ResponseParserError,
+        RecursionError,  # botocore after a redirect that names no region, as a web page sends it
+        OSError,
+    )
+    try:
+        yield
+    except boto.ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code == "NoSuchBucket":
+            raise UserError(_no_such_bucket(where)) from error
+        if code in ("NoSuchKey", "404"):
+            raise UserError(
+                f"{where} does not exist, expected a raw array or an .npz: list the bucket again"
+            ) from error
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
+            raise UserError(_no_answer(where, code)) from error
+        raise UserError(
+            f"{where} was refused by {_endpoint()} ({code}), expected credentials that may list "
+            "and read it: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION"
+        ) from error
+    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
+        raise UserError(
+            f"{where} needs credentials, got none or half of them: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL for a store that is not Amazon's"
+        ) from error
+    except unreachable as error:
+        raise UserError(_no_answer(where, type(error).__name__)) from error
+    except (boto.ParamValidationError, boto.EndpointResolutionError, ValueError) as error:
+        raise UserError(
+            f"{where} at {_endpoint()} cannot be asked for, expected a bucket name without spaces "
+            "or slashes and a URL such as https://s3.example.org: check --bucket and the endpoint"
+        ) from error
+    except boto.BotoCoreError as error:
+        raise UserError(
+            f"{where} cannot be opened ({type(error).__name__}), expected a working AWS "
+            "configuration: check the AWS_* variables and the files under ~/.aws"
+        ) from error

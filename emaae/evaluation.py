@@ -1,0 +1,41 @@
+"""What are the numbers of a model on a split?"""
+
+import torch
+
+from emaae.data import Split, batches, evaluation_order
+from emaae.losses import Objective
+from emaae.metrics import ReconstructionSums, SparsitySums, density_histogram, score
+from emaae.models import CNNAutoEncoder
+
+
+@torch.no_grad()
+def evaluate(
+    model: CNNAutoEncoder,
+    split: Split,
+    objective: Objective,
+    *,
+    alpha: float,
+    batch_sz: int,
+    target_sparsity: float = 0.9,
+) -> dict[str, float | list[int]]:
+    """Every metric of a whole split, as one row; the README's table says what each means.
+
+    The model is measured in evaluation mode and left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    reconstruction, sparsity, sums = ReconstructionSums(), SparsitySums(), None
+    for x, mask in batches(split, evaluation_order(split.lengths, batch_sz)):
+        out = model(x, mask)
+        sums = objective.sums(model, x, out, mask).plus(sums)
+        reconstruction.add(model.standardise(x), model.standardise(out.y), mask)
+        sparsity.add(out.z, mask)
+    model.train(was_training)
+
+    terms = objective.terms(model, sums, alpha)
+    row = {name: float(value) for name, value in terms._asdict().items()}
+    row |= reconstruction.compute(split.channels)
+    row |= sparsity.compute()
+    row["score"] = score(row["fvu"], row["sparsity"], target_sparsity)
+    row["density_log10"] = density_histogram(sparsity.density())
+    return row

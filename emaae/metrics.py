@@ -1,0 +1,109 @@
+"""How well does a model reconstruct a split, and how sparse is its encoding?
+
+Sums over real frames are collected batch by batch on the device and divided once, so no number
+depends on padding, batch size or file order. Undefined values are NaN.
+
+Shapes: x, y (batch, D, time); z (batch, C, time); mask (batch, 1, time) in {0, 1}.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# A variance below this, in units of the train split's, leaves a correlation undefined.
+MIN_VARIANCE = 1e-12
+# Edges of the density histogram, log10 of the fraction of frames on which a unit fires.
+DENSITY_EDGES = [round(-5 + 0.25 * i, 2) for i in range(21)]
+
+
+class ReconstructionSums:
+    """Second moments of input and reconstruction per channel, in units of the train split's sd."""
+
+    def __init__(self) -> None:
+        self.n_frames: Tensor | float = 0.0
+        self.moments: Tensor | float = 0.0  # (6, D): x, y, xx, yy, xy, (y - x)^2
+
+    def add(self, x: Tensor, y: Tensor, mask: Tensor) -> None:
+        """Count one batch of standardised x and y."""
+        x, y = x.double(), y.double()
+        products = torch.stack([x, y, x * x, y * y, x * y, (y - x).square()])
+        self.moments = self.moments + (products * mask).sum((1, 3))
+        self.n_frames = self.n_frames + mask.sum().double()
+
+    def compute(self, channels: tuple[str, ...], n_articulators: int = 12) -> dict[str, float]:
+        """fvu, r_articulators, and fvu/<channel>, r/<channel> for the D channel names."""
+        n = self.n_frames
+        x, y, xx, yy, xy, error = self.moments
+        var_x, var_y = xx / n - (x / n).square(), yy / n - (y / n).square()
+        defined = (var_x >= MIN_VARIANCE) & (var_y >= MIN_VARIANCE)
+        r = (xy / n - x * y / n**2) / (var_x.clamp(min=0) * var_y.clamp(min=0)).sqrt()
+        r = torch.where(defined, r.clamp(-1, 1), math.nan)
+        fvu = torch.where(var_x >= MIN_VARIANCE, error / (n * var_x), math.nan)
+        total = var_x.sum()
+        row = {
+            "fvu": error.sum() / (n * total) if total >= MIN_VARIANCE else torch.tensor(math.nan),
+            "r_articulators": r[:n_articulators].nanmean(),
+        }
+        row |= {f"fvu/{name}": value for name, value in zip(channels, fvu)}
+        row |= {f"r/{name}": value for name, value in zip(channels, r)}
+        return {name: float(value) for name, value in row.items()}
+
+
+class SparsitySums:
+    """Which units fire, how often and how strongly."""
+
+    def __init__(self) -> None:
+        self.n_frames: Tensor | float = 0.0
+        self.active: Tensor | float = 0.0  # (C,) frames on which each unit is not zero
+        self.magnitude: Tensor | float = 0.0  # sum of |z|
+        self.hoyer: Tensor | float = 0.0  # sum over frames that are not all zero ...
+        self.n_hoyer: Tensor | float = 0.0  # ... and their count
+
+    def add(self, z: Tensor, mask: Tensor) -> None:
+        """Count one batch of encodings."""
+        z = z.abs() * mask
+        l1, l2 = z.sum(1), z.square().sum(1).sqrt()
+        root = math.sqrt(z.shape[1])
+        spoken = l2 > 0
+        per_frame = (root - l1 / torch.where(spoken, l2, 1.0)) / max(root - 1, 1e-12)
+        self.hoyer = self.hoyer + torch.where(spoken, per_frame, 0.0).double().sum()
+        self.n_hoyer = self.n_hoyer + spoken.double().sum()
+        self.active = self.active + (z > 0).sum((0, 2)).double()
+        self.magnitude = self.magnitude + l1.double().sum()
+        self.n_frames = self.n_frames + mask.sum().double()
+
+    def density(self) -> Tensor:
+        """Fraction of frames on which each unit fires (C,), 0..1."""
+        return self.active / self.n_frames
+
+    def compute(self) -> dict[str, float]:
+        """sparsity, l0, active_mean, dead and hoyer, as defined in the README's table."""
+        n_units = len(self.active)
+        n_active = float(self.active.sum())
+        sparsity = 1 - n_active / (n_units * float(self.n_frames))
+        n_hoyer = float(self.n_hoyer)
+        return {
+            "sparsity": sparsity,
+            "l0": n_units * (1 - sparsity),
+            "active_mean": float(self.magnitude) / n_active if n_active else math.nan,
+            "dead": float((self.active == 0).double().mean()),
+            "hoyer": float(self.hoyer) / n_hoyer if n_hoyer and n_units > 1 else math.nan,
+        }
+
+
+def density_histogram(density: Tensor) -> list[int]:
+    """Units per bin of `DENSITY_EDGES` of log10 density (C,); dead units are in none."""
+    log = density[density > 0].log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1])
+    counts, _ = torch.histogram(
+        log.float().cpu(), bins=len(DENSITY_EDGES) - 1, range=(DENSITY_EDGES[0], DENSITY_EDGES[-1])
+    )
+    return [int(count) for count in counts]
+
+
+def score(fvu: float, sparsity: float, target_sparsity: float = 0.9) -> float:
+    """J = fvu + max(0, s* - sparsity) / s*, s* > 0. Lower is better; both degenerate ends cost 1.
+
+    The loss itself cannot choose between alphas: it is smallest for a dead model at alpha 1.
+    """
+    return fvu + max(0.0, target_sparsity - sparsity) / target_sparsity

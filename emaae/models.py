@@ -1,0 +1,203 @@
+"""What is the model? A stride-1 convolutional autoencoder with a sparse, over-complete encoding."""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from emaae.config import ARCHITECTURE
+
+NORMS = ("none", "layer", "batch")
+
+
+def stack_widths(inner_size: int, n_blocks: int) -> list[int]:
+    """Channels after each block of an encoder, without the leading same-width block of five.
+
+    The last hidden width is a power of two, half of `inner_size` or less (two blocks: the
+    largest one below `inner_size`); before it come 128 and 256, never wider than it.
+
+    1024, 5 blocks -> [128, 256, 512, 1024]; 768, 5 -> [128, 256, 256, 768]; 768, 2 -> [512, 768].
+    """
+    half = inner_size // 2 if n_blocks > 2 else inner_size - 1
+    last = 2 ** (half.bit_length() - 1) if half > 0 else 1
+    hidden = {2: [], 3: [128], 4: [128, 256], 5: [128, 256]}[n_blocks]
+    return [*(min(width, last) for width in hidden), last, inner_size]
+
+
+def stack_kernels(n_blocks: int) -> list[int]:
+    """Kernel sizes in frames: 5 in the first block and 3 after it; two blocks use 3 throughout."""
+    return [5 if n_blocks > 2 else 3] + [3] * (n_blocks - 1)
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation whose statistics count real frames only. h (batch, channel, time)."""
+
+    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not self.training:
+            return super().forward(h)
+        if mask is None:
+            mask = h.new_ones(h.shape[0], 1, h.shape[2])
+        n_frames = mask.sum()
+        mean = (h * mask).sum((0, 2)) / n_frames
+        centred = h - mean[:, None]
+        var = (centred.square() * mask).sum((0, 2)) / n_frames
+        with torch.no_grad():
+            unbiased = var * n_frames / (n_frames - 1).clamp(min=1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return centred * scale[:, None] + self.bias[:, None]
+
+
+class FrameNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each frame. h (batch, channel, time)."""
+
+    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+        return rearrange(super().forward(rearrange(h, "b c t -> b t c")), "b t c -> b c t")
+
+
+class Block(nn.Module):
+    """Mask, convolution that keeps the length, normalisation, ReLU. h (batch, channel, time)."""
+
+    def __init__(self, in_size: int, out_size: int, kernel_size: int, norm: str, linear: bool):
+        super().__init__()
+        self.conv = nn.Conv1d(in_size, out_size, kernel_size, padding=kernel_size // 2)
+        self.norm = None
+        if not linear and norm != "none":
+            self.norm = {"batch": MaskedBatchNorm, "layer": FrameNorm}[norm](out_size)
+        self.linear = linear
+
+    def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
+        # Biases make padded frames non-zero, and the next convolution would read them into the
+        # last real ones: hence the mask before each convolution.
+        h = self.conv(h if mask is None else h * mask)
+        if self.linear:
+            return h
+        return F.relu(h if self.norm is None else self.norm(h, mask))
+
+
+class Output(NamedTuple):
+    """reconstruction y (batch, input_dim, time) in raw units, encoding z (batch, C, time) >= 0."""
+
+    y: Tensor
+    z: Tensor
+
+
+class CNNAutoEncoder(nn.Module):
+    """Sparse convolutional autoencoder over articulatory features.
+
+    Args:
+        input_dim: channels of the input (13 without loudness, 14 with it).
+        inner_size: units of the encoding, C.
+        n_encoder, n_decoder: blocks, 2 to 5 each.
+        norm: "none", "layer" (per frame) or "batch" (over real frames), after each convolution
+            but the last.
+
+    It takes raw features x (batch, input_dim, time) and gives raw-scale reconstructions: the
+    train split's mean and standard deviation are the buffers `mean` and `sd` (see `normalise`).
+    An optional mask (batch, 1, time) in {0, 1} marks real frames; without one all are real. The
+    encoding ends in a ReLU, so zeros are exact; the reconstruction is linear.
+    """
+
+    def __init__(
+        self,
+        input_dim: int = 13,
+        inner_size: int = 1024,
+        n_encoder: int = 5,
+        n_decoder: int = 3,
+        norm: str = "none",
+    ):
+        super().__init__()
+        for name, value in {"n_encoder": n_encoder, "n_decoder": n_decoder}.items():
+            if value not in (2, 3, 4, 5):
+                raise ValueError(f"{name} must be 2, 3, 4 or 5 blocks, got {value}")
+        if inner_size < 1 or input_dim < 1:
+            raise ValueError(
+                f"inner_size and input_dim must be at least 1, got {inner_size} and {input_dim}"
+            )
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        self.input_dim, self.inner_size, self.norm = input_dim, inner_size, norm
+        self.n_encoder, self.n_decoder = n_encoder, n_decoder
+
+        inward = [input_dim, *stack_widths(inner_size, n_encoder)]
+        outward = [*reversed(stack_widths(inner_size, n_decoder)), input_dim]
+        if n_encoder == 5:
+            inward = [input_dim, *inward]
+        if n_decoder == 5:
+            outward = [inner_size, *outward]
+        self.encoder = _stack(inward, norm, linear_end=False)
+        self.decoder = _stack(outward, norm, linear_end=True)
+        self.register_buffer("mean", torch.zeros(input_dim))
+        self.register_buffer("sd", torch.ones(input_dim))
+
+    def normalise(self, mean: Tensor, sd: Tensor) -> None:
+        """Standardise inputs by mean and sd (input_dim,), in raw units, from now on.
+
+        A channel that never moves (sd 0) is centred and left at its scale.
+        """
+        self.mean.copy_(mean)
+        self.sd.copy_(torch.where(sd > 0, sd, 1.0))
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Raw features (batch, input_dim, time) in units of the train split's sd, centred."""
+        return (x - self.mean[:, None]) / self.sd[:, None]
+
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Raw features (batch, input_dim, time) -> encoding (batch, inner_size, time), >= 0."""
+        h = self.standardise(x)
+        for block in self.encoder:
+            h = block(h, mask)
+        return h if mask is None else h * mask
+
+    def decode(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encoding (batch, inner_size, time) -> raw features (batch, input_dim, time)."""
+        for block in self.decoder:
+            z = block(z, mask)
+        y = z * self.sd[:, None] + self.mean[:, None]
+        return y if mask is None else y * mask
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Output:
+        """Reconstruction and encoding of raw features x (batch, input_dim, time)."""
+        z = self.encode(x, mask)
+        return Output(self.decode(z, mask), z)
+
+    def get_type(self) -> str:
+        """A name that tells the architecture, e.g. CNN_Autoencoder_ne5_nd3_innersz1024."""
+        return f"CNN_Autoencoder_ne{self.n_encoder}_nd{self.n_decoder}_innersz{self.inner_size}"
+
+    def architecture(self) -> dict[str, str | int]:
+        """What `build_model` needs to make this model again."""
+        own = {name: getattr(self, name) for name in ARCHITECTURE if name != "model_type"}
+        return {"model_type": "cnn", **own}
+
+    def conv_weights(self) -> list[Tensor]:
+        """The convolution weights (out, in, kernel), input to output."""
+        return [block.conv.weight for block in (*self.encoder, *self.decoder)]
+
+    def unit_norms(self) -> Tensor:
+        """L2 norm (inner_size,) of the first decoder layer's weights that read each unit."""
+        # Not the root of a sum of squares, whose gradient is NaN for a unit that nothing reads.
+        return torch.linalg.vector_norm(self.decoder[0].conv.weight, dim=(0, 2))
+
+    def receptive_field(self) -> int:
+        """Frames of input that one frame of the encoding sees."""
+        return 1 + sum(block.conv.kernel_size[0] - 1 for block in self.encoder)
+
+
+def _stack(widths: list[int], norm: str, *, linear_end: bool) -> nn.ModuleList:
+    n_blocks = len(widths) - 1
+    return nn.ModuleList(
+        Block(widths[i], widths[i + 1], k, norm, linear=linear_end and i == n_blocks - 1)
+        for i, k in enumerate(stack_kernels(n_blocks))
+    )
+
+
+def build_model(model_type: str = "cnn", **architecture: int | str) -> CNNAutoEncoder:
+    """A new model from the entries of `ARCHITECTURE`."""
+    if model_type != "cnn":
+        raise ValueError(f"model_type must be cnn, got {model_type!r}")
+    return CNNAutoEncoder(**architecture)

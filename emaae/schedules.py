@@ -1,0 +1,173 @@
+"""What is alpha, the weight of the sparsity penalty, at an epoch?
+
+Open-loop schedules are plain functions of t, the number of epochs since the schedule began, so
+a continued run has nothing to restore. The two adaptive ones carry a small state of plain
+numbers that goes into the checkpoint.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# Per epoch; the running mean of the constraint that steers GECO follows the last few epochs.
+GECO_DECAY = 0.5
+GECO_MU_MAX = 1e6
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """What the open-loop schedules share.
+
+    start: alpha at t = 0 (`alpha`), end: alpha when the ramp is over (`alpha_max`),
+    width: length of the ramp in epochs (`alpha_epochs`), period: length of a cycle in epochs,
+    rise: fraction of a cycle spent rising.
+    """
+
+    start: float
+    end: float
+    width: int
+    period: int = 2
+    rise: float = 0.5
+
+    def progress(self, t: int) -> float:
+        """Fraction of the ramp that is over at epoch t, 0..1; 1 throughout when width <= 1."""
+        return min(1.0, t / self.width) if self.width > 1 else 1.0
+
+
+def constant(t: int, ramp: Ramp) -> float:
+    """`start` at every epoch."""
+    return ramp.start
+
+
+def step(t: int, ramp: Ramp) -> float:
+    """Equal steps from `start` that reach `end` at t = width - 1."""
+    if ramp.width <= 1:
+        return ramp.end
+    return min(ramp.end, ramp.start + t * (ramp.end - ramp.start) / (ramp.width - 1))
+
+
+def step_original(t: int, ramp: Ramp) -> float:
+    """Steps of 1 / (width - 1), whatever the start, up to alpha = 1.
+
+    At alpha = 1 the reconstruction has no weight left and the model is destroyed. Kept for
+    comparison with published runs only.
+    """
+    if ramp.width <= 1:
+        return 1.0
+    return min(1.0, ramp.start + t / (ramp.width - 1))
+
+
+def linear(t: int, ramp: Ramp) -> float:
+    """From 0 to `end` in a straight line."""
+    return ramp.end * ramp.progress(t)
+
+
+def cosine(t: int, ramp: Ramp) -> float:
+    """From 0 to `end` along half a cosine."""
+    return ramp.end / 2 * (1 - math.cos(math.pi * ramp.progress(t)))
+
+
+def exponential(t: int, ramp: Ramp) -> float:
+    """From `start` to `end`, multiplied by the same factor every epoch."""
+    return ramp.start * (ramp.end / ramp.start) ** ramp.progress(t)
+
+
+def log_lambda(t: int, ramp: Ramp) -> float:
+    """From `start` to `end`, with lambda = alpha / (1 - alpha) multiplied by the same factor."""
+    first, last = ramp.start / (1 - ramp.start), ramp.end / (1 - ramp.end)
+    ratio = first * (last / first) ** ramp.progress(t)
+    return ratio / (1 + ratio)
+
+
+def cyclical(t: int, ramp: Ramp) -> float:
+    """Saw tooth: rises from 0 to `end` in the first `rise` of each period, then stays there."""
+    if ramp.width <= 1:
+        return ramp.end
+    return ramp.end * min(1.0, (t % ramp.period) / (ramp.rise * ramp.period))
+
+
+OPEN_LOOP: dict[str, Callable[[int, Ramp], float]] = {
+    f.__name__: f
+    for f in (constant, step, step_original, linear, cosine, exponential, log_lambda, cyclical)
+}
+ADAPTIVE = ("target_sparsity", "geco")
+SCHEDULES = (*OPEN_LOOP, *ADAPTIVE)
+
+
+def target_sparsity_step(
+    alpha: float, sparsity: float, *, gain: float, target: float, ceiling: float
+) -> float:
+    """Integral control: alpha grows while the encoding is less sparse than the target.
+
+    sparsity and target are fractions of zeros; the result is clipped to 0..ceiling.
+    """
+    return min(ceiling, max(0.0, alpha + gain * (target - sparsity)))
+
+
+def geco_step(mu: float, constraint: float, *, rate: float, floor: float = 0.0) -> float:
+    """One multiplicative update of GECO's multiplier (Rezende & Viola 2018, "Taming VAEs").
+
+    The penalty is minimised subject to mse <= epsilon; `constraint` is the moving average of
+    mse - epsilon, and mu weighs the reconstruction, so alpha = 1 / (1 + mu).
+    """
+    # The exponent is bounded so that one very bad epoch cannot overflow.
+    return min(GECO_MU_MAX, max(floor, mu * math.exp(min(50.0, rate * constraint))))
+
+
+@dataclass
+class AlphaSchedule:
+    """Alpha of the next epoch, for any schedule of `SCHEDULES`.
+
+    `state` is empty for open-loop schedules; it holds plain floats otherwise and is all that a
+    continued run needs besides t.
+    """
+
+    name: str
+    ramp: Ramp
+    target: float = 0.9  # fraction of zeros aimed at by target_sparsity
+    gain: float = 0.1  # of target_sparsity, alpha per unit of sparsity and epoch
+    epsilon: float = 0.05  # mse on standardised channels that geco holds
+    rate: float = 0.5  # of geco
+    state: dict[str, float] = field(default_factory=dict)
+
+    def alpha(self, t: int) -> float:
+        """Alpha at epoch t of the schedule, 0..1."""
+        if self.name == "target_sparsity":
+            return self.state.get("alpha", self.ramp.start)
+        if self.name == "geco":
+            return 1 / (1 + self.state.get("mu", self._first_mu()))
+        return OPEN_LOOP[self.name](t, self.ramp)
+
+    def observe(self, mse: float, sparsity: float) -> None:
+        """Tell the schedule what the last training epoch measured; non-finite news is ignored."""
+        if self.name == "target_sparsity" and math.isfinite(sparsity):
+            self.state["alpha"] = target_sparsity_step(
+                self.state.get("alpha", self.ramp.start),
+                sparsity,
+                gain=self.gain,
+                target=self.target,
+                ceiling=self.ramp.end,
+            )
+        elif self.name == "geco" and math.isfinite(mse):
+            news = mse - self.epsilon
+            average = self.state.get("constraint", news)
+            average = GECO_DECAY * average + (1 - GECO_DECAY) * news
+            self.state["constraint"] = average
+            self.state["mu"] = geco_step(
+                self.state.get("mu", self._first_mu()),
+                average,
+                rate=self.rate,
+                floor=(1 - self.ramp.end) / self.ramp.end,  # keeps alpha <= end
+            )
+
+    def _first_mu(self) -> float:
+        return (1 - self.ramp.start) / self.ramp.start
+
+
+def lambda_eff(alpha: float, pressure: float) -> float:
+    """The L1 pressure that alpha really applies: alpha / (1 - alpha) * pressure.
+
+    `pressure` is D / C for penalties that are means over the C units (D input channels), D for
+    sums over units. Infinite at alpha = 1. (alpha .25, D 13, C 1024 -> .00423177)
+    """
+    return alpha / (1 - alpha) * pressure if alpha < 1 else math.inf

@@ -1,0 +1,238 @@
+"""How is a model trained? The epoch loop, selection, early stopping and the two alpha phases."""
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from emaae.config import Config
+from emaae.data import Split, batches, training_order
+from emaae.errors import UserError
+from emaae.evaluation import evaluate
+from emaae.losses import Objective
+from emaae.models import CNNAutoEncoder
+from emaae.progress import progress
+from emaae.schedules import AlphaSchedule, lambda_eff
+
+
+class Run(Protocol):
+    """Who is told what happens during training."""
+
+    def log(self, row: Mapping[str, Any], seconds: float) -> None:
+        """One row of metrics per epoch, and how long training and validation took."""
+
+    def keep_best(self, model: CNNAutoEncoder) -> None:
+        """The weights have just become the best."""
+
+    def keep_last(self, state: Mapping[str, Any], *, now: bool) -> None:
+        """Everything that is needed to continue after this epoch; `now` when it was the last."""
+
+    def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
+        """It is time for reconstructions of a few validation utterances."""
+
+
+@dataclass
+class Selection:
+    """Which epoch is the best so far, and for how long has there been none better?"""
+
+    score: float = math.inf
+    epoch: int = 0  # 0 when none was selected: no score was finite
+    alpha: float = 0.0
+    waited: int = 0  # epochs since the last improvement, or since the alpha phase changed
+
+    def offer(self, score: float, epoch: int, alpha: float) -> bool:
+        """Take the epoch if its score is lower; NaN never is, and an equal score is not."""
+        if score < self.score:
+            self.score, self.epoch, self.alpha, self.waited = score, epoch, alpha, 0
+            return True
+        self.waited += 1
+        return False
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged of it, once, at the end of a run."""
+        return {
+            "select/score": self.score,
+            "select/epoch": self.epoch,
+            "select/alpha": self.alpha,
+        }
+
+
+@dataclass
+class Phase:
+    """Where training stands between its two alpha phases.
+
+    With --early_stop and --update, alpha is held until the first early stop, and the schedule
+    begins there (t = 0). Otherwise the schedule begins with the first epoch.
+    """
+
+    started: int | None  # epochs finished when the schedule began; None while alpha is held
+    length: int  # epochs of the schedule that patience must not cut short
+
+    def t(self, finished: int) -> int | None:
+        """Epochs since the schedule began, for the epoch after `finished` ones."""
+        return None if self.started is None else finished - self.started
+
+    def ramping(self, finished: int) -> bool:
+        """Whether the last of `finished` epochs was still one of the schedule's."""
+        return self.started is not None and finished - self.started <= self.length
+
+
+@dataclass
+class State:
+    """Everything that changes during training, and so all that last.pt must hold.
+
+    The order of the data follows from (seed, epoch) and nothing else is drawn at random, so no
+    random generator belongs to it.
+    """
+
+    model: CNNAutoEncoder
+    optimizer: torch.optim.Optimizer
+    schedule: AlphaSchedule
+    phase: Phase
+    selection: Selection = field(default_factory=Selection)
+    best: dict[str, torch.Tensor] | None = None  # weights of the selected epoch, a copy
+    epoch: int = 0  # finished
+
+    @classmethod
+    def begin(cls, model: CNNAutoEncoder, config: Config) -> "State":
+        """Before the first epoch."""
+        two_phases = config.early_stop and config.update
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
+        return cls(
+            model=model,
+            # Fused: one kernel for all parameters instead of several for each.
+            optimizer=kind(model.parameters(), lr=config.lr, fused=True),
+            schedule=config.schedule(),
+            phase=Phase(None, config.ramp_epochs) if two_phases else Phase(0, 0),
+        )
+
+    def alpha(self, held: float) -> float:
+        """Alpha of the next epoch; `held` until the schedule begins."""
+        t = self.phase.t(self.epoch)
+        return held if t is None else self.schedule.alpha(t)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "selection": asdict(self.selection),
+            "phase": asdict(self.phase),
+            "schedule": dict(self.schedule.state),
+        }
+
+
+@dataclass
+class Fitted:
+    """How training ended."""
+
+    status: str  # finished, early_stopped or diverged
+    selection: Selection
+    best: dict[str, torch.Tensor] | None  # the selected weights; None when no score was finite
+
+
+def fit(model: CNNAutoEncoder, train: Split, val: Split, config: Config, run: Run) -> Fitted:
+    """Train until the epochs are over, patience is, or the loss is no longer finite.
+
+    The model is left with its last weights; the best ones are returned. On a CPU, the same config,
+    data and number of threads give the same numbers. Raises UserError for a validation split whose
+    score would be undefined.
+    """
+    if not (val.moments()[1] > 0).any():
+        raise UserError(
+            f"the validation split never moves ({len(val.frames)} frame(s), {len(val)} "
+            "utterance(s)): no fvu can be computed; give it more utterances"
+        )
+    if config.update and config.penalty_scheduler == "step_original":
+        warnings.warn(
+            "step_original raises alpha to 1, where the reconstruction has no weight left and the "
+            "model is destroyed; it is here for comparison, use step to train",
+            stacklevel=2,
+        )
+    objective = Objective(config.sparse_loss, config.weight_penalty)
+    every = config.reconstruction_every or max(1, round(config.epochs / 10))
+    state, news = State.begin(model, config), ""
+    selection, phase = state.selection, state.phase
+
+    while state.epoch < config.epochs:
+        began, alpha = time.monotonic(), state.alpha(config.alpha)
+        measured = train_epoch(state, train, objective, alpha, config, news)
+        validated = evaluate(
+            model,
+            val,
+            objective,
+            alpha=alpha,
+            batch_sz=config.batch_sz,
+            target_sparsity=config.target_sparsity,
+        )
+        state.epoch += 1
+        diverged = not math.isfinite(measured["loss"])
+        improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
+        if improved:
+            state.best = copy.deepcopy(model.state_dict())
+            run.keep_best(model)
+        row = {"epoch": state.epoch, "alpha": alpha, "lr": config.lr}
+        row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
+        row |= {f"train/{name}": value for name, value in measured.items()}
+        row |= {f"val/{name}": value for name, value in validated.items()}
+        run.log(row, time.monotonic() - began)
+        if diverged:
+            return Fitted("diverged", selection, state.best)
+
+        news = (
+            f"fvu {validated['fvu']:.4f}, sparsity {validated['sparsity']:.3f}, alpha {alpha:.3f}"
+        )
+        if phase.started is not None:
+            state.schedule.observe(measured["mse"], measured["sparsity"])
+        if phase.ramping(state.epoch):
+            selection.waited = 0  # a ramp is never cut short; patience counts in its tail
+        impatient = config.early_stop and selection.waited >= config.patience
+        if impatient and phase.started is None:
+            phase.started, selection.waited, impatient = state.epoch, 0, False
+        over = impatient or state.epoch == config.epochs
+        run.keep_last(state.state_dict(), now=over)
+        if over or state.epoch == 1 or state.epoch % every == 0:
+            run.reconstruct(model, val, state.epoch)
+        if impatient:
+            return Fitted("early_stopped", selection, state.best)
+    return Fitted("finished", selection, state.best)
+
+
+def train_epoch(
+    state: State,
+    split: Split,
+    objective: Objective,
+    alpha: float,
+    config: Config,
+    news: str = "",
+) -> dict[str, float]:
+    """One pass over a split; loss, mse, penalty and sparsity pooled over its frames.
+
+    `news` stands behind the progress bar. Sums stay on the device until the pass is over, so that
+    no step waits for the one before.
+    """
+    model, optimizer = state.model.train(), state.optimizer
+    total, active = None, 0
+    order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
+    what = f"epoch {state.epoch + 1}/{config.epochs}"
+    for x, mask in progress(
+        batches(split, order), what, total=len(order), unit="batches", after=news
+    ):
+        optimizer.zero_grad(set_to_none=True)
+        out = model(x, mask)
+        sums = objective.sums(model, x, out, mask)
+        objective.terms(model, sums, alpha).loss.backward()
+        optimizer.step()
+        total = sums.plus(total)
+        active = active + out.z.detach().count_nonzero()
+    with torch.no_grad():
+        terms = objective.terms(model, total, alpha)
+    measured = {name: float(value) for name, value in terms._asdict().items()}
+    return measured | {"sparsity": 1 - int(active) / (len(split.frames) * model.inner_size)}

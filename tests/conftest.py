@@ -1,0 +1,77 @@
+"""What do the tests share? Small feature trees, and the program run as users run it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# Tests run side by side: more threads than that would wait for each other.
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def speech(n_frames: int, seed: int) -> np.ndarray:
+    """Features (T, 14) that look like speech: smooth articulators, loudness, pitch in Hz."""
+    random = np.random.default_rng(seed)
+    walk = np.cumsum(random.normal(size=(n_frames + 20, 14)), 0)
+    smooth = np.stack([np.convolve(column, np.hanning(9) / 4, "same") for column in walk.T], 1)
+    features = smooth[10:-10] - smooth[10:-10].mean(0)
+    features[:, 12] = np.abs(features[:, 12]) / 5
+    features[:, 13] = np.clip(150 + 20 * features[:, 13], 50, 550)
+    return features.astype(np.float32)
+
+
+def write_tree(root: Path, lengths: dict[str, int], seed: int = 0) -> Path:
+    """A feature tree with one utterance of the given length per identity, with its times."""
+    for i, (name, n_frames) in enumerate(lengths.items()):
+        path = root / f"{name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, features=speech(n_frames, 1000 * seed + i))
+        times = np.tile(np.float32([0, n_frames / 50]), (n_frames, 1))
+        np.savez(root / f"{name}_times.npz", times=times)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory) -> dict[str, Path]:
+    """Three small splits, flat, utterances of 5 to 120 frames."""
+    root = tmp_path_factory.mktemp("features")
+    return {
+        "train": write_tree(root / "train", {f"t{i}": 40 + 20 * (i % 5) for i in range(8)}, 1),
+        "val": write_tree(root / "val", {"v0": 60, "v1": 5, "v2": 90}, 2),
+        "test": write_tree(root / "test", {"e0": 75, "e1": 50}, 3),
+    }
+
+
+@pytest.fixture
+def small(trees, tmp_path) -> list[str]:
+    """Flags of a run that takes a second: small data, a small model, no W&B, two figures."""
+    return small_run(trees, tmp_path / "runs")
+
+
+def small_run(trees: dict[str, Path], out_dir: Path) -> list[str]:
+    return [
+        *(f"--{name}_dir={path}" for name, path in trees.items()),
+        *("--inner_size=32", "--n_encoder=2", "--n_decoder=2", "--epochs=3", "--batch_sz=4"),
+        *("--alpha=0.1", "--wandb=disabled", "--device=cpu", "--reconstruction_every=100"),
+        f"--out_dir={out_dir}",
+    ]
+
+
+def program(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command from the project's root as a user would, without a W&B key."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    clean["OMP_NUM_THREADS"] = "1"
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=clean | {"NETRC": os.devnull} | environment,
+    )

@@ -1,0 +1,445 @@
+"""Buckets, read through cottoncandy from an S3 server on this machine."""
+
+import gzip
+import http.client
+import http.server
+import io
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emaae.config import Config
+from emaae.data import load_splits
+from emaae.data.bucket import list_features, open_bucket, read_array
+from emaae.data.features import find_features, read_features
+from emaae.errors import UserError
+
+moto_server = pytest.importorskip("moto.server")
+boto3 = pytest.importorskip("boto3")
+
+ROOT = Path(__file__).resolve().parents[1]
+SECRET = "dummy-secret-that-no-message-shows"
+RAW = {"dtype": "<f4", "shape": "5,3", "compression": "gzip", "order": "C"}
+X = np.arange(15, dtype=np.float32).reshape(5, 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(tmp_path_factory):
+    """A server, dummy credentials for it, and a home that cottoncandy may write to."""
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.delenv("XDG_CONFIG_HOME", raising=False)
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_ACCESS_KEY_ID", "dummy")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setattr(boto3, "DEFAULT_SESSION", None)
+        pytest.importorskip("cottoncandy")  # not above: its import writes to the home
+        yield host, port
+    server.stop()
+
+
+@pytest.fixture
+def fresh_session(monkeypatch):
+    """boto3 keeps the first credentials that it finds: forget them for one test."""
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+
+@pytest.fixture(scope="module")
+def handle(environment):
+    boto3.client("s3").create_bucket(Bucket="speech")
+    handle = open_bucket("speech")
+    for name in ("train/a/x", "train/b/x", "train/top", "train2/x"):
+        handle.upload_raw_array(name, X)
+        handle.upload_raw_array(f"{name}_times", X[:, :2].copy())
+    for name in ("train/a/mngu0_s1_0001", "train/rate_1.2"):
+        handle.upload_raw_array(name, X)
+    put("train/saved.npz", npz(features=X, other=X[:2]))
+    put("train/saved_times.npz", npz(times=X[:, :2]))
+    for name in (
+        "train/x_config.json",
+        "train/a/sound.wav",
+        "train/notes.npy",
+        "train/a/",
+        "readme",
+    ):
+        put(name, b"")
+    return handle
+
+
+def put(key, content, **metadata):
+    boto3.client("s3").put_object(Bucket="speech", Key=key, Body=content, Metadata=metadata)
+
+
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def identities(handle, prefix, recursive=True):
+    return [identity for identity, _ in list_features(handle, prefix, recursive)]
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value)
+    assert SECRET not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_feature_is_listed_once_and_other_objects_are_left_out(handle):
+    assert list_features(handle, "train", recursive=True) == [
+        ("a/mngu0_s1_0001", "train/a/mngu0_s1_0001"),
+        ("a/x", "train/a/x"),
+        ("b/x", "train/b/x"),
+        ("rate_1.2", "train/rate_1.2"),
+        ("saved", "train/saved.npz"),
+        ("top", "train/top"),
+    ]
+
+
+def test_without_recursive_only_what_lies_directly_under_the_prefix_is_listed(handle):
+    assert identities(handle, "train", recursive=False) == ["rate_1.2", "saved", "top"]
+
+
+def test_a_prefix_means_a_folder_and_not_the_beginning_of_a_name(handle):
+    assert identities(handle, "train2") == ["x"]
+    assert "train2/x" not in [key for _, key in list_features(handle, "train", recursive=True)]
+    with pytest.raises(UserError, match="no objects under s3://speech/tra/"):
+        list_features(handle, "tra", recursive=True)
+
+
+@pytest.mark.parametrize("prefix", ["train/a", "/train/a", "train/a/"])
+def test_slashes_around_a_prefix_do_not_matter(handle, prefix):
+    assert identities(handle, prefix) == ["mngu0_s1_0001", "x"]
+
+
+def test_an_empty_prefix_is_the_whole_bucket(handle):
+    assert {"readme", "train/a/x", "train2/x"} <= set(identities(handle, ""))
+    assert identities(handle, "", recursive=False) == ["readme"]
+
+
+def test_names_are_taken_literally(handle):
+    for name in ("literal/[1]/a%20b", "literal/[1]/c*d", "literal/1/e"):
+        handle.upload_raw_array(name, X)
+    assert identities(handle, "literal/[1]") == ["a%20b", "c*d"]
+    np.testing.assert_array_equal(read_array(handle, "literal/[1]/a%20b"), X)
+
+
+def test_a_listing_longer_than_a_page_is_complete(handle, environment):
+    # Plain requests, which the test server does not ask to be signed: half the time of boto3's.
+    connection = http.client.HTTPConnection(*environment)
+    names = [f"{i:04d}" for i in range(1100)]
+    for name in names:
+        connection.request("PUT", f"/speech/many/{name}")
+        connection.getresponse().read()
+    connection.close()
+    assert identities(handle, "many", recursive=True) == names
+    assert identities(handle, "many", recursive=False) == names
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "<f2", "<i2", "|b1"])
+@pytest.mark.parametrize("shape", [(15,), (5, 3), (5, 1), (0, 3)])
+def test_a_raw_array_reads_as_it_was_uploaded(handle, dtype, shape):
+    x = X.ravel()[: np.prod(shape)].reshape(shape).astype(dtype)
+    handle.upload_raw_array("read/x", x)
+    y = read_array(handle, "read/x")
+    assert y.dtype == x.dtype
+    assert y.flags.writeable
+    np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize("compression", [False, "gzip", "Zstd", "LZ4", "Zlib", "BZ2"])
+def test_every_compression_that_cottoncandy_documents_is_read(handle, compression):
+    handle.upload_raw_array("read/compressed", X, compression=compression)
+    np.testing.assert_array_equal(read_array(handle, "read/compressed"), X)
+
+
+def test_a_transposed_array_reads_as_it_was_uploaded(handle):
+    with pytest.warns(UserWarning, match="contiguous|order"):
+        handle.upload_raw_array("read/transposed", np.asfortranarray(X))
+    np.testing.assert_array_equal(read_array(handle, "read/transposed"), X)
+
+
+def test_an_npz_object_reads_as_it_was_saved(handle):
+    np.testing.assert_array_equal(read_array(handle, "train/saved.npz"), X)
+    np.testing.assert_array_equal(read_array(handle, "train/saved_times.npz"), X[:, :2])
+
+
+def test_an_array_takes_one_request(handle):
+    requests = []
+    events = handle.get_bucket().meta.client.meta.events
+    events.register("before-send.s3", lambda request, **_: requests.append(request.method))
+    read_array(handle, "train/top")
+    assert requests == ["GET"]
+
+
+def test_a_prefix_without_objects_is_refused_and_existing_ones_are_named(handle):
+    with pytest.raises(
+        UserError, match=r"s3://speech/trian/.*prefixes that exist: .*train, train2"
+    ):
+        list_features(handle, "trian", recursive=True)
+    with pytest.raises(UserError, match="prefixes that exist: train/a, train/b"):
+        list_features(handle, "train/c/d", recursive=False)
+
+
+def test_features_in_folders_only_are_reported_with_the_flag_that_reads_them(handle):
+    handle.upload_raw_array("deep/103/1240/103-1240-0000", X)
+    with pytest.raises(UserError, match=r"only folders \(deep/103\): pass --recursive"):
+        list_features(handle, "deep", recursive=False)
+    assert identities(handle, "deep") == ["103/1240/103-1240-0000"]
+
+
+def test_a_prefix_with_other_files_only_is_refused(handle):
+    put("audio/x.wav", b"")
+    with pytest.raises(UserError, match="holds 1 objects but no features.*audio/x.wav"):
+        list_features(handle, "audio", recursive=True)
+
+
+def test_one_utterance_in_two_formats_is_refused(handle):
+    handle.upload_raw_array("twice/x", X)
+    put("twice/x.npz", npz(features=X))
+    with pytest.raises(UserError, match="s3://speech/twice/ holds x both.*remove one"):
+        list_features(handle, "twice", recursive=True)
+
+
+def test_an_object_that_does_not_exist_is_named(handle):
+    with pytest.raises(UserError, match="s3://speech/train/gone does not exist"):
+        read_array(handle, "train/gone")
+
+
+def test_an_object_without_metadata_is_not_a_raw_array(handle):
+    with pytest.raises(UserError, match="s3://speech/readme is not a raw array.*upload_raw_array"):
+        read_array(handle, "readme")
+
+
+@pytest.mark.parametrize(("shape", "got"), [("6,3", "got 60"), ("4,3", "got more")])
+@pytest.mark.parametrize("compression", ["gzip", "False"])
+def test_a_size_that_the_metadata_do_not_announce_is_refused(handle, shape, got, compression):
+    content = gzip.compress(X.tobytes()) if compression == "gzip" else X.tobytes()
+    put("bad/size", content, **RAW | {"shape": shape, "compression": compression})
+    with pytest.raises(UserError, match=f"s3://speech/bad/size must hold .* bytes.*{got}"):
+        read_array(handle, "bad/size")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"dtype": "<f3"}, "must hold plain numbers such as <f4, got dtype '<f3'"),
+        ({"dtype": "<f8"}, "must hold 120 bytes for <f8"),
+        ({"shape": "5,-3"}, "must have a shape such as 100,14, got '5,-3'"),
+        ({"shape": "999999999999,999999999999"}, "must have a shape such as 100,14"),
+        ({"shape": "99999999,99999999"}, "must hold 39999999200000004 bytes .* got 60"),
+        ({"compression": "rot13"}, "must be compressed with gzip, .* got 'rot13'"),
+        ({"compression": "LZ4"}, "must hold LZ4 data"),
+        ({"compression": "Zstd"}, "must hold Zstd data"),
+    ],
+)
+def test_metadata_that_do_not_describe_the_object_are_refused(handle, metadata, expected):
+    put("bad/metadata", gzip.compress(X.tobytes()), **RAW | metadata)
+    with pytest.raises(UserError, match=f"s3://speech/bad/metadata {expected}") as caught:
+        read_array(handle, "bad/metadata")
+    assert "upload it again" in one_line(caught)
+
+
+def test_a_cut_off_upload_is_refused(handle):
+    put("bad/cut", gzip.compress(X.tobytes())[:-5], **RAW)
+    with pytest.raises(UserError, match="s3://speech/bad/cut must hold gzip data"):
+        read_array(handle, "bad/cut")
+
+
+def test_a_read_only_array_that_cottoncandy_mislabels_is_refused_and_not_scrambled(handle):
+    x = X.copy()
+    x.flags.writeable = False
+    handle.upload_raw_array("bad/order", x)
+    assert not np.array_equal(handle.download_raw_array("bad/order"), X)
+    with pytest.raises(UserError, match="s3://speech/bad/order must be in order C, got 'F'"):
+        read_array(handle, "bad/order")
+
+
+def test_arrays_of_objects_are_refused(handle):
+    handle.upload_raw_array("bad/objects", np.array([[1, None]], dtype=object))
+    with pytest.raises(UserError, match=r"bad/objects .* dtype '\|O'.*never unpickled"):
+        read_array(handle, "bad/objects")
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return (os.mkdir, (self.folder,))
+
+
+def test_nothing_in_a_bucket_is_ever_unpickled(handle, monkeypatch, tmp_path):
+    numcodecs = pytest.importorskip("numcodecs")
+    if hasattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE"):
+        monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True)
+    bomb = Bomb(tmp_path / "went_off")
+    put("bad/codec", pickle.dumps(bomb), **RAW | {"compression": "pickle"})
+    put("bad/array.npz", npz(features=np.array([[bomb]])))
+    with pytest.raises(UserError, match="s3://speech/bad/codec must be compressed with gzip"):
+        read_array(handle, "bad/codec")
+    with pytest.raises(UserError, match="s3://speech/bad/array.npz"):
+        read_array(handle, "bad/array.npz")
+    assert not Path(bomb.folder).exists()
+    with pytest.raises(TypeError):  # cottoncandy's own reader sets it off
+        handle.download_raw_array("bad/codec")
+    assert Path(bomb.folder).exists()
+
+
+def test_a_missing_bucket_is_an_error_and_not_a_printed_remark(capfd):
+    with pytest.raises(
+        UserError, match="s3://speach does not exist at AWS_ENDPOINT_URL=http://127"
+    ):
+        open_bucket("speach")
+    assert "cottoncandy" not in "".join(capfd.readouterr())
+
+
+def test_a_bucket_that_vanished_is_named():
+    boto3.client("s3").create_bucket(Bucket="passing")
+    handle = open_bucket("passing")
+    boto3.client("s3").delete_bucket(Bucket="passing")
+    with pytest.raises(UserError, match="s3://passing/x does not exist at .*expected a bucket"):
+        read_array(handle, "x")
+
+
+@pytest.mark.parametrize("name", ["two words", "a/b", "s3://speech"])
+def test_a_name_that_no_bucket_can_have_is_refused(name):
+    with pytest.raises(UserError, match="expected a bucket name without spaces or") as caught:
+        open_bucket(name)
+    one_line(caught)
+
+
+@pytest.mark.parametrize("missing", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_missing_credentials_are_named_by_their_variables(fresh_session, monkeypatch, missing):
+    monkeypatch.delenv(missing)
+    with pytest.raises(
+        UserError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    ) as caught:
+        open_bucket("speech")
+    one_line(caught)
+
+
+def test_an_aws_profile_that_does_not_exist_is_refused(fresh_session, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    with pytest.raises(UserError, match="ProfileNotFound.*check the AWS_"):
+        open_bucket("speech")
+
+
+def test_refused_credentials_are_reported_without_them(handle, environment):
+    def check_credentials_after(n_requests):
+        connection = http.client.HTTPConnection(*environment)
+        connection.request("POST", "/moto-api/reset-auth", str(n_requests))
+        assert json.loads(connection.getresponse().read())["status"] == "ok"
+        connection.close()
+
+    check_credentials_after(0)
+    try:
+        with pytest.raises(UserError, match="s3://speech/train/ was refused.*InvalidAcc") as caught:
+            list_features(handle, "train", recursive=True)
+    finally:
+        check_credentials_after("inf")
+    one_line(caught)
+
+
+def test_an_endpoint_that_is_down_is_reported_within_seconds(fresh_session, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://person:{SECRET}@127.0.0.1:{port}")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=f"cannot be reached at .*=127.0.0.1:{port}") as caught:
+        open_bucket("speech")
+    one_line(caught)
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("url", ["s3.example.org", "ftp://s3.example.org"])
+def test_an_endpoint_that_is_not_a_web_address_is_refused(fresh_session, monkeypatch, url):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    with pytest.raises(UserError, match=f"AWS_ENDPOINT_URL={url} .*https://s3.example.org"):
+        open_bucket("speech")
+
+
+def test_an_endpoint_that_is_a_web_page_is_refused(fresh_session, monkeypatch):
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(301)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as page:
+        threading.Thread(target=page.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{page.server_port}")
+        with pytest.raises(UserError, match="expected an S3 endpoint that answers"):
+            open_bucket("speech")
+        page.shutdown()
+
+
+def test_the_command_that_installs_cottoncandy_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cottoncandy", None)
+    with pytest.raises(UserError, match="pip install -r requirements-bucket.txt"):
+        open_bucket("speech")
+
+
+def open_in_a_new_process(home):
+    program = "from emaae.data.bucket import open_bucket; open_bucket('speech')"
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"HOME": str(home), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_welcome_of_cottoncandy_stays_off_the_terminal(handle, tmp_path):
+    done = open_in_a_new_process(tmp_path)
+    assert list(tmp_path.rglob("options.cfg")), "not the first import in this home"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_home_that_cannot_be_written_to_is_reported(tmp_path):
+    home = tmp_path / "file"
+    home.touch()
+    done = open_in_a_new_process(home)
+    assert "UserError: cottoncandy must be able to save its options" in done.stderr
+
+
+def test_a_bucket_gives_the_splits_that_a_folder_gives(handle, trees):
+    folders = {f"{split}_dir": str(path) for split, path in trees.items()}
+    for split, path in trees.items():
+        for name, file in find_features(path, recursive=True):
+            handle.upload_raw_array(f"features/{split}/{name}", read_features(file))
+    prefixes = {f"{split}_dir": f"features/{split}" for split in trees}
+    from_bucket = load_splits(Config.from_mapping(prefixes | {"bucket": "speech"}))
+    from_folder = load_splits(Config.from_mapping(folders))
+    assert from_bucket.keys() == from_folder.keys() == {"train", "val", "test"}
+    for split in trees:
+        assert from_bucket[split].fingerprint() == from_folder[split].fingerprint()
+
+
+def test_an_object_with_the_wrong_columns_is_named(handle):
+    handle.upload_raw_array("narrow/train/x", X)
+    config = {"bucket": "speech", "train_dir": "narrow/train", "val_dir": "narrow/train"}
+    with pytest.raises(UserError, match=r"s3://speech/narrow/train/x has shape \(5, 3\): expected"):
+        load_splits(Config.from_mapping(config))

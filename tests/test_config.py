@@ -1,0 +1,157 @@
+"""The command line: casting, ranges, nearest names, and what several knobs mean together."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from emaae.config import Config
+from emaae.errors import UserError
+
+
+def parse(*argv: str) -> Config:
+    return Config.from_args(list(argv))
+
+
+def test_the_defaults_are_those_of_published_runs():
+    config = parse()
+    assert (config.inner_size, config.n_encoder, config.n_decoder) == (1024, 5, 3)
+    assert (config.batch_sz, config.epochs, config.lr, config.alpha) == (32, 500, 0.001, 0.25)
+    assert (config.optimizer, config.autoencoder_loss, config.sparse_loss) == ("adamw", "mse", "l1")
+    assert config.penalty_scheduler == "step"
+    assert not config.update
+    assert not config.early_stop
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [["--update"], ["--update=True"], ["--update", "true"], ["update=1"], ["--update=yes"]],
+)
+def test_a_switch_can_be_spelt_in_every_way_an_agent_does(spelling):
+    assert parse(*spelling).update is True
+
+
+def test_false_means_false():
+    assert parse("--update=False", "--early_stop", "False").update is False
+    assert parse("--early_stop", "--alpha=0.3").early_stop is True
+
+
+@pytest.mark.parametrize("spelling", ["1e-4", "1.0e-4", "0.0001", " 1e-4 "])
+def test_numbers_are_numbers_however_they_are_written(spelling):
+    assert parse(f"--lr={spelling}").lr == 1e-4
+    assert Config.from_mapping({"lr": spelling}).lr == 1e-4
+
+
+def test_none_is_none_for_what_can_be_none():
+    assert parse("--alpha_epochs=None", "--run_name", "null").alpha_epochs is None
+    assert parse("--norm=none").norm == "none"
+    with pytest.raises(UserError, match="--epochs must be a whole number, got 'None'"):
+        parse("--epochs=None")
+    with pytest.raises(UserError, match="--epochs needs a value"):
+        Config.from_mapping({"epochs": None})
+
+
+def test_a_whole_number_may_arrive_as_a_float_and_a_broken_one_may_not():
+    assert Config.from_mapping({"batch_sz": 16.0}).batch_sz == 16
+    assert parse("--batch_sz=16.0").batch_sz == 16
+    for wrong in (16.5, True, "many"):
+        with pytest.raises(UserError, match="--batch_sz must be a whole number"):
+            Config.from_mapping({"batch_sz": wrong})
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--alfa", "0.1"], "unknown flag --alfa; did you mean '--alpha'"),
+        (["--innersize=3"], "unknown flag --innersize; did you mean '--inner_size'"),
+        (["0.1"], "unexpected argument '0.1'"),
+        (["--alpha"], "--alpha: expected one argument"),
+        (["--alpha", "1.5"], "--alpha must be at least 0 and below 1, got 1.5"),
+        (["--alpha", "1"], "--alpha must be at least 0 and below 1, got 1"),
+        (["--alpha", "nan"], "--alpha must be a finite number, got 'nan'"),
+        (["--alpha", "-1e-3"], "--alpha must be at least 0 and below 1, got -0.001"),
+        (["--sparse_loss", "l3"], "--sparse_loss must be one of l1, l1_decoder_norm, tv, got 'l3'"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--inner_size", "-4"], "--inner_size must be at least 1"),
+        (["--n_encoder", "6"], "--n_encoder must be at least 2 and at most 5, got 6"),
+        (["--lr", "0"], "--lr must be above 0, got 0"),
+        (["--update=maybe"], "--update must be True or False, got 'maybe'"),
+        (["--optimizer", "sgd"], "--optimizer must be one of adamw, adam, got 'sgd'"),
+        (["--eval_only"], "--eval_only needs --checkpoint"),
+        (["--train_dir", "x"], "--val_dir is missing"),
+        (["--bucket", "b"], "--bucket b needs --train_dir and --val_dir"),
+        (["--test_dir="], "--test_dir must be text that is not empty, got ''"),
+        (["--update", "--penalty_scheduler=geco", "--alpha=.97"], "0.97 is above --alpha_max 0.95"),
+        (["--run_name", "a/b"], "must be a plain folder name"),
+        (["--penalty_scheduler", "cosine"], "changes alpha only with --update"),
+        (["--update", "--alpha", "0.97"], "--alpha 0.97 is above --alpha_max 0.95"),
+        (
+            ["--update", "--penalty_scheduler", "log_lambda", "--alpha", "0"],
+            "--alpha 0 cannot start the log_lambda schedule",
+        ),
+    ],
+)
+def test_a_mistake_names_the_flag_the_value_and_the_way_out(argv, message):
+    with pytest.raises(UserError) as error:
+        parse(*argv)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_knob_is_a_flag_and_says_what_it_is(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for f in fields(Config):
+        assert f"--{f.name}" in text
+        assert len(f.metadata["text"]) > 5
+
+
+def test_the_ramp_is_fifteen_epochs_with_early_stopping_and_all_epochs_without():
+    assert parse("--epochs", "80").ramp_epochs == 80
+    assert parse("--epochs", "80", "--early_stop").ramp_epochs == 15
+    assert parse("--epochs", "80", "--alpha_epochs", "4").ramp_epochs == 4
+
+
+def test_without_update_alpha_is_constant():
+    schedule = parse("--alpha", "0.3", "--epochs", "9").schedule()
+    assert [schedule.alpha(t) for t in range(9)] == [0.3] * 9
+
+
+def test_a_model_config_gives_the_architecture_and_what_contradicts_it_is_refused(tmp_path):
+    path = tmp_path / "model_config.json"
+    path.write_text(json.dumps({"inner_size": 768, "n_encoder": 4, "input_dim": 14, "lr": 9}))
+    config = parse("--model_config", str(path))
+    assert (config.inner_size, config.n_encoder, config.keep_loudness) == (768, 4, True)
+    assert config.lr == 0.001
+    with pytest.raises(UserError, match="--inner_size 32 contradicts .*model_config.json.* 768"):
+        parse("--model_config", str(path), "--inner_size", "32")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "must hold a JSON object, got list"),
+        ('{"inner_size": "big"}', "--inner_size must be a whole number, got 'big'"),
+        ("{}", "has no inner_size: expected a model_config.json"),
+        ('{"inner_size": 8, "input_dim": 80}', "input_dim must be 13 .* or 14 .*, got 80"),
+        ('{"inner_size": 8, "norm": "group"}', "--norm must be one of"),
+    ],
+)
+def test_a_model_config_that_lies_is_refused(tmp_path, content, message):
+    path = tmp_path / "model_config.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        parse("--model_config", str(path))
+
+
+def test_a_missing_model_config_is_one_line():
+    with pytest.raises(UserError, match="none.json cannot be read: No such file"):
+        parse("--model_config", "none.json")
+
+
+def test_values_survive_the_round_trip_through_plain_values():
+    config = parse("--update", "--penalty_scheduler=geco", "--alpha_epochs=7", "--lr=2e-5")
+    assert Config.from_mapping(json.loads(json.dumps(config.asdict()))) == config

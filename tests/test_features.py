@@ -1,0 +1,222 @@
+"""Reading feature trees: what is an utterance, and what becomes of files that are not."""
+
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import speech, write_tree
+
+from emaae.data.features import find_features, read_features
+from emaae.errors import UserError
+
+
+@pytest.fixture
+def features() -> np.ndarray:
+    return speech(30, seed=5)
+
+
+def names(root, recursive) -> list[str]:
+    return [name for name, _ in find_features(root, recursive)]
+
+
+def test_the_identity_is_the_relative_path_and_nothing_shorter(tmp_path):
+    write_tree(tmp_path, dict.fromkeys(["a/x", "b/x", "mngu0_s1_0001", "mngu0_s1_0002", "v1.5"], 3))
+    assert names(tmp_path, True) == ["a/x", "b/x", "mngu0_s1_0001", "mngu0_s1_0002", "v1.5"]
+    assert names(tmp_path, False) == ["mngu0_s1_0001", "mngu0_s1_0002", "v1.5"]
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    write_tree(tmp_path / "corpus", {"103/x": 3})
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "103").symlink_to(tmp_path / "corpus" / "103")
+    (tmp_path / "corpus" / "103" / "up").symlink_to(tmp_path / "tree")
+    assert names(tmp_path / "tree", True) == ["103/x"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every directory")
+def test_a_directory_that_cannot_be_listed_is_not_left_out_in_silence(tmp_path):
+    write_tree(tmp_path, {"x": 3, "sub/y": 3})
+    (tmp_path / "sub").chmod(0)
+    try:
+        with pytest.raises(UserError, match="sub cannot be listed"):
+            find_features(tmp_path, True)
+    finally:
+        (tmp_path / "sub").chmod(0o700)
+
+
+def test_other_files_beside_the_features_are_ignored(tmp_path):
+    write_tree(tmp_path, {"x": 3})
+    (tmp_path / "x_config.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "._x.npz").write_bytes(b"left behind by a file manager")
+    assert names(tmp_path, True) == ["x"]
+
+
+def test_times_may_be_missing(tmp_path, features):
+    np.savez(tmp_path / "x.npz", features=features)
+    (name, path), *_ = find_features(tmp_path, False)
+    assert np.array_equal(read_features(path), features)
+
+
+def test_a_matrix_saved_without_a_key_is_taken_when_it_is_the_only_one(tmp_path, features):
+    np.savez(tmp_path / "x.npz", features, np.arange(3))
+    assert np.array_equal(read_features(tmp_path / "x.npz"), features)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, ">f4"])
+def test_any_real_numbers_become_float32(tmp_path, features, dtype):
+    np.savez_compressed(tmp_path / "x.npz", features=features.astype(dtype))
+    read = read_features(tmp_path / "x.npz")
+    assert read.dtype == np.float32
+    assert np.allclose(read, features.astype(dtype).astype(np.float32))
+
+
+def refused(path) -> str:
+    with pytest.raises(UserError) as error:
+        read_features(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("shape", [(30, 13), (30, 15), (14,), (2, 30, 14), (0, 14)])
+def test_a_wrong_shape_is_refused(tmp_path, shape):
+    np.savez(tmp_path / "x.npz", features=np.zeros(shape, np.float32))
+    message = refused(tmp_path / "x.npz")
+    assert "no frames" in message if shape[0] == 0 else str(shape) in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused_with_their_place(tmp_path, features, value):
+    features[7, 3] = value
+    np.savez(tmp_path / "x.npz", features=features)
+    assert f"has {value} at frame 7, column TBY" in refused(tmp_path / "x.npz")
+
+
+def test_a_number_too_large_for_float32_is_refused(tmp_path, features):
+    features = features.astype(np.float64)
+    features[2, 13] = 1e300
+    np.savez(tmp_path / "x.npz", features=features)
+    assert "at frame 2, column pitch" in refused(tmp_path / "x.npz")
+
+
+def test_two_matrices_without_the_key_are_refused(tmp_path, features):
+    np.savez(tmp_path / "x.npz", a=features, b=features)
+    assert "no key `features` and 2 2-D arrays among its keys (a, b)" in refused(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("dtype", [complex, "U3", bool])
+def test_what_is_not_real_numbers_is_refused(tmp_path, dtype):
+    np.savez(tmp_path / "x.npz", features=np.zeros((5, 14), dtype))
+    assert "has dtype" in refused(tmp_path / "x.npz")
+
+
+class Bomb:
+    """Unpickling it would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("form", ["array", "bare"])
+def test_pickles_are_never_loaded(tmp_path, form):
+    trace = tmp_path / "trace"
+    if form == "array":
+        objects = np.empty((2, 14), object)
+        objects[:] = Bomb(trace)
+        np.savez(tmp_path / "x.npz", features=objects)
+    else:
+        (tmp_path / "x.npz").write_bytes(pickle.dumps(Bomb(trace)))
+    assert "pickled objects, which are never loaded" in refused(tmp_path / "x.npz")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 50, 0.5, 0.9, 0.99])
+def test_truncated_files_are_refused(tmp_path, features, keep):
+    np.savez_compressed(tmp_path / "x.npz", features=features)
+    whole = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "x.npz").write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
+    refused(tmp_path / "x.npz")
+
+
+def test_flipped_bits_are_refused_or_harmless(tmp_path, features):
+    np.savez_compressed(tmp_path / "x.npz", features=features)
+    whole = (tmp_path / "x.npz").read_bytes()
+    random = np.random.default_rng(0)
+    n_refused = 0
+    for _ in range(60):
+        broken = bytearray(whole)
+        broken[random.integers(len(whole))] ^= 1 << random.integers(8)
+        (tmp_path / "x.npz").write_bytes(broken)
+        try:
+            assert np.array_equal(read_features(tmp_path / "x.npz"), features)
+        except UserError:
+            n_refused += 1
+    assert n_refused > 40
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + b"\0" * 100])
+def test_what_is_no_archive_is_refused(tmp_path, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    refused(tmp_path / "x.npz")
+
+
+def test_what_is_text_is_called_so(tmp_path):
+    (tmp_path / "x.npz").write_text("version https://git-lfs.github.com/spec/v1")
+    assert "is not an .npz (it begins b'versio')" in refused(tmp_path / "x.npz")
+
+
+def test_a_header_that_promises_more_than_memory_is_refused(tmp_path, features):
+    np.savez(tmp_path / "x.npz", features=features)
+    whole = (tmp_path / "x.npz").read_bytes()
+    lie = whole.replace(b"(30, 14), }        ", b"(3000000000000,14),}", 1)
+    assert lie != whole
+    (tmp_path / "x.npz").write_bytes(lie)
+    refused(tmp_path / "x.npz")
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    refused(tmp_path / "x.npz")
+
+
+def test_a_bare_array_named_npz_is_refused(tmp_path, features):
+    content = io.BytesIO()
+    np.save(content, features)
+    (tmp_path / "x.npz").write_bytes(content.getvalue())
+    assert "is a bare array" in refused(tmp_path / "x.npz")
+
+
+def test_an_unreadable_file_is_refused(tmp_path):
+    os.mkdir(tmp_path / "x.npz")
+    assert "cannot be read" in refused(tmp_path / "x.npz")
+
+
+def only_times(root):
+    write_tree(root, {"x": 3, "sub/y": 3})
+    (root / "x.npz").unlink()
+    (root / "sub" / "y.npz").unlink()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: None, "does not exist .*: expected a directory"),
+        (lambda root: root.write_text(""), "is not a directory"),
+        (lambda root: root.mkdir(), "holds no .npz feature files: expected NAME.npz"),
+        (only_times, "holds no .npz feature files: expected NAME.npz"),
+        (lambda root: write_tree(root / "sub", {"x": 3}), "sub-directories: add --recursive"),
+    ],
+)
+def test_a_directory_without_features_says_why(tmp_path, make, message):
+    make(tmp_path / "root")
+    with pytest.raises(UserError, match=message):
+        find_features(tmp_path / "root", recursive=False)

@@ -1,0 +1,95 @@
+"""The README is true: its commands run, and its tables and its tree are those of the code."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, program
+
+from emaae.config import Config
+from emaae.schedules import SCHEDULES
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Appended to the README's training commands, which are for more patient readers.
+QUICK = ["--epochs=1", "--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project in which the README's commands have been run, in order."""
+    root = tmp_path_factory.mktemp("readme")
+    for name in ("emaae", "analysis"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", root)
+    for line in "".join(blocks("bash")).splitlines():
+        interpreter, *argv = shlex.split(line)
+        assert interpreter == "python", line
+        quick = QUICK if argv[0] == "train.py" and "--eval_only" not in argv else []
+        done = program(*argv, *quick, cwd=root)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    return root
+
+
+def test_the_commands_run_as_written(project):
+    for run in ("first", "cosine"):
+        metrics = json.loads((project / "runs" / run / "metrics.json").read_text())
+        assert metrics["status"] == "finished"
+    assert (project / "runs/first/overview.png").stat().st_size > 10_000
+    assert json.loads((project / "runs/cosine/config.json").read_text())["alpha_max"] == 0.6
+
+
+def test_a_model_loads_in_three_lines(project, monkeypatch):
+    (snippet,) = blocks("python")
+    assert len([line for line in snippet.splitlines() if line]) == 3
+    monkeypatch.chdir(project)
+    names = {"x": torch.randn(2, 13, 40)}
+    exec(snippet, names)
+    assert names["z"].shape == (2, 16, 40)
+
+
+def test_every_logged_metric_is_in_the_table(project):
+    rows = (project / "runs/first/history.jsonl").read_text().splitlines()
+    logged = set(json.loads(rows[-1])) | set(
+        json.loads((project / "runs/first/metrics.json").read_text())
+    )
+    table = README[README.index("## Metrics") : README.index("## The code")]
+    for name in logged - {"status"}:
+        short = re.sub(r"^(train|val|test)/", "", name)
+        short = re.sub(r"^(fvu|r)/.*", r"\1/CHANNEL", short)
+        assert f"`{short}`" in table, name
+
+
+def test_every_schedule_is_in_the_table():
+    table = README[README.index("## Alpha") : README.index("## What a run leaves")]
+    rows = re.findall(r"^\| (\w+)(?: \(default\))? \|", table, re.MULTILINE)
+    assert tuple(rows) == SCHEDULES
+
+
+def test_every_module_is_in_the_tree_and_every_file_of_the_tree_exists():
+    tree = README[README.index("## The code") :]
+    for path in (ROOT / "emaae").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert re.search(rf"\b{path.name}\b", tree), path.name
+    for name in re.findall(r"\b(\w+\.py)\b", tree):
+        assert list(ROOT.rglob(name)), name
+
+
+def test_every_flag_that_the_readme_names_exists():
+    known = set(Config.__dataclass_fields__) | {"out", "help"}
+    for flag in re.findall(r"--([a-z_]+)", README):
+        assert flag in known, flag
+
+
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "check"])
+def test_the_targets_of_the_makefile_exist(target):
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,376 @@
+"""The program as users run it: the run folder, the exit status, and what a mistake looks like."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, program, small_run, speech, write_tree
+
+import emaae
+import train
+from emaae.config import Config
+from emaae.data import load_splits
+from emaae.errors import UserError
+from emaae.evaluation import evaluate
+from emaae.losses import Objective
+
+SHARED = ROOT.parent / "shared" / "data" / "ema"
+
+
+def only_run(flags: list[str]) -> Path:
+    out_dir = next(flag for flag in flags if flag.startswith("--out_dir")).partition("=")[2]
+    (run,) = Path(out_dir).iterdir()
+    return run
+
+
+def history(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(trees, tmp_path_factory):
+    """A run whose second epoch of three was the best: its folder, its flags, what it printed."""
+    flags = [
+        *small_run(trees, tmp_path_factory.mktemp("finished") / "runs"),
+        *("--sparse_loss=l1_decoder_norm", "--weight_penalty", "--target_sparsity=0.8"),
+        *("--update", "--penalty_scheduler=linear", "--alpha_max=0.3", "--alpha_epochs=2"),
+    ]
+    calls = []
+
+    def spoilt(*args, **kwargs):
+        calls.append(kwargs["alpha"])
+        row = evaluate(*args, **kwargs)
+        return row | {"score": row["score"] + (len(calls) == 3)}
+
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr("emaae.training.evaluate", spoilt)
+        assert train.main(flags) == 0
+    assert len(calls) == 3
+    return only_run(flags), flags, printed.getvalue()
+
+
+def test_the_run_folder_is_complete(finished):
+    run, _, _ = finished
+    assert sorted(p.name for p in run.iterdir()) == [
+        "best.pth",
+        "config.json",
+        "history.jsonl",
+        "last.pt",
+        "metrics.json",
+        "model_config.json",
+        "reconstructions",
+    ]
+    config = json.loads((run / "config.json").read_text())
+    assert config["inner_size"] == 32
+    assert config["data"]["train"]["utterances"] == 8
+    assert len(config["data"]["val"]["fingerprint"]) == 32
+    assert {"python", "torch", "numpy"} <= set(config["versions"])
+    assert "git_commit" in config
+    model_config = json.loads((run / "model_config.json").read_text())
+    assert {"model_type", "input_dim", "learning_rate", "norm"} <= set(model_config)
+    rows = history(run)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["status"] == "finished"
+    assert metrics["select/score"] == min(row["val/score"] for row in rows)
+    assert metrics["select/epoch"] == 2
+    assert metrics["select/alpha"] == rows[1]["alpha"] == 0.15
+
+
+def test_the_last_state_is_whole_and_loads_without_running_code(finished):
+    state = torch.load(finished[0] / "last.pt", weights_only=True)
+    assert state["format"] == 1
+    assert state["epoch"] == 3
+    assert {"model", "best", "optimizer", "selection", "phase", "schedule"} <= set(state)
+
+
+def test_best_pth_is_the_model_whose_numbers_are_in_metrics_json(finished):
+    run, flags, _ = finished
+    metrics = json.loads((run / "metrics.json").read_text())
+    config = Config.from_args(flags)
+    splits = load_splits(config)
+    model = emaae.load_model(run)
+    objective = Objective("l1_decoder_norm", with_weights=True)
+    for split, names in {"test": ("fvu", "sparsity", "loss", "r/pitch"), "val": ("score",)}.items():
+        row = evaluate(model, splits[split], objective, alpha=0.15, batch_sz=7, target_sparsity=0.8)
+        for name in names:
+            logged = metrics["select/score" if name == "score" else f"{split}/{name}"]
+            assert row[name] == pytest.approx(logged, rel=1e-5)
+
+
+def test_reconstructions_hold_truth_and_prediction_of_the_same_utterances(finished):
+    run, flags, _ = finished
+    splits = load_splits(Config.from_args(flags))
+    epochs = sorted(p.name for p in (run / "reconstructions").iterdir())
+    assert epochs == ["epoch-0001", "epoch-0003"]
+    for epoch in epochs:
+        folder = run / "reconstructions" / epoch
+        assert sorted(p.name for p in folder.iterdir()) == [
+            f"{name}.{kind}" for name in ("v0", "v1", "v2") for kind in ("npz", "png")
+        ]
+        with np.load(folder / "v0.npz") as kept:
+            assert np.array_equal(kept["truth"], splits["val"][0].numpy())
+            assert kept["prediction"].shape == (60, 13)
+            assert kept["r"].shape == (13,)
+    model = emaae.load_model(run)
+    model.load_state_dict(torch.load(run / "last.pt", weights_only=True)["model"])
+    with torch.no_grad():
+        y = model(splits["val"][0].T[None]).y[0].T.numpy()
+    with np.load(run / "reconstructions" / "epoch-0003" / "v0.npz") as kept:
+        assert np.allclose(kept["prediction"], y, atol=1e-4)
+
+
+def test_without_a_terminal_each_epoch_is_one_plain_line(finished):
+    _, _, out = finished
+    lines = [line for line in out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 3
+    assert all("val loss" in line and "sparsity" in line for line in lines)
+    assert "\r" not in out
+    assert re.search(r"^train +8 utterances", out, re.MULTILINE)
+    assert "generated" not in out
+    assert re.search(r"^fvu +\d\.\d{4}$", out, re.MULTILINE)
+    assert re.search(r"^model: .*best\.pth$", out, re.MULTILINE)
+
+
+def test_evaluation_repeats_the_numbers_of_training(finished, tmp_path, capsys):
+    run, flags, _ = finished
+    paths = [flag for flag in flags if "_dir=" in flag and "out" not in flag]
+    again = [
+        *("--eval_only", f"--checkpoint={run / 'best.pth'}", "--wandb=disabled", *paths),
+        *(f"--model_config={run / 'model_config.json'}", f"--out_dir={tmp_path / 'eval'}"),
+    ]
+    assert train.main(again) == 0
+    evaluated = json.loads((only_run(again) / "metrics.json").read_text())
+    trained = json.loads((run / "metrics.json").read_text())
+    for name in ("test/fvu", "test/sparsity", "test/loss", "test/r/TDX", "test/score"):
+        assert evaluated[name] == pytest.approx(trained[name], rel=1e-5)
+    assert evaluated["val/score"] == pytest.approx(trained["select/score"], rel=1e-5)
+    assert "train/fvu" in evaluated
+    assert "train" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_where_training_starts_and_keeps_its_own_scale(finished, tmp_path):
+    run, flags, _ = finished
+    write_tree(tmp_path / "others", {"o": 50}, seed=7)
+    # only the checkpoint: the model_config.json beside it gives the architecture
+    more = [
+        *(f"--train_dir={tmp_path / 'others'}", *(f for f in flags if f.startswith("--val_dir"))),
+        *(f"--checkpoint={run / 'best.pth'}", f"--out_dir={tmp_path / 'more'}", "--lr=1e-9"),
+        *("--epochs=1", "--target_sparsity=0.8", "--wandb=disabled"),
+    ]
+    assert train.main(more) == 0
+    before, after = emaae.load_model(run), emaae.load_model(only_run(more))
+    assert torch.equal(before.mean, after.mean)
+    assert history(only_run(more))[0]["val/score"] == pytest.approx(
+        min(row["val/score"] for row in history(run)), rel=1e-4
+    )
+
+
+def test_loudness_can_be_kept(small):
+    assert train.main([*small, "--keep_loudness", "--epochs=1"]) == 0
+    metrics = json.loads((only_run(small) / "metrics.json").read_text())
+    assert "test/r/loudness" in metrics
+    assert emaae.load_model(only_run(small)).input_dim == 14
+
+
+def test_without_a_test_directory_there_are_no_test_metrics(small):
+    flags = [flag for flag in small if not flag.startswith("--test_dir")]
+    assert train.main(flags) == 0
+    metrics = json.loads((only_run(flags) / "metrics.json").read_text())
+    assert "select/score" in metrics
+    assert not any(name.startswith("test/") for name in metrics)
+
+
+def test_undefined_numbers_are_null_in_json(small):
+    # alpha just below 1 at a high learning rate kills every unit
+    flags = [*small, "--alpha=0.9999", "--lr=0.1", "--epochs=8"]
+    assert train.main(flags) == 0
+    last = history(only_run(flags))[-1]
+    assert last["val/sparsity"] == 1
+    assert last["val/hoyer"] is None
+    assert last["val/r_articulators"] is None
+
+
+@pytest.mark.parametrize("how", ["diverged", "failed"])
+def test_a_run_without_a_selected_epoch_has_no_test_metrics_and_no_model(
+    small, capsys, how, tmp_path
+):
+    if how == "diverged":
+        assert train.main([*small, "--lr=1e30"]) == train.DIVERGED
+    else:
+        write_tree(tmp_path / "still", {"v": 1}, seed=8)
+        with pytest.raises(UserError, match="validation split never moves"):
+            train.main([*small, f"--val_dir={tmp_path / 'still'}"])
+    run = only_run(small)
+    assert json.loads((run / "metrics.json").read_text()) == {"status": how}
+    assert not (run / "best.pth").exists()
+    assert "model:" not in capsys.readouterr().out
+
+
+def test_a_name_may_be_given_again_when_its_run_failed_before_its_first_epoch(small, tmp_path):
+    named = [*small, "--run_name=mine"]
+    with pytest.raises(UserError, match="does not exist"):
+        train.main([*named, f"--train_dir={tmp_path / 'nowhere'}"])
+    assert train.main(named) == 0
+
+
+def test_the_demo_reconstructs_sparsely_and_says_where_its_model_is(tmp_path, capsys):
+    recipe = (ROOT / "Makefile").read_text().partition("train.py ")[2].partition("\n\n")[0]
+    flags = shlex.split(recipe.replace("\\\n", " "))
+    quick = ["--wandb=disabled", f"--out_dir={tmp_path}", "--reconstruction_every=1000"]
+    assert train.main([*flags, *quick]) == 0
+    out = capsys.readouterr().out
+    (run,) = tmp_path.iterdir()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["test/fvu"] < 0.05
+    assert metrics["test/sparsity"] > 0.5
+    assert "data: generated for demonstration" in out
+    assert Path(re.search(r"^model: (.*)$", out, re.MULTILINE)[1]).is_file()
+
+
+def test_two_runs_of_one_name_do_not_share_a_folder(small):
+    named = [*small, "--run_name=mine", "--epochs=1"]
+    assert train.main(named) == 0
+    with pytest.raises(UserError, match="mine exists already: give another --run_name"):
+        train.main(named)
+
+
+def test_an_interrupt_leaves_a_status_that_is_true(small, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emaae.training.train_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(small)
+    assert json.loads((only_run(small) / "metrics.json").read_text())["status"] == "preempted"
+
+
+def test_wandb_without_a_key_and_a_wrong_mode_are_mistakes(small, monkeypatch):
+    flags = [flag for flag in small if not flag.startswith("--wandb")]
+    monkeypatch.setenv("WANDB_MODE", "banana")
+    with pytest.raises(UserError, match="WANDB_MODE must be online, offline or disabled"):
+        train.main(flags)
+    assert json.loads((only_run(small) / "metrics.json").read_text())["status"] == "failed"
+
+
+# ---- as a process
+
+
+def test_online_without_a_key_is_one_line(small):
+    flags = [flag for flag in small if not flag.startswith("--wandb")]
+    assert "log in with `wandb login`" in mistake(*flags, "--wandb=online")
+
+
+def test_sigterm_leaves_a_status_that_is_true(small, tmp_path):
+    with open(tmp_path / "out", "w") as out:
+        command = [sys.executable, "train.py", *small, "--epochs=100000"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True)
+        while "epoch      2" not in (tmp_path / "out").read_text() and process.poll() is None:
+            time.sleep(0.1)
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "train.py: interrupted"
+    assert json.loads((only_run(small) / "metrics.json").read_text())["status"] == "preempted"
+
+
+def mistake(*argv: str) -> str:
+    """The one line of a run that was refused."""
+    done = program("train.py", *argv)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("train.py: error: ")
+    return line
+
+
+def test_a_mistaken_flag_is_one_line_and_exit_status_2():
+    assert "--alpha must be at least 0 and below 1, got 1.5" in mistake("--alpha=1.5")
+
+
+def bad_tree(tmp_path: Path, write) -> list[str]:
+    write_tree(tmp_path / "val", {"v": 9}, seed=9)
+    write_tree(tmp_path / "train", {"good": 9})
+    write(tmp_path / "train" / "bad.npz")
+    return [f"--train_dir={tmp_path / 'train'}", f"--val_dir={tmp_path / 'val'}"]
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b"PK\x03\x04 not really"), "is not a readable .npz"),
+        (lambda path: np.savez(path, features=speech(9, 1)[:, :13]), "(9, 13): expected (T, 14)"),
+        (lambda path: np.savez(path, features=np.full((4, 14), np.nan)), "has nan at frame 0"),
+        (lambda path: np.savez(path, features=np.array([[{}]])), "pickled objects"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_line(tmp_path, write, message):
+    flags = bad_tree(tmp_path, write)
+    line = mistake(*flags, f"--out_dir={tmp_path / 'runs'}", "--wandb=disabled")
+    assert "bad.npz" in line
+    assert message in line
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "metrics.json").read_text()) == {"status": "failed"}
+
+
+def test_an_empty_directory_and_an_unknown_device_are_mistakes(tmp_path):
+    (tmp_path / "empty").mkdir()
+    given = [f"--train_dir={tmp_path / 'empty'}", f"--val_dir={tmp_path / 'empty'}"]
+    out = [f"--out_dir={tmp_path / 'runs'}", "--wandb=disabled"]
+    assert "empty holds no .npz feature files" in mistake(*given, *out)
+    assert "--device must be auto, cpu, cuda or cuda:N, got 'tpu'" in mistake("--device=tpu", *out)
+    (tmp_path / "file").write_text("")
+    line = mistake(f"--out_dir={tmp_path / 'file'}", "--wandb=disabled")
+    assert "name a directory that you can write to" in line
+
+
+def test_the_wandb_run_is_offline_without_a_key_and_lies_in_the_run_folder(small, tmp_path):
+    flags = [flag for flag in small if not flag.startswith("--wandb")]
+    done = program("train.py", *flags, HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    run = only_run(small)
+    assert "W&B offline; upload later with: wandb sync" in done.stdout
+    (offline,) = (run / "wandb").glob("offline-run-*")
+    (record,) = offline.glob("run-*.wandb")
+    content = record.read_bytes()
+    for name in (b"val/fvu", b"lambda_eff", b"select/score", b"fingerprint", b"penalty_scheduler"):
+        assert name in content, name
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real recordings are not here")
+def test_real_recordings_are_learnt(tmp_path):
+    flags = [f"--{split}_dir={SHARED / split}" for split in ("train", "val", "test")]
+    flags += ["--inner_size=768", "--n_encoder=3", "--n_decoder=3", "--epochs=40", "--alpha=0.1"]
+    flags += ["--batch_sz=4", "--wandb=disabled", f"--out_dir={tmp_path}", "--device=cpu"]
+    assert train.main(flags) == 0
+    (run,) = tmp_path.iterdir()
+    metrics = json.loads((run / "metrics.json").read_text())
+    rows = history(run)
+    assert rows[-1]["train/mse"] < 0.1
+    assert metrics["test/r_articulators"] > 0.75
+    assert all(math.isfinite(row["val/loss"]) for row in rows)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_in_a_terminal_there_is_a_bar_per_epoch(small):
+    pexpect = pytest.importorskip("pexpect")
+    child = pexpect.spawn(sys.executable, ["train.py", *small], cwd=str(ROOT), timeout=120)
+    child.expect(r"epoch 2/3: +\d+%")
+    child.expect("fvu .*sparsity .*alpha 0.100")
+    child.expect("model: ")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0

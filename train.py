@@ -1,0 +1,73 @@
+"""Train one sparse autoencoder over articulatory features, and measure it.
+
+This is the program that a sweep runs. It says in order what a run does: config, run, data, model,
+fit, evaluate, publish. `python train.py --help` lists the flags.
+"""
+
+import sys
+
+from emaae.config import Config
+from emaae.errors import speaking_plainly
+
+# Exit status of a run whose loss was no longer finite; 2 is a mistake in what was given.
+DIVERGED = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """One run; returns the exit status."""
+    config = Config.from_args(argv)
+
+    # torch takes seconds to import: a mistake in a flag is answered before that
+    import torch
+
+    from emaae import checkpoint, tracking
+    from emaae.data import load_splits
+    from emaae.devices import pick_device
+    from emaae.evaluation import evaluate
+    from emaae.losses import Objective
+    from emaae.models import build_model
+    from emaae.run_folder import RunFolder
+    from emaae.training import fit
+
+    device = pick_device(config.device)
+    with RunFolder.create(config) as run:
+        run.follow(tracking.start(config, run.path))
+        splits = load_splits(config)
+
+        torch.manual_seed(config.seed)
+        model = build_model(**config.architecture)
+        if config.checkpoint:
+            checkpoint.load_weights(model, config.checkpoint)  # with the scale they learnt on
+        else:
+            model.normalise(*splits["train"].moments())
+        run.describe(model, splits)
+
+        model.to(device)
+        splits = {name: split.to(device) for name, split in splits.items()}
+        if config.eval_only:
+            status, measured, alpha, metrics = "finished", list(splits), config.alpha, {}
+        else:
+            fitted = fit(model, splits["train"], splits["val"], config, run)
+            status, measured, alpha, metrics = fitted.status, [], fitted.selection.alpha, {}
+            if fitted.best is not None:
+                model.load_state_dict(fitted.best)
+                measured = [name for name in splits if name == "test"]
+                metrics = fitted.selection.metrics()
+
+        for name in measured:
+            row = evaluate(
+                model,
+                splits[name],
+                Objective(config.sparse_loss, config.weight_penalty),
+                alpha=alpha,
+                batch_sz=config.batch_sz,
+                target_sparsity=config.target_sparsity,
+            )
+            metrics |= {f"{name}/{key}": value for key, value in row.items()}
+        run.finish(metrics, status)
+    return DIVERGED if status == "diverged" else 0
+
+
+if __name__ == "__main__":
+    with speaking_plainly("train.py"):
+        sys.exit(main())
