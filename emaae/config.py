@@ -24,6 +24,8 @@ from emaae.schedules import SCHEDULES, AlphaSchedule, Ramp
 
 # What a model needs besides its weights: arguments of `models.build_model`.
 ARCHITECTURE = ("model_type", "input_dim", "inner_size", "n_encoder", "n_decoder", "norm")
+# The groups of knobs that say where the data are and where a run goes.
+PLACES = ("data", "run")
 # Schedules that start at `alpha` and never pass `alpha_max`.
 FROM_ALPHA = ("step", "exponential", "log_lambda", "target_sparsity", "geco")
 
@@ -81,7 +83,7 @@ class Config:
     keep_loudness: bool = knob(
         False,
         "keep column 12, loudness: 14 input channels instead of 13",
-        group="data",
+        group="model",
     )
 
     model_type: str = knob(
@@ -308,9 +310,31 @@ class Config:
     )
 
     @classmethod
-    def from_args(cls, argv: Sequence[str] | None = None) -> "Config":
-        """Parse a command line. Raises UserError; `--help` prints and exits."""
-        return cls.from_mapping(parse_flags(argv))
+    def from_args(
+        cls, argv: Sequence[str] | None = None, sweep: Mapping[str, Any] | None = None
+    ) -> "Config":
+        """From a command line, the environment and, when a sweep runs it, the sweep's values.
+
+        A sweep's values win over flags. Where the data are and where a run goes may also be said
+        by variables such as EMAAE_TRAIN_DIR, over which flags win: so one sweep file serves every
+        machine. Raises UserError; `--help` prints and exits.
+        """
+        for name in sweep or {}:
+            if name in cls.__dataclass_fields__ and name not in cls.sweepable():
+                raise UserError(
+                    f"a sweep may not set {name}: say it with --{name} on the command line or "
+                    f"EMAAE_{name.upper()} in the environment of the agent"
+                )
+        return cls.from_mapping(from_environment() | parse_flags(argv) | dict(sweep or {}))
+
+    @classmethod
+    def sweepable(cls) -> tuple[str, ...]:
+        """The knobs that a sweep may set: all but paths and where to run."""
+        return tuple(
+            f.name
+            for f in fields(cls)
+            if f.metadata["group"] not in PLACES and f.name not in ("checkpoint", "model_config")
+        )
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> "Config":
@@ -508,7 +532,14 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# ---- the command line
+# ---- the command line and the environment
+
+
+def from_environment() -> dict[str, str]:
+    """The knobs of the groups `PLACES` that the environment sets, as EMAAE_TRAIN_DIR does."""
+    names = (f.name for f in fields(Config) if f.metadata["group"] in PLACES)
+    variables = {name: os.environ.get(f"EMAAE_{name.upper()}") for name in names}
+    return {name: value for name, value in variables.items() if value}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -516,10 +547,11 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the flags")
 
 
-def parse_flags(argv: Sequence[str] | None = None) -> dict[str, str]:
-    """The flags of a command line as text, by name. `--x`, `--x=True` and `--x True` are the same.
+def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The flags of a command line, not yet cast, by name. `--x`, `--x=True`, `--x True` are one.
 
-    Also takes `x=value`, which sweep agents give when told to leave the hyphens out.
+    Sweep agents have more ways, all of which are taken: `x=value`, a JSON object, and the path of a
+    file that holds one.
     """
     parser = _Parser(
         usage="python train.py [--FLAG VALUE ...]",
@@ -550,6 +582,10 @@ def parse_flags(argv: Sequence[str] | None = None) -> dict[str, str]:
         name, equals, value = token.partition("=")
         if equals and name in known:
             flags[name] = value
+        elif token.startswith("{"):
+            flags |= _json_object(token)
+        elif token.endswith(".json"):
+            flags |= read_json(token)
         elif token.startswith("-"):
             bare = name.lstrip("-")
             options = [f"--{other}" for other in known]
@@ -571,6 +607,13 @@ def _join_negative_numbers(argv: Sequence[str] | None) -> list[str]:
         else:
             joined.append(token)
     return joined
+
+
+def _json_object(token: str) -> dict[str, Any]:
+    try:
+        return json.loads(token)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{token!r} is not a JSON object of flags: {error}") from None
 
 
 def _metavar(declared: Any) -> str:

@@ -108,6 +108,47 @@ def test_every_knob_is_a_flag_and_says_what_it_is(capsys):
         assert len(f.metadata["text"]) > 5
 
 
+def test_every_style_of_a_sweep_agents_arguments_says_the_same(tmp_path):
+    values = {"alpha": 0.1, "update": True, "penalty_scheduler": "cosine", "alpha_epochs": None}
+    (tmp_path / "args.json").write_text(json.dumps(values))
+    styles = [
+        ["--alpha=0.1", "--update=True", "--penalty_scheduler=cosine", "--alpha_epochs=None"],
+        ["alpha=0.1", "update=True", "penalty_scheduler=cosine", "alpha_epochs=None"],
+        ["--alpha=0.1", "--update", "--penalty_scheduler=cosine"],
+        [json.dumps(values)],
+        [str(tmp_path / "args.json")],
+    ]
+    assert len({parse(*style) for style in styles} | {Config.from_args([], sweep=values)}) == 1
+
+
+def test_a_sweeps_values_win_over_flags_and_may_not_say_where_to_run():
+    assert Config.from_args(["--alpha=0.1", "--lr=1"], sweep={"alpha": "3e-1"}).alpha == 0.3
+    for name in ("train_dir", "out_dir", "checkpoint", "wandb", "device", "run_name"):
+        assert name not in Config.sweepable()
+        with pytest.raises(UserError, match=f"a sweep may not set {name}"):
+            Config.from_args([], sweep={name: "x"})
+    with pytest.raises(UserError, match="unknown parameter 'alhpa'; did you mean 'alpha'"):
+        Config.from_args([], sweep={"alhpa": 1})
+    with pytest.raises(UserError, match="--alpha must be at least 0 and below 1, got 7"):
+        Config.from_args([], sweep={"alpha": 7})
+
+
+def test_the_environment_says_where_things_are_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("EMAAE_TRAIN_DIR", "a")
+    monkeypatch.setenv("EMAAE_VAL_DIR", "b")
+    monkeypatch.setenv("EMAAE_RECURSIVE", "True")
+    monkeypatch.setenv("EMAAE_ALPHA", "0.9")
+    config = parse("--val_dir=c")
+    assert (config.train_dir, config.val_dir, config.recursive) == ("a", "c", True)
+    assert config.alpha == 0.25
+
+
+@pytest.mark.parametrize("token", ["{", "[1]", "none.json"])
+def test_arguments_that_are_no_json_object_are_refused(token):
+    with pytest.raises(UserError):
+        parse(token)
+
+
 def test_the_ramp_is_fifteen_epochs_with_early_stopping_and_all_epochs_without():
     assert parse("--epochs", "80").ramp_epochs == 80
     assert parse("--epochs", "80", "--early_stop").ramp_epochs == 15
