@@ -15,23 +15,27 @@ DIVERGED = 3
 
 def main(argv: list[str] | None = None) -> int:
     """One run; returns the exit status."""
-    config = Config.from_args(argv)
+    asked = Config.from_args(argv)
 
     # torch takes seconds to import: a mistake in a flag is answered before that
     import torch
 
-    from emaae import checkpoint, tracking
+    from emaae import checkpoint
     from emaae.data import load_splits
     from emaae.devices import pick_device
     from emaae.evaluation import evaluate
     from emaae.losses import Objective
     from emaae.models import build_model
     from emaae.run_folder import RunFolder
+    from emaae.tracking import run as wandb_run
     from emaae.training import fit
 
-    device = pick_device(config.device)
-    with RunFolder.create(config) as run:
-        run.follow(tracking.start(config, run.path))
+    device = pick_device(asked.device)
+    with RunFolder.create(asked) as run:
+        # A sweep's values arrive with the W&B run, whether or not they stand on the command line.
+        tracker = wandb_run.start(asked, run.path)
+        config = Config.from_args(argv, sweep=tracker.sweep_values)
+        run.follow(tracker, config)
         splits = load_splits(config)
 
         torch.manual_seed(config.seed)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 from emaae.errors import UserError, speaking_plainly
@@ -33,12 +34,57 @@ def demo_data(args: argparse.Namespace) -> None:
         )
 
 
+def promote(args: argparse.Namespace) -> None:
+    """Name the best finished model of a sweep or project `best`."""
+    from emaae.tracking.models import promote
+
+    best = promote(args.ref)
+    print(f"best: run {best.run}, score {best.score:.4f}\nmodel: {best.ref}")
+
+
+def pull(args: argparse.Namespace) -> None:
+    """Get a model's files, checked by their sha256."""
+    from pathlib import Path
+
+    from emaae.tracking.models import pull
+
+    print(f"model: {pull(args.ref, Path(args.out)) / 'best.pth'}")
+
+
+def upload_pending(args: argparse.Namespace) -> None:
+    """Upload to W&B what it lacks of a run, or of all runs below a folder."""
+    from pathlib import Path
+
+    from emaae.tracking.upload import upload_pending
+
+    there, missing = upload_pending(Path(args.folder), args.entity, args.project)
+    for run in there:
+        print(f"{run.folder}: all of it is at {run.path}")
+    if missing:
+        raise UserError("; ".join(missing))
+
+
+def publish(args: argparse.Namespace) -> None:
+    """Put a local sweep on W&B, as if it had run there."""
+    from pathlib import Path
+
+    from emaae.tracking.upload import publish
+
+    sweep = publish(Path(args.folder), args.sweep_file, args.project, args.entity)
+    print(f"sweep: {sweep}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     parser = _Parser(prog="python -m emaae", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    verb = verbs.add_parser("demo-data", help=demo_data.__doc__, description=demo_data.__doc__)
+    def add(run: Callable[[argparse.Namespace], None], name: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=run.__doc__, description=run.__doc__)
+        verb.set_defaults(run=run)
+        return verb
+
+    verb = add(demo_data, "demo-data")
     verb.add_argument("--out", required=True, help="directory for train/, val/ and test/")
     verb.add_argument("--seed", type=int, default=0, help="another seed, other speakers and words")
     verb.add_argument(
@@ -47,7 +93,23 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_argument(
         "--scale", type=float, default=0.3, help="times LibriSpeech's durations (default: 0.3)"
     )
-    verb.set_defaults(run=demo_data)
+
+    where = "a sweep's or run's folder here, or ENTITY/PROJECT[/SWEEP] on W&B"
+    add(promote, "promote").add_argument("ref", metavar="REF", help=where)
+
+    verb = add(pull, "pull")
+    verb.add_argument("ref", metavar="REF", help=f"{where}, or ENTITY/PROJECT/NAME:ALIAS")
+    verb.add_argument("--out", required=True, help="folder for the model's files")
+
+    verb = add(upload_pending, "upload-pending")
+    verb.add_argument("folder", metavar="DIR", help="a run's folder, or one with runs below it")
+    verb.add_argument("--project", help="W&B project (default: where the run was meant to go)")
+    verb.add_argument("--entity", help="W&B user or team (default: where the run was meant to go)")
+
+    verb = add(publish, "publish")
+    verb.add_argument("folder", metavar="DIR", help="the folder of a local sweep")
+    verb.add_argument("--project", required=True, help="W&B project")
+    verb.add_argument("--entity", help="W&B user or team (default: your own)")
 
     args = parser.parse_args(argv)
     args.run(args)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,14 +110,23 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
 def load_model(ref: str | os.PathLike, device: torch.device | str = "cpu") -> CNNAutoEncoder:
     """A trained model in evaluation mode, with its normaliser.
 
-    ref: a `.pth` beside its `model_config.json`, or a run's folder. Raises UserError.
+    ref: a `.pth` beside its `model_config.json`; a run's folder; the folder of a local sweep whose
+    best model was promoted; or `wandb:` and what `python -m emaae pull` takes, such as
+    `wandb:ENTITY/PROJECT/NAME:ALIAS`. Raises UserError.
     """
+    if str(ref).startswith("wandb:"):
+        from emaae.tracking.models import pull
+
+        with tempfile.TemporaryDirectory() as folder:
+            return load_model(pull(str(ref).removeprefix("wandb:"), Path(folder)), device)
     path = Path(ref)
     if os.path.isdir(path):
-        path = path / "best.pth"
+        promoted = path / "best" / "best.pth"
+        path = promoted if promoted.is_file() else path / "best.pth"
     if not os.path.isfile(path):
         raise UserError(
-            f"no model at {ref}: expected a .pth file, or a run's folder with best.pth in it"
+            f"no model at {ref}: expected a .pth file, a run's folder with best.pth in it, a "
+            "sweep's folder after `python -m emaae promote`, or wandb:ENTITY/PROJECT/NAME:ALIAS"
         )
     beside = path.parent / "model_config.json"
     if not os.path.isfile(beside):

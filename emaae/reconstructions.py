@@ -49,8 +49,8 @@ def reconstruct(model: CNNAutoEncoder, split: Split, index: int) -> Reconstructi
     )
 
 
-def save(reconstruction: Reconstruction, stem: Path, title: str) -> None:
-    """Write `stem`.npz (truth, prediction, channels, r, name) and `stem`.png."""
+def save(reconstruction: Reconstruction, stem: Path, title: str) -> Path:
+    """Write `stem`.npz (truth, prediction, channels, r, name) and `stem`.png; returns the png."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     np.savez(
         f"{stem}.npz",
@@ -60,7 +60,9 @@ def save(reconstruction: Reconstruction, stem: Path, title: str) -> None:
         r=reconstruction.r(),
         name=np.array(reconstruction.name),
     )
-    draw(reconstruction, title).savefig(f"{stem}.png", dpi=100)
+    image = stem.with_name(f"{stem.name}.png")
+    draw(reconstruction, title).savefig(image, dpi=100)
+    return image
 
 
 def draw(reconstruction: Reconstruction, title: str):

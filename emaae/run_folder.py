@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from emaae.config import Config, read_json
 from emaae.data import Split
 from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
-from emaae.tracking import Tracker
+from emaae.tracking.run import Tracker
 
 # last.pt is four times as large as the weights (model, best, two moments of Adam), and an epoch may
 # take less time than writing it. So it may be this much older than the last line of the history.
@@ -34,7 +35,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
-        self.tracker = Tracker()
+        self.tracker = Tracker(path)
         self._finished = False
         self._kept_last = -math.inf
 
@@ -71,9 +72,10 @@ class RunFolder:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
             self.finish({}, "preempted" if interrupted else "failed")
 
-    def follow(self, tracker: Tracker) -> None:
-        """Tell a W&B run everything from now on."""
-        self.tracker = tracker
+    def follow(self, tracker: Tracker, config: Config) -> None:
+        """Tell a W&B run everything from now on; the config is final."""
+        self.tracker, self.config = tracker, config
+        tracker.configure(config)
         print(f"W&B {tracker.how}", flush=True)
 
     def describe(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
@@ -115,10 +117,12 @@ class RunFolder:
 
     def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
         """Keep and draw the same few validation utterances under reconstructions/epoch-N."""
+        images = []
         for index in reconstructions.typical(val):
             found = reconstructions.reconstruct(model, val, index)
             stem = self.path / "reconstructions" / f"epoch-{epoch:04d}" / found.name
-            reconstructions.save(found, stem, f"epoch {epoch}")
+            images.append(reconstructions.save(found, stem, f"epoch {epoch}"))
+        self.tracker.show("reconstructions", images)
 
     def finish(self, metrics: Mapping[str, Any], status: str) -> None:
         """Write metrics.json, end the W&B run, print the table.
@@ -128,8 +132,8 @@ class RunFolder:
         self._finished = True
         final = plain(metrics) | {"status": status}
         checkpoint.write_json(self.path / "metrics.json", final)
-        finite = {name: value for name, value in final.items() if value is not None}
-        self.tracker.finish(finite, failed=status in ("failed", "diverged", "preempted"))
+        finite = {name: value for name, value in plain(metrics).items() if value is not None}
+        self.tracker.finish(finite, status)
         if status not in ("failed", "preempted"):
             print(console.table(metrics, status, self.path), flush=True)
 
@@ -143,6 +147,9 @@ def _came_to_nothing(folder: Path) -> bool:
 
 def _name(config: Config) -> str:
     """A name that tells runs apart at a glance, e.g. step-a0.25-i1024-e5d3-s0-20260131-120000."""
+    # An agent's run is found again by what W&B calls it.
+    if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+        return f"{os.environ['WANDB_SWEEP_ID']}-{os.environ['WANDB_RUN_ID']}"
     what = "eval" if config.eval_only else config.penalty_scheduler if config.update else "constant"
     return (
         f"{what}-a{config.alpha:g}-i{config.inner_size}-e{config.n_encoder}d{config.n_decoder}"

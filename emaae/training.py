@@ -23,9 +23,6 @@ from emaae.schedules import AlphaSchedule, lambda_eff
 class Run(Protocol):
     """Who is told what happens during training."""
 
-    def log(self, row: Mapping[str, Any], seconds: float) -> None:
-        """One row of metrics per epoch, and how long training and validation took."""
-
     def keep_best(self, model: CNNAutoEncoder) -> None:
         """The weights have just become the best."""
 
@@ -33,7 +30,10 @@ class Run(Protocol):
         """Everything that is needed to continue after this epoch; `now` when it was the last."""
 
     def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
-        """It is time for reconstructions of a few validation utterances."""
+        """It is time for reconstructions of a few validation utterances; the row follows."""
+
+    def log(self, row: Mapping[str, Any], seconds: float) -> None:
+        """One row of metrics per epoch, and how long training and validation took."""
 
 
 @dataclass
@@ -182,13 +182,11 @@ def fit(model: CNNAutoEncoder, train: Split, val: Split, config: Config, run: Ru
         row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
         row |= {f"train/{name}": value for name, value in measured.items()}
         row |= {f"val/{name}": value for name, value in validated.items()}
-        run.log(row, time.monotonic() - began)
+        seconds = time.monotonic() - began
         if diverged:
+            run.log(row, seconds)
             return Fitted("diverged", selection, state.best)
 
-        news = (
-            f"fvu {validated['fvu']:.4f}, sparsity {validated['sparsity']:.3f}, alpha {alpha:.3f}"
-        )
         if phase.started is not None:
             state.schedule.observe(measured["mse"], measured["sparsity"])
         if phase.ramping(state.epoch):
@@ -197,11 +195,15 @@ def fit(model: CNNAutoEncoder, train: Split, val: Split, config: Config, run: Ru
         if impatient and phase.started is None:
             phase.started, selection.waited, impatient = state.epoch, 0, False
         over = impatient or state.epoch == config.epochs
-        run.keep_last(state.state_dict(), now=over)
         if over or state.epoch == 1 or state.epoch % every == 0:
             run.reconstruct(model, val, state.epoch)
+        run.log(row, seconds)
+        run.keep_last(state.state_dict(), now=over)
         if impatient:
             return Fitted("early_stopped", selection, state.best)
+        news = (
+            f"fvu {validated['fvu']:.4f}, sparsity {validated['sparsity']:.3f}, alpha {alpha:.3f}"
+        )
     return Fitted("finished", selection, state.best)
 
 

@@ -84,7 +84,7 @@ def test_every_module_is_in_the_tree_and_every_file_of_the_tree_exists():
 
 
 def test_every_flag_that_the_readme_names_exists():
-    known = set(Config.__dataclass_fields__) | {"out", "help"}
+    known = set(Config.__dataclass_fields__) | {"out", "help", "project", "entity"}
     for flag in re.findall(r"--([a-z_]+)", README):
         assert flag in known, flag
 

@@ -342,7 +342,7 @@ def test_the_wandb_run_is_offline_without_a_key_and_lies_in_the_run_folder(small
     done = program("train.py", *flags, HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     run = only_run(small)
-    assert "W&B offline; upload later with: wandb sync" in done.stdout
+    assert "W&B offline; upload later with: python -m emaae upload-pending" in done.stdout
     (offline,) = (run / "wandb").glob("offline-run-*")
     (record,) = offline.glob("run-*.wandb")
     content = record.read_bytes()

@@ -1,0 +1,103 @@
+"""Which artifacts does a run's folder become? The same ones at its end and when uploaded later."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emaae.config import read_json
+
+# As their collections are named: PREFIX-<id of the W&B run>.
+MODEL, RECONSTRUCTIONS = "emaae", "reconstructions"
+
+
+def log_artifacts(run: Any, folder: Path, wait_s: float | None) -> None:
+    """Log what the folder holds of model and reconstructions.
+
+    wait_s: seconds to wait for each to be stored; None does not wait, which an offline run cannot.
+    """
+    for artifact, aliases in (
+        (model_artifact(folder, run.id), _model_aliases(folder)),
+        (reconstructions_artifact(folder, run.id), ["latest"]),
+    ):
+        if artifact is not None:
+            logged = run.log_artifact(artifact, aliases=aliases)
+            if wait_s is not None:
+                logged.wait(timeout=int(wait_s))
+
+
+def model_artifact(folder: Path, run_id: str) -> Any | None:
+    """best.pth, model_config.json and metrics.json; None when no epoch was selected.
+
+    The metadata hold what a model is chosen by: score, fvu and sparsity on the validation split,
+    epoch, alpha and its schedule, commit, and the sha256 of best.pth.
+    """
+    import wandb
+
+    metrics = _read(folder / "metrics.json")
+    if "select/epoch" not in metrics or not (folder / "best.pth").is_file():
+        return None
+    config = read_json(folder / "config.json")
+    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    row = next(r for r in map(json.loads, lines) if r["epoch"] == metrics["select/epoch"])
+    knobs = ("alpha", "alpha_max", "alpha_epochs", "sparse_loss", "seed", "inner_size", "n_encoder")
+    metadata = {
+        "score": metrics["select/score"],
+        "epoch": metrics["select/epoch"],
+        "status": metrics["status"],
+        "schedule": config["penalty_scheduler"] if config["update"] else "constant",
+        "commit": config["git_commit"],
+        "sha256": sha256(folder / "best.pth"),
+        **{name: row[f"val/{name}"] for name in ("fvu", "sparsity", "r_articulators", "dead")},
+        **{name: config[name] for name in (*knobs, "n_decoder", "norm", "keep_loudness")},
+    }
+    artifact = wandb.Artifact(f"{MODEL}-{run_id}", type="model", metadata=metadata)
+    for name in ("best.pth", "model_config.json", "metrics.json"):
+        _add(artifact, folder / name, name)
+    return artifact
+
+
+def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
+    """A table per drawn epoch (utterance, channel, r, truth, prediction), the images and the npz.
+
+    None when nothing was drawn.
+    """
+    import wandb
+
+    epochs = sorted((folder / "reconstructions").glob("epoch-*"))
+    if not epochs:
+        return None
+    artifact = wandb.Artifact(f"{RECONSTRUCTIONS}-{run_id}", type="reconstruction")
+    for epoch in epochs:
+        table = wandb.Table(columns=["utterance", "channel", "r", "truth", "prediction"])
+        for path in sorted(epoch.rglob("*.npz")):
+            with np.load(path, allow_pickle=False) as kept:
+                truth, prediction = kept["truth"].T, kept["prediction"].T
+                for i, (channel, r) in enumerate(zip(kept["channels"], kept["r"])):
+                    r = None if np.isnan(r) else float(r)
+                    series = (truth[i].round(4).tolist(), prediction[i].round(4).tolist())
+                    table.add_data(str(kept["name"]), str(channel), r, *series)
+        artifact.add(table, f"{epoch.name}/table")
+        for path in sorted(p for p in epoch.rglob("*") if p.suffix in (".npz", ".png")):
+            _add(artifact, path, path.relative_to(folder / "reconstructions").as_posix())
+    return artifact
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _model_aliases(folder: Path) -> list[str]:
+    return ["latest", "best", f"epoch-{_read(folder / 'metrics.json').get('select/epoch')}"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _add(artifact: Any, path: Path, name: str) -> None:
+    # Without these W&B copies every file into its cache and its staging area first.
+    artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)

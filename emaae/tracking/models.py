@@ -1,0 +1,216 @@
+"""Which model of a sweep or project is best, and how does it get to where it is used?
+
+A sweep is a path on W&B, ENTITY/PROJECT[/SWEEP], or the folder of a local one. On W&B the best
+model stands in one collection per sweep or project under the alias `best`; locally it is copied to
+DIR/best. Either way it is chosen by the score in its own metadata, never by who came last.
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emaae.checkpoint import write_json
+from emaae.config import read_json
+from emaae.errors import UserError
+from emaae.tracking.artifacts import MODEL, sha256
+
+FILES = ("best.pth", "model_config.json", "metrics.json")
+GOOD = ("finished", "early_stopped")
+PROMOTED = "promoted.json"
+
+
+@dataclass(frozen=True)
+class Best:
+    """A model that was chosen: where it is, which run made it, its score on validation."""
+
+    ref: str
+    run: str
+    score: float
+
+
+def promote(ref: str) -> Best:
+    """Give the model with the lowest score the name `best`; again gives the same. UserError."""
+    return _promote_local(Path(ref)) if os.path.isdir(ref) else _promote_on_wandb(ref)
+
+
+def pull(ref: str, out: Path) -> Path:
+    """Put a model's files into the folder `out`, checked by their sha256; returns `out`.
+
+    ref: a local sweep or run folder, or on W&B ENTITY/PROJECT, ENTITY/PROJECT/SWEEP,
+    ENTITY/PROJECT/RUN or ENTITY/PROJECT/NAME:ALIAS. Raises UserError.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        if os.path.isdir(ref):
+            source, expected = _local_model(Path(ref))
+        else:
+            source, expected = _download(ref, Path(scratch))
+        found = sha256(source / "best.pth")
+        if found != expected:
+            raise UserError(
+                f"{ref}: best.pth has sha256 {found[:12]}..., its metadata say {expected[:12]}...: "
+                "the file was changed or cut short; pull again, or promote again"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copyfile(source / name, out / name)
+    return out
+
+
+# ---- a local sweep
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folders of runs in a sweep's folder, or in an --out_dir."""
+    inside = folder / "runs" if (folder / "runs").is_dir() else folder
+    return sorted(path for path in inside.iterdir() if (path / "config.json").is_file())
+
+
+def _best_run(folder: Path) -> tuple[Path, float]:
+    scores = {}
+    for run in run_folders(folder):
+        metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+        score = metrics.get("select/score")
+        if metrics.get("status") in GOOD and score is not None:
+            scores[run] = score
+    if not scores:
+        raise UserError(
+            f"{folder} holds no finished run with a score: expected the folder of a sweep, or an "
+            "--out_dir, with at least one run that ended well"
+        )
+    best = min(scores, key=lambda run: (scores[run], run.name))
+    return best, scores[best]
+
+
+def _promote_local(folder: Path) -> Best:
+    run, score = _best_run(folder)
+    chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
+    best = folder / "best"
+    if not (best / PROMOTED).is_file() or read_json(best / PROMOTED) != chosen:
+        beside = Path(tempfile.mkdtemp(prefix=".best-", dir=folder))
+        for name in FILES:
+            shutil.copyfile(run / name, beside / name)
+        write_json(beside / PROMOTED, chosen)
+        # Renamed into place, so that nobody loads half of it; two who promote put down the same.
+        old = Path(tempfile.mkdtemp(prefix=".old-", dir=folder)) / "best"
+        if best.exists():
+            os.replace(best, old)
+        os.replace(beside, best)
+        shutil.rmtree(old.parent)
+    return Best(str(best), run.name, score)
+
+
+def _local_model(folder: Path) -> tuple[Path, str]:
+    if (folder / "best" / PROMOTED).is_file():
+        return folder / "best", read_json(folder / "best" / PROMOTED)["sha256"]
+    run = folder if (folder / "best.pth").is_file() else _best_run(folder)[0]
+    return run, sha256(run / "best.pth")
+
+
+# ---- on W&B
+
+
+def _promote_on_wandb(path: str) -> Best:
+    import wandb
+
+    entity, project, sweep = _split(path)
+    api = wandb.Api()
+    collection = f"{MODEL}-{sweep or project}"
+    target = f"{entity}/{project}/{collection}:best"
+    # Somebody may promote an older view at the same moment: look again until it is the best.
+    for _ in range(5):
+        source, run_id, score = _best_on_wandb(api, entity, project, sweep)
+        now = _existing(api, target)
+        if now is not None and now.metadata.get("sha256") == source.metadata["sha256"]:
+            return Best(target, now.metadata.get("run", run_id), score)
+        with tempfile.TemporaryDirectory() as scratch:
+            files = Path(source.download(root=scratch))
+            promoted = wandb.Artifact(
+                collection, type="model", metadata=dict(source.metadata) | {"run": run_id}
+            )
+            for name in FILES:
+                promoted.add_file(str(files / name), name=name, skip_cache=True)
+            settings = wandb.Settings(silent=True, console="off")
+            with wandb.init(
+                entity=entity, project=project, job_type="promote", dir=scratch, settings=settings
+            ) as run:
+                run.use_artifact(source)
+                run.log_artifact(promoted, aliases=["best", "latest"]).wait(timeout=300)
+        api = wandb.Api()  # the old one remembers what it has seen
+    raise UserError(
+        f"{path}: other promotions keep changing {target}; try again when they are done"
+    )
+
+
+def _best_on_wandb(
+    api: Any, entity: str, project: str, sweep: str | None
+) -> tuple[Any, str, float]:
+    import wandb
+
+    where = f"{entity}/{project}" + (f"/{sweep}" if sweep else "")
+    try:
+        runs = list(
+            api.sweep(where).runs if sweep else api.runs(where, filters={"jobType": "train"})
+        )
+    except (wandb.Error, ValueError) as error:
+        raise UserError(f"{where} is not on W&B ({_line(error)}): check the path") from None
+    candidates = []
+    for run in runs:
+        artifact = _existing(api, f"{entity}/{project}/{MODEL}-{run.id}:latest")
+        if artifact is not None and artifact.metadata.get("status") in GOOD:
+            candidates.append((artifact.metadata["score"], run.id, artifact))
+    if not candidates:
+        raise UserError(
+            f"{where} has no finished run with a model: expected at least one of {len(runs)} runs "
+            f"to have logged the artifact {MODEL}-RUN"
+        )
+    score, run_id, artifact = min(candidates, key=lambda c: c[:2])
+    return artifact, run_id, score
+
+
+def _download(ref: str, scratch: Path) -> tuple[Path, str]:
+    import wandb
+
+    if ":" in ref:
+        name = ref
+    else:
+        entity, project, last = _split(ref)
+        # A last word names a sweep that was promoted, or a run.
+        name = f"{entity}/{project}/{MODEL}-{last or project}:best"
+    artifact = _existing(wandb.Api(), name)
+    if artifact is None:
+        raise UserError(
+            f"{ref} names no model on W&B (looked for {name}): for a sweep or a project run "
+            "`python -m emaae promote` first"
+        )
+    source = Path(artifact.download(root=str(scratch)))
+    missing = [file for file in FILES if not (source / file).is_file()]
+    if missing or "sha256" not in artifact.metadata:
+        lacks = ", ".join(missing) or "its sha256"
+        raise UserError(f"{name} is not a model that a run logged: it lacks {lacks}")
+    return source, artifact.metadata["sha256"]
+
+
+def _existing(api: Any, name: str) -> Any | None:
+    import wandb
+
+    try:
+        return api.artifact(name)
+    except (wandb.Error, ValueError):
+        return None
+
+
+def _split(path: str) -> tuple[str, str, str | None]:
+    parts = path.strip("/").split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise UserError(
+            f"{path!r} is neither a folder here nor a path on W&B: expected ENTITY/PROJECT or "
+            "ENTITY/PROJECT/SWEEP"
+        )
+    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

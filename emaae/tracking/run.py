@@ -1,0 +1,219 @@
+"""How is a run followed on W&B while it goes on?"""
+
+import json
+import netrc
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from emaae.checkpoint import write_json
+from emaae.config import Config
+from emaae.errors import UserError
+from emaae.metrics import DENSITY_EDGES
+
+# wandb's own 90 s are long for someone who waits; what is logged offline is not lost.
+INIT_TIMEOUT_S = 20
+# How long the end of a run waits for uploads; what is missing then is kept and uploaded later.
+FINISH_TIMEOUT_S = 300
+UPLOAD_TIMEOUT_S = 120
+# In a run's folder: which W&B run it is, and what of it W&B does not have yet.
+RECORD = "wandb.json"
+
+
+class Tracker:
+    """A W&B run, or nothing at all with --wandb disabled."""
+
+    def __init__(self, folder: Path, run: Any = None, mode: str = "disabled"):
+        self.folder, self.mode, self._run = folder, mode, run
+        self._media: dict[str, Any] = {}
+        # Values that a sweep gives this run; they are locked there.
+        self.sweep_values = dict(run.config) if run is not None else {}
+
+    @property
+    def how(self) -> str:
+        """Where the W&B run is, for a person."""
+        if self.mode == "online":
+            return f"online at {self._run.url}"
+        if self.mode == "offline":
+            return f"offline; upload later with: python -m emaae upload-pending {self.folder}"
+        return "disabled"
+
+    def configure(self, config: Config) -> None:
+        """Tell W&B the settings, once they are final, and how to find the run by them."""
+        if self._run is None:
+            return
+        schedule = config.penalty_scheduler if config.update else "constant"
+        self._run.name = (
+            f"{schedule} a{config.alpha:g}"
+            + (f"-{config.alpha_max:g}" if config.update else "")
+            + f" i{config.inner_size} e{config.n_encoder}d{config.n_decoder} s{config.seed}"
+        )
+        self._run.tags = (schedule, config.sparse_loss, *(("demo",) if config.demo else ()))
+        self.update_config(config.asdict() | {"schedule": schedule, "run_folder": str(self.folder)})
+        self._record(pending=[] if self.mode == "online" else ["run"])
+
+    def update_config(self, values: Mapping[str, Any]) -> None:
+        """Add what was found out after the start, such as the data's fingerprint."""
+        if self._run is not None:
+            own = {k: v for k, v in values.items() if k not in self.sweep_values}
+            self._run.config.update(own)
+
+    def show(self, name: str, images: list[Path]) -> None:
+        """Images that go with the next row."""
+        if self._run is not None:
+            import wandb
+
+            self._media[name] = [wandb.Image(str(path), caption=path.stem) for path in images]
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """One row; it holds `epoch`, which is the axis of every chart."""
+        if self._run is not None:
+            row = {name: _for_wandb(name, value) for name, value in row.items()}
+            self._run.log(row | self._media)
+            self._media = {}
+
+    def finish(self, metrics: Mapping[str, Any], status: str) -> None:
+        """Log the final metrics, `select/score` among them, store the artifacts, end the run.
+
+        No failure of W&B ends a run of ours: what could not be uploaded is kept in wandb.json, and
+        `python -m emaae upload-pending` finishes it.
+        """
+        if self._run is None:
+            return
+        from emaae.tracking.artifacts import log_artifacts
+
+        pending = [] if self.mode == "online" else ["run"]
+        self._run.log({name: _for_wandb(name, value) for name, value in metrics.items()})
+        self._run.summary["status"] = status
+        try:
+            wait_s = UPLOAD_TIMEOUT_S if self.mode == "online" else None
+            log_artifacts(self._run, self.folder, wait_s)
+        except Exception as error:  # whatever the network does
+            pending.append("artifacts")
+            self._say_pending("artifacts", error)
+        try:
+            self._run.finish(exit_code=0 if status in ("finished", "early_stopped") else 1)
+        except Exception as error:
+            pending.append("run")
+            self._say_pending("history", error)
+        self._record(pending)
+
+    def _say_pending(self, what: str, error: Exception) -> None:
+        print(
+            f"W&B did not take the {what} ({_line(error)}); nothing is lost, finish with: "
+            f"python -m emaae upload-pending {self.folder}",
+            flush=True,
+        )
+
+    def _record(self, pending: list[str]) -> None:
+        settings = self._run.settings
+        write_json(
+            self.folder / RECORD,
+            {
+                "id": self._run.id,
+                "entity": self._run.entity or None,
+                "project": self._run.project,
+                "sweep": os.environ.get("WANDB_SWEEP_ID"),
+                "mode": self.mode,
+                "files": os.path.relpath(settings.sync_dir, self.folder),
+                "pending": sorted(set(pending)),
+            },
+        )
+
+
+def start(config: Config, folder: Path) -> Tracker:
+    """Begin a W&B run whose files lie in `folder`/wandb.
+
+    --wandb auto is online when a key is configured (WANDB_API_KEY or a netrc file) and offline
+    otherwise; WANDB_MODE, when set, decides instead. An online start that fails goes on offline,
+    unless it was asked for by name. Raises UserError.
+    """
+    mode = config.wandb
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if _key_configured() else "offline")
+        mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    if mode == "disabled":
+        return Tracker(folder)
+    if mode not in ("online", "offline"):
+        raise UserError(f"WANDB_MODE must be online, offline or disabled, got {mode!r}")
+    ours = {
+        # Read while wandb is imported: set later, an "offline" client still asks the network twice.
+        "WANDB_MODE": mode,
+        # Artifacts of an offline run are remembered by absolute path: keep them with the run.
+        "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "data"),
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    import wandb
+
+    def init(mode: str) -> Any:
+        run = wandb.init(
+            project=config.wandb_project,
+            entity=config.wandb_entity,
+            dir=str(folder),
+            mode=mode,
+            group=os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID"),
+            job_type="eval" if config.eval_only else "train",
+            settings=wandb.Settings(
+                silent=True,
+                init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
+                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
+                finish_timeout_raises=True,
+            ),
+        )
+        run.define_metric("*", step_metric="epoch")
+        return run
+
+    try:
+        if mode == "online":
+            try:
+                return Tracker(folder, init("online"), "online")
+            except (wandb.Error, OSError) as error:
+                if config.wandb == "online":
+                    raise
+                print(f"W&B cannot be reached ({_line(error)}); going on offline", flush=True)
+                os.environ["WANDB_MODE"] = "offline"
+        return Tracker(folder, init("offline"), "offline")
+    except (wandb.Error, ValueError) as error:
+        raise UserError(
+            f"W&B refuses the run ({_line(error)}): log in with `wandb login`, mend "
+            "--wandb_project or --wandb_entity, or use --wandb offline or disabled"
+        ) from None
+    finally:
+        # What was decided for this run is not for the next one in this process.
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What wandb.json of a run's folder says; None for a run that W&B never knew."""
+    path = folder / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _for_wandb(name: str, value: Any) -> Any:
+    if name.endswith("density_log10"):
+        import wandb
+
+        return wandb.Histogram(np_histogram=(value, DENSITY_EDGES))
+    return value
+
+
+def _key_configured() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,144 @@
+"""How does W&B get what it does not have yet? Offline runs, lost uploads, a local sweep."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emaae.checkpoint import write_json
+from emaae.errors import UserError
+from emaae.progress import progress
+from emaae.tracking.artifacts import log_artifacts, model_artifact
+from emaae.tracking.models import _existing, _line, run_folders
+from emaae.tracking.run import RECORD, UPLOAD_TIMEOUT_S, read_record
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """A run that is on W&B as a whole: its folder and its path there."""
+
+    folder: Path
+    path: str
+
+
+def upload_pending(
+    folder: Path, entity: str | None = None, project: str | None = None
+) -> tuple[list[Uploaded], list[str]]:
+    """Upload what W&B lacks of the run in `folder`, or of all runs below it.
+
+    entity, project: where to, if not where the run was meant to go. What has arrived is asked of
+    W&B before it counts. Returns what is there as a whole, and one line for each run that is not.
+    """
+    folders = [folder] if (folder / RECORD).is_file() else run_folders(folder)
+    folders = [run for run in folders if read_record(run) is not None]
+    if not folders:
+        raise UserError(f"{folder} holds no run that W&B was told of: expected {RECORD} in a run")
+    there, missing = [], []
+    for run in progress(folders, "uploading", unit="runs"):
+        try:
+            there.append(Uploaded(run, _upload(run, entity, project)))
+        except _NotThere as error:
+            missing.append(f"{run}: {error}")
+    return there, missing
+
+
+class _NotThere(Exception):
+    """Something of a run did not arrive."""
+
+
+def _upload(folder: Path, entity: str | None, project: str | None) -> str:
+    import wandb
+
+    record = read_record(folder)
+    elsewhere = (entity or record["entity"], project or record["project"]) != (
+        record["entity"],
+        record["project"],
+    )
+    if "run" in record["pending"] or elsewhere:
+        _wandb("sync", *_to(entity, project), "--id", record["id"], str(folder / record["files"]))
+        record |= {"entity": entity or record["entity"], "project": project or record["project"]}
+    api = wandb.Api()
+    entity = record["entity"] or api.default_entity
+    path = f"{entity}/{record['project']}/{record['id']}"
+    try:
+        api.run(path)
+    except (wandb.Error, ValueError) as error:
+        raise _NotThere(f"its history did not arrive ({_line(error)})") from None
+    if not _has_model(folder, entity, record):
+        # `wandb sync` calls a run synced even when an artifact of it failed.
+        try:
+            with wandb.init(
+                id=record["id"],
+                entity=entity,
+                project=record["project"],
+                resume="must",
+                dir=str(folder),
+                settings=wandb.Settings(silent=True, console="off"),
+            ) as run:
+                log_artifacts(run, folder, UPLOAD_TIMEOUT_S)
+        except (wandb.Error, OSError, ValueError) as error:
+            raise _NotThere(f"its artifacts did not arrive ({_line(error)})") from None
+        if not _has_model(folder, entity, record):
+            raise _NotThere("its model did not arrive")
+    write_json(folder / RECORD, record | {"entity": entity, "pending": []})
+    return path
+
+
+def _has_model(folder: Path, entity: str, record: dict[str, Any]) -> bool:
+    import wandb
+
+    mine = model_artifact(folder, record["id"])
+    if mine is None:
+        return True
+    there = _existing(wandb.Api(), f"{entity}/{record['project']}/{mine.name}:latest")
+    return there is not None and there.metadata.get("sha256") == mine.metadata["sha256"]
+
+
+def publish(folder: Path, sweep_file: Path, project: str, entity: str | None = None) -> str:
+    """Put a local sweep on W&B: its runs first, then a sweep that holds them; returns its path.
+
+    Raises UserError when a run or its model did not arrive.
+    """
+    there, missing = upload_pending(folder, entity, project)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(there) + len(missing)} runs are not on W&B "
+            f"({missing[0]}): publish again when it can be reached"
+        )
+    return _create_sweep(sweep_file, there, project)
+
+
+def _create_sweep(sweep_file: Path, runs: Iterable[Uploaded], project: str) -> str:
+    import wandb
+
+    ids = [run.path.rsplit("/", 1)[1] for run in runs]
+    entity = next(iter(runs)).path.split("/", 1)[0]
+    prior = [word for run_id in ids for word in ("--prior_run", run_id)]
+    said = _wandb("sweep", *_to(entity, project), *prior, str(sweep_file))
+    found = re.search(r"wandb agent (\S+)", said) or re.search(r"with ID: (\S+)", said)
+    if not found:
+        raise UserError(f"wandb sweep did not say which sweep it made: {said.strip()[-300:]}")
+    path = found[1] if "/" in found[1] else f"{entity}/{project}/{found[1]}"
+    inside = {run.id for run in wandb.Api().sweep(path).runs}
+    if not set(ids) <= inside:
+        raise UserError(f"{path} holds {len(inside)} runs, expected {len(ids)}: look at it on W&B")
+    return path
+
+
+def _to(entity: str | None, project: str | None) -> list[str]:
+    return [*(("--entity", entity) if entity else ()), *(("--project", project) if project else ())]
+
+
+def _wandb(*arguments: str) -> str:
+    """Run W&B's own command line, which has no equivalent in its library; returns what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", *arguments], capture_output=True, text=True
+    )
+    said = done.stdout + done.stderr
+    if done.returncode:
+        last = (said.strip().splitlines() or ["nothing said"])[-1]
+        raise _NotThere(f"wandb {arguments[0]} failed: {last}")
+    return said

@@ -1,0 +1,121 @@
+"""Promote and pull from the folder of a local sweep: the lowest score, whole files, checked."""
+
+import json
+import os
+
+import pytest
+import torch
+
+import emaae
+from emaae import checkpoint
+from emaae.__main__ import main
+from emaae.errors import UserError
+from emaae.models import CNNAutoEncoder
+from emaae.tracking.models import promote, pull
+
+
+def write_run(sweep, name, score, status="finished"):
+    """A run's folder as train.py leaves it, with a model that is its own."""
+    run = sweep / "runs" / name
+    run.mkdir(parents=True)
+    torch.manual_seed(int(name))
+    model = CNNAutoEncoder(13, 8, 2, 2)
+    checkpoint.save(run / "best.pth", model.state_dict())
+    checkpoint.write_json(run / "model_config.json", model.architecture())
+    checkpoint.write_json(run / "config.json", {})
+    checkpoint.write_json(run / "metrics.json", {"status": status, "select/score": score})
+    return model
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Three good runs and three that cannot be chosen; the best is 0001."""
+    models = {
+        name: write_run(tmp_path, name, score, status)
+        for name, score, status in [
+            ("0000", 0.5, "finished"),
+            ("0001", 0.2, "early_stopped"),
+            ("0002", 0.3, "finished"),
+            ("0003", 0.1, "diverged"),
+            ("0004", None, "finished"),
+            ("0005", 0.01, "preempted"),
+        ]
+    }
+    (tmp_path / "runs" / "0006").mkdir()
+    return tmp_path, models
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+def test_the_lowest_score_of_the_runs_that_ended_well_is_promoted(sweep):
+    folder, models = sweep
+    best = promote(str(folder))
+    assert (best.run, best.score) == ("0001", 0.2)
+    assert same(emaae.load_model(folder), models["0001"])
+    assert same(emaae.load_model(best.ref), models["0001"])
+
+
+def test_promoting_again_changes_nothing_and_a_better_run_takes_over(sweep):
+    folder, _ = sweep
+    promote(str(folder))
+    before = os.stat(folder / "best" / "best.pth").st_ino
+    promote(str(folder))
+    assert os.stat(folder / "best" / "best.pth").st_ino == before
+    better = write_run(folder, "0007", 0.05)
+    assert promote(str(folder)).run == "0007"
+    assert same(emaae.load_model(folder), better)
+    assert sorted(p.name for p in folder.iterdir()) == ["best", "runs"]
+
+
+def test_pull_copies_the_promoted_model_and_what_goes_with_it(sweep, tmp_path):
+    folder, models = sweep
+    promote(str(folder))
+    pull(str(folder), tmp_path / "mine")
+    assert sorted(os.listdir(tmp_path / "mine")) == [
+        "best.pth",
+        "metrics.json",
+        "model_config.json",
+    ]
+    assert same(emaae.load_model(tmp_path / "mine"), models["0001"])
+
+
+def test_pull_takes_a_run_or_the_best_run_when_nothing_was_promoted(sweep, tmp_path):
+    folder, models = sweep
+    pull(str(folder), tmp_path / "best-of-sweep")
+    pull(str(folder / "runs" / "0002"), tmp_path / "of-run")
+    assert same(emaae.load_model(tmp_path / "best-of-sweep"), models["0001"])
+    assert same(emaae.load_model(tmp_path / "of-run"), models["0002"])
+
+
+def test_a_model_that_was_changed_after_it_was_promoted_is_refused(sweep, tmp_path):
+    folder, _ = sweep
+    promote(str(folder))
+    with open(folder / "best" / "best.pth", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError, match="best.pth has sha256 .* the file was changed"):
+        pull(str(folder), tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_sweep_without_a_good_run_says_so(tmp_path):
+    write_run(tmp_path, "0000", 0.1, "failed")
+    with pytest.raises(UserError, match="holds no finished run with a score"):
+        promote(str(tmp_path))
+
+
+@pytest.mark.parametrize("ref", ["nowhere", "a/b/c/d", "a//b"])
+def test_what_is_neither_a_folder_nor_a_path_is_refused(ref):
+    with pytest.raises(UserError, match="neither a folder here nor a path on W&B"):
+        promote(ref)
+
+
+def test_the_verbs_print_where_the_model_is(sweep, tmp_path, capsys):
+    folder, _ = sweep
+    assert main(["promote", str(folder)]) == 0
+    assert main(["pull", str(folder), "--out", str(tmp_path / "mine")]) == 0
+    out = capsys.readouterr().out
+    assert "best: run 0001, score 0.2000" in out
+    assert f"model: {tmp_path / 'mine' / 'best.pth'}" in out
+    assert json.loads((folder / "best" / "promoted.json").read_text())["score"] == 0.2
