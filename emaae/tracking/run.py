@@ -1,9 +1,10 @@
 """How is a run followed on W&B while it goes on?"""
 
+import contextlib
 import json
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -89,7 +90,8 @@ class Tracker:
         self._run.summary["status"] = status
         try:
             wait_s = UPLOAD_TIMEOUT_S if self.mode == "online" else None
-            log_artifacts(self._run, self.folder, wait_s)
+            with _variables(self.folder, self.mode):
+                log_artifacts(self._run, self.folder, wait_s)
         except Exception as error:  # whatever the network does
             pending.append("artifacts")
             self._say_pending("artifacts", error)
@@ -138,51 +140,61 @@ def start(config: Config, folder: Path) -> Tracker:
         return Tracker(folder)
     if mode not in ("online", "offline"):
         raise UserError(f"WANDB_MODE must be online, offline or disabled, got {mode!r}")
+    with _variables(folder, mode):
+        import wandb
+
+        try:
+            if mode == "online":
+                try:
+                    return Tracker(folder, _init(config, folder, "online"), "online")
+                except (wandb.Error, OSError) as error:
+                    if config.wandb == "online":
+                        raise
+                    print(f"W&B cannot be reached ({_line(error)}); going on offline", flush=True)
+                    os.environ["WANDB_MODE"] = "offline"
+            return Tracker(folder, _init(config, folder, "offline"), "offline")
+        except (wandb.Error, ValueError) as error:
+            raise UserError(
+                f"W&B refuses the run ({_line(error)}): log in with `wandb login`, mend "
+                "--wandb_project or --wandb_entity, or use --wandb offline or disabled"
+            ) from None
+
+
+def _init(config: Config, folder: Path, mode: str) -> Any:
+    import wandb
+
+    run = wandb.init(
+        project=config.wandb_project,
+        entity=config.wandb_entity,
+        dir=str(folder),
+        mode=mode,
+        group=os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID"),
+        job_type="eval" if config.eval_only else "train",
+        settings=wandb.Settings(
+            silent=True,
+            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
+            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
+            finish_timeout_raises=True,
+        ),
+    )
+    run.define_metric("*", step_metric="epoch")
+    return run
+
+
+@contextlib.contextmanager
+def _variables(folder: Path, mode: str) -> Iterator[None]:
+    """What wandb takes from the environment alone, for one run and not for the next one."""
     ours = {
-        # Read while wandb is imported: set later, an "offline" client still asks the network twice.
+        # Read when wandb is imported: said later, an "offline" client asks the network twice.
         "WANDB_MODE": mode,
         # Artifacts of an offline run are remembered by absolute path: keep them with the run.
         "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "data"),
     }
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
-    import wandb
-
-    def init(mode: str) -> Any:
-        run = wandb.init(
-            project=config.wandb_project,
-            entity=config.wandb_entity,
-            dir=str(folder),
-            mode=mode,
-            group=os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID"),
-            job_type="eval" if config.eval_only else "train",
-            settings=wandb.Settings(
-                silent=True,
-                init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
-                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
-                finish_timeout_raises=True,
-            ),
-        )
-        run.define_metric("*", step_metric="epoch")
-        return run
-
     try:
-        if mode == "online":
-            try:
-                return Tracker(folder, init("online"), "online")
-            except (wandb.Error, OSError) as error:
-                if config.wandb == "online":
-                    raise
-                print(f"W&B cannot be reached ({_line(error)}); going on offline", flush=True)
-                os.environ["WANDB_MODE"] = "offline"
-        return Tracker(folder, init("offline"), "offline")
-    except (wandb.Error, ValueError) as error:
-        raise UserError(
-            f"W&B refuses the run ({_line(error)}): log in with `wandb login`, mend "
-            "--wandb_project or --wandb_entity, or use --wandb offline or disabled"
-        ) from None
+        yield
     finally:
-        # What was decided for this run is not for the next one in this process.
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
