@@ -85,29 +85,29 @@ class Tracker:
             return
         from emaae.tracking.artifacts import log_artifacts
 
-        pending = [] if self.mode == "online" else ["run"]
+        missing: dict[str, Exception] = {}
+        online = self.mode == "online"
         self._run.log({name: _for_wandb(name, value) for name, value in metrics.items()})
         self._run.summary["status"] = status
         try:
-            wait_s = UPLOAD_TIMEOUT_S if self.mode == "online" else None
             with _variables(self.folder, self.mode):
-                log_artifacts(self._run, self.folder, wait_s)
+                log_artifacts(self._run, self.folder, UPLOAD_TIMEOUT_S if online else None)
         except Exception as error:  # whatever the network does
-            pending.append("artifacts")
-            self._say_pending("artifacts", error)
+            missing["artifacts"] = error
         try:
             self._run.finish(exit_code=0 if status in ("finished", "early_stopped") else 1)
+            if online:
+                check_history(self.folder, f"{self._run.entity}/{self._run.project}/{self._run.id}")
         except Exception as error:
-            pending.append("run")
-            self._say_pending("history", error)
-        self._record(pending)
-
-    def _say_pending(self, what: str, error: Exception) -> None:
-        print(
-            f"W&B did not take the {what} ({_line(error)}); nothing is lost, finish with: "
-            f"python -m emaae upload-pending {self.folder}",
-            flush=True,
-        )
+            missing["run"] = error
+        self._record(list(missing) if online else ["run"])
+        if missing:
+            reasons = "; ".join(dict.fromkeys(map(_line, missing.values())))
+            print(
+                f"W&B lacks the {' and the '.join(missing)} ({reasons}); nothing is lost, finish "
+                f"with: python -m emaae upload-pending {self.folder}",
+                flush=True,
+            )
 
     def _record(self, pending: list[str]) -> None:
         settings = self._run.settings
@@ -177,7 +177,8 @@ def _init(config: Config, folder: Path, mode: str) -> Any:
             finish_timeout_raises=True,
         ),
     )
-    run.define_metric("*", step_metric="epoch")
+    # Not filled in by itself: the final row belongs to no epoch.
+    run.define_metric("*", step_metric="epoch", step_sync=False)
     return run
 
 
@@ -200,6 +201,21 @@ def _variables(folder: Path, mode: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def check_history(folder: Path, path: str) -> None:
+    """Ask W&B whether it has every row of a run; raises an error when it has not.
+
+    A run whose server went away ends without complaint.
+    """
+    import wandb
+
+    history = folder / "history.jsonl"
+    rows = len(history.read_text(encoding="utf-8").splitlines()) if history.is_file() else 0
+    # Steps count from 0, and the final metrics are a row of their own.
+    there = wandb.Api(timeout=INIT_TIMEOUT_S).run(path).lastHistoryStep
+    if there < rows:
+        raise wandb.Error(f"{max(0, there + 1)} of {rows + 1} rows arrived")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

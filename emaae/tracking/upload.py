@@ -13,7 +13,7 @@ from emaae.errors import UserError
 from emaae.progress import progress
 from emaae.tracking.artifacts import log_artifacts, model_artifact
 from emaae.tracking.models import _existing, _line, run_folders
-from emaae.tracking.run import RECORD, UPLOAD_TIMEOUT_S, read_record
+from emaae.tracking.run import RECORD, UPLOAD_TIMEOUT_S, check_history, read_record
 
 
 @dataclass(frozen=True)
@@ -58,27 +58,31 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
         record["project"],
     )
     if "run" in record["pending"] or elsewhere:
-        _wandb("sync", *_to(entity, project), "--id", record["id"], str(folder / record["files"]))
+        again = ("--yes", "--include-online", "--include-synced")
+        _wandb("sync", *again, *_to(entity, project), str(folder / record["files"]))
         record |= {"entity": entity or record["entity"], "project": project or record["project"]}
     api = wandb.Api()
     entity = record["entity"] or api.default_entity
     path = f"{entity}/{record['project']}/{record['id']}"
     try:
-        api.run(path)
+        check_history(folder, path)
     except (wandb.Error, ValueError) as error:
         raise _NotThere(f"its history did not arrive ({_line(error)})") from None
     if not _has_model(folder, entity, record):
         # `wandb sync` calls a run synced even when an artifact of it failed.
         try:
-            with wandb.init(
+            run = wandb.init(
                 id=record["id"],
                 entity=entity,
                 project=record["project"],
-                resume="must",
+                resume="allow",
                 dir=str(folder),
                 settings=wandb.Settings(silent=True, console="off"),
-            ) as run:
+            )
+            try:
                 log_artifacts(run, folder, UPLOAD_TIMEOUT_S)
+            finally:
+                run.finish()
         except (wandb.Error, OSError, ValueError) as error:
             raise _NotThere(f"its artifacts did not arrive ({_line(error)})") from None
         if not _has_model(folder, entity, record):

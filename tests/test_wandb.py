@@ -1,0 +1,236 @@
+"""Weights & Biases, the real client against a server on this machine: sweeps, artifacts, models."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, program
+from wandb_backend import Backend
+
+import emaae
+from emaae.data.features import ARTICULATORS
+
+TINY = ["--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--epochs=3", "--batch_sz=4"]
+GRID = {
+    "program": "train.py",
+    "method": "grid",
+    "metric": {"name": "select/score", "goal": "minimize"},
+    "parameters": {
+        "alpha": {"values": [0.05, 0.3]},
+        "seed": {"values": [0, 1, 2]},
+        "inner_size": {"value": 16},
+        "n_encoder": {"value": 2},
+        "n_decoder": {"value": 2},
+        "epochs": {"value": 3},
+    },
+}
+
+
+def variables(backend, home, trees, **more) -> dict[str, str]:
+    """The environment of a user whose wandb talks to `backend`."""
+    folders = {f"EMAAE_{split.upper()}_DIR": str(path) for split, path in trees.items()}
+    return backend.environment(home) | folders | {"OMP_NUM_THREADS": "1"} | more
+
+
+def wandb(*arguments: str, env: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | env,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def swept(trees, tmp_path_factory):
+    """A 6-point grid that two concurrent agents have finished: backend, environment, sweep path."""
+    home = tmp_path_factory.mktemp("home")
+    file = home / "grid.yaml"
+    file.write_text(yaml.safe_dump(GRID))
+    with Backend() as backend:
+        env = variables(backend, home, trees, EMAAE_OUT_DIR=str(home / "runs"))
+        said = wandb("sweep", "--project", "speech", str(file), env=env)
+        path = re.search(r"wandb agent (\S+)", said)[1]
+        command = [sys.executable, "-m", "wandb", "agent", path]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        agents = [
+            subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes) for _ in range(2)
+        ]
+        said = [agent.communicate(timeout=200)[0] for agent in agents]
+        assert [agent.returncode for agent in agents] == [0, 0], said
+        yield backend, env, path, home
+
+
+def test_two_agents_run_every_point_once(swept):
+    backend, _, path, home = swept
+    runs = backend.runs.values()
+    points = sorted((run.config["alpha"], run.config["seed"]) for run in runs)
+    assert points == [(alpha, seed) for alpha in (0.05, 0.3) for seed in (0, 1, 2)]
+    assert {run.state for run in runs} == {"finished"}
+    sweep = path.rsplit("/", 1)[1]
+    assert {run.group for run in runs} == {sweep}
+    assert {run.job_type for run in runs} == {"train"}
+    assert all({"constant", "l1"} == set(run.tags) for run in runs)
+    assert sorted(p.name for p in (home / "runs").iterdir()) == sorted(
+        f"{sweep}-{run_id}" for run_id in backend.runs
+    )
+
+
+def test_each_epoch_is_one_row_and_the_score_is_logged_once(swept):
+    backend, _, _, home = swept
+    for run_id, run in backend.runs.items():
+        epochs = [row["epoch"] for row in run.history if "epoch" in row]
+        assert epochs == [1, 2, 3]
+        row = run.history[1]
+        for name in ("train/loss", "val/loss", "alpha", "lambda_eff", "val/sparsity", "val/fvu"):
+            assert np.isfinite(row[name]), name
+        assert sum("select/score" in row for row in run.history) == 1
+        (folder,) = (home / "runs").glob(f"*-{run_id}")
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert run.summary["select/score"] == pytest.approx(metrics["select/score"])
+        assert run.config["data"]["train"]["fingerprint"]
+        assert run.config["batch_sz"] == 32
+
+
+def test_each_run_stores_its_model_and_its_reconstructions(swept):
+    backend, _, _, home = swept
+    for run_id, run in backend.runs.items():
+        (folder,) = (home / "runs").glob(f"*-{run_id}")
+        mine = {a.type: a for a in backend.artifacts if a.run_id == run_id and a.type != "job"}
+        model = mine["model"]
+        assert model.name == f"emaae-{run_id}"
+        assert model.files["best.pth"] == (folder / "best.pth").read_bytes()
+        epoch = model.metadata["epoch"]
+        assert {"best", "latest", f"epoch-{epoch}"} <= set(model.aliases)
+        assert model.metadata["score"] == pytest.approx(run.summary["select/score"])
+        assert model.metadata["sparsity"] == pytest.approx(run.history[epoch - 1]["val/sparsity"])
+        reconstruction = mine["reconstruction"]
+        table = json.loads(reconstruction.files["epoch-0003/table.table.json"])
+        assert table["columns"] == ["utterance", "channel", "r", "truth", "prediction"]
+        assert {row[1] for row in table["data"]} == {*ARTICULATORS, "pitch"}
+        assert "epoch-0001/v0.npz" in reconstruction.files
+        assert "epoch-0001/v0.png" in reconstruction.files
+        assert any("reconstructions" in row for row in run.history), "no media panel"
+
+
+def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
+    backend, env, path, home = swept
+    best_id = min(backend.runs, key=lambda i: backend.runs[i].summary.get("select/score", 9))
+    n_models = sum(a.type == "model" for a in backend.artifacts)
+    for _ in range(2):  # again changes nothing
+        done = program("-m", "emaae", "promote", path, **env)
+        assert done.returncode == 0, done.stderr
+        assert f"best: run {best_id}" in done.stdout
+    assert sum(a.type == "model" for a in backend.artifacts) == n_models + 1
+    done = program("-m", "emaae", "pull", path, "--out", str(tmp_path / "best"), **env)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (home / "runs").glob(f"*-{best_id}")
+    pulled, trained = emaae.load_model(tmp_path / "best"), emaae.load_model(folder)
+    x = torch.randn(1, 13, 30)
+    assert torch.equal(pulled.encode(x), trained.encode(x))
+
+    entity, project, sweep = path.split("/")
+    ref = f"wandb:{entity}/{project}/emaae-{sweep}:best"
+    code = f"import emaae; print(emaae.load_model({ref!r}).get_type())"
+    done = program("-c", code, **env)
+    assert done.stdout.strip() == trained.get_type(), done.stderr
+
+
+def test_what_is_not_on_wandb_is_one_line(swept, tmp_path):
+    _, env, path, _ = swept
+    for words in (["promote", "tester/nothing"], ["pull", "tester/speech/zzz", "--out=x"]):
+        done = program("-m", "emaae", *words, **env)
+        assert done.returncode == 2, done.stdout
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_values_reach_a_run_from_the_sweep_alone(trees, tmp_path):
+    grid = {**GRID, "command": ["${env}", "${interpreter}", "${program}"]}
+    grid["parameters"] = {**GRID["parameters"], "alpha": {"value": 0.3}, "seed": {"value": 7}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    with Backend() as backend:
+        env = variables(backend, tmp_path, trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
+        said = wandb("sweep", "--project", "speech", str(tmp_path / "grid.yaml"), env=env)
+        wandb("agent", re.search(r"wandb agent (\S+)", said)[1], env=env)
+        ((run_id, run),) = backend.runs.items()
+    (folder,) = (tmp_path / "runs").glob(f"*-{run_id}")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["alpha"], config["seed"], config["inner_size"]) == (0.3, 7, 16)
+    assert [row["epoch"] for row in run.history if "epoch" in row] == [1, 2, 3]
+
+
+def offline_run(backend, trees, tmp_path):
+    """A run that was made while nothing could be reached: its folder and the user's environment."""
+    env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
+    done = program("train.py", *TINY, "--wandb_project=speech", **env | {"WANDB_MODE": "offline"})
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    return folder, env
+
+
+def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tmp_path):
+    with Backend() as backend:
+        folder, env = offline_run(backend, trees, tmp_path)
+        assert backend.requests == []
+        assert backend.strays == []
+        done = program("-m", "emaae", "upload-pending", str(folder), **env)
+        assert done.returncode == 0, done.stderr
+        ((run_id, run),) = backend.runs.items()
+        assert [row["epoch"] for row in run.history if "epoch" in row] == [1, 2, 3]
+        types = {a.type: a for a in backend.artifacts}
+        assert types["model"].files["best.pth"] == (folder / "best.pth").read_bytes()
+        assert "epoch-0003/v0.npz" in types["reconstruction"].files
+        assert json.loads((folder / "wandb.json").read_text())["pending"] == []
+        before = len(backend.artifacts)
+        again = program("-m", "emaae", "upload-pending", str(folder), **env)
+        assert again.returncode == 0, again.stderr
+        assert len(backend.artifacts) == before
+
+
+@pytest.mark.parametrize("when", ["before init", "in the middle", "at the upload"])
+def test_a_server_that_dies_ends_no_run_and_loses_nothing(trees, tmp_path, when):
+    with Backend() as backend:
+        env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
+        env |= {"WANDB_FINISH_TIMEOUT": "15", "WANDB_INIT_TIMEOUT": "10"}
+        if when == "at the upload":
+            backend.fail("CreateArtifact", times=None)
+        elif when == "before init":
+            backend.stop()
+        command = [sys.executable, "train.py", *TINY, "--epochs=30", "--wandb=auto"]
+        command += ["--wandb_project=speech", "--reconstruction_every=100"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes)
+        if when == "in the middle":
+            for line in process.stdout:
+                if line.startswith("epoch"):
+                    break
+            backend.stop()
+        out = process.communicate(timeout=150)[0]
+        assert process.returncode == 0, out
+        assert "Traceback" not in out
+        (folder,) = (tmp_path / "runs").iterdir()
+        assert json.loads((folder / "metrics.json").read_text())["status"] == "finished"
+        assert len((folder / "history.jsonl").read_text().splitlines()) == 30
+        assert out.count("upload-pending") == 1, out
+
+        backend.failures.clear()
+        if when != "at the upload":
+            backend.start()
+        done = program("-m", "emaae", "upload-pending", str(folder), **env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (run,) = backend.runs.values()
+        epochs = [row["epoch"] for row in run.history if "epoch" in row]
+        assert sorted(set(epochs)) == list(range(1, 31))
+        model = next(a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED")
+        assert model.files["best.pth"] == (folder / "best.pth").read_bytes()

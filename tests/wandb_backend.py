@@ -1,0 +1,1053 @@
+"""What does W&B's server answer? A loopback one for tests of the unmodified client and commands.
+
+Three protocols meet here. GraphQL (POST /graphql) carries everything that has a name: runs, sweeps,
+agents, artifacts. The file stream (POST /files/ENTITY/PROJECT/RUN/file_stream) carries a run's
+history, summary, console and exit code as lines with offsets. Storage (PUT and GET /storage/...)
+carries bytes, at addresses that GraphQL hands out. State lives in memory, behind one lock.
+
+Beyond the standard library it needs PyYAML, which wandb itself requires: a sweep's config travels
+as YAML. wandb 0.31.0 was watched to write this.
+"""
+
+import base64
+import gzip
+import hashlib
+import itertools
+import json
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+import yaml
+
+# --- GraphQL: the part of the language that the client writes ---------------------------------
+
+TOKEN = re.compile(r'#[^\n]*|"((?:[^"\\]|\\.)*)"|\.\.\.|-?\d+(?:\.\d+)?|\$?\w+|[^\s,]')
+LITERALS = {"true": True, "false": False, "null": None}
+
+
+class Refused(Exception):
+    """An answer with an error: the message, and the HTTP status it travels with."""
+
+    def __init__(self, message, status=200):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass
+class Field:
+    """One entry of a selection: `key: name(args) { fields }`, or `... on name { fields }`."""
+
+    key: str
+    name: str
+    args: dict
+    fields: list | None
+    spread: bool = False
+
+
+class Query:
+    """A parsed GraphQL document: the operation's name, its fields, and the named fragments."""
+
+    def __init__(self, text, variables):
+        self.tokens = [m[0] for m in TOKEN.finditer(text) if not m[0].startswith("#")] + [""]
+        self.at, self.variables, self.name, self.fields, self.fragments = 0, variables, "", [], {}
+        while self.tokens[self.at]:
+            kind, name = self._next(), self._next()
+            if kind == "fragment":
+                self._next(), self._next()  # on Type
+                self.fragments[name] = self._fields()
+                continue
+            self.name = name
+            if self._skip("("):
+                self._declarations()
+            self.fields = self._fields()
+
+    def _next(self):
+        self.at += 1
+        return self.tokens[self.at - 1]
+
+    def _skip(self, token):
+        found = self.tokens[self.at] == token
+        self.at += found
+        return found
+
+    def _declarations(self):
+        """`$name: Type = default`, up to the closing bracket: only the defaults matter here."""
+        while (token := self._next()) != ")":
+            if token.startswith("$"):
+                name = token[1:]
+            elif token == "=":
+                self.variables.setdefault(name, self._value())
+
+    def _value(self):
+        token = self._next()
+        if token == "[":
+            values = []
+            while not self._skip("]"):
+                values.append(self._value())
+            return values
+        if token == "{":
+            return self._pairs("}")
+        if token.startswith("$"):
+            return self.variables.get(token[1:])
+        if token in LITERALS:
+            return LITERALS[token]
+        return json.loads(token) if token[0] in '"-0123456789' else token
+
+    def _pairs(self, end):
+        pairs = {}
+        while not self._skip(end):
+            name = self._next()
+            self._next()  # :
+            pairs[name] = self._value()
+        return pairs
+
+    def _fields(self):
+        fields = []
+        self._next()  # {
+        while not self._skip("}"):
+            name = key = self._next()
+            if spread := name == "...":
+                name = self._next()
+                if name != "on":
+                    fields.append(Field("", name, {}, None, True))
+                    continue
+                name = self._next()
+            elif self._skip(":"):
+                name = self._next()
+            args = self._pairs(")") if self._skip("(") else {}
+            include = True
+            while self._skip("@"):
+                directive, _ = self._next(), self._next()
+                include &= self._pairs(")")["if"] == (directive == "include")
+            inner = self._fields() if self.tokens[self.at] == "{" else None
+            if include:
+                fields.append(Field(key, name, args, inner, spread))
+        return fields
+
+    def select(self, node, fields, unknown):
+        """The answer's shape: from node (a dict; values may be functions of the arguments)."""
+        if node is None or isinstance(node, list):
+            return node and [self.select(n, fields, unknown) for n in node]
+        answer = {}
+        for f in fields:
+            if f.spread and (f.fields is None or f.name == node.get("__typename")):
+                inner = self.fragments[f.name] if f.fields is None else f.fields
+                answer |= self.select(node, inner, unknown)
+            elif not f.spread:
+                if f.name not in node and f.name not in NULL:
+                    unknown.add(f"{node.get('__typename', '?')}.{f.name}")
+                value = node.get(f.name)
+                value = value(**f.args) if callable(value) else value
+                answer[f.key] = self.select(value, f.fields, unknown) if f.fields else value
+        return answer
+
+
+NULL = set(  # asked for and answered null: this server has nothing to say about them
+    """admin cliVersionInfo commit controller controllerRunName deletedAt description email
+    digestAlgorithm historyStep latestLocalVersionInfo mimetype organization scheduler systemMetrics
+    uploadHeaders uploadMultipartUrls xxhashDigestsEnabled""".split()
+)
+
+
+def node(kind, of=None, names=""):
+    """A GraphQL object: its type and attributes of `of`, as "graphql=python" or one name for both."""
+    pairs = [pair.partition("=") for pair in names.split()]
+    return {"__typename": kind} | {name: getattr(of, other or name) for name, _, other in pairs}
+
+
+def connection(items, node=None, after=None, first=None, **_):
+    """One page of items, as GraphQL lists them; a cursor is the number of items before the next."""
+    start = int(after or 0)
+    stop = min(len(items), start + (first or len(items)))
+    page = {"endCursor": str(stop), "hasNextPage": stop < len(items)}
+    edges = [
+        {"cursor": str(i + 1), "node": node(items[i]), "version": f"v{len(items) - 1 - i}"}
+        for i in range(start, stop)
+    ]
+    page["__typename"] = "PageInfo"
+    return {"totalCount": len(items), "pageInfo": page, "edges": edges}
+
+
+def now():
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+# --- What the server remembers ----------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A run. `lines` holds the file stream by file name; `raw_config` has the 'value' wrappers."""
+
+    id: str
+    entity: str
+    project: str
+    number: int
+    raw_config: dict = field(default_factory=dict)
+    lines: dict = field(default_factory=dict)
+    files: dict = field(default_factory=dict)
+    group: str | None = None
+    job_type: str | None = None
+    tags: list = field(default_factory=list)
+    display_name: str | None = None
+    notes: str | None = None
+    state: str = "running"
+    sweep: str | None = None
+    host: str | None = None
+    program: str | None = None
+    exit_code: int | None = None
+    preempting: bool = False
+    stop: bool = False  # set by a test: the agent is told to stop this run
+    created: str = field(default_factory=now)
+    inputs: list = field(default_factory=list)
+    summary_metrics: dict = field(default_factory=dict)
+
+    @property
+    def config(self):
+        return {k: v["value"] for k, v in self.raw_config.items() if k != "_wandb"}
+
+    @property
+    def history(self):
+        return [json.loads(line) for line in self.lines.get("wandb-history.jsonl", [])]
+
+    @property
+    def summary(self):
+        lines = self.lines.get("wandb-summary.json")
+        return json.loads(lines[-1]) if lines else self.summary_metrics
+
+    @property
+    def output(self):
+        return "\n".join(self.lines.get("output.log", []))
+
+
+@dataclass
+class Sweep:
+    """A sweep. A grid's points are handed out in order, skipping those that a run of it holds."""
+
+    id: str
+    entity: str
+    project: str
+    text: str
+    runs: list = field(default_factory=list)
+    state: str = "PENDING"
+    display_name: str | None = None
+    created: str = field(default_factory=now)
+    requeued: list = field(default_factory=list)
+
+    @property
+    def config(self):
+        return yaml.safe_load(self.text)
+
+    def points(self):
+        """Every point of the grid: names sorted, the last one running fastest."""
+        axes = list(axes_of(self.config["parameters"]))
+        for values in itertools.product(*(values for _, values in axes)):
+            point = {}
+            for (path, _), value in zip(axes, values, strict=True):
+                place = point
+                for name in path[:-1]:
+                    place = place.setdefault(name, {})
+                place[path[-1]] = value
+            yield point
+
+    def next_point(self):
+        if self.config["method"] != "grid":
+            raise Refused(f"this server hands out grids only, not {self.config['method']}")
+        if len(self.runs) >= self.config.get("run_cap", float("inf")):
+            return None
+        taken = [run.config for run in self.runs]
+        for point in self.points():
+            if not any(all(k in t and t[k] == v for k, v in point.items()) for t in taken):
+                return point
+
+
+def axes_of(parameters, path=()):
+    """(path, values) of each parameter, nested ones by their full path, sorted by name."""
+    for name, spec in sorted(parameters.items()):
+        if "parameters" in spec:
+            yield from axes_of(spec["parameters"], (*path, name))
+        elif "min" in spec:
+            yield (*path, name), list(range(spec["min"], spec["max"] + 1))
+        else:
+            yield (*path, name), spec["values"] if "values" in spec else [spec["value"]]
+
+
+@dataclass
+class Artifact:
+    """One version. Its collection gives it an index when it is committed."""
+
+    id: str
+    type: str
+    collection: "Collection"
+    digest: str
+    metadata: dict
+    blobs: dict
+    wanted: list  # aliases to take at the commit
+    description: str | None = None
+    run_id: str | None = None
+    client_id: str | None = None
+    manifest: dict = field(default_factory=dict)
+    manifest_bytes: bytes = b""
+    state: str = "PENDING"
+    created: str = field(default_factory=now)
+
+    name = property(lambda self: self.collection.name)
+    version = property(lambda self: self.collection.index(self))
+    aliases = property(lambda self: self.collection.aliases_of(self))
+
+    @property
+    def files(self):
+        contents = self.manifest.get("contents", {})
+        return {p: self.blobs[address(e["digest"])] for p, e in contents.items() if "ref" not in e}
+
+
+@dataclass
+class Collection:
+    """Versions under one name, and which of them each alias means. `portfolio`: of links."""
+
+    id: str
+    entity: str
+    project: str
+    name: str
+    type: str
+    portfolio: bool = False
+    members: list = field(default_factory=list)
+    aliases: dict = field(default_factory=dict)
+    created: str = field(default_factory=now)
+
+    def index(self, artifact):
+        return next((i for i, a in enumerate(self.members) if a is artifact), None)
+
+    def aliases_of(self, artifact):
+        return sorted(alias for alias, a in self.aliases.items() if a is artifact)
+
+    def add(self, artifact, aliases):
+        if self.index(artifact) is None:
+            self.members.append(artifact)
+            self.aliases["latest"] = artifact
+        self.aliases |= {alias: artifact for alias in aliases}
+
+    def find(self, alias):
+        if re.fullmatch(r"v\d+", alias):
+            return self.members[int(alias[1:])] if int(alias[1:]) < len(self.members) else None
+        return self.aliases.get(alias)
+
+
+# --- The server --------------------------------------------------------------------------------
+
+
+class Backend:
+    """`with Backend() as backend:` a W&B server on 127.0.0.1; see the module's first lines.
+
+    runs, sweeps by id; artifacts in order of creation; collections by (entity, project, name);
+    requests [(operation or "METHOD path", variables)]; strays: hosts that a client of
+    `environment` tried to reach elsewhere; unknown: GraphQL fields asked for and answered null.
+    """
+
+    def __init__(self, entity="tester"):
+        self.entity, self.lock, self.port = entity, threading.RLock(), 0
+        self.runs, self.sweeps, self.artifacts, self.collections = {}, {}, [], {}
+        self.agents, self.blobs, self.requests, self.strays = {}, {}, [], []
+        self.unknown, self.failures, self.server = set(), [], None
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        """Listen: on a free port the first time, on the same one after stop()."""
+        self.server = Server(("127.0.0.1", self.port), Handler)
+        self.server.backend = self
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self):
+        """Connections are refused from here on; what arrived before is kept."""
+        server, self.server = self.server, None
+        if server:
+            server.shutdown()
+            server.server_close()
+
+    def fail(self, operation, times=1, status=500):
+        """Answer the next `times` requests of an operation, or path part, with `status`.
+
+        status None: the server dies at that request, without an answer. times None: for good.
+        """
+        self.failures.append([operation, times, status])
+
+    def failure(self, operation):
+        """The status that a test asked for here: an int, None to die, or False to go on."""
+        for failure in self.failures:
+            if failure[0] in (operation, "*") or "/" in failure[0] and failure[0] in operation:
+                if failure[1] is not None:
+                    failure[1] -= 1
+                    if failure[1] <= 0:
+                        self.failures.remove(failure)
+                return failure[2]
+        return False
+
+    def environment(self, home):
+        """Variables for a child process whose wandb talks to this server and to nobody else.
+
+        Everything wandb writes lies under `home`. Requests to any other host meet this server as
+        their proxy, are refused and noted in `strays`. With a dead server every step gives up
+        after one retry a second later (`WANDB_X_<part>_RETRY_...`, any `x_` setting can be given
+        so): measured, `artifact.wait()` raises after 1 s and `run.finish()` returns after 3 s.
+        Whole seconds only: wandb cuts 0.5 to 0 and takes its defaults, 6 s and 19 s here.
+        """
+        parts = [f"WANDB_X_{part}" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")]
+        waits = {f"{p}_RETRY_WAIT_{end}_SECONDS": "1" for p in parts for end in ("MIN", "MAX")}
+        retries = {f"{p}_RETRY_MAX": "1" for p in parts} | {
+            f"{p}_TIMEOUT_SECONDS": "10" for p in parts
+        }
+        names = "CACHE_DIR=cache CONFIG_DIR=config DATA_DIR=data ARTIFACT_DIR=artifacts DIR=."
+        folders = dict(name.split("=") for name in names.split())
+        proxies = {f"{scheme}_PROXY": self.url for scheme in ("HTTP", "HTTPS")}
+        proxies["NO_PROXY"] = "127.0.0.1,localhost"
+        return {
+            "HOME": str(home),
+            "NETRC": str(Path(home, "netrc")),
+            **{f"WANDB_{name}": str(Path(home, folder)) for name, folder in folders.items()},
+            **proxies,
+            **{name.lower(): value for name, value in proxies.items()},
+            **waits,
+            **retries,
+            "WANDB_BASE_URL": self.url,
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_MODE": "online",
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_DISABLE_GIT": "true",
+            "WANDB_DISABLE_CODE": "true",
+            "WANDB_X_DISABLE_STATS": "true",
+            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
+            "WANDB_INIT_TIMEOUT": "20",
+        }
+
+    # The tree that queries walk: one method per GraphQL type -------------------------------------
+
+    def root(self):
+        """Every query and mutation, by its field's name."""
+
+        def mutation(name):
+            return lambda input: getattr(self, f"do_{name}")(**input)
+
+        user = node("User", self, "name=entity username=entity entity")
+        user |= {"id": "user", "flags": "{}", "teams": connection([]), "apiKeys": connection([])}
+        collections, artifacts = self.collections.values, self.artifacts
+        return {
+            **{name[3:]: mutation(name[3:]) for name in dir(self) if name.startswith("do_")},
+            "viewer": user,
+            "serverInfo": {"features": []},
+            "project": self.project_node,
+            "model": self.project_node,
+            "entity": lambda name: {"id": f"entity-{name}", "name": name},
+            "artifact": lambda id: self.artifact_node(self.artifact(id)),
+            "artifactCollection": lambda id: self.collection_node(
+                next((c for c in collections() if c.id == id), None)
+            ),
+            "clientIDMapping": lambda clientID: {
+                "serverID": next((a.id for a in artifacts if a.client_id == clientID), None)
+            },
+        }
+
+    def project_node(self, name, entityName=None):
+        project, entity = name, entityName or self.entity
+
+        def here(things):
+            return [t for t in things.values() if (t.entity, t.project) == (entity, project)]
+
+        def collections(type=None, **page):
+            found = [c for c in here(self.collections) if type in (None, c.type)]
+            return connection(found, self.collection_node, **page)
+
+        def collection(name):
+            return self.collection_node(self.collections.get((entity, project, name)))
+
+        def artifact_type(type):
+            named = {"id": f"type-{type}", "name": type, "createdAt": now()}
+            listing = {"artifactCollections": lambda **page: collections(type=type, **page)}
+            return node("ArtifactType") | named | listing | {"artifactCollection": collection}
+
+        def membership(name):
+            name, _, alias = name.partition(":")
+            found = self.collections.get((entity, project, name))
+            artifact = found and found.find(alias or "latest")
+            return artifact and self.membership_node(found, artifact)
+
+        def runs(filters=None, order=None, **page):
+            found = [r for r in here(self.runs) if matches(r, json.loads(filters or "{}"))]
+            return connection(ordered(found, order), self.run_node, **page)
+
+        types = sorted({c.type for c in here(self.collections)})
+        return {
+            "__typename": "Project",
+            "id": f"project-{entity}-{name}",
+            "internalId": "1",
+            "name": name,
+            "entityName": entity,
+            "entity": {"id": f"entity-{entity}", "name": entity},
+            "readOnly": False,
+            "createdAt": now(),
+            "bucket": lambda name, missingOk=False: self.run_node(self.runs.get(name)),
+            "run": lambda name: self.run_node(self.runs.get(name)),
+            "runs": runs,
+            "runCount": lambda filters=None: runs(filters)["totalCount"],
+            "sweep": lambda sweepName: self.sweep_node(self.sweeps.get(sweepName)),
+            "sweeps": lambda filters=None, **page: connection(
+                here(self.sweeps), self.sweep_node, **page
+            ),
+            "totalSweeps": len(here(self.sweeps)),
+            "artifact": lambda name: (found := membership(name)) and found["artifact"](),
+            "artifactCollectionMembership": membership,
+            "artifactType": lambda name: artifact_type(name) if name in types else None,
+            "artifactTypes": lambda **page: connection(types, artifact_type, **page),
+            "artifactCollections": collections,
+            "artifactCollection": collection,
+        }
+
+    def run_node(self, run):
+        if run is None:
+            return None
+        history, rows = run.lines.get("wandb-history.jsonl", []), run.history
+        keys = {k: {"typeCounts": [{"type": "number", "count": 1}]} for row in rows for k in row}
+
+        def sampled(specs):
+            wanted = [json.loads(spec).get("keys") or sorted(keys) for spec in specs]
+            return [[{k: r[k] for k in w} for r in rows if set(w) <= set(r)] for w in wanted]
+
+        def page_of_history(minStep=0, maxStep=None, samples=None):
+            end = float("inf") if maxStep is None else maxStep
+            return [json.dumps(r) for r in rows if minStep <= r["_step"] < end]
+
+        def files(names=None, **page):
+            found = [f for f in sorted(run.files) if not names or f in names]
+            return connection(
+                found, lambda f: self.file_node(f, run.files[f], f"runs/{run.id}/{f}"), **page
+            )
+
+        logged = [a for a in self.artifacts if a.run_id == run.id and a.state == "COMMITTED"]
+        return node(
+            "Run",
+            run,
+            "name=id sweepName=sweep group jobType=job_type tags state exitcode=exit_code notes "
+            "stopped=stop shouldStop=stop createdAt=created heartbeatAt=created",
+        ) | {
+            "id": f"run-{run.id}",
+            "projectId": "1",
+            "displayName": run.display_name or run.id,
+            "config": json.dumps(run.raw_config),
+            "wandbConfig": lambda keys: json.dumps({"_wandb": run.raw_config.get("_wandb", {})}),
+            "summaryMetrics": json.dumps(run.summary),
+            "failed": run.state == "failed",
+            "running": run.state == "running",
+            "readOnly": False,
+            "user": {"name": self.entity, "username": self.entity},
+            "project": lambda: self.project_node(run.project, run.entity),
+            "historyLineCount": len(history),
+            "eventsLineCount": 0,
+            "logLineCount": len(run.lines.get("output.log", [])),
+            "historyTail": json.dumps(history[-1:]),
+            "eventsTail": "[]",
+            "historyKeys": {"sets": [], "lastStep": len(rows) - 1, "keys": keys},
+            "history": page_of_history,
+            "sampledHistory": sampled,
+            "parquetHistory": lambda liveKeys: {"parquetUrls": [], "liveData": rows},
+            "files": files,
+            "fileCount": len(run.files),
+            "outputArtifacts": lambda **page: connection(logged, self.artifact_node, **page),
+            "inputArtifacts": lambda **page: connection(run.inputs, self.artifact_node, **page),
+        }
+
+    def sweep_node(self, sweep):
+        if sweep is None:
+            return None
+        config = sweep.config
+        metric = config.get("metric", {})
+        scores = [r.summary[metric["name"]] for r in sweep.runs if metric.get("name") in r.summary]
+        best = max if metric.get("goal") == "maximize" else min
+        return node(
+            "Sweep",
+            sweep,
+            "name=id state config=text createdAt=created updatedAt=created heartbeatAt=created",
+        ) | {
+            "id": f"sweep-{sweep.id}",
+            "displayName": sweep.display_name or config.get("name"),
+            "method": config["method"],
+            "bestLoss": best(scores, default=None),
+            "earlyStopJobRunning": False,
+            "runCount": len(sweep.runs),
+            "runCountExpected": len(list(sweep.points())) if config["method"] == "grid" else None,
+            "runs": lambda **page: connection(sweep.runs, self.run_node, **page),
+            "project": lambda: self.project_node(sweep.project, sweep.entity),
+        }
+
+    def collection_node(self, c):
+        if c is None:
+            return None
+        kind = "ArtifactPortfolio" if c.portfolio else "ArtifactSequence"
+        return node(kind, c, "id name createdAt=created updatedAt=created") | {
+            "project": lambda: self.project_node(c.project, c.entity),
+            "defaultArtifactType": {"name": c.type},
+            "tags": connection([]),
+            "latestArtifact": lambda: self.artifact_node(c.members[-1] if c.members else None),
+            "aliases": lambda **page: connection(
+                sorted(c.aliases), lambda alias: self.alias_node(c, alias), **page
+            ),
+            "artifacts": lambda order=None, filters=None, **page: connection(
+                c.members[::-1], self.artifact_node, **page
+            ),
+            "artifactMembership": lambda aliasName: (
+                (found := c.find(aliasName)) and self.membership_node(c, found)
+            ),
+        }
+
+    def alias_node(self, collection, alias):
+        return node("ArtifactAlias") | {
+            "id": f"{collection.id}-{alias}",
+            "alias": alias,
+            "artifactCollection": lambda: self.collection_node(collection),
+        }
+
+    def membership_node(self, collection, artifact):
+        return node("ArtifactCollectionMembership", artifact, "createdAt=created") | {
+            "id": f"{collection.id}-{artifact.id}",
+            "versionIndex": collection.index(artifact),
+            "aliases": [self.alias_node(collection, a) for a in collection.aliases_of(artifact)],
+            "artifactCollection": lambda: self.collection_node(collection),
+            "artifact": lambda: self.artifact_node(artifact),
+            "files": lambda **page: self.artifact_files(artifact, **page),
+        }
+
+    def artifact_node(self, a):
+        if a is None:
+            return None
+        homes = [c for c in self.collections.values() if c.index(a) is not None]
+        users = [r for r in self.runs.values() if a in r.inputs]
+        return node(
+            "Artifact",
+            a,
+            "id versionIndex=version description state digest commitHash=id createdAt=created "
+            "updatedAt=created",
+        ) | {
+            "artifactSequence": lambda: self.collection_node(a.collection),
+            "artifactMemberships": lambda **page: connection(
+                homes, lambda c: self.membership_node(c, a), **page
+            ),
+            "artifactType": {"name": a.type},
+            "metadata": json.dumps(a.metadata),
+            "ttlDurationSeconds": -2,
+            "ttlIsInherited": True,
+            "tags": [],
+            "size": sum(map(len, a.files.values())) if a.state == "COMMITTED" else 0,
+            "digestAlgorithm": "MANIFEST_MD5",
+            "fileCount": len(a.manifest.get("contents", {})),
+            "aliases": [self.alias_node(c, alias) for c in homes for alias in c.aliases_of(a)],
+            "currentManifest": lambda: {"file": self.manifest_file(a)},
+            "createdBy": lambda: self.run_node(self.runs.get(a.run_id)),
+            "usedBy": lambda **page: connection(users, self.run_node, **page),
+            "filesByManifestEntries": lambda entries=None, **_: self.artifact_files(
+                a, [entry["name"] for entry in entries or []]
+            ),
+        }
+
+    def artifact_files(self, artifact, names=None, **page):
+        found = [(n, body) for n, body in artifact.files.items() if not names or n in names]
+        return connection(
+            found, lambda f: self.file_node(*f, f"blobs/{address(digest(f[1]))}"), **page
+        )
+
+    def file_node(self, name, body, path):
+        """A file by its path in storage: the same address takes it and gives it back."""
+        url, md5 = f"{self.url}/storage/{quote(path)}", digest(body)
+        named = dict(id=path, name=name, displayName=name, storagePath=path, updatedAt=now())
+        content = dict(sizeBytes=len(body), md5=md5, digest=md5)
+        return node("File") | named | content | dict(url=url, directUrl=url, uploadUrl=url)
+
+    def manifest_file(self, artifact):
+        path = f"manifests/{artifact.id}"
+        return self.file_node("wandb_manifest.json", artifact.manifest_bytes, path)
+
+    def artifact(self, id):
+        return next((a for a in self.artifacts if a.id == id), None)
+
+    # Mutations: do_NAME answers the field NAME ---------------------------------------------------
+
+    def do_upsertBucket(self, id=None, name=None, modelName=None, entityName=None, **given):
+        """Create or change a run. A sweep id that is not known is refused, as W&B does."""
+        name = name or id.removeprefix("run-")
+        if given.get("sweep") and given["sweep"] not in self.sweeps:
+            raise Refused(f"sweep {given['sweep']} not found", 404)
+        run = self.runs.get(name)
+        if inserted := run is None:
+            entity, project = entityName or self.entity, modelName or "uncategorized"
+            run = self.runs[name] = Run(name, entity, project, len(self.runs))
+        if given.get("config"):
+            run.raw_config = json.loads(given["config"])
+        if given.get("summaryMetrics"):
+            run.summary_metrics = json.loads(given["summaryMetrics"])
+            run.lines.pop("wandb-summary.json", None)
+        names = "groupName=group jobType=job_type displayName=display_name jobProgram=program"
+        for pair in f"{names} tags=tags notes=notes sweep=sweep host=host state=state".split():
+            key, attribute = pair.split("=")
+            if given.get(key) is not None:
+                setattr(run, attribute, given[key])
+        if run.sweep and all(r is not run for r in self.sweeps[run.sweep].runs):
+            self.sweeps[run.sweep].runs.append(run)
+        return {"bucket": self.run_node(run), "inserted": inserted}
+
+    def do_createRunFiles(self, runName, files, **_):
+        nodes = [self.file_node(f, b"", f"runs/{runName}/{f}") for f in files]
+        return {"runID": f"run-{runName}", "uploadHeaders": [], "files": nodes}
+
+    def do_markRunFilesUploaded(self, **_):
+        return {"success": True}
+
+    def do_upsertSweep(self, id=None, config=None, entityName=None, projectName=None, **given):
+        """Create a sweep, with the runs that its filter names (`wandb sweep -R`), or change one."""
+        if id:
+            sweep = self.sweeps[id.removeprefix("sweep-")]
+        else:
+            name = f"sweep{len(self.sweeps):03d}"
+            entity, project = entityName or self.entity, projectName or "uncategorized"
+            sweep = self.sweeps[name] = Sweep(name, entity, project, config)
+            if given.get("priorRunsFilters"):
+                filters = json.loads(given["priorRunsFilters"])
+                sweep.runs = [r for r in self.runs.values() if matches(r, filters)]
+                for run in sweep.runs:
+                    run.sweep = name
+        sweep.text = config or sweep.text
+        sweep.state = given.get("state") or sweep.state
+        sweep.display_name = given.get("displayName") or sweep.display_name
+        return {"sweep": self.sweep_node(sweep), "configValidationWarnings": []}
+
+    def do_createAgent(self, sweep, **_):
+        if sweep not in self.sweeps:
+            raise Refused(f"sweep {sweep} not found", 404)
+        agent = f"agent{len(self.agents):03d}"
+        self.agents[agent] = sweep
+        return {"agent": {"id": agent, "name": agent}}
+
+    def do_agentHeartbeat(self, id, runState=None, **_):
+        """What the agent is to do: a run of the next point, stop one, or exit."""
+        sweep = self.sweeps[self.agents[id]]
+        running = [name for name, alive in json.loads(runState or "{}").items() if alive]
+        commands = [
+            {"type": "stop", "run_id": name}
+            for name in running
+            if self.runs[name].stop or sweep.state == "CANCELED"
+        ]
+        if not running and sweep.state in ("FINISHED", "CANCELED"):
+            commands = [{"type": "exit"}]
+        elif not running and sweep.state != "PAUSED":
+            commands = [self.next_run(sweep)]
+        return {"agent": {"id": id}, "commands": json.dumps(commands)}
+
+    def next_run(self, sweep):
+        if sweep.requeued:
+            run = sweep.requeued.pop(0)
+            run.state = "running"
+            point = {k: run.config[k] for k in sweep.config["parameters"]}
+        else:
+            point = sweep.next_point()
+            if point is None:
+                sweep.state = "FINISHED"
+                return {"type": "exit"}
+            name = f"{sweep.id}-{len(sweep.runs):03d}"
+            run = Run(name, sweep.entity, sweep.project, len(self.runs), sweep=sweep.id)
+            run.raw_config = {k: {"value": v} for k, v in point.items()}
+            self.runs[name] = run
+            sweep.runs.append(run)
+            sweep.state = "RUNNING"
+        args = {k: {"value": v} for k, v in point.items()}
+        program = sweep.config.get("program")
+        return {"type": "run", "run_id": run.id, "args": args, "program": program}
+
+    def do_createArtifact(
+        self, artifactTypeName, digest, entityName, projectName, aliases=None, **given
+    ):
+        """A version to be filled and committed, or the one that has these contents already."""
+        names = given.get("artifactCollectionNames") or [given["artifactCollectionName"]]
+        key = (entityName, projectName, names[0])
+        collection = self.collections.get(key) or Collection(
+            f"collection{len(self.collections):03d}", *key, artifactTypeName
+        )
+        if collection.type != artifactTypeName:
+            raise Refused(f"collection {names[0]} holds {collection.type}", 409)
+        self.collections[key] = collection
+        wanted = [a["alias"] for a in aliases or []]
+        same = [a for a in collection.members if a.digest == digest]
+        if same:
+            collection.add(same[0], wanted)
+            return {"artifact": self.artifact_node(same[0])}
+        id, metadata = (
+            f"artifact{len(self.artifacts):03d}",
+            json.loads(given.get("metadata") or "{}"),
+        )
+        artifact = Artifact(id, artifactTypeName, collection, digest, metadata, self.blobs, wanted)
+        artifact.run_id, artifact.client_id = given.get("runName"), given.get("clientID")
+        artifact.description = given.get("description")
+        self.artifacts.append(artifact)
+        return {"artifact": self.artifact_node(artifact)}
+
+    def do_createArtifactManifest(self, artifactID, **_):
+        file = self.manifest_file(self.artifact(artifactID))
+        return {"artifactManifest": {"id": f"manifest-{artifactID}", "file": file}}
+
+    def do_updateArtifactManifest(self, artifactManifestID, **_):
+        return self.do_createArtifactManifest(artifactManifestID.removeprefix("manifest-"))
+
+    def do_createArtifactFiles(self, artifactFiles, **_):
+        """Where each file goes; no address for contents that are stored already."""
+
+        def node(file):
+            name = address(file["md5"])
+            answer = self.file_node(file["name"], b"", f"blobs/{name}")
+            if name in self.blobs:
+                answer["uploadUrl"] = None
+            artifact = {"id": file["artifactID"]}
+            return {**answer, "artifact": artifact}
+
+        return {"files": connection(artifactFiles, node)}
+
+    def do_commitArtifact(self, artifactID):
+        """The version counts from here: every file of its manifest must have arrived."""
+        artifact = self.artifact(artifactID)
+        artifact.manifest = json.loads(artifact.manifest_bytes)
+        contents = artifact.manifest["contents"]
+        files = {p: address(e["digest"]) for p, e in contents.items() if "ref" not in e}
+        lost = [path for path, name in files.items() if name not in self.blobs]
+        if lost:
+            raise Refused(f"files never uploaded: {lost}", 400)
+        artifact.state = "COMMITTED"
+        artifact.collection.add(artifact, artifact.wanted)
+        return {"artifact": self.artifact_node(artifact)}
+
+    def do_useArtifact(self, artifactID, runName, **_):
+        artifact = self.artifact(artifactID)
+        if artifact not in self.runs[runName].inputs:
+            self.runs[runName].inputs.append(artifact)
+        return {"artifact": self.artifact_node(artifact)}
+
+    def do_updateArtifact(self, artifactID, metadata=None, description=None, **_):
+        artifact = self.artifact(artifactID)
+        artifact.metadata = json.loads(metadata) if metadata else artifact.metadata
+        artifact.description = description or artifact.description
+        return {"artifact": self.artifact_node(artifact)}
+
+    def do_addAliases(self, artifactID, aliases, **_):
+        for a in aliases:
+            key = (a["entityName"], a["projectName"], a["artifactCollectionName"])
+            self.collections[key].aliases[a["alias"]] = self.artifact(artifactID)
+        return {"success": True}
+
+    def do_deleteAliases(self, artifactID, aliases, **_):
+        for a in aliases:
+            key = (a["entityName"], a["projectName"], a["artifactCollectionName"])
+            if self.collections[key].aliases.get(a["alias"]) is self.artifact(artifactID):
+                del self.collections[key].aliases[a["alias"]]
+        return {"success": True}
+
+    def do_linkArtifact(
+        self, artifactPortfolioName, entityName, projectName, aliases=None, **given
+    ):
+        """A committed version becomes a member of a portfolio: a collection of links."""
+        artifact = next(
+            a
+            for a in self.artifacts
+            if given.get("artifactID") == a.id or given.get("clientID", "-") == a.client_id
+        )
+        key = (entityName, projectName, artifactPortfolioName)
+        portfolio = self.collections.setdefault(
+            key,
+            Collection(f"collection{len(self.collections):03d}", *key, artifact.type, True),
+        )
+        if not portfolio.portfolio:
+            raise Refused(f"{artifactPortfolioName} is not a portfolio", 409)
+        portfolio.add(artifact, [a["alias"] for a in aliases or []])
+        return {
+            "versionIndex": portfolio.index(artifact),
+            "artifactMembership": self.membership_node(portfolio, artifact),
+        }
+
+    # The other two protocols ---------------------------------------------------------------------
+
+    def file_stream(self, run, body):
+        """Lines at offsets: sent again after a lost answer, they land in the same place."""
+        for name, chunk in (body.get("files") or {}).items():
+            lines, offset = run.lines.setdefault(name, []), chunk.get("offset", 0)
+            lines[offset : offset + len(chunk["content"])] = chunk["content"]
+        run.preempting |= bool(body.get("preempting"))
+        if body.get("complete"):
+            run.exit_code = body.get("exitcode", 0)
+            run.state = "failed" if run.exit_code else "finished"
+            if run.exit_code and run.preempting:
+                run.state, run.preempting = "preempted", False
+                if run.sweep:
+                    self.sweeps[run.sweep].requeued.append(run)
+        return {"stopped": True} if run.stop else {}
+
+    def store(self, path, body):
+        """Bytes sent to an address that file_node gave: of a run, a manifest, or by their md5."""
+        kind, _, name = path.partition("/")
+        if kind == "runs":
+            run, _, name = name.partition("/")
+            self.runs[run].files[name] = body
+        elif kind == "manifests":
+            self.artifact(name).manifest_bytes = body
+        elif name == address(digest(body)):
+            self.blobs[name] = body
+        else:
+            raise Refused(f"md5 {digest(body)} sent as {name}", 400)
+
+    def stored(self, path):
+        kind, _, name = path.partition("/")
+        if kind == "runs":
+            run, _, name = name.partition("/")
+            return self.runs[run].files[name]
+        return self.artifact(name).manifest_bytes if kind == "manifests" else self.blobs[name]
+
+
+def digest(body):
+    """The md5 as W&B writes it, base64."""
+    return base64.b64encode(hashlib.md5(body).digest()).decode()
+
+
+def address(digest):
+    """A digest as a path's last part: without base64's slashes."""
+    return digest.translate(str.maketrans("+/", "-_"))
+
+
+def value_of(run, key):
+    """What a filter's or an order's key means for a run; None where it has no such value."""
+    head, _, rest = key.partition(".")
+    if head in ("config", "summary_metrics", "summaryMetrics"):
+        values = run.config if head == "config" else run.summary
+        rest = rest.removesuffix(".value")
+        return values.get(rest)
+    names = {"name": "id", "displayName": "display_name", "jobType": "job_type"}
+    names |= {"created_at": "number", "createdAt": "number", "groupName": "group"}
+    return getattr(run, names.get(key, key))
+
+
+COMPARISONS = {
+    "$eq": lambda have, want: have == want,
+    "$ne": lambda have, want: have != want,
+    "$in": lambda have, want: any(w in have if isinstance(have, list) else w == have for w in want),
+    "$nin": lambda have, want: have not in want,
+    "$gt": lambda have, want: have is not None and have > want,
+    "$gte": lambda have, want: have is not None and have >= want,
+    "$lt": lambda have, want: have is not None and have < want,
+    "$lte": lambda have, want: have is not None and have <= want,
+    "$regex": lambda have, want: re.search(want, have or "") is not None,
+    "$exists": lambda have, want: (have is not None) == want,
+}
+
+
+def matches(run, filters):
+    """Does a run pass a filter in MongoDB's language?"""
+    for key, want in filters.items():
+        if key in ("$and", "$or"):
+            passed = (all if key == "$and" else any)(matches(run, f) for f in want)
+        elif isinstance(want, dict):
+            passed = all(COMPARISONS[op](value_of(run, key), w) for op, w in want.items())
+        else:
+            have = value_of(run, key)
+            passed = want in have if isinstance(have, list) else have == want
+        if not passed:
+            return False
+    return True
+
+
+def ordered(runs, order):
+    """Runs by `+key` or `-key`; those without the value come last."""
+    key = (order or "+created_at").split(",")[0]
+    have = [r for r in runs if value_of(r, key.lstrip("+-")) is not None]
+    have.sort(key=lambda r: value_of(r, key.lstrip("+-")), reverse=key.startswith("-"))
+    return have + [r for r in runs if value_of(r, key.lstrip("+-")) is None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """HTTP/1.0, one request a connection: a stopped server answers nobody."""
+
+    def log_message(self, *_):
+        pass
+
+    def body(self):
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            data = b""
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                data += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
+
+    def reply(self, status, data=b"{}"):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def answer(self):
+        backend, body = self.server.backend, self.body()
+        path = unquote(urlsplit(self.path).path)
+        query, operation, variables = None, f"{self.command} {path}", None
+        if path == "/graphql":
+            sent = json.loads(body)
+            variables = sent.get("variables") or {}
+            query = Query(sent["query"], dict(variables))
+            operation = sent.get("operationName") or query.name
+        with backend.lock:
+            backend.requests.append((operation, variables))
+            status = backend.failure(operation)
+        if status is None:
+            return backend.stop()
+        if status:
+            return self.reply(status, b'{"errors": [{"message": "as the test asked"}]}')
+        try:
+            with backend.lock:
+                data = self.route(backend, path, body, query)
+            self.reply(200, data if isinstance(data, bytes) else json.dumps(data).encode())
+        except Refused as error:
+            message = {"errors": [{"message": str(error)}], "data": None}
+            self.reply(error.status, json.dumps(message).encode())
+        except KeyError as error:
+            self.reply(404, json.dumps({"errors": [{"message": f"no {error}"}]}).encode())
+
+    def route(self, backend, path, body, query):
+        if query:
+            return {"data": query.select(backend.root(), query.fields, backend.unknown)}
+        if path.endswith("/file_stream"):
+            return backend.file_stream(backend.runs[path.split("/")[-2]], json.loads(body))
+        if path.startswith("/storage/"):
+            name = path.removeprefix("/storage/")
+            return (
+                backend.store(name, body) or {} if self.command == "PUT" else backend.stored(name)
+            )
+        raise Refused(f"no such path {path}", 404)
+
+    def do_CONNECT(self):
+        self.server.backend.strays.append(self.path)
+        self.reply(403)
+
+    do_GET = do_POST = do_PUT = do_HEAD = answer
+
+
+class Server(ThreadingHTTPServer):
+    """With room for the connections that several agents open in one moment."""
+
+    daemon_threads, request_queue_size = True, 128
