@@ -1,5 +1,5 @@
 # make setup   a .venv with what a run and the tests need
-# make demo    train on generated data, in minutes
+# make demo    compare four alpha schedules on generated data, in minutes
 # make test    lint and tests
 # make check   lint alone
 
@@ -18,8 +18,8 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	$(BIN)/python train.py --inner_size 256 --n_encoder 3 --n_decoder 3 --batch_sz 8 --epochs 80 \
-		--alpha 0.05 --alpha_max 0.6 --update --penalty_scheduler log_lambda --alpha_epochs 60
+	$(BIN)/python -m emaae sweep sweeps/demo.yaml --out runs/demo
+	$(BIN)/python -m emaae promote runs/demo
 
 test: check
 	$(BIN)/python -m pytest -n 2

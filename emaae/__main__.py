@@ -34,6 +34,30 @@ def demo_data(args: argparse.Namespace) -> None:
         )
 
 
+def sweep(args: argparse.Namespace) -> int:
+    """Run a sweep file on this machine, without an account; again to go on where it stopped."""
+    from emaae import sweep
+
+    return sweep.run(
+        args.file,
+        jobs=args.jobs,
+        out=args.out,
+        storage=args.storage,
+        dry_run=args.dry_run,
+        flags=args.flags,
+    )
+
+
+def lint(args: argparse.Namespace) -> int:
+    """Say what is wrong with sweep files, by line."""
+    from emaae import sweep_file
+
+    findings = [finding for path in args.files for finding in sweep_file.check(path)]
+    for finding in findings:
+        print(finding)
+    return 2 if any(not finding.warning for finding in findings) else 0
+
+
 def promote(args: argparse.Namespace) -> None:
     """Name the best finished model of a sweep or project `best`."""
     from emaae.tracking.models import promote
@@ -70,16 +94,19 @@ def publish(args: argparse.Namespace) -> None:
 
     from emaae.tracking.upload import publish
 
-    sweep = publish(Path(args.folder), args.sweep_file, args.project, args.entity)
-    print(f"sweep: {sweep}")
+    print(f"sweep: {publish(Path(args.folder), args.project, args.entity)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    # What stands after `--` is for the program that a sweep starts.
+    end = argv.index("--") if "--" in argv else len(argv)
+    argv, flags = argv[:end], argv[end + 1 :]
     parser = _Parser(prog="python -m emaae", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def add(run: Callable[[argparse.Namespace], None], name: str) -> argparse.ArgumentParser:
+    def add(run: Callable[[argparse.Namespace], int | None], name: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=run.__doc__, description=run.__doc__)
         verb.set_defaults(run=run)
         return verb
@@ -93,6 +120,25 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_argument(
         "--scale", type=float, default=0.3, help="times LibriSpeech's durations (default: 0.3)"
     )
+
+    verb = add(sweep, "sweep")
+    verb.usage = "python -m emaae sweep FILE.yaml [OPTION ...] [-- FLAGS OF train.py]"
+    verb.add_argument(
+        "file", metavar="FILE.yaml", help="a sweep file of W&B, such as sweeps/demo.yaml"
+    )
+    verb.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, else one)"
+    )
+    verb.add_argument("--out", metavar="DIR", help="folder of the sweep (default: runs/FILE)")
+    verb.add_argument(
+        "--storage",
+        metavar="URL|FILE.log",
+        help="queue that runners share: a database, or a journal file on a shared disk "
+        "(default: DIR/study.db)",
+    )
+    verb.add_argument("--dry-run", action="store_true", help="say what would run, and end")
+
+    add(lint, "lint").add_argument("files", nargs="+", metavar="FILE.yaml")
 
     where = "a sweep's or run's folder here, or ENTITY/PROJECT[/SWEEP] on W&B"
     add(promote, "promote").add_argument("ref", metavar="REF", help=where)
@@ -112,8 +158,10 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_argument("--entity", help="W&B user or team (default: your own)")
 
     args = parser.parse_args(argv)
-    args.run(args)
-    return 0
+    if flags and args.verb != "sweep":
+        raise UserError(f"only sweep passes flags on, got {' '.join(flags)!r} after --")
+    args.flags = flags
+    return args.run(args) or 0
 
 
 if __name__ == "__main__":

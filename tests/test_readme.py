@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, program
 
 from emaae.config import Config
@@ -30,11 +31,16 @@ def project(tmp_path_factory) -> Path:
     for name in ("emaae", "analysis"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", root)
+    (root / "sweeps").mkdir()
+    demo = yaml.safe_load((ROOT / "sweeps" / "demo.yaml").read_text())
+    for name, value in {"epochs": 1, "alpha_epochs": 1, "inner_size": 16}.items():
+        demo["parameters"][name] = {"value": value}
+    (root / "sweeps" / "demo.yaml").write_text(yaml.safe_dump(demo))
     for line in "".join(blocks("bash")).splitlines():
         interpreter, *argv = shlex.split(line)
         assert interpreter == "python", line
         quick = QUICK if argv[0] == "train.py" and "--eval_only" not in argv else []
-        done = program(*argv, *quick, cwd=root)
+        done = program(*argv, *quick, cwd=root, WANDB_MODE="disabled")
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     return root
 
@@ -45,6 +51,8 @@ def test_the_commands_run_as_written(project):
         assert metrics["status"] == "finished"
     assert (project / "runs/first/overview.png").stat().st_size > 10_000
     assert json.loads((project / "runs/cosine/config.json").read_text())["alpha_max"] == 0.6
+    assert len(list((project / "runs/demo/runs").iterdir())) == 4
+    assert (project / "best-model" / "best.pth").is_file()
 
 
 def test_a_model_loads_in_three_lines(project, monkeypatch):
@@ -84,7 +92,8 @@ def test_every_module_is_in_the_tree_and_every_file_of_the_tree_exists():
 
 
 def test_every_flag_that_the_readme_names_exists():
-    known = set(Config.__dataclass_fields__) | {"out", "help", "project", "entity"}
+    known = set(Config.__dataclass_fields__)
+    known |= {"out", "help", "project", "entity", "storage", "jobs", "array"}
     for flag in re.findall(r"--([a-z_]+)", README):
         assert flag in known, flag
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, program, small_run, speech, write_tree
 
 import emaae
@@ -228,8 +228,11 @@ def test_a_name_may_be_given_again_when_its_run_failed_before_its_first_epoch(sm
 
 
 def test_the_demo_reconstructs_sparsely_and_says_where_its_model_is(tmp_path, capsys):
-    recipe = (ROOT / "Makefile").read_text().partition("train.py ")[2].partition("\n\n")[0]
-    flags = shlex.split(recipe.replace("\\\n", " "))
+    # one point of the sweep that `make demo` runs
+    parameters = yaml.safe_load((ROOT / "sweeps" / "demo.yaml").read_text())["parameters"]
+    flags = [f"--{name}={p['value']}" for name, p in parameters.items() if "value" in p]
+    flags += ["--penalty_scheduler=log_lambda"]
+    assert "log_lambda" in parameters["penalty_scheduler"]["values"]
     quick = ["--wandb=disabled", f"--out_dir={tmp_path}", "--reconstruction_every=1000"]
     assert train.main([*flags, *quick]) == 0
     out = capsys.readouterr().out

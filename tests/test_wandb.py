@@ -63,8 +63,12 @@ def swept(trees, tmp_path_factory):
         path = re.search(r"wandb agent (\S+)", said)[1]
         command = [sys.executable, "-m", "wandb", "agent", path]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        # two machines, and so two caches
         agents = [
-            subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes) for _ in range(2)
+            subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | env | {"WANDB_CACHE_DIR": str(cache)}, **pipes
+            )
+            for cache in (home / "cache1", home / "cache2")
         ]
         said = [agent.communicate(timeout=200)[0] for agent in agents]
         assert [agent.returncode for agent in agents] == [0, 0], said

@@ -147,15 +147,33 @@ class Query:
         return answer
 
 
-NULL = set(  # asked for and answered null: this server has nothing to say about them
-    """admin cliVersionInfo commit controller controllerRunName deletedAt description email
-    digestAlgorithm historyStep latestLocalVersionInfo mimetype organization scheduler systemMetrics
-    uploadHeaders uploadMultipartUrls xxhashDigestsEnabled""".split()
+# Asked for and answered null: this server has nothing to say about them.
+NULL = frozenset(
+    [
+        "admin",
+        "cliVersionInfo",
+        "commit",
+        "controller",
+        "controllerRunName",
+        "deletedAt",
+        "description",
+        "email",
+        "digestAlgorithm",
+        "historyStep",
+        "latestLocalVersionInfo",
+        "mimetype",
+        "organization",
+        "scheduler",
+        "systemMetrics",
+        "uploadHeaders",
+        "uploadMultipartUrls",
+        "xxhashDigestsEnabled",
+    ]  # noqa: SIM905
 )
 
 
 def node(kind, of=None, names=""):
-    """A GraphQL object: its type and attributes of `of`, as "graphql=python" or one name for both."""
+    """A GraphQL object: its type, and attributes of `of` as "graphql=python" or one name."""
     pairs = [pair.partition("=") for pair in names.split()]
     return {"__typename": kind} | {name: getattr(of, other or name) for name, _, other in pairs}
 
@@ -264,6 +282,7 @@ class Sweep:
         for point in self.points():
             if not any(all(k in t and t[k] == v for k, v in point.items()) for t in taken):
                 return point
+        return None
 
 
 def axes_of(parameters, path=()):
@@ -330,7 +349,7 @@ class Collection:
         if self.index(artifact) is None:
             self.members.append(artifact)
             self.aliases["latest"] = artifact
-        self.aliases |= {alias: artifact for alias in aliases}
+        self.aliases |= dict.fromkeys(aliases, artifact)
 
     def find(self, alias):
         if re.fullmatch(r"v\d+", alias):
@@ -401,11 +420,13 @@ class Backend:
     def environment(self, home):
         """Variables for a child process whose wandb talks to this server and to nobody else.
 
-        Everything wandb writes lies under `home`. Requests to any other host meet this server as
-        their proxy, are refused and noted in `strays`. With a dead server every step gives up
-        after one retry a second later (`WANDB_X_<part>_RETRY_...`, any `x_` setting can be given
-        so): measured, `artifact.wait()` raises after 1 s and `run.finish()` returns after 3 s.
-        Whole seconds only: wandb cuts 0.5 to 0 and takes its defaults, 6 s and 19 s here.
+        Everything wandb writes lies under `home`: give agents that run at once a home each.
+        Requests to any other host meet this server as their proxy, are refused and noted in
+        `strays`. With a dead server each step gives up after one retry a second later
+        (`WANDB_X_<part>_RETRY_...`; any `x_` setting can be given so): measured, `artifact.wait()`
+        raises after 1 s and `run.finish()` returns after 3 s. Whole seconds of at least 1 and
+        at least one retry: wandb cuts 0.5 to 0, and takes 0 for its default (6 s and 19 s with
+        2 retries; without a limit on them over a minute).
         """
         parts = [f"WANDB_X_{part}" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")]
         waits = {f"{p}_RETRY_WAIT_{end}_SECONDS": "1" for p in parts for end in ("MIN", "MAX")}
@@ -671,9 +692,14 @@ class Backend:
     def file_node(self, name, body, path):
         """A file by its path in storage: the same address takes it and gives it back."""
         url, md5 = f"{self.url}/storage/{quote(path)}", digest(body)
-        named = dict(id=path, name=name, displayName=name, storagePath=path, updatedAt=now())
-        content = dict(sizeBytes=len(body), md5=md5, digest=md5)
-        return node("File") | named | content | dict(url=url, directUrl=url, uploadUrl=url)
+        return node("File") | {
+            **dict.fromkeys(("id", "storagePath"), path),
+            **dict.fromkeys(("name", "displayName"), name),
+            **dict.fromkeys(("md5", "digest"), md5),
+            **dict.fromkeys(("url", "directUrl", "uploadUrl"), url),
+            "sizeBytes": len(body),
+            "updatedAt": now(),
+        }
 
     def manifest_file(self, artifact):
         path = f"manifests/{artifact.id}"

@@ -57,7 +57,7 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
         record["entity"],
         record["project"],
     )
-    if "run" in record["pending"] or elsewhere:
+    if elsewhere or ("run" in record["pending"] and not _has_history(folder, record)):
         again = ("--yes", "--include-online", "--include-synced")
         _wandb("sync", *again, *_to(entity, project), str(folder / record["files"]))
         record |= {"entity": entity or record["entity"], "project": project or record["project"]}
@@ -91,6 +91,18 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
     return path
 
 
+def _has_history(folder: Path, record: dict[str, Any]) -> bool:
+    # Asked first, since a second `wandb sync` of the same run doubles its history.
+    import wandb
+
+    try:
+        entity = record["entity"] or wandb.Api().default_entity
+        check_history(folder, f"{entity}/{record['project']}/{record['id']}")
+    except (wandb.Error, ValueError):
+        return False
+    return True
+
+
 def _has_model(folder: Path, entity: str, record: dict[str, Any]) -> bool:
     import wandb
 
@@ -101,11 +113,14 @@ def _has_model(folder: Path, entity: str, record: dict[str, Any]) -> bool:
     return there is not None and there.metadata.get("sha256") == mine.metadata["sha256"]
 
 
-def publish(folder: Path, sweep_file: Path, project: str, entity: str | None = None) -> str:
+def publish(folder: Path, project: str, entity: str | None = None) -> str:
     """Put a local sweep on W&B: its runs first, then a sweep that holds them; returns its path.
 
     Raises UserError when a run or its model did not arrive.
     """
+    sweep_file = folder / "sweep.yaml"
+    if not sweep_file.is_file():
+        raise UserError(f"{sweep_file} is missing: expected the folder of a local sweep")
     there, missing = upload_pending(folder, entity, project)
     if missing:
         raise UserError(

@@ -1,0 +1,491 @@
+"""How does a sweep run without a server?
+
+`python -m emaae sweep FILE.yaml` takes the file that `wandb sweep` takes and starts its program as
+`wandb agent` does, one process for each point. Points come from a queue that any number of runners
+share (sweep_queue.py); a run is judged by what it leaves in its folder. The way down this file:
+run, the runner, what is started, how it is judged, early termination.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from emaae import sweep_file
+from emaae.errors import INTERRUPTED, UserError
+from emaae.sweep_file import Sweep, nested
+from emaae.sweep_queue import DONE, GOOD, Attempt, Queue, held, hold, latest, lock_path, release
+from emaae.sweep_table import Row, Screen, over_seeds, ranked, table, text, write_csv
+
+FAILED = 1  # exit status when a point failed
+LOOK_EVERY_S = 0.25  # at the children and the terminal
+ASK_EVERY_S = 2.0  # the storage, for a point when there was none
+# Between the request to stop and the end of the patience with a run that was stopped early.
+KILL_AFTER_S = 60.0
+
+
+def run(
+    path: str | Path,
+    *,
+    jobs: int | None = None,
+    out: str | Path | None = None,
+    storage: str | None = None,
+    dry_run: bool = False,
+    flags: Sequence[str] = (),
+) -> int:
+    """Run a sweep file to its end, or go on with it; returns the exit status.
+
+    jobs: runs at the same time (default: one per GPU, else one), out: folder of the sweep, storage:
+    database URL or journal file of the queue, flags: passed on to the program. Raises UserError.
+    """
+    sweep = sweep_file.read(path)
+    for finding in sweep_file.check(path):
+        print(finding, file=sys.stderr)
+    if dry_run:
+        print("\n".join(_plan(sweep)))
+        return 0
+    folder = Path(out if out is not None else Path("runs") / Path(path).stem).resolve()
+    devices = gpus()
+    jobs = jobs if jobs is not None else max(1, len(devices))
+    _check(sweep, flags, jobs)
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written: {error.strerror}") from None
+    shutil.copyfile(path, folder / "sweep.yaml")  # for whoever publishes the folder later
+    queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
+    runner = Runner(sweep, queue, folder, jobs, devices, flags)
+    try:
+        with _interrupts() as interrupts:
+            runner.work(interrupts)
+            return runner.report(interrupted=bool(interrupts.count))
+    finally:
+        runner.kill()
+        queue.close()
+
+
+def _plan(sweep: Sweep) -> list[str]:
+    n = sweep.n_points()
+    lines = [f"{sweep.name}: {n} points by {sweep.method}, {sweep.goal} {sweep.metric}"]
+    if sweep.method == "grid":
+        rows = [
+            Row(i + 1, point, "open", None, None, None, None)
+            for i, point in enumerate(sweep.grid()[:n])
+        ]
+        return [*lines, *table(sweep, rows)]
+    for p in sweep.varying:
+        spec = ", ".join(f"{key} {value}" for key, value in p.spec.items())
+        lines.append(f"{p.name}: {p.distribution}, {spec}")
+    return lines
+
+
+def _check(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    for flag in flags:
+        name = flag.lstrip("-").partition("=")[0]
+        if name in ("out_dir", "run_name"):
+            raise UserError(f"--{name} belongs to the sweep, which names its runs; leave it out")
+        if name in [p.name for p in sweep.parameters]:
+            raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out after `--`")
+    if "${program}" in sweep.command and not Path(sweep.program).is_file():
+        raise UserError(
+            f"{sweep.path}: program {sweep.program} is not in {Path.cwd()}; start the sweep from "
+            "the folder that holds it"
+        )
+    for item in sweep.command:
+        for name in re.findall(r"\$\{envvar:([A-Z0-9_]+)\}", item):
+            if name not in os.environ:
+                raise UserError(f"{sweep.path}: command reads ${name}, which is not set")
+
+
+# ---- the runner
+
+
+@dataclass
+class Job:
+    """A run that goes on, started by this runner or found running after its runner had died."""
+
+    attempt: Attempt
+    run: str
+    lock: str
+    gpu: str | None
+    process: subprocess.Popen | None
+    held: IO[str] | None
+    stopped_at: float | None = None  # when hyperband asked it to stop
+    began: float = field(default_factory=time.monotonic)
+
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self.process.poll() is None if self.process else held(self.lock)
+
+    def send(self, number: int) -> None:
+        """Signal the process; SIGKILL goes to all that it started too."""
+        with contextlib.suppress(ValueError, FileNotFoundError, ProcessLookupError):
+            pid = int(lock_path(self.lock).read_text())
+            if self.running():
+                (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
+
+
+class Runner:
+    """Claims points, starts their runs, watches them and judges them."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        queue: Queue,
+        folder: Path,
+        n_jobs: int,
+        devices: Sequence[str],
+        flags: Sequence[str],
+    ):
+        self.sweep, self.queue, self.folder, self.flags = sweep, queue, folder, list(flags)
+        self.runs, self.logs = folder / "runs", folder / "logs"
+        self.n_jobs, self.devices = n_jobs, list(devices)
+        self.jobs: list[Job] = []
+        self.screen = Screen(sweep, queue.n_points)
+        self._ask_at = 0.0
+        self._ended: list[Row] = []
+
+    def work(self, interrupts: "Interrupts") -> None:
+        """Until all points are done, or until interrupted."""
+        self.screen.say(f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}")
+        stopping = waiting = done = False
+        while not (done or stopping) or self.jobs:
+            if interrupts.count and not stopping:
+                stopping = True
+                self.screen.say("stopping: runs end their epoch; Ctrl-C again kills them")
+                for job in self.jobs:
+                    job.send(signal.SIGTERM)
+            for job in [job for job in self.jobs if not job.running()]:
+                self._end(job, stopping)
+            if not stopping and len(self.jobs) < self.n_jobs and time.monotonic() >= self._ask_at:
+                attempt = self.queue.claim()
+                if attempt is not None:
+                    self._begin(attempt)
+                    continue
+                self._ask_at = time.monotonic() + ASK_EVERY_S
+                done = not self.jobs and self.queue.done()
+                if not (self.jobs or done) and not waiting:
+                    waiting = True
+                    self.screen.say("the last points are with other runners; waiting for them")
+                self._ended = [row for row in self.rows() if row.state != "running"]
+            self._stop_early()
+            self.queue.beat()
+            if self.screen.live:
+                self.screen.draw([*self._ended, *map(self._row, self.jobs)])
+            if self.jobs or not done:
+                time.sleep(LOOK_EVERY_S)
+
+    def kill(self) -> None:
+        """End what still runs, at once."""
+        for job in self.jobs:
+            job.send(signal.SIGKILL)
+            if job.process:
+                job.process.wait()
+                release(job.lock, job.held)
+
+    def report(self, *, interrupted: bool) -> int:
+        """Print the final table, write table.csv; returns the exit status."""
+        rows = ranked(self.sweep, self.rows())
+        write_csv(self.folder / "table.csv", self.sweep, rows, self.runs)
+        self.screen.say("\n" + "\n".join(table(self.sweep, rows)))
+        seeds = any(p.name == "seed" for p in self.sweep.varying)
+        if seeds and any(row.score is not None for row in rows):
+            self.screen.say("\n" + "\n".join(over_seeds(self.sweep, rows)))
+        self.screen.say(f"\ntable: {self.folder / 'table.csv'}")
+        if rows and rows[0].score is not None:
+            self.screen.say(f"best model: {self.runs / rows[0].run / 'best.pth'}")
+        failed = [row for row in rows if row.state == "failed"]
+        for row in failed:
+            log = self.logs / f"{row.run}.txt"
+            self.screen.say(f"failed: point {row.point:04d} ({_last_line(log)}); see {log}")
+        if interrupted:
+            done = sum(row.state in DONE for row in rows)
+            of = f"{done} of {self.queue.n_points} points are done"
+            self.screen.say(f"interrupted: {of}; the same command goes on")
+            return INTERRUPTED
+        return FAILED if failed else 0
+
+    def rows(self) -> list[Row]:
+        """How every point that was tried stands, whoever ran it."""
+        return [
+            Row(a.point + 1, a.config or {}, a.state, a.epoch, a.score, a.seconds, a.run)
+            for a in latest(self.queue.attempts())
+        ]
+
+    def _row(self, job: Job) -> Row:
+        history = read_history(self.runs / job.run)
+        epoch = history[-1].get("epoch") if history else None
+        score = best_of(history, self.sweep, "val/score")
+        point, config = job.attempt.point + 1, job.attempt.config or {}
+        return Row(point, config, "running", epoch, score, None, job.run)
+
+    def _begin(self, attempt: Attempt) -> None:
+        """Start the run of an attempt, unless an earlier one goes on or has just ended well."""
+        if attempt.run is not None and attempt.lock is not None:
+            job = Job(attempt, attempt.run, attempt.lock, attempt.gpu, None, None)
+            if job.running():
+                self.jobs.append(job)
+                self.screen.happened(f"{attempt.run} goes on after its runner died")
+                return
+            lock_path(job.lock).unlink(missing_ok=True)
+            if judge(self.runs / attempt.run, self.sweep)[0] in DONE:
+                self._end(job, stopping=False)
+                return
+        name = run_name(attempt, self.runs)
+        command = expand(self.sweep, attempt.config, self.logs / f"{name}.json")
+        gpu = self._free_gpu()
+        # The lock passes to the child and lives as long as it: a run whose runner was killed is
+        # found by it.
+        lock, file = attempt.claim, hold(attempt.claim)
+        self.queue.note(attempt, run=name, lock=lock, gpu=gpu)
+        with open(self.logs / f"{name}.txt", "ab") as log:
+            try:
+                process = subprocess.Popen(
+                    command + self.flags,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment(name, gpu),
+                    pass_fds=[file.fileno()],
+                    start_new_session=True,  # Ctrl-C in the terminal is the runner's to pass on
+                )
+            except OSError as error:
+                log.write(f"{command[0]}: {error.strerror}\n".encode())
+                process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(127)"])
+        file.write(str(process.pid))
+        file.flush()
+        self.jobs.append(Job(attempt, name, lock, gpu, process, file))
+        values = " ".join(f"{p.name}={attempt.config.get(p.name)}" for p in self.sweep.varying)
+        self.screen.happened(f"{name} started  {values}")
+
+    def _environment(self, name: str, gpu: str | None) -> dict[str, str]:
+        given = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": self.sweep.name}
+        if self.n_jobs > 1 and not self.devices:
+            # Runs side by side on all cores would wait for each other.
+            given["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
+        where = {"EMAAE_OUT_DIR": str(self.runs), "EMAAE_RUN_NAME": name}
+        if gpu is not None:
+            where["CUDA_VISIBLE_DEVICES"] = gpu
+        return given | os.environ | where
+
+    def _free_gpu(self) -> str | None:
+        if len(self.devices) < 2:
+            return None
+        busy = [job.gpu for job in self.jobs]
+        return min(self.devices, key=busy.count)
+
+    def _end(self, job: Job, stopping: bool) -> None:
+        """Judge a run whose process is gone."""
+        if job in self.jobs:
+            self.jobs.remove(job)
+        release(job.lock, job.held)
+        outcome, score = judge(self.runs / job.run, self.sweep)
+        history = read_history(self.runs / job.run)
+        if outcome not in DONE and job.stopped_at is not None:
+            outcome, score = "stopped", best_of(history, self.sweep)
+        elif outcome not in DONE and stopping:
+            outcome = "interrupted"
+        epoch = history[-1].get("epoch") if history else None
+        seconds = round(time.monotonic() - job.began, 1) if job.process else None
+        attrs = {"score": score, "epoch": epoch, "seconds": seconds, "run": job.run}
+        self.queue.finish(job.attempt, outcome, **attrs)
+        self._ask_at = 0.0
+        said = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
+        why = f"  ({_last_line(self.logs / f'{job.run}.txt')})" if outcome == "failed" else ""
+        self.screen.happened(f"{job.run} {outcome}{said}{why}")
+
+    def _stop_early(self) -> None:
+        """Ask runs to stop that hyperband gives no more epochs; kill those that do not."""
+        if self.sweep.early_terminate is None:
+            return
+        curves = {
+            path.parent.name: curve(read_history(path.parent), self.sweep)
+            for path in self.runs.glob("*/history.jsonl")
+        }
+        for job in self.jobs:
+            if job.stopped_at is None and hopeless(curves.get(job.run, []), curves, self.sweep):
+                job.stopped_at = time.monotonic()
+                job.send(signal.SIGTERM)
+            elif job.stopped_at and time.monotonic() - job.stopped_at > KILL_AFTER_S:
+                job.send(signal.SIGKILL)
+
+
+@dataclass
+class Interrupts:
+    """How often the runner was asked to stop."""
+
+    count: int = 0
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Interrupts]:
+    """Count Ctrl-C, SIGTERM and SIGHUP instead of breaking off; the second one breaks off."""
+    interrupts = Interrupts()
+
+    def handle(*_: Any) -> None:
+        interrupts.count += 1
+        if interrupts.count > 1:
+            raise KeyboardInterrupt
+
+    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {name: signal.signal(name, handle) for name in names}
+    try:
+        yield interrupts
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+# ---- what is started
+
+
+def expand(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str]:
+    """The command of a run: W&B's macros filled in, each a whole item of the list."""
+    values = nested(config)
+    macros = {
+        "env": ["/usr/bin/env"],
+        "interpreter": [sys.executable],
+        "program": [sweep.program],
+        "args": [f"--{name}={value}" for name, value in values.items()],
+        "args_no_equals": [x for name, value in values.items() for x in (f"--{name}", str(value))],
+        "args_no_hyphens": [f"{name}={value}" for name, value in values.items()],
+        "args_no_boolean_flags": [
+            f"--{name}" if value is True else f"--{name}={value}"
+            for name, value in values.items()
+            if value is not False
+        ],
+        "args_json": [json.dumps(values)],
+        "args_json_file": [str(json_file)],
+    }
+    if "${args_json_file}" in sweep.command:
+        json_file.write_text(json.dumps(values), encoding="utf-8")
+    command = []
+    for item in sweep.command:
+        filled = re.sub(r"\$\{envvar:([A-Z0-9_]+)\}", lambda m: os.environ[m[1]], item)
+        command += macros.get(filled[2:-1], [filled]) if filled.startswith("${") else [filled]
+    return command
+
+
+def run_name(attempt: Attempt, runs: Path) -> str:
+    """0001 for the first point; 0001-2 for its second attempt."""
+    n = attempt.n
+    while True:
+        name = f"{attempt.point + 1:04d}" + (f"-{n}" if n > 1 else "")
+        if not (runs / name).exists():
+            return name
+        n += 1
+
+
+def gpus() -> list[str]:
+    """The GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
+
+
+# ---- how it is judged
+
+
+def judge(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
+    """How a run ended and its score, from metrics.json; failed when it did not say."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "failed", None
+    if metrics.get("status") == "diverged":
+        return "diverged", None
+    if metrics.get("status") not in GOOD:
+        return "failed", None
+    score = metrics.get(sweep.metric)
+    if score is None:
+        score = best_of(read_history(folder), sweep)
+    return ("failed", None) if score is None else (metrics["status"], score)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run so far; a line that is being written is left out."""
+    try:
+        lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def curve(history: Sequence[Mapping[str, Any]], sweep: Sweep) -> list[float]:
+    """The metric epoch by epoch, where it is a number."""
+    values = [row.get(sweep.metric) for row in history]
+    return [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+
+
+def best_of(
+    history: Sequence[Mapping[str, Any]], sweep: Sweep, instead: str | None = None
+) -> float | None:
+    """The best value of the metric in a history, or of `instead` when it is not logged there."""
+    values = curve(history, sweep)
+    if not values and instead is not None:
+        values = [row[instead] for row in history if row.get(instead) is not None]
+    return sweep.better(values) if values else None
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return "no log"
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "printed nothing")
+
+
+# ---- early termination
+
+
+def bands(spec: Mapping[str, Any], longest: int) -> list[int]:
+    """The epochs after which hyperband compares runs."""
+    eta = spec.get("eta", 3)
+    if "max_iter" in spec:
+        found = [int(spec["max_iter"] / eta**i) for i in range(1, int(spec["s"]) + 1)]
+        return sorted(band for band in found if band >= 1)
+    found = [spec["min_iter"]]
+    while found[-1] * eta <= longest:
+        found.append(found[-1] * eta)
+    return [int(band) for band in found]
+
+
+def hopeless(values: Sequence[float], curves: Mapping[str, Sequence[float]], sweep: Sweep) -> bool:
+    """Whether a run is not among the best 1/eta at the last band that it has passed.
+
+    Strict compares its value at the band, otherwise its best so far counts, as on W&B.
+    """
+    spec = sweep.early_terminate or {}
+    sign = 1 if sweep.goal == "minimize" else -1
+    passed = [band for band in bands(spec, len(values)) if band <= len(values)]
+    if not passed:
+        return False
+    band = passed[-1]
+    at_band = sorted(sign * other[band - 1] for other in curves.values() if len(other) >= band)
+    threshold = at_band[int(len(at_band) / spec.get("eta", 3))]
+    mine = sign * values[band - 1] if spec.get("strict", True) else min(sign * v for v in values)
+    return mine > threshold

@@ -1,0 +1,685 @@
+"""What does a sweep file ask for?
+
+A sweep file is a YAML file of Weights & Biases. YAML and W&B both take much that does not mean what
+it seems to, so `check` reads with line numbers and says what is wrong where; `read` gives the
+meaning, a `Sweep`.
+"""
+
+import itertools
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from emaae.config import Config, nearest
+from emaae.errors import UserError
+
+METHODS = ("grid", "random", "bayes")
+GOALS = ("minimize", "maximize")
+# What W&B's schema allows at the top, and what of it a local sweep understands.
+KEYS = (
+    *("program", "method", "metric", "parameters", "command", "name", "description", "run_cap"),
+    *("early_terminate", "project", "entity"),
+)
+KEYS_OF_WANDB = ("apiVersion", "kind", "controller", "job", "image_uri", "metrics", "scheduler")
+METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
+HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
+
+MACROS = (
+    *("env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens"),
+    *("args_no_boolean_flags", "args_json", "args_json_file"),
+)
+COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
+
+# What a run logs: once at its end, and in every epoch.
+SCORE = "select/score"
+PER_EPOCH = frozenset(
+    [f"train/{name}" for name in ("loss", "mse", "penalty", "sparsity")]
+    + [
+        f"val/{name}"
+        for name in ("loss", "mse", "fvu", "penalty", "score", "sparsity", "l0", "active_mean")
+        + ("dead", "hoyer", "r_articulators", "r/pitch")
+    ]
+)
+MOST_POINTS = 100_000
+# Every combination is tried on Config; beyond this many the first ones stand for the rest.
+COMBINATIONS_CHECKED = 10_000
+DELIMITER = "."
+
+
+# ---- distributions
+
+
+class Distribution(NamedTuple):
+    """One of W&B's distributions: the keys it takes, and its inverse cumulative distribution.
+
+    `at(u, p)` is the value below which a fraction u (0..1) of the draws lies; p holds the keys.
+    """
+
+    needs: tuple[str, ...]
+    takes: Mapping[str, float]  # optional keys and their defaults
+    at: Callable[[float, Mapping[str, Any]], Any]
+
+
+def _between(u: float, low: float, high: float) -> float:
+    return low + u * (high - low)
+
+
+def _log_uniform(u: float, p: Mapping[str, Any]) -> float:
+    return math.exp(_between(u, math.log(p["min"]), math.log(p["max"])))
+
+
+def _normal(u: float, p: Mapping[str, Any]) -> float:
+    return statistics.NormalDist().inv_cdf(u) * p["sigma"] + p["mu"]
+
+
+def _beta(u: float, p: Mapping[str, Any]) -> float:
+    from scipy import stats  # takes a second to import
+
+    return float(stats.beta.ppf(u, p["a"], p["b"]))
+
+
+def _int_uniform(u: float, p: Mapping[str, Any]) -> int:
+    return min(p["max"], p["min"] + math.floor(u * (p["max"] - p["min"] + 1)))
+
+
+def _choice(u: float, p: Mapping[str, Any]) -> Any:
+    if "probabilities" not in p:
+        return p["values"][min(len(p["values"]) - 1, math.floor(u * len(p["values"])))]
+    reached = itertools.accumulate(p["probabilities"])
+    return next((v for v, c in zip(p["values"], reached) if u < c), p["values"][-1])
+
+
+def _quantised(at: Callable) -> Callable:
+    def rounded(u: float, p: Mapping[str, Any]) -> float:
+        value = round(at(u, p) / p["q"]) * p["q"]
+        return int(value) if isinstance(p["q"], int) else value
+
+    return rounded
+
+
+def _family(name: str, needs: tuple[str, ...], takes: dict[str, float], at: Callable) -> dict:
+    return {
+        name: Distribution(needs, takes, at),
+        f"q_{name}": Distribution(needs, takes | {"q": 1}, _quantised(at)),
+    }
+
+
+_ENDS = ("min", "max")
+_BELL = {"mu": 0, "sigma": 1}
+DISTRIBUTIONS: dict[str, Distribution] = {
+    "constant": Distribution(("value",), {}, lambda u, p: p["value"]),
+    "categorical": Distribution(("values",), {}, _choice),
+    "categorical_w_probabilities": Distribution(("values", "probabilities"), {}, _choice),
+    "int_uniform": Distribution(_ENDS, {}, _int_uniform),
+    **_family("uniform", _ENDS, {}, lambda u, p: _between(u, p["min"], p["max"])),
+    # min and max are exponents of e here, values in the one after it
+    **_family("log_uniform", _ENDS, {}, lambda u, p: math.exp(_between(u, p["min"], p["max"]))),
+    **_family("log_uniform_values", _ENDS, {}, _log_uniform),
+    # log(1/x) is uniform: the same draws as log_uniform
+    "inv_log_uniform": Distribution(
+        _ENDS, {}, lambda u, p: math.exp(_between(u, -p["max"], -p["min"]))
+    ),
+    "inv_log_uniform_values": Distribution(_ENDS, {}, _log_uniform),
+    **_family("normal", (), _BELL, _normal),
+    **_family("log_normal", (), _BELL, lambda u, p: math.exp(_normal(u, p))),
+    **_family("beta", (), {"a": 1, "b": 1}, _beta),
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a sweep: a name (nested ones joined by dots) and a distribution."""
+
+    name: str
+    distribution: str
+    spec: Mapping[str, Any]
+
+    @property
+    def varies(self) -> bool:
+        """Whether runs can differ in it."""
+        if self.distribution == "constant":
+            return False
+        return self.distribution not in ("categorical",) or len(self.spec["values"]) > 1
+
+    def at(self, u: float) -> Any:
+        """The value below which a fraction u of the draws lies, 0 < u < 1."""
+        return as_agents_say(DISTRIBUTIONS[self.distribution].at(u, self.spec))
+
+    def size(self) -> int:
+        """How many values a grid takes of it."""
+        p = self.spec
+        if self.distribution == "int_uniform":
+            return p["max"] - p["min"] + 1
+        if self.distribution == "q_uniform":
+            return math.ceil((p["max"] - p["min"]) / p["q"])
+        return len(p.get("values", [None]))
+
+    def grid(self) -> list[Any] | None:
+        """All values in W&B's order; None when a grid cannot hold this distribution."""
+        p = self.spec
+        if self.distribution == "constant":
+            return [p["value"]]
+        if self.distribution == "categorical":
+            return list(p["values"])
+        if self.distribution == "int_uniform":
+            return list(range(p["min"], p["max"] + 1))
+        if self.distribution == "q_uniform":
+            return np.arange(p["min"], p["max"], p["q"]).tolist()  # without max, as W&B has it
+        return None
+
+    def ends(self) -> list[Any]:
+        """Values that Config must accept if it is to accept all: every choice, or both ends."""
+        if "values" in self.spec:
+            return list(self.spec["values"])
+        if self.distribution == "constant":
+            return [self.spec["value"]]
+        bounded = "min" in self.spec
+        return [self.at(0.0 if bounded else 0.001), self.at(1.0 if bounded else 0.999)]
+
+
+def as_agents_say(value: Any) -> Any:
+    """A value as it reaches a run: on its way through W&B 1.0 becomes 1."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [as_agents_say(v) for v in value]
+    if isinstance(value, dict):
+        return {k: as_agents_say(v) for k, v in value.items()}
+    return value
+
+
+# ---- the meaning
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep file means."""
+
+    path: str
+    question: str  # the first line of the file, a comment
+    name: str
+    program: str
+    method: str  # grid, random or bayes
+    metric: str
+    goal: str  # minimize or maximize
+    parameters: tuple[Parameter, ...]  # in W&B's order
+    command: tuple[str, ...]
+    run_cap: int | None
+    early_terminate: Mapping[str, Any] | None
+
+    @property
+    def varying(self) -> tuple[Parameter, ...]:
+        """The parameters in which runs differ."""
+        return tuple(p for p in self.parameters if p.varies)
+
+    @property
+    def better(self) -> Callable:
+        """min or max: which of several values of the metric is the best."""
+        return min if self.goal == "minimize" else max
+
+    def grid(self) -> list[dict[str, Any]]:
+        """All points in W&B's order: the last name varies fastest, and equal points are one."""
+        points = {}
+        names = [p.name for p in self.parameters]
+        for values in itertools.product(*(p.grid() or [] for p in self.parameters)):
+            point = dict(zip(names, map(as_agents_say, values)))
+            points.setdefault(repr(point), point)
+        return list(points.values())
+
+    def n_points(self) -> int:
+        """How many runs there will be. Raises UserError when they would never end."""
+        if self.method == "grid":
+            n = len(self.grid())
+            return n if self.run_cap is None else min(n, self.run_cap)
+        if self.run_cap is None:
+            raise UserError(
+                f"{self.path}: method {self.method} without run_cap never ends; add `run_cap: 20` "
+                "or as many runs as you can afford"
+            )
+        return self.run_cap
+
+    def meaning(self) -> dict[str, Any]:
+        """What must stay the same when a sweep is continued, as plain values."""
+        plain = asdict(self)
+        plain = {k: plain[k] for k in plain if k not in ("path", "question", "parameters")}
+        parameters = {
+            f"parameters.{p.name}": {"distribution": p.distribution} | dict(p.spec)
+            for p in self.parameters
+        }
+        return plain | {"command": list(self.command)} | parameters
+
+
+def nested(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point with its dotted names unfolded: {"a.b": 1} -> {"a": {"b": 1}}."""
+    out: dict[str, Any] = {}
+    for name, value in point.items():
+        *path, last = name.split(DELIMITER)
+        inner = out
+        for key in path:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+    return out
+
+
+# ---- reading
+
+
+class Finding(NamedTuple):
+    """Something that is wrong with a sweep file, or likely to be."""
+
+    path: str
+    line: int
+    key: str
+    message: str
+    warning: bool = False
+
+    def __str__(self) -> str:
+        kind = "warning: " if self.warning else ""
+        key = f"{self.key}: " if self.key else ""
+        return f"{self.path}:{self.line}: {kind}{key}{self.message}"
+
+
+def read(path: str | Path) -> Sweep:
+    """The sweep that a file asks for. Raises UserError for the first thing that is wrong."""
+    sweep, findings = examine(path)
+    wrong = [finding for finding in findings if not finding.warning]
+    if wrong or sweep is None:
+        more = f" (and {len(wrong) - 1} more: python -m emaae lint {path})" if wrong[1:] else ""
+        raise UserError(f"{wrong[0]}{more}")
+    return sweep
+
+
+def check(path: str | Path) -> list[Finding]:
+    """Everything that is wrong with a sweep file, by line. Raises UserError when unreadable."""
+    return examine(path)[1]
+
+
+def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
+    """The sweep and what is wrong with it; without a sweep when too much is."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
+    document = _Document(str(path), text)
+    sweep = _Examiner(document).sweep() if document.content is not None else None
+    return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
+
+
+class _Document:
+    """A YAML file as plain values that remembers the line of every key."""
+
+    def __init__(self, path: str, text: str):
+        self.path, self.text = path, text
+        self.findings: list[Finding] = []
+        self.lines: dict[tuple, int] = {}
+        self.content = None
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if not isinstance(node, yaml.MappingNode):
+                self.report((), "a sweep file is a mapping: `method: grid` and so on")
+                return
+            self.content = self._plain(loader, node, ())
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            what = getattr(error, "problem", None) or str(error)
+            line = mark.line + 1 if mark else 1
+            self.findings.append(Finding(path, line, "", f"is not YAML: {what}"))
+        except RecursionError:
+            self.content = None
+            self.report((), "refers to itself, or is nested too deeply")
+        finally:
+            loader.dispose()
+
+    def report(self, where: tuple, message: str, *, warning: bool = False) -> None:
+        """A finding at a key, given by the keys on the way to it."""
+        known = where
+        while known and known not in self.lines:
+            known = known[:-1]
+        key = ".".join(str(part) for part in where if isinstance(part, str))
+        finding = Finding(self.path, self.lines.get(known, 1), key, message, warning)
+        if finding not in self.findings:
+            self.findings.append(finding)
+
+    def _plain(self, loader: yaml.SafeLoader, node: yaml.Node, where: tuple) -> Any:
+        self.lines.setdefault(where, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            out: dict[str, Any] = {}
+            seen: set[str] = set()
+            own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            loader.flatten_mapping(node)  # what `<<` merges in now stands before what is written
+            inherited = len(node.value) - len(own)
+            for i, (key_node, value_node) in enumerate(node.value):
+                key, line = str(key_node.value), key_node.start_mark.line + 1
+                here = (*where, key)
+                if key in seen:
+                    message = f"is written twice, first in line {self.lines[here]}"
+                    self.lines[here] = line
+                    self.report(here, f"{message}; YAML takes the last")
+                if i >= inherited:
+                    seen.add(key)
+                self.lines[here] = line
+                out[key] = self._plain(loader, value_node, here)
+            return out
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(loader, v, (*where, i)) for i, v in enumerate(node.value)]
+        value = loader.construct_object(node, deep=True)
+        if node.style is None:
+            self._check_scalar(node.value, value, where)
+        return value
+
+    def _check_scalar(self, written: str, value: Any, where: tuple) -> None:
+        if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", written):
+            mantissa, _, exponent = written.lower().partition("e")
+            sign = exponent if exponent[0] in "+-" else f"+{exponent}"
+            better = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}"
+            self.report(where, f"{written} is text to YAML, not a number; write {better}")
+        if isinstance(value, bool) and written.lower() not in ("true", "false"):
+            message = f"{written} is {value} to YAML; write {str(value).lower()}, or '{written}'"
+            self.report(where, f"{message} for the word")
+
+
+class _Examiner:
+    """Gives the meaning of a document and reports what is wrong to it."""
+
+    def __init__(self, document: _Document):
+        self.document, self.content = document, document.content
+        self.report = document.report
+
+    def sweep(self) -> Sweep | None:
+        """The sweep; None when a part of it cannot be made sense of."""
+        content = self.content
+        for key in content:
+            if key in KEYS_OF_WANDB:
+                self.report((key,), "is W&B's own, ignored without a server", warning=True)
+            elif key not in KEYS:
+                self.report((key,), f"unknown key{nearest(key, KEYS)}")
+        program = self._text("program", "train.py")
+        method = self._one_of(("method",), content.get("method"), METHODS)
+        metric, goal = self._metric(content.get("metric"))
+        tree = content.get("parameters")
+        if not isinstance(tree, dict) or not tree:
+            self.report(("parameters",), f"must map names to what they may be, got {tree!r}")
+            return None
+        parameters = tuple(self._parameters(tree, (), ("parameters",)))
+        run_cap = content.get("run_cap")
+        if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
+            self.report(("run_cap",), f"must be a whole number, at least 1, got {run_cap!r}")
+            run_cap = None
+        if run_cap is None and method in ("random", "bayes"):
+            self.report(("method",), f"{method} without run_cap never ends", warning=True)
+        early_terminate = self._hyperband(content.get("early_terminate"), metric)
+        sweep = Sweep(
+            path=self.document.path,
+            question=_first_comment(self.document.text),
+            name=self._text("name", Path(self.document.path).stem),
+            program=program,
+            method=method or "grid",
+            metric=metric,
+            goal=goal,
+            parameters=parameters,
+            command=self._command(content.get("command")),
+            run_cap=run_cap,
+            early_terminate=early_terminate,
+        )
+        if method == "grid":
+            for p in parameters:
+                if p.grid() is None:
+                    self._at(p.name, f"a grid cannot hold {p.distribution}; list `values`")
+            n = math.prod(p.size() for p in parameters)
+            if n > MOST_POINTS:
+                message = f"a grid of {n} points; leave some out, or take method: random"
+                self.report(("parameters",), message)
+                return None
+        if Path(program).name == "train.py" and not any(
+            not f.warning and f.key.startswith("parameters") for f in self.document.findings
+        ):
+            self._check_configs(sweep)
+        if early_terminate and any(p.name == "update" and True in p.ends() for p in parameters):
+            message = "hyperband stops runs by the phase of their alpha schedule; leave it out"
+            self.report(("early_terminate",), message, warning=True)
+        return sweep
+
+    # ---- the parts
+
+    def _text(self, key: str, default: str) -> str:
+        value = self.content.get(key, default)
+        if not isinstance(value, str) or not value.strip():
+            self.report((key,), f"must be text, got {value!r}")
+            return default
+        return value
+
+    def _one_of(self, where: tuple, value: Any, choices: Sequence[str]) -> str | None:
+        if value in choices:
+            return value
+        hint = nearest(str(value), choices) if value is not None else ""
+        self.report(where, f"must be one of {', '.join(choices)}, got {value!r}{hint}")
+        return None
+
+    def _metric(self, metric: Any) -> tuple[str, str]:
+        if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
+            message = f"must say `name: {SCORE}` and `goal: minimize`, got {metric!r}"
+            self.report(("metric",), message)
+            return SCORE, "minimize"
+        for key in metric:
+            if key not in METRIC_KEYS:
+                self.report(("metric", key), f"unknown key{nearest(key, METRIC_KEYS)}")
+        if "target" in metric:
+            message = "is known to W&B's server only; without it all points are run"
+            self.report(("metric", "target"), message, warning=True)
+        name = metric["name"]
+        goal = self._one_of(("metric", "goal"), metric.get("goal", "minimize"), GOALS)
+        where = ("metric", "name")
+        if Path(str(self.content.get("program", "train.py"))).name == "train.py":
+            if name in PER_EPOCH:
+                message = f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is "
+                self.report(where, message + "logged once, for the selected weights", warning=True)
+            elif name != SCORE:
+                hint = nearest(name, (SCORE, *PER_EPOCH))
+                self.report(where, f"{name!r} is not logged by runs; use {SCORE}{hint}")
+            lower = name in (SCORE, "val/score", "val/fvu", "val/loss", "val/mse", "train/loss")
+            if lower and goal == "maximize":
+                self.report(("metric", "goal"), f"{name} is better when lower; write minimize")
+        return name, goal or "minimize"
+
+    def _parameters(self, tree: dict, path: tuple, where: tuple) -> Iterator[Parameter]:
+        for name, spec in sorted(tree.items()):
+            here = (*where, name)
+            if not isinstance(spec, dict):
+                self.report(here, f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
+            elif "parameters" in spec:
+                if isinstance(spec["parameters"], dict):
+                    yield from self._parameters(
+                        spec["parameters"], (*path, name), (*here, "parameters")
+                    )
+                else:
+                    self.report(here, f"parameters must be a mapping, got {spec['parameters']!r}")
+            else:
+                parameter = self._parameter(DELIMITER.join((*path, name)), spec, here)
+                if parameter is not None:
+                    yield parameter
+
+    def _parameter(self, name: str, spec: dict, where: tuple) -> Parameter | None:
+        self._check_name(name, where)
+        kind = spec.get("distribution") or _inferred(spec)
+        if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
+            hint = nearest(str(kind), DISTRIBUTIONS) if kind else ""
+            message = (
+                f"unknown distribution {kind!r}{hint}"
+                if kind
+                else ("needs `value`, `values`, or `min` and `max`")
+            )
+            self.report(where, message)
+            return None
+        distribution = DISTRIBUTIONS[kind]
+        known = (*distribution.needs, *distribution.takes, "distribution")
+        before = len(self.document.findings)
+        for key in spec:
+            if key not in known:
+                self.report((*where, key), f"{kind} takes no {key!r}{nearest(key, known)}")
+        for key in distribution.needs:
+            if key not in spec:
+                self.report(where, f"{kind} needs `{key}`")
+        values = dict(distribution.takes) | {k: v for k, v in spec.items() if k != "distribution"}
+        self._check_numbers(values, kind, where)
+        if len(self.document.findings) > before:
+            return None
+        parameter = Parameter(name, kind, values)
+        if self.content.get("method") == "grid" and parameter.size() > MOST_POINTS:
+            self.report(where, f"{parameter.size()} values are too many for a grid")
+            return None
+        try:
+            json.dumps(parameter.ends())
+        except (TypeError, ValueError):
+            self.report(where, f"must be plain values, got {parameter.ends()!r}")
+            return None
+        except OverflowError:
+            self.report(where, f"{kind} reaches values that are too large for a number")
+            return None
+        return parameter
+
+    def _check_name(self, name: str, where: tuple) -> None:
+        if Path(str(self.content.get("program", "train.py"))).name != "train.py":
+            return
+        everything = Config.__dataclass_fields__
+        if name in Config.sweepable():
+            return
+        if name in everything:
+            message = (
+                "a sweep may not set it: paths and where to run belong to each machine; set "
+                f"EMAAE_{name.upper()} or give --{name} after `--`"
+            )
+        else:
+            message = f"unknown parameter{nearest(name, Config.sweepable())}"
+        self.report(where, message)
+
+    def _check_numbers(self, values: dict, kind: str, where: tuple) -> None:
+        for key in ("min", "max", "mu", "sigma", "q", "a", "b"):
+            value = values.get(key)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if key in values and not (number and math.isfinite(value)):
+                self.report((*where, key), f"must be a finite number, got {value!r}")
+                return
+        for key in ("values", "probabilities"):
+            if key in values and (not isinstance(values[key], list) or not values[key]):
+                self.report((*where, key), f"must be a list that is not empty, got {values[key]!r}")
+                return
+        if "min" in values and "max" in values and not values["min"] < values["max"]:
+            self.report(where, f"min {values['min']} must be below max {values['max']}")
+        if kind == "int_uniform" and not all(type(values.get(k, 0)) is int for k in _ENDS):
+            self.report(where, "int_uniform takes whole numbers; write 1, not 1.0")
+        if kind.endswith("log_uniform_values") and values.get("min", 1) <= 0:
+            self.report((*where, "min"), f"must be above 0 for {kind}, got {values['min']}")
+        if kind.endswith("log_uniform") and max(values.get("max", 0), -values.get("min", 0)) > 700:
+            self.report(where, f"{kind} takes exponents of e; write {kind}_values to give values")
+        if values.get("q", 1) <= 0:
+            self.report((*where, "q"), f"must be above 0, got {values['q']}")
+        for key in ("sigma", "a", "b"):
+            if values.get(key, 1) <= 0:
+                self.report((*where, key), f"must be above 0, got {values[key]}")
+        if "probabilities" in values:
+            p = values["probabilities"]
+            numbers = all(isinstance(v, (int, float)) and v >= 0 for v in p)
+            if len(p) != len(values.get("values", [])) or not numbers or abs(sum(p) - 1) > 1e-5:
+                message = "must be one number for each of the values, and sum to 1"
+                self.report((*where, "probabilities"), message)
+            if self.content.get("method") == "grid":
+                self.report((*where, "probabilities"), "a grid has no probabilities")
+
+    def _command(self, command: Any) -> tuple[str, ...]:
+        if command is None:
+            return COMMAND
+        if not isinstance(command, list) or not command:
+            self.report(("command",), f"must be a list such as {list(COMMAND)}, got {command!r}")
+            return COMMAND
+        for i, item in enumerate(command):
+            for macro in re.findall(r"\$\{([^}]*)\}", str(item)):
+                if re.fullmatch(r"envvar:[A-Z0-9_]+", macro):
+                    continue
+                if macro not in MACROS:
+                    hint = nearest(macro, MACROS)
+                    self.report(("command", i), f"unknown macro ${{{macro}}}{hint}")
+                elif item != f"${{{macro}}}":
+                    message = f"${{{macro}}} expands only when it is an item of its own"
+                    self.report(("command", i), f"{message}, got {item!r}")
+        return tuple(str(item) for item in command)
+
+    def _hyperband(self, spec: Any, metric: str) -> dict[str, Any] | None:
+        if spec is None:
+            return None
+        where = ("early_terminate",)
+        if not isinstance(spec, dict) or spec.get("type") != "hyperband":
+            self.report(where, f"must be a mapping with `type: hyperband`, got {spec!r}")
+            return None
+        for key in spec:
+            if key not in HYPERBAND_KEYS:
+                self.report((*where, key), f"unknown key{nearest(key, HYPERBAND_KEYS)}")
+        if "min_iter" not in spec and not {"max_iter", "s"} <= set(spec):
+            self.report(where, "needs `min_iter`, or `max_iter` and `s`")
+            return None
+        for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 1.001)):
+            value = spec.get(key, least)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+                self.report((*where, key), f"must be a number of at least {least:g}, got {value!r}")
+                return None
+        if "strict" not in spec:
+            self.report(where, "say `strict: true` or `false`: W&B documents both", warning=True)
+        if metric == SCORE:
+            message = f"{SCORE} is logged once, at the end, so that hyperband never stops a run; "
+            self.report(where, message + "take val/score as the metric", warning=True)
+        return spec
+
+    # ---- every point must be a Config
+
+    def _check_configs(self, sweep: Sweep) -> None:
+        names = [p.name for p in sweep.parameters]
+        choices = [
+            (p.grid() if sweep.method == "grid" else None) or p.ends() for p in sweep.parameters
+        ]
+        combinations = itertools.islice(itertools.product(*choices), COMBINATIONS_CHECKED)
+        for values in combinations:
+            point = dict(zip(names, map(as_agents_say, values)))
+            try:
+                Config.from_mapping(point)
+            except UserError as error:
+                message = " ".join(str(error).split())
+                named = [n for n in re.findall(r"--(\w+)", message) if n in point]
+                self._at(named[0] if named else "", message)
+
+    def _at(self, name: str, message: str) -> None:
+        path = name.split(DELIMITER) if name else []
+        where = ("parameters",)
+        for key in path:
+            where = (
+                (*where, key)
+                if (*where, key) in self.document.lines
+                else (*where, "parameters", key)
+            )
+        self.report(where, message)
+
+
+def _inferred(spec: Mapping[str, Any]) -> str | None:
+    """The distribution that W&B takes when none is named."""
+    if "value" in spec:
+        return "constant"
+    if "values" in spec:
+        return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
+    if "min" in spec or "max" in spec:
+        whole = all(type(spec.get(key)) is int for key in _ENDS)
+        return "int_uniform" if whole else "uniform"
+    return None
+
+
+def _first_comment(text: str) -> str:
+    first = text.lstrip().partition("\n")[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""

@@ -1,0 +1,514 @@
+"""Sweeps without a server, run as users run them; a small program stands in for train.py."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+from conftest import ROOT
+
+from emaae import sweep as runner
+from emaae import sweep_file
+from emaae.errors import UserError
+from emaae.sweep_queue import Queue, held, hold, lock_path, machine, release
+
+# Leaves what train.py leaves. x is the score, `seconds` how long it takes; x above 8 fails, above 6
+# diverges, and 5 fails the first time.
+PROGRAM = """
+import json, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+flags = dict(arg.lstrip("-").split("=", 1) for arg in sys.argv[1:])
+x, seconds = float(flags["x"]), float(flags.get("seconds", 0))
+name = os.environ["EMAAE_RUN_NAME"]
+with open("started.txt", "a") as file:
+    print(name, flags["x"], file=file)
+folder = os.path.join(os.environ["EMAAE_OUT_DIR"], name)
+os.makedirs(folder)
+status, metrics = "failed", {}
+try:
+    for epoch in range(1, 6):
+        with open(f"{folder}/history.jsonl", "a") as file:
+            print(json.dumps({"epoch": epoch, "val/score": x + 1 / epoch}), file=file)
+        time.sleep(seconds / 5)
+    if x > 8 or x == 5 and "-" not in name:
+        raise SystemExit("cannot do that")
+    status = "diverged" if x > 6 else "finished"
+    metrics = {"select/score": x} if status == "finished" else {}
+except KeyboardInterrupt:
+    status = "preempted"
+finally:
+    with open(f"{folder}/metrics.json", "w") as file:
+        json.dump(metrics | {"status": status}, file)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with the program, where sweeps are started."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # for locks
+    Path("play.py").write_text(PROGRAM)
+    return tmp_path
+
+
+def write(parameters: str, head: str = "") -> Path:
+    head = head or "method: grid\nmetric: {name: select/score, goal: minimize}\n"
+    path = Path("play.yaml")
+    path.write_text(f"# How does it play?\nprogram: play.py\n{head}{textwrap.dedent(parameters)}")
+    return path
+
+
+def start(*command: str, **environment: str) -> subprocess.Popen:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "EMAAE"))}
+    return subprocess.Popen(
+        [sys.executable, "-m", "emaae", "sweep", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=clean
+        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": os.getcwd()}
+        | environment,
+    )
+
+
+def sweep(*command: str, **environment: str) -> tuple[int, str]:
+    process = start(*command, **environment)
+    out, _ = process.communicate(timeout=100)
+    return process.returncode, out
+
+
+def started() -> list[str]:
+    path = Path("started.txt")
+    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(folder: str = "runs/play") -> list[dict]:
+    with open(Path(folder) / "table.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def until(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+# ---- from the first point to the table
+
+
+def test_a_grid_runs_in_order_and_ends_with_a_table_sorted_by_score(place):
+    write("parameters:\n  x: {values: [3, 1, 2]}\n  seconds: {value: 0.0}")
+    code, out = sweep("play.yaml")
+    assert code == 0, out
+    assert started() == ["0001", "0002", "0003"]
+    assert [(row["point"], row["x"], row["status"]) for row in table()] == [
+        *(("2", "1", "finished"), ("3", "2", "finished"), ("1", "3", "finished"))
+    ]
+    assert "0001 started  x=3" in out
+    assert f"best model: {place}/runs/play/runs/0002/best.pth" in out
+    assert {p.name for p in Path("runs/play/logs").iterdir()} == {
+        *("0001.txt", "0002.txt", "0003.txt")
+    }
+
+
+def test_running_it_again_runs_nothing_and_gives_the_same_table(place):
+    write("parameters: {x: {values: [2, 1]}}")
+    assert sweep("play.yaml")[0] == 0
+    before = table()
+    assert sweep("play.yaml")[0] == 0
+    assert table() == before
+    assert started() == ["0001", "0002"]
+
+
+def test_seeds_are_averaged_for_each_setting(place):
+    write("parameters:\n  x: {values: [3, 1]}\n  seed: {values: [0, 1]}")
+    code, out = sweep("play.yaml", "--jobs", "2")
+    assert code == 0, out
+    lines = [line.split() for line in out.splitlines()]
+    at = lines.index(["x", "seeds", "mean", "select/score", "sd"])
+    assert lines[at + 1 : at + 3] == [["1", "2", "1", "0"], ["3", "2", "3", "0"]]
+
+
+def test_a_failing_point_is_tried_once_more_and_reported(place):
+    write("parameters: {x: {values: [9, 5, 7, 1]}}")
+    code, out = sweep("play.yaml")
+    assert code == 1
+    assert started() == ["0001", "0001-2", "0002", "0002-2", "0003", "0004"]
+    assert {row["x"]: row["status"] for row in table()} == {
+        "9": "failed",
+        "5": "finished",
+        "7": "diverged",
+        "1": "finished",
+    }
+    assert "failed: point 0001 (cannot do that); see" in out
+    assert sweep("play.yaml")[0] == 1
+    assert len(started()) == 6
+
+
+def test_what_it_would_run_is_shown_without_running(place, capsys):
+    assert runner.run(write("parameters: {x: {values: [3, 1]}}"), dry_run=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [["0001", "3"], ["0002", "1"]]
+    assert not Path("runs").exists()
+
+
+def test_in_a_terminal_the_table_is_redrawn_with_epochs_and_scores(place):
+    write("parameters:\n  x: {values: [3, 1]}\n  seconds: {value: 1.0}")
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "emaae", "sweep", "play.yaml", "--jobs", "2"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(place)},
+        encoding="utf-8",
+        dimensions=(20, 60),
+        timeout=60,
+    )
+    child.expect("play: 0 of 2 points")
+    child.expect(r"0001 +3 +2 +3\.5 +running")
+    child.expect(r"\x1b\[4A\x1b\[J")
+    child.expect(r"best model: .*/0002/best.pth")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+# ---- many runners, and runners that die
+
+
+@pytest.mark.parametrize("storage", [(), ("--storage", "study.log")], ids=["sqlite", "journal"])
+def test_killed_and_started_again_it_ends_with_the_same_table_and_nothing_run_twice(place, storage):
+    write("parameters:\n  x: {values: [4, 2, 3, 1]}\n  seconds: {value: 1.0}")
+    process = start("play.yaml", *storage)
+    until(lambda: len(started()) == 2)
+    process.kill()
+    process.communicate()
+    code, out = sweep("play.yaml", *storage)
+    assert code == 0, out
+    assert "0002 goes on after its runner died" in out
+    assert started() == ["0001", "0002", "0003", "0004"]
+    assert [(row["x"], row["status"], row["epoch"]) for row in table()] == [
+        (x, "finished", "5") for x in ("1", "2", "3", "4")
+    ]
+
+
+def test_a_run_that_died_with_its_runner_is_run_again(place):
+    write("parameters:\n  x: {values: [2, 1]}\n  seconds: {value: 2.0}")
+    process = start("play.yaml")
+    until(lambda: started() == ["0001"])
+    (pid,) = filter(None, (path.read_text() for path in lock_path("x").parent.iterdir()))
+    process.kill()
+    process.communicate()
+    os.kill(int(pid), signal.SIGKILL)
+    assert sweep("play.yaml")[0] == 0
+    assert started() == ["0001", "0001-2", "0002"]
+    assert [Path(row["run"]).name for row in table()] == ["0002", "0001-2"]
+
+
+@pytest.mark.parametrize("storage", [(), ("--storage", "study.log")], ids=["sqlite", "journal"])
+def test_runners_that_share_a_storage_never_run_a_point_twice(place, storage):
+    write("parameters:\n  x: {distribution: q_uniform, min: 0, max: 5, q: 0.25}")
+    runners = [start("play.yaml", "--jobs", "2", *storage) for _ in range(2)]
+    outs = [process.communicate(timeout=100)[0] for process in runners]
+    assert [process.returncode for process in runners] == [0, 0], outs
+    assert sorted(started()) == [f"{i:04d}" for i in range(1, 21)]
+    assert [row["status"] for row in table()] == ["finished"] * 20
+    assert all("finished" in out for out in outs)
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place):
+    write("parameters:\n  x: {values: [2, 1, 3]}\n  seconds: {value: 1.5}")
+    process = start("play.yaml")
+    until(lambda: len(started()) == 1)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted: 0 of 3 points are done; the same command goes on" in out
+    status = json.loads(Path("runs/play/runs/0001/metrics.json").read_text())["status"]
+    assert status == "preempted"
+    assert started() == ["0001"]
+    assert sweep("play.yaml", "--jobs", "3")[0] == 0
+    assert sorted(started()) == ["0001", "0001-2", "0002", "0003"]
+
+
+def test_ctrl_c_twice_ends_at_once_and_the_same_command_goes_on(place):
+    Path("play.py").write_text(PROGRAM.replace("default_int_handler", "SIG_IGN"))
+    write("parameters:\n  x: {values: [2, 1]}\n  seconds: {value: 100}")
+    process = start("play.yaml")
+    until(lambda: len(started()) == 1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert out.splitlines()[-1] == "python -m emaae: interrupted"
+    assert not any(held(path.stem) for path in lock_path("x").parent.iterdir())
+
+
+def test_a_runner_elsewhere_is_dead_when_it_has_been_silent(place):
+    path = write("parameters: {x: {values: [1]}}")
+    storage = f"sqlite:///{place}/study.db"
+    mine, other = (Queue(sweep_file.read(path), storage) for _ in range(2))
+    assert mine.alive(other.runner)
+    claimed = other.claim()
+    assert mine.claim() is None
+    now = time.time()
+    other._study.set_user_attr(f"runner {other.runner}", {"machine": "far", "seen": now - 100})
+    assert mine.claim() is None
+    other._study.set_user_attr(f"runner {other.runner}", {"machine": "far", "seen": now - 1000})
+    again = mine.claim()
+    assert (again.point, again.n, again.runner) == (0, 2, mine.runner)
+    other.finish(claimed, "finished", score=0.0)  # too late
+    assert [a.state for a in mine.attempts()] == ["interrupted", "running"]
+    mine.close()
+    other.close()
+
+
+def test_of_two_claims_to_one_attempt_the_first_holds(place):
+    path = write("parameters: {x: {values: [1, 2]}}")
+    queue = Queue(sweep_file.read(path), f"sqlite:///{place}/study.db")
+    create, running = queue._optuna.trial.create_trial, queue._optuna.trial.TrialState.RUNNING
+    for claim, again in (("a", None), ("b", [0, 2]), ("c", [0, 2]), ("d", None), ("e", None)):
+        attrs = {"runner": queue.runner, "claim": claim} | ({"again": again} if again else {})
+        queue._study.add_trial(create(state=running, user_attrs=attrs))
+    assert [(a.claim, a.point, a.n) for a in queue.attempts()] == [
+        *(("a", 0, 1), ("b", 0, 2), ("d", 1, 1))
+    ]
+    queue.close()
+
+
+def test_a_lock_is_held_until_it_is_given_back():
+    file = hold("a test")
+    assert held("a test")
+    release("a test", file)
+    assert not held("a test")
+    assert machine() == machine()
+
+
+# ---- what is started
+
+
+def expanded(command: list[str], config: dict, tmp_path: Path) -> list[str]:
+    path = tmp_path / "sweep.yaml"
+    content = {"method": "grid", "metric": {"name": "s"}, "parameters": {"x": {"value": 1}}}
+    path.write_text(json.dumps(content | {"program": "play.py", "command": command}))
+    return runner.expand(sweep_file.read(path), config, tmp_path / "args.json")
+
+
+@pytest.mark.parametrize(
+    ("macro", "expected"),
+    [
+        ("${args}", ["--lr=0.001", "--update=True", "--a={'b': None}"]),
+        ("${args_no_hyphens}", ["lr=0.001", "update=True", "a={'b': None}"]),
+        ("${args_no_equals}", ["--lr", "0.001", "--update", "True", "--a", "{'b': None}"]),
+        ("${args_no_boolean_flags}", ["--lr=0.001", "--update", "--a={'b': None}"]),
+        ("${args_json}", ['{"lr": 0.001, "update": true, "a": {"b": null}}']),
+        ("${program}", ["play.py"]),
+        ("${interpreter}", [sys.executable]),
+        ("${env}", ["/usr/bin/env"]),
+        ("--keep=${envvar:SOMEWHERE}", ["--keep=here"]),
+    ],
+)
+def test_macros_expand_as_the_agent_expands_them(tmp_path, monkeypatch, macro, expected):
+    monkeypatch.setenv("SOMEWHERE", "here")
+    config = {"lr": 0.001, "update": True, "a.b": None}
+    assert expanded([macro], config, tmp_path) == expected
+
+
+def test_arguments_can_come_as_a_file(tmp_path):
+    command = expanded(["${program}", "${args_json_file}"], {"x": 1}, tmp_path)
+    assert command == ["play.py", str(tmp_path / "args.json")]
+    assert json.loads((tmp_path / "args.json").read_text()) == {"x": 1}
+
+
+def test_flags_after_two_hyphens_reach_the_program_and_the_environment_says_where(place):
+    Path("play.py").write_text(
+        "import json, os, sys, pathlib\n"
+        "folder = pathlib.Path(os.environ['EMAAE_OUT_DIR'], os.environ['EMAAE_RUN_NAME'])\n"
+        "folder.mkdir(parents=True)\n"
+        "names = ('WANDB_MODE', 'WANDB_RUN_GROUP', 'CUDA_VISIBLE_DEVICES')\n"
+        "seen = {n: os.environ.get(n) for n in names} | {'argv': sys.argv[1:]}\n"
+        "metrics = {'status': 'finished', 'select/score': 1} | seen\n"
+        "(folder / 'metrics.json').write_text(json.dumps(metrics))\n"
+    )
+    write("name: plays\nparameters: {x: {values: [1, 2]}}")
+    code, out = sweep(
+        *("play.yaml", "--jobs", "2", "--", "--device=cpu", "--epochs", "1"),
+        CUDA_VISIBLE_DEVICES="3,5",
+    )
+    assert code == 0, out
+    seen = [
+        json.loads(path.read_text())
+        for path in sorted(Path("runs").glob("play/runs/*/metrics.json"))
+    ]
+    assert [s["argv"] for s in seen] == [
+        [f"--x={i}", "--device=cpu", "--epochs", "1"] for i in (1, 2)
+    ]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in seen] == ["3", "5"]
+    assert {(s["WANDB_MODE"], s["WANDB_RUN_GROUP"]) for s in seen} == {("offline", "plays")}
+
+
+# ---- searches
+
+
+def searched(place: Path, method: str, *flags: str) -> list[dict]:
+    write(
+        """
+        run_cap: 6
+        parameters:
+          x: {min: 0.0, max: 4.0}
+          kind: {values: [a, b]}
+          seed: {value: 3}
+        """,
+        f"method: {method}\nmetric: {{name: select/score}}\n",
+    )
+    code, out = sweep("play.yaml", *flags)
+    assert code == 0, out
+    return sorted(table(flags[-1] if flags else "runs/play"), key=lambda row: int(row["point"]))
+
+
+def test_a_random_search_is_the_same_however_many_jobs_share_it(place):
+    one = searched(place, "random", "--out", "one")
+    three = searched(place, "random", "--jobs", "3", "--out", "three")
+    assert [(r["x"], r["kind"]) for r in one] == [(r["x"], r["kind"]) for r in three]
+    assert len({r["x"] for r in one}) == 6
+    assert {r["seed"] for r in one} == {"3"}
+    assert all(0 <= float(r["x"]) <= 4 for r in one)
+
+
+def test_a_bayesian_search_learns_from_its_scores(place):
+    path = write(
+        "run_cap: 40\nparameters: {x: {min: 0.0, max: 4.0}}",
+        "method: bayes\nmetric: {name: select/score}\n",
+    )
+    queue = Queue(sweep_file.read(path), "study.log")
+    found = []
+    while (attempt := queue.claim()) is not None:
+        found.append(attempt.config["x"])
+        queue.finish(attempt, "finished", score=abs(found[-1] - 3))
+    queue.close()
+    assert len(found) == 40
+    late = [abs(x - 3) for x in found[20:]]
+    assert sum(late) / 20 < 0.5 < sum(abs(x - 3) for x in found[:10]) / 10
+
+
+# ---- early termination
+
+
+def hyperband(**spec) -> sweep_file.Sweep:
+    write(
+        f"parameters: {{x: {{value: 1}}}}\nearly_terminate: {json.dumps(spec)}",
+        "method: grid\nmetric: {name: val/score}\n",
+    )
+    return sweep_file.read("play.yaml")
+
+
+def test_bands_are_those_of_wandb():
+    assert runner.bands({"min_iter": 3}, 100) == [3, 9, 27, 81]
+    assert runner.bands({"max_iter": 27, "s": 2, "eta": 3}, 100) == [3, 9]
+    assert runner.bands({"max_iter": 27, "s": 5, "eta": 3}, 100) == [1, 3, 9]
+
+
+def test_hyperband_keeps_the_best_fraction_of_the_runs_at_a_band(place):
+    curves = {"a": [3.0, 3.0], "b": [2.0, 2.0], "c": [1.0, 1.0], "d": [4.0, 0.5], "e": [9.0]}
+    strict = hyperband(type="hyperband", min_iter=2, eta=2, strict=True)
+    hopeless = {name for name, c in curves.items() if runner.hopeless(c, curves, strict)}
+    assert hopeless == {"a"}
+    loose = hyperband(type="hyperband", min_iter=1, eta=4, strict=False)
+    hopeless = {name for name, c in curves.items() if runner.hopeless(c, curves, loose)}
+    assert hopeless == {"a", "e"}
+
+
+def test_a_run_without_hope_is_stopped_and_keeps_its_best_score(place):
+    write(
+        """
+        early_terminate: {type: hyperband, min_iter: 2, eta: 3, strict: true}
+        parameters:
+          x: {values: [1, 4]}
+          seconds: {value: 3.0}
+        """,
+        "method: grid\nmetric: {name: val/score}\n",
+    )
+    code, out = sweep("play.yaml", "--jobs", "2")
+    assert code == 0, out
+    assert [(row["x"], row["status"]) for row in table()] == [("1", "finished"), ("4", "stopped")]
+    assert 2 <= int(table()[1]["epoch"]) < 5
+
+
+# ---- mistakes
+
+
+def test_a_changed_file_is_refused_with_what_differs(place):
+    assert runner.run(write("parameters: {x: {values: [2, 1]}}")) == 0
+    changed = write("parameters: {x: {values: [2, 3]}}")
+    with pytest.raises(
+        UserError, match=r"play.yaml: parameters.x was .*\[2, 1\].* and is .*\[2, 3\]"
+    ):
+        runner.run(changed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobs": 0}, "--jobs must be at least 1, got 0"),
+        ({"flags": ["--out_dir=x"]}, "--out_dir belongs to the sweep"),
+        ({"flags": ["--x=3"]}, "--x is a parameter of play.yaml"),
+        ({"storage": "nosql://x"}, "--storage nosql://x cannot be opened"),
+        ({"out": "play.py"}, "--out .*play.py cannot be written"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(place, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        runner.run(write("parameters: {x: {values: [2, 1]}}"), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_program_that_is_not_here_is_one_line_and_exit_status_2(place):
+    write("parameters: {x: {values: [2, 1]}}")
+    Path("play.py").unlink()
+    code, out = sweep("play.yaml")
+    assert code == 2
+    assert out.startswith("python -m emaae: error: play.yaml: program play.py is not in")
+    assert len(out.splitlines()) == 1
+
+
+# ---- the real program
+
+
+def test_a_sweep_of_train_py_leaves_models_that_are_named_in_its_table(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        "method: grid\nprogram: train.py\nmetric: {name: select/score}\n"
+        "parameters: {update: {value: false}, seed: {values: [0, 1]}}\n"
+    )
+    flags = ("--epochs", "1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2")
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "emaae", "sweep", str(path), "--jobs", "2"),
+            *("--out", str(tmp_path / "out"), "--", *flags, "--wandb=disabled"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    best = process.stdout.splitlines()[-1].removeprefix("best model: ")
+    assert Path(best).is_file()
+    rows = table(str(tmp_path / "out"))
+    scores = [
+        json.loads((Path(row["run"]) / "metrics.json").read_text())["select/score"] for row in rows
+    ]
+    assert scores == sorted(scores) == [float(row["select/score"]) for row in rows]
+    last = json.loads((Path(rows[0]["run"]) / "history.jsonl").read_text().splitlines()[-1])
+    assert set(last) >= sweep_file.PER_EPOCH
+    config = json.loads((Path(rows[0]["run"]) / "config.json").read_text())
+    assert (config["inner_size"], str(config["seed"])) == (8, rows[0]["seed"])

@@ -1,0 +1,360 @@
+"""Sweep files: what they mean, point by point, and what is wrong with them, line by line."""
+
+import json
+import math
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, program
+
+from emaae import sweep_file
+from emaae.config import Config
+from emaae.errors import UserError
+from emaae.schedules import SCHEDULES
+from emaae.sweep_file import DISTRIBUTIONS, SCORE, Parameter, nested
+
+FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
+HEAD = "method: grid\nmetric: {name: select/score, goal: minimize}\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(text: str, head: str = HEAD) -> Path:
+        path = tmp_path / "sweep.yaml"
+        path.write_text(head + textwrap.dedent(text))
+        return path
+
+    return to_file
+
+
+def findings(path: Path) -> list[str]:
+    return [str(f).replace(str(path), "FILE") for f in sweep_file.check(path)]
+
+
+# ---- the files of this project
+
+
+def test_there_is_a_file_for_each_question():
+    names = {path.stem for path in FILES}
+    assert {"alpha", "alpha_schedules", "penalties", "architecture", "search", "demo"} <= names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_sweep_file_expands_to_configs_and_optimises_what_is_logged(path):
+    assert sweep_file.check(path) == []
+    sweep = sweep_file.read(path)
+    assert sweep.question.endswith(("?", "."))
+    assert "?" in sweep.question
+    assert (sweep.metric, sweep.goal) == (SCORE, "minimize")
+    assert sweep.early_terminate is None
+    assert {p.name for p in sweep.parameters} <= set(Config.sweepable())
+    if sweep.method == "grid":
+        configs = [Config.from_mapping(point) for point in sweep.grid()]
+        assert len(configs) == len({json.dumps(c.asdict()) for c in configs}) == sweep.n_points()
+
+
+def test_schedules_are_compared_over_end_values_and_seeds():
+    sweep = sweep_file.read(ROOT / "sweeps" / "alpha_schedules.yaml")
+    points = sweep.grid()
+    assert {p["penalty_scheduler"] for p in points} == set(SCHEDULES)
+    assert len({p["seed"] for p in points}) == 3
+    ends = {p["alpha_max"] for p in points}
+    assert len(points) == len(SCHEDULES) * len(ends) * 3
+    assert all(p["update"] is True for p in points)
+
+
+# ---- the points of a grid
+
+
+def test_the_last_name_varies_fastest_and_constants_are_in_every_point(write):
+    sweep = sweep_file.read(
+        write("""
+        parameters:
+          seed: {values: [1, 0]}
+          alpha: {values: [0.5, 0.25]}
+          epochs: {value: 3}
+        """)
+    )
+    assert [p.name for p in sweep.parameters] == ["alpha", "epochs", "seed"]
+    assert sweep.grid() == [
+        {"alpha": 0.5, "epochs": 3, "seed": 1},
+        {"alpha": 0.5, "epochs": 3, "seed": 0},
+        {"alpha": 0.25, "epochs": 3, "seed": 1},
+        {"alpha": 0.25, "epochs": 3, "seed": 0},
+    ]
+    assert [p.name for p in sweep.varying] == ["alpha", "seed"]
+
+
+def test_int_uniform_holds_its_maximum_and_q_uniform_does_not(write):
+    sweep = sweep_file.read(
+        write("""
+        program: other.py
+        parameters:
+          n: {min: 2, max: 4}
+          x: {distribution: q_uniform, min: 0.0, max: 1.0, q: 0.5}
+        """)
+    )
+    assert [(p["n"], p["x"]) for p in sweep.grid()] == [
+        *((2, 0), (2, 0.5), (3, 0), (3, 0.5), (4, 0), (4, 0.5))
+    ]
+
+
+def test_whole_floats_reach_a_run_as_whole_numbers_and_equal_points_are_one(write):
+    points = sweep_file.read(write("parameters: {batch_sz: {values: [8, 8.0, 4.0]}}")).grid()
+    assert points == [{"batch_sz": 8}, {"batch_sz": 4}]
+    assert [type(p["batch_sz"]) for p in points] == [int, int]
+
+
+def test_nested_parameters_are_sorted_at_each_level_and_joined_by_dots(write):
+    sweep = sweep_file.read(
+        write("""
+        program: other.py
+        parameters:
+          b: {values: [1, 2]}
+          a:
+            parameters:
+              z: {values: [3, 4]}
+              y: {value: 5}
+        """)
+    )
+    assert sweep.grid()[:3] == [
+        {"a.y": 5, "a.z": 3, "b": 1},
+        {"a.y": 5, "a.z": 3, "b": 2},
+        {"a.y": 5, "a.z": 4, "b": 1},
+    ]
+    assert nested(sweep.grid()[0]) == {"a": {"y": 5, "z": 3}, "b": 1}
+
+
+def test_run_cap_cuts_a_grid(write):
+    sweep = sweep_file.read(write("run_cap: 2\nparameters: {seed: {values: [0, 1, 2]}}"))
+    assert sweep.n_points() == 2
+
+
+def test_a_search_needs_a_run_cap(write):
+    head = "method: random\nmetric: {name: select/score}\n"
+    sweep = sweep_file.read(write("parameters: {lr: {min: 0.1, max: 0.5}}", head))
+    with pytest.raises(UserError, match="random without run_cap never ends; add `run_cap: 20`"):
+        sweep.n_points()
+
+
+# ---- distributions
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "values"),
+    [
+        ("uniform", {"min": 2, "max": 4}, [2.5, 3, 3.5]),
+        ("int_uniform", {"min": 1, "max": 4}, [2, 3, 4]),
+        ("q_uniform", {"min": 0, "max": 10, "q": 2}, [2, 4, 8]),
+        ("log_uniform", {"min": 0.0, "max": 4.0}, [math.e, math.e**2, math.e**3]),
+        ("log_uniform_values", {"min": 1, "max": 10_000}, [10, 100, 1000]),
+        ("inv_log_uniform_values", {"min": 1, "max": 10_000}, [10, 100, 1000]),
+        ("q_log_uniform_values", {"min": 1, "max": 16, "q": 3}, [3, 3, 9]),
+        ("normal", {"mu": 5, "sigma": 2}, [3.651, 5, 6.349]),
+        ("q_normal", {"mu": 5, "sigma": 2, "q": 1}, [4, 5, 6]),
+        ("log_normal", {"mu": 0, "sigma": 1}, [0.5094, 1, 1.963]),
+        ("beta", {"a": 1, "b": 1}, [0.25, 0.5, 0.75]),
+        ("categorical", {"values": ["a", "b", "c", "d"]}, ["b", "c", "d"]),
+        (
+            "categorical_w_probabilities",
+            {"values": ["a", "b"], "probabilities": [0.6, 0.4]},
+            ["a", "a", "b"],
+        ),
+    ],
+)
+def test_distributions_have_wandbs_quartiles(kind, spec, values):
+    found = [Parameter("x", kind, spec).at(u) for u in (0.25, 0.5, 0.75)]
+    if isinstance(values[0], str):
+        assert found == values
+    else:
+        assert found == pytest.approx(values, rel=1e-3)
+
+
+def test_a_distribution_that_is_not_named_is_the_one_that_wandb_takes(write):
+    sweep = sweep_file.read(
+        write(
+            """
+        run_cap: 3
+        program: other.py
+        parameters:
+          a: {min: 1, max: 3}
+          b: {min: 1, max: 3.0}
+          c: {values: [1, 2], probabilities: [0.5, 0.5]}
+          d: {value: 1}
+        """,
+            HEAD.replace("grid", "random"),
+        )
+    )
+    kinds = ["int_uniform", "uniform", "categorical_w_probabilities", "constant"]
+    assert [p.distribution for p in sweep.parameters] == kinds
+    assert set(kinds) <= set(DISTRIBUTIONS)
+
+
+# ---- what is wrong, by line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "parameters:\n  lr: {values: [1e-3, 0.01]}",
+            "FILE:4: parameters.lr.values: 1e-3 is text to YAML, not a number; write 1.0e-3",
+        ),
+        (
+            "parameters:\n  lr: {value: 1e5}",
+            "FILE:4: parameters.lr.value: 1e5 is .* write 1.0e\\+5",
+        ),
+        (
+            "parameters:\n  early_stop:\n    values: [on, off]",
+            "FILE:5: parameters.early_stop.values: off is False to YAML; write false, or 'off'",
+        ),
+        (
+            "parameters:\n  seed: {value: 1}\n  seed: {value: 2}",
+            "FILE:5: parameters.seed: is written twice, first in line 4; YAML takes the last",
+        ),
+        (
+            "methud: grid\nparameters: {seed: {value: 1}}",
+            "FILE:3: methud: unknown key; .* 'method'",
+        ),
+        (
+            "parameters:\n  inner_sise: {value: 8}",
+            "FILE:4: parameters.inner_sise: unknown parameter; did you mean 'inner_size'",
+        ),
+        (
+            "parameters:\n  train_dir: {value: /data}",
+            "FILE:4: parameters.train_dir: a sweep may not set it: .* EMAAE_TRAIN_DIR",
+        ),
+        (
+            "parameters:\n  wandb: {value: online}",
+            "FILE:4: parameters.wandb: a sweep may not set it",
+        ),
+        (
+            "parameters:\n  seed: {value: 0}\n  alpha:\n    values: [0.1, 1.5]",
+            "FILE:5: parameters.alpha: --alpha must be at least 0 and below 1, got 1.5",
+        ),
+        (
+            "parameters:\n  alpha: {value: 0.1}\n  penalty_scheduler: {values: [step, cosine]}",
+            "FILE:5: parameters.penalty_scheduler: --penalty_scheduler cosine .* add --update",
+        ),
+        (
+            "parameters:\n  lr: {min: 0.1, max: 0.5}",
+            "FILE:4: parameters.lr: a grid cannot hold uniform",
+        ),
+        ("parameters:\n  lr: {vales: [1]}", "FILE:4: parameters.lr: needs `value`, `values`, or"),
+        ("parameters:\n  lr: 0.1", "FILE:4: parameters.lr: must be `value: 0.1`"),
+        ("parameters:\n  lr: {value: 0.1, min: 0}", "FILE:4: parameters.lr.min: constant takes no"),
+        (
+            "parameters:\n  seed: {min: 3, max: 1}",
+            "FILE:4: parameters.seed: min 3 must be below max",
+        ),
+        (
+            "parameters: {seed: {value: 1}}\ncommand:\n  - ${interpretor}",
+            "FILE:5: command: unknown macro \\${interpretor}; did you mean 'interpreter'",
+        ),
+        (
+            "parameters: {seed: {value: 1}}\ncommand: ['--x=${args}']",
+            "FILE:4: command: \\${args} expands only when it is an item of its own",
+        ),
+        ("run_cap: 0\nparameters: {seed: {value: 1}}", "FILE:3: run_cap: must be a whole number"),
+        ("parameters: [", "FILE:3: is not YAML: "),
+        ("parameters: &a {seed: *a}", "FILE:.*: refers to itself"),
+        (
+            "parameters: {seed: {min: 0, max: 9999999}}",
+            "FILE:3: parameters.seed: 10000000 values are",
+        ),
+        (
+            "parameters: {seed: {min: 0, max: .inf}}",
+            "FILE:3: .*max: must be a finite number, got inf",
+        ),
+        (
+            "parameters: {seed: {value: 2020-01-01}}",
+            "FILE:3: parameters.seed: must be plain values",
+        ),
+        ("parameters: {}", "FILE:3: parameters: must map names"),
+    ],
+)
+def test_a_mistake_is_reported_with_its_line_and_key(write, text, expected):
+    found = findings(write(text))
+    assert any(re.match(expected, line) for line in found), found
+    with pytest.raises(UserError, match=r"sweep.yaml:\d+: "):
+        sweep_file.read(write(text))
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("method: gird\nmetric: {name: select/score}", "FILE:1: method: must be one of .* 'grid'"),
+        ("metric: {name: select/score}", "FILE:1: method: must be one of"),
+        ("method: grid", "FILE:1: metric: must say `name: select/score`"),
+        ("method: grid\nmetric: {name: val/scor}", "FILE:2: metric.name: 'val/scor' is not logged"),
+        (
+            "method: grid\nmetric:\n  name: select/score\n  goal: maximize",
+            "FILE:4: metric.goal: select/score is better when lower; write minimize",
+        ),
+        ("method: grid\nmetric: {name: val/score}", "FILE:2: warning: metric.name: val/score is"),
+        (
+            "method: random\nmetric: {name: select/score}",
+            "FILE:1: warning: method: random without run_cap never ends",
+        ),
+        (
+            "method: grid\nmetric: {name: val/score}\n"
+            "early_terminate: {type: hyperband, min_iter: 3}",
+            "FILE:3: warning: early_terminate: hyperband stops runs by the phase",
+        ),
+        (
+            "method: grid\nmetric: {name: select/score}\n"
+            "early_terminate: {type: hyperband, min_iter: 3}",
+            "FILE:3: warning: early_terminate: select/score is logged once",
+        ),
+        (
+            "method: grid\nmetric: {name: val/score}\nearly_terminate: {type: hyperband, eta: 3}",
+            "FILE:3: early_terminate: needs `min_iter`, or `max_iter` and `s`",
+        ),
+    ],
+)
+def test_a_mistake_in_the_head_is_reported_with_its_line_and_key(write, head, expected):
+    body = "parameters:\n  update: {value: true}\n  penalty_scheduler: {value: cosine}"
+    found = findings(write(f"\n{body}", head))
+    assert any(re.match(expected, line) for line in found), found
+
+
+def test_the_ends_of_a_distribution_must_be_configs_too(write):
+    head = HEAD.replace("grid", "bayes") + "run_cap: 5\n"
+    found = findings(write("parameters:\n  alpha: {min: 0.1, max: 1.2}", head))
+    assert found == ["FILE:5: parameters.alpha: --alpha must be at least 0 and below 1, got 1.2"]
+
+
+def test_quoted_words_and_numbers_are_what_they_say(write):
+    path = write("name: 'off'\nparameters: {lr: {value: 1.0e-3}, sparse_loss: {value: 'l1'}}")
+    assert findings(path) == []
+
+
+def test_anchors_and_merges_are_no_duplicates(write):
+    path = write("""
+        parameters:
+          seed: &three {values: [0, 1, 2]}
+          patience: {<<: *three, values: [5, 6]}
+        """)
+    assert findings(path) == []
+    assert len(sweep_file.read(path).grid()) == 6
+
+
+def test_lint_prints_a_line_for_each_mistake_and_fails(write):
+    path = write("parameters:\n  lr: {value: 1e-3}\n  sede: {value: 1}")
+    done = program("-m", "emaae", "lint", str(path), *map(str, FILES))
+    assert done.returncode == 2
+    assert [line.split(": ")[1] for line in done.stdout.splitlines()] == [
+        *("parameters.lr.value", "parameters.sede")
+    ]
+    assert program("-m", "emaae", "lint", *map(str, FILES)).returncode == 0
+
+
+def test_a_missing_file_is_one_line():
+    done = program("-m", "emaae", "lint", "none.yaml")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "python -m emaae: error: none.yaml cannot be read: No such file or directory\n"
+    )
