@@ -18,7 +18,7 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	$(BIN)/python -m emaae sweep sweeps/demo.yaml --out runs/demo
+	$(BIN)/python -m emaae sweep sweeps/demo.yaml --jobs 2 --out runs/demo
 	$(BIN)/python -m emaae promote runs/demo
 
 test: check

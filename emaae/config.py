@@ -379,12 +379,17 @@ class Config:
         """Length of the schedule's ramp in epochs."""
         return self.alpha_epochs or (15 if self.early_stop else self.epochs)
 
+    @property
+    def schedule_name(self) -> str:
+        """What alpha really does: constant without --update, whatever the scheduler."""
+        return self.penalty_scheduler if self.update else "constant"
+
     def schedule(self) -> AlphaSchedule:
         """The alpha schedule, at its beginning."""
         width = self.ramp_epochs
         period = self.alpha_period or max(2, width // 4)
         return AlphaSchedule(
-            name=self.penalty_scheduler if self.update else "constant",
+            name=self.schedule_name,
             ramp=Ramp(self.alpha, self.alpha_max, width, period, self.alpha_rise),
             target=self.target_sparsity,
             gain=self.alpha_gain,

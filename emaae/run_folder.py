@@ -85,6 +85,7 @@ class RunFolder:
             for name, s in splits.items()
         }
         found = {"data": data, "versions": versions(), "git_commit": git_commit()}
+        found["schedule"] = self.config.schedule_name
         knobs = self.config.asdict()
         checkpoint.write_json(self.path / "config.json", knobs | found)
         checkpoint.write_json(
@@ -150,7 +151,7 @@ def _name(config: Config) -> str:
     # An agent's run is found again by what W&B calls it.
     if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
         return f"{os.environ['WANDB_SWEEP_ID']}-{os.environ['WANDB_RUN_ID']}"
-    what = "eval" if config.eval_only else config.penalty_scheduler if config.update else "constant"
+    what = "eval" if config.eval_only else config.schedule_name
     return (
         f"{what}-a{config.alpha:g}-i{config.inner_size}-e{config.n_encoder}d{config.n_decoder}"
         f"-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -92,7 +92,7 @@ def _plan(sweep: Sweep) -> list[str]:
 def _check(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
-    for flag in flags:
+    for flag in [flag for flag in flags if flag.startswith("-") or "=" in flag]:
         name = flag.lstrip("-").partition("=")[0]
         if name in ("out_dir", "run_name"):
             raise UserError(f"--{name} belongs to the sweep, which names its runs; leave it out")

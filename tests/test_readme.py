@@ -31,7 +31,7 @@ def project(tmp_path_factory) -> Path:
     for name in ("emaae", "analysis"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", root)
-    (root / "sweeps").mkdir()
+    shutil.copytree(ROOT / "sweeps", root / "sweeps")
     demo = yaml.safe_load((ROOT / "sweeps" / "demo.yaml").read_text())
     for name, value in {"epochs": 1, "alpha_epochs": 1, "inner_size": 16}.items():
         demo["parameters"][name] = {"value": value}
@@ -77,7 +77,7 @@ def test_every_logged_metric_is_in_the_table(project):
 
 
 def test_every_schedule_is_in_the_table():
-    table = README[README.index("## Alpha") : README.index("## What a run leaves")]
+    table = README[README.index("## Alpha") : README.index("## Sweeps")]
     rows = re.findall(r"^\| (\w+)(?: \(default\))? \|", table, re.MULTILINE)
     assert tuple(rows) == SCHEDULES
 
@@ -93,7 +93,7 @@ def test_every_module_is_in_the_tree_and_every_file_of_the_tree_exists():
 
 def test_every_flag_that_the_readme_names_exists():
     known = set(Config.__dataclass_fields__)
-    known |= {"out", "help", "project", "entity", "storage", "jobs", "array"}
+    known |= {"out", "help", "project", "entity", "storage", "jobs", "array", "flag", "dry"}
     for flag in re.findall(r"--([a-z_]+)", README):
         assert flag in known, flag
 

@@ -37,6 +37,8 @@ try:
         with open(f"{folder}/history.jsonl", "a") as file:
             print(json.dumps({"epoch": epoch, "val/score": x + 1 / epoch}), file=file)
         time.sleep(seconds / 5)
+    while os.path.exists("wait"):
+        time.sleep(0.02)
     if x > 8 or x == 5 and "-" not in name:
         raise SystemExit("cannot do that")
     status = "diverged" if x > 6 else "finished"
@@ -184,14 +186,18 @@ def test_in_a_terminal_the_table_is_redrawn_with_epochs_and_scores(place):
 
 @pytest.mark.parametrize("storage", [(), ("--storage", "study.log")], ids=["sqlite", "journal"])
 def test_killed_and_started_again_it_ends_with_the_same_table_and_nothing_run_twice(place, storage):
-    write("parameters:\n  x: {values: [4, 2, 3, 1]}\n  seconds: {value: 1.0}")
+    write("parameters:\n  x: {values: [4, 2, 3, 1]}\n  seconds: {value: 0.5}")
     process = start("play.yaml", *storage)
     until(lambda: len(started()) == 2)
+    Path("wait").touch()
     process.kill()
     process.communicate()
-    code, out = sweep("play.yaml", *storage)
-    assert code == 0, out
-    assert "0002 goes on after its runner died" in out
+    again = start("play.yaml", *storage)
+    while "0002 goes on after its runner died" not in (line := again.stdout.readline()):
+        assert line, "ended without the run that went on"
+    Path("wait").unlink()
+    assert again.wait(60) == 0, again.stdout.read()
+    again.stdout.close()
     assert started() == ["0001", "0002", "0003", "0004"]
     assert [(row["x"], row["status"], row["epoch"]) for row in table()] == [
         (x, "finished", "5") for x in ("1", "2", "3", "4")

@@ -202,6 +202,28 @@ def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tm
         assert len(backend.artifacts) == before
 
 
+def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path):
+    grid = {**GRID, "parameters": {**GRID["parameters"], "seed": {"value": 0}}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    with Backend() as backend:
+        env = variables(backend, tmp_path / "home", trees)
+        out = tmp_path / "local"
+        sweep = ["-m", "emaae", "sweep", str(tmp_path / "grid.yaml"), "--out", str(out)]
+        done = program(*sweep, **env | {"WANDB_MODE": "offline"})
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert backend.requests == []
+        assert backend.strays == []
+        done = program("-m", "emaae", "publish", str(out), "--project", "speech", **env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "sweep: tester/speech/" in done.stdout
+        (published,) = backend.sweeps.values()
+        assert {run.id for run in published.runs} == set(backend.runs)
+        assert sorted(run.config["alpha"] for run in backend.runs.values()) == [0.05, 0.3]
+        assert all(len(run.history) == 4 for run in backend.runs.values())
+        models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
+        assert {a.run_id for a in models} == set(backend.runs)
+
+
 @pytest.mark.parametrize("when", ["before init", "in the middle", "at the upload"])
 def test_a_server_that_dies_ends_no_run_and_loses_nothing(trees, tmp_path, when):
     with Backend() as backend:

@@ -168,7 +168,7 @@ NULL = frozenset(
         "uploadHeaders",
         "uploadMultipartUrls",
         "xxhashDigestsEnabled",
-    ]  # noqa: SIM905
+    ]
 )
 
 
@@ -805,7 +805,7 @@ class Backend:
     ):
         """A version to be filled and committed, or the one that has these contents already."""
         names = given.get("artifactCollectionNames") or [given["artifactCollectionName"]]
-        key = (entityName, projectName, names[0])
+        key = (entityName or self.entity, projectName, names[0])
         collection = self.collections.get(key) or Collection(
             f"collection{len(self.collections):03d}", *key, artifactTypeName
         )

@@ -47,7 +47,7 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
         "score": metrics["select/score"],
         "epoch": metrics["select/epoch"],
         "status": metrics["status"],
-        "schedule": config["penalty_scheduler"] if config["update"] else "constant",
+        "schedule": config["schedule"],
         "commit": config["git_commit"],
         "sha256": sha256(folder / "best.pth"),
         **{name: row[f"val/{name}"] for name in ("fvu", "sparsity", "r_articulators", "dead")},

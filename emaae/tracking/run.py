@@ -45,14 +45,17 @@ class Tracker:
         """Tell W&B the settings, once they are final, and how to find the run by them."""
         if self._run is None:
             return
-        schedule = config.penalty_scheduler if config.update else "constant"
         self._run.name = (
-            f"{schedule} a{config.alpha:g}"
+            f"{config.schedule_name} a{config.alpha:g}"
             + (f"-{config.alpha_max:g}" if config.update else "")
             + f" i{config.inner_size} e{config.n_encoder}d{config.n_decoder} s{config.seed}"
         )
-        self._run.tags = (schedule, config.sparse_loss, *(("demo",) if config.demo else ()))
-        self.update_config(config.asdict() | {"schedule": schedule, "run_folder": str(self.folder)})
+        self._run.tags = (
+            config.schedule_name,
+            config.sparse_loss,
+            *(("demo",) if config.demo else ()),
+        )
+        self.update_config(config.asdict())
         self._record(pending=[] if self.mode == "online" else ["run"])
 
     def update_config(self, values: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emaae.checkpoint import write_json
+from emaae.config import read_json
 from emaae.errors import UserError
 from emaae.progress import progress
 from emaae.tracking.artifacts import log_artifacts, model_artifact
@@ -53,29 +54,31 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
     import wandb
 
     record = read_record(folder)
-    elsewhere = (entity or record["entity"], project or record["project"]) != (
-        record["entity"],
-        record["project"],
-    )
-    if elsewhere or ("run" in record["pending"] and not _has_history(folder, record)):
+    # Said in full: an offline run does not know whose it will be.
+    entity = entity or record["entity"] or wandb.Api().default_entity
+    project = project or record["project"]
+    meant = (record["entity"] or entity, record["project"])
+    path = f"{entity}/{project}/{record['id']}"
+    if meant != (entity, project) or (
+        "run" in record["pending"] and not _has_history(folder, path)
+    ):
         again = ("--yes", "--include-online", "--include-synced")
         _wandb("sync", *again, *_to(entity, project), str(folder / record["files"]))
-        record |= {"entity": entity or record["entity"], "project": project or record["project"]}
-    api = wandb.Api()
-    entity = record["entity"] or api.default_entity
-    path = f"{entity}/{record['project']}/{record['id']}"
+    record |= {"entity": entity, "project": project}
     try:
         check_history(folder, path)
     except (wandb.Error, ValueError) as error:
         raise _NotThere(f"its history did not arrive ({_line(error)})") from None
-    if not _has_model(folder, entity, record):
-        # `wandb sync` calls a run synced even when an artifact of it failed.
+    if not _has_model(folder, record):
+        # `wandb sync` calls a run synced even when an artifact of it failed, and leaves artifacts
+        # in the project that the run was first meant for.
         try:
             run = wandb.init(
                 id=record["id"],
                 entity=entity,
                 project=record["project"],
                 resume="allow",
+                config=read_json(folder / "config.json"),  # or the run would lose what it had
                 dir=str(folder),
                 settings=wandb.Settings(silent=True, console="off"),
             )
@@ -85,31 +88,30 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
                 run.finish()
         except (wandb.Error, OSError, ValueError) as error:
             raise _NotThere(f"its artifacts did not arrive ({_line(error)})") from None
-        if not _has_model(folder, entity, record):
+        if not _has_model(folder, record):
             raise _NotThere("its model did not arrive")
-    write_json(folder / RECORD, record | {"entity": entity, "pending": []})
+    write_json(folder / RECORD, record | {"pending": []})
     return path
 
 
-def _has_history(folder: Path, record: dict[str, Any]) -> bool:
+def _has_history(folder: Path, path: str) -> bool:
     # Asked first, since a second `wandb sync` of the same run doubles its history.
     import wandb
 
     try:
-        entity = record["entity"] or wandb.Api().default_entity
-        check_history(folder, f"{entity}/{record['project']}/{record['id']}")
+        check_history(folder, path)
     except (wandb.Error, ValueError):
         return False
     return True
 
 
-def _has_model(folder: Path, entity: str, record: dict[str, Any]) -> bool:
+def _has_model(folder: Path, record: dict[str, Any]) -> bool:
     import wandb
 
     mine = model_artifact(folder, record["id"])
     if mine is None:
         return True
-    there = _existing(wandb.Api(), f"{entity}/{record['project']}/{mine.name}:latest")
+    there = _existing(wandb.Api(), f"{record['entity']}/{record['project']}/{mine.name}:latest")
     return there is not None and there.metadata.get("sha256") == mine.metadata["sha256"]
 
 
