@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/python -m emaae promote runs/demo
 
 test: check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

@@ -35,7 +35,9 @@ GRID = {
 def variables(backend, home, trees, **more) -> dict[str, str]:
     """The environment of a user whose wandb talks to `backend`."""
     folders = {f"EMAAE_{split.upper()}_DIR": str(path) for split, path in trees.items()}
-    return backend.environment(home) | folders | {"OMP_NUM_THREADS": "1"} | more
+    # An agent starts the `python` of the PATH: that of an activated environment.
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    return backend.environment(home) | folders | {"OMP_NUM_THREADS": "1", "PATH": path} | more
 
 
 def wandb(*arguments: str, env: dict[str, str]) -> str:
