@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/python -m emaae promote runs/demo
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .

@@ -37,6 +37,7 @@ class RunFolder:
         self.path, self.config = path, config
         self.tracker = Tracker(path)
         self._finished = False
+        self._selected: dict[str, float] = {}  # what a run that is interrupted knows of its best
         self._kept_last = -math.inf
 
     @classmethod
@@ -70,7 +71,7 @@ class RunFolder:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if not self._finished:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-            self.finish({}, "preempted" if interrupted else "failed")
+            self.finish(self._selected, "preempted" if interrupted else "failed")
 
     def follow(self, tracker: Tracker, config: Config) -> None:
         """Tell a W&B run everything from now on; the config is final."""
@@ -105,8 +106,9 @@ class RunFolder:
         self.tracker.log(row)
         print(console.epoch_line(row, self.config.epochs, seconds), flush=True)
 
-    def keep_best(self, model: CNNAutoEncoder) -> None:
+    def keep_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """Write best.pth, a bare state_dict."""
+        self._selected = dict(selected)
         checkpoint.save(self.path / "best.pth", model.state_dict())
 
     def keep_last(self, state: Mapping[str, Any], *, now: bool) -> None:

@@ -23,8 +23,8 @@ from emaae.schedules import AlphaSchedule, lambda_eff
 class Run(Protocol):
     """Who is told what happens during training."""
 
-    def keep_best(self, model: CNNAutoEncoder) -> None:
-        """The weights have just become the best."""
+    def keep_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
+        """The weights have just become the best; `selected` are the metrics of the selection."""
 
     def keep_last(self, state: Mapping[str, Any], *, now: bool) -> None:
         """Everything that is needed to continue after this epoch; `now` when it was the last."""
@@ -177,7 +177,7 @@ def fit(model: CNNAutoEncoder, train: Split, val: Split, config: Config, run: Ru
         improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
         if improved:
             state.best = copy.deepcopy(model.state_dict())
-            run.keep_best(model)
+            run.keep_best(model, selection.metrics())
         row = {"epoch": state.epoch, "alpha": alpha, "lr": config.lr}
         row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
         row |= {f"train/{name}": value for name, value in measured.items()}

@@ -19,6 +19,7 @@ from conftest import ROOT, program, small_run, speech, write_tree
 
 import emaae
 import train
+from emaae import training
 from emaae.config import Config
 from emaae.data import load_splits
 from emaae.errors import UserError
@@ -267,6 +268,24 @@ def test_wandb_without_a_key_and_a_wrong_mode_are_mistakes(small, monkeypatch):
     with pytest.raises(UserError, match="WANDB_MODE must be online, offline or disabled"):
         train.main(flags)
     assert json.loads((only_run(small) / "metrics.json").read_text())["status"] == "failed"
+
+
+def test_an_interrupted_run_keeps_its_best_weights_and_their_score(small, monkeypatch):
+    real = training.train_epoch
+
+    def interrupt_the_third(state, *args):
+        if state.epoch == 2:
+            raise KeyboardInterrupt
+        return real(state, *args)
+
+    monkeypatch.setattr(training, "train_epoch", interrupt_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(small)
+    run = only_run(small)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["status"] == "preempted"
+    assert metrics["select/score"] == min(row["val/score"] for row in history(run))
+    assert emaae.load_model(run).inner_size == 32
 
 
 # ---- as a process

@@ -27,7 +27,8 @@ class Notes:
         assert seconds > 0
         self.rows.append(row)
 
-    def keep_best(self, model):
+    def keep_best(self, model, selected):
+        assert selected["select/epoch"] == len(self.rows) + 1
         self.best.append(model.encoder[0].conv.weight.detach().clone())
 
     def keep_last(self, state, *, now):

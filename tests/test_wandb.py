@@ -138,6 +138,10 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
         assert done.returncode == 0, done.stderr
         assert f"best: run {best_id}" in done.stdout
     assert sum(a.type == "model" for a in backend.artifacts) == n_models + 1
+    entity, project, sweep = path.split("/")
+    done = program("-m", "emaae", "promote", f"{entity}/{project}", **env)
+    assert f"best: run {best_id}" in done.stdout, done.stderr
+    assert f"{entity}/{project}/emaae-{project}:best" in done.stdout
     done = program("-m", "emaae", "pull", path, "--out", str(tmp_path / "best"), **env)
     assert done.returncode == 0, done.stderr
     (folder,) = (home / "runs").glob(f"*-{best_id}")
@@ -145,7 +149,6 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     x = torch.randn(1, 13, 30)
     assert torch.equal(pulled.encode(x), trained.encode(x))
 
-    entity, project, sweep = path.split("/")
     ref = f"wandb:{entity}/{project}/emaae-{sweep}:best"
     code = f"import emaae; print(emaae.load_model({ref!r}).get_type())"
     done = program("-c", code, **env)

@@ -151,9 +151,7 @@ def _best_on_wandb(
 
     where = f"{entity}/{project}" + (f"/{sweep}" if sweep else "")
     try:
-        runs = list(
-            api.sweep(where).runs if sweep else api.runs(where, filters={"jobType": "train"})
-        )
+        runs = list(api.sweep(where).runs if sweep else api.runs(where))
     except (wandb.Error, ValueError) as error:
         raise UserError(f"{where} is not on W&B ({_line(error)}): check the path") from None
     candidates = []

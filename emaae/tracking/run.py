@@ -92,6 +92,8 @@ class Tracker:
         online = self.mode == "online"
         self._run.log({name: _for_wandb(name, value) for name, value in metrics.items()})
         self._run.summary["status"] = status
+        if status == "preempted":
+            self._run.mark_preempting()  # a run of a sweep is queued again
         try:
             with _variables(self.folder, self.mode):
                 log_artifacts(self._run, self.folder, UPLOAD_TIMEOUT_S if online else None)
