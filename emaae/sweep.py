@@ -164,7 +164,7 @@ class Runner:
         while not (done or stopping) or self.jobs:
             if interrupts.count and not stopping:
                 stopping = True
-                self.screen.say("stopping: runs end their epoch; Ctrl-C again kills them")
+                self.screen.say("stopping: the runs are told to end; Ctrl-C again kills them")
                 for job in self.jobs:
                     job.send(signal.SIGTERM)
             for job in [job for job in self.jobs if not job.running()]:

@@ -177,7 +177,6 @@ def fit(model: CNNAutoEncoder, train: Split, val: Split, config: Config, run: Ru
         improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
         if improved:
             state.best = copy.deepcopy(model.state_dict())
-            run.keep_best(model, selection.metrics())
         row = {"epoch": state.epoch, "alpha": alpha, "lr": config.lr}
         row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
         row |= {f"train/{name}": value for name, value in measured.items()}
@@ -198,6 +197,8 @@ def fit(model: CNNAutoEncoder, train: Split, val: Split, config: Config, run: Ru
         if over or state.epoch == 1 or state.epoch % every == 0:
             run.reconstruct(model, val, state.epoch)
         run.log(row, seconds)
+        if improved:  # after its row, which an interrupt in between must not leave without
+            run.keep_best(model, selection.metrics())
         run.keep_last(state.state_dict(), now=over)
         if impatient:
             return Fitted("early_stopped", selection, state.best)

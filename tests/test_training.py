@@ -28,7 +28,7 @@ class Notes:
         self.rows.append(row)
 
     def keep_best(self, model, selected):
-        assert selected["select/epoch"] == len(self.rows) + 1
+        assert selected["select/epoch"] == len(self.rows)
         self.best.append(model.encoder[0].conv.weight.detach().clone())
 
     def keep_last(self, state, *, now):
