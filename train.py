@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     from emaae.training import fit
 
     device = pick_device(asked.device)
-    with RunFolder.create(asked) as run:
+    with RunFolder.open(asked) as run:
+        if run.over:
+            return 0
         # A sweep's values arrive with the W&B run, whether or not they stand on the command line.
         tracker = wandb_run.start(asked, run.path)
         config = Config.from_args(argv, sweep=tracker.sweep_values)
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         if config.eval_only:
             status, measured, alpha, metrics = "finished", list(splits), config.alpha, {}
         else:
-            fitted = fit(model, splits["train"], splits["val"], config, run)
+            fitted = fit(model, splits["train"], splits["val"], config, run, run.last)
             status, measured, alpha, metrics = fitted.status, [], fitted.selection.alpha, {}
             if fitted.best is not None:
                 model.load_state_dict(fitted.best)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder, build_model
 
 # Of last.pt; raised when an older program could no longer read it.
-FORMAT = 1
+FORMAT = 2
+# What an interrupted run goes on from, and what it goes on from when that is broken.
+LAST = ("last.pt", "last.previous.pt")
 
 
-def write_whole(path: Path, write: Any) -> None:
+def write_whole(path: Path, write: Any, keep: Path | None = None) -> None:
     """Call write(file) on a file beside `path`, flush it to disk and rename it over `path`.
 
-    Whoever looks finds the old file or the new one, never half of one.
+    Whoever looks finds the old file or the new one, never half of one, whenever the power fails.
+    keep: where the old file stays. Raises UserError when the disk does not take it.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,10 +34,27 @@ def write_whole(path: Path, write: Any) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(beside, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the names too
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UserError(not_written(path, error)) from None
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def not_written(path: Path, error: OSError) -> str:
+    """What a person reads when a disk is full or gone."""
+    return (
+        f"{path} cannot be written ({error.strerror or error}): make room; what was written before "
+        "is intact, and --resume goes on from it"
+    )
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -42,9 +63,37 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, lambda file: file.write(text.encode() + b"\n"))
 
 
-def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values, whole or not at all."""
-    write_whole(path, lambda file: torch.save(dict(content), file))
+def save(path: Path, content: Mapping[str, Any], keep: Path | None = None) -> None:
+    """Write tensors and plain values, whole or not at all; `keep`, see `write_whole`."""
+    write_whole(path, lambda file: torch.save(dict(content), file), keep)
+
+
+def save_last(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write last.pt into a run's folder, keeping the one before."""
+    last, previous = (folder / name for name in LAST)
+    save(last, {"format": FORMAT, **state}, keep=previous)
+
+
+def load_last(folder: Path) -> dict[str, Any]:
+    """The state in last.pt; when that is broken, with a warning, the one before. UserError."""
+    broken = None
+    for name in LAST:
+        try:
+            state = load(folder / name)
+        except UserError as error:
+            if broken is None and (folder / name).exists():
+                warnings.warn(f"{error}; going on from {LAST[1]}", stacklevel=2)
+            broken = broken or error
+            continue
+        if not isinstance(state.get("format"), int):
+            raise UserError(f"{folder / name} is not the state of a training: remove the run")
+        if state["format"] != FORMAT:
+            raise UserError(
+                f"{folder / name} has format {state['format']}, this program reads {FORMAT}: go on "
+                "with the version that wrote it, or begin another run"
+            )
+        return state
+    raise broken
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -275,6 +275,12 @@ class Config:
         "name of the run and of its folder (default: made from the settings and the time)",
         group="run",
     )
+    resume: bool = knob(
+        False,
+        "go on with the run of --run_name where it stopped, or begin it; runs of a sweep that are "
+        "queued again do so by themselves",
+        group="run",
+    )
     eval_only: bool = knob(
         False,
         "measure --checkpoint on the given directories and train nothing",
@@ -348,7 +354,7 @@ class Config:
             if name not in known:
                 raise UserError(f"unknown parameter {name!r}{nearest(name, known)}")
             values[name] = cast(name, value, known[name].type)
-        values = _with_model_config(values)
+        values = _with_model_config(_resumed(values))
         config = cls(**values)
         config._check()
         return config
@@ -433,6 +439,8 @@ class Config:
             raise UserError(
                 f"--bucket {self.bucket} needs --train_dir and --val_dir, prefixes in the bucket"
             )
+        if self.resume and self.eval_only:
+            raise UserError("--resume goes on with training: leave it out of --eval_only")
         if self.run_name is not None and (
             not self.run_name or self.run_name in (".", "..") or set(self.run_name) & set("/\\\n\0")
         ):
@@ -651,6 +659,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold a JSON object, got {type(found).__name__}")
     return found
+
+
+def _resumed(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what the run that is resumed was given; what is said now stands."""
+    if not values.get("resume") or not values.get("run_name"):
+        return values
+    path = Path(values.get("out_dir", Config.out_dir)) / values["run_name"] / "config.json"
+    if not path.is_file():
+        return values
+    types_of = {f.name: f.type for f in fields(Config)}
+    before = {name: value for name, value in read_json(path).items() if name in types_of}
+    return {name: cast(name, value, types_of[name]) for name, value in before.items()} | values
 
 
 def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:

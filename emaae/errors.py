@@ -1,10 +1,11 @@
 """What does a user see when something they gave is wrong? One line, and exit status 2."""
 
 import contextlib
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
+
+from emaae.signals import listening
 
 INTERRUPTED = 130  # the shell's exit status of a program that Ctrl-C ended
 
@@ -21,11 +22,8 @@ class UserError(Exception):
 def speaking_plainly(program: str) -> Iterator[None]:
     """Turn a `UserError` into one line and exit status 2, and a warning into one line.
 
-    SIGTERM and SIGHUP, which job schedulers and closed terminals send, are interrupts like Ctrl-C.
+    A signal to stop ends the program with one line too, see `emaae.signals`.
     """
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
     as_usual = warnings.formatwarning
 
     def one_line(message, category, *where, **more) -> str:
@@ -34,7 +32,8 @@ def speaking_plainly(program: str) -> Iterator[None]:
 
     warnings.formatwarning = one_line
     try:
-        yield
+        with listening():
+            yield
     except UserError as error:
         line = " ".join(str(error).split())
         print(f"{program}: error: {line}", file=sys.stderr)

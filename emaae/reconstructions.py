@@ -66,38 +66,57 @@ def save(reconstruction: Reconstruction, stem: Path, title: str) -> Path:
 
 
 def draw(reconstruction: Reconstruction, title: str):
-    """A matplotlib figure: a row per channel, truth over prediction, name and r in its title."""
+    """A matplotlib figure: a lane per channel, truth over prediction.
+
+    Each lane is as high as the range of the truth, which stands under the channel's name; r stands
+    at its end.
+    """
     # matplotlib takes a second to import; a Figure of its own needs no display.
     from matplotlib.figure import Figure
 
+    truth, prediction = reconstruction.truth, reconstruction.prediction
+    seconds = np.arange(len(truth)) / FRAME_RATE_HZ
     n_channels = len(reconstruction.channels)
-    seconds = np.arange(len(reconstruction.truth)) / FRAME_RATE_HZ
-    height = 0.85 * n_channels + 1
-    figure = Figure(figsize=(9, height))
-    # Fixed margins: matplotlib's automatic layouts take longer than the drawing.
-    figure.subplots_adjust(0.07, 0.5 / height, 0.985, 1 - 0.75 / height, hspace=0.75)
-    rows = figure.subplots(n_channels, 1, sharex=True, squeeze=False)[:, 0]
-    for i, (axes, name, r) in enumerate(zip(rows, reconstruction.channels, reconstruction.r())):
-        (predicted,) = axes.plot(seconds, reconstruction.prediction[:, i], "#e07a5f", lw=2.6)
-        (true,) = axes.plot(seconds, reconstruction.truth[:, i], "#1d3557", lw=1.1)
-        unit = " (Hz)" if name == "pitch" else ""
-        agreement = "r undefined" if np.isnan(r) else f"r = {r:.3f}"
-        # A y of its own, since matplotlib's search for a free place takes a third of the drawing.
-        axes.set_title(f"{name}{unit}   {agreement}", loc="left", fontsize=9, y=1.0, pad=3)
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0)
-        axes.locator_params(axis="y", nbins=3)
-    rows[-1].set_xlabel("seconds", fontsize=9)
-    top = 1 - 0.25 / height
+    figure = Figure(figsize=(9, 0.62 * n_channels + 1))
+    # Lanes of one pair of axes: a pair for each channel takes ten times as long, in every run.
+    axes = figure.subplots()
+    inch = 1 / figure.get_figheight()
+    figure.subplots_adjust(0.11, 0.45 * inch, 0.93, 1 - 0.5 * inch)
+    low, high = truth.min(0), truth.max(0)
+    middle, span = (low + high) / 2, np.where(high > low, (high - low) * 1.25, 1.0)
+    lanes = -np.arange(n_channels)
+
+    def lane(values: np.ndarray) -> np.ndarray:
+        # What leaves the range by far would cover the other lanes.
+        return np.clip((values - middle) / span, -0.7, 0.7) + lanes
+
+    predicted = axes.plot(seconds, lane(prediction), "#e07a5f", lw=2.4)
+    true = axes.plot(seconds, lane(truth), "#1d3557", lw=1.0)
+    axes.set_ylim(lanes[-1] - 0.75, 0.75)
+    axes.margins(x=0)
+    axes.set_yticks([])
+    axes.set_xlabel("seconds", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["left", "top", "right"]].set_visible(False)
+    beside = axes.get_yaxis_transform()
+    for i, r in enumerate(reconstruction.r()):
+        name = reconstruction.channels[i] + (
+            " (Hz)" if reconstruction.channels[i] == "pitch" else ""
+        )
+        limits = f"{low[i]:.3g} to {high[i]:.3g}"
+        agreement = "r undefined" if np.isnan(r) else f"r {r:.3f}"
+        side = {"transform": beside, "va": "center"}
+        axes.text(-0.01, lanes[i] + 0.14, name, ha="right", fontsize=9, **side)
+        axes.text(-0.01, lanes[i] - 0.2, limits, ha="right", fontsize=6.5, color="0.45", **side)
+        axes.text(1.01, lanes[i], agreement, fontsize=8, **side)
     # A name is text, even one that looks like a formula.
     heading = f"{reconstruction.name}   {title}"
-    figure.text(0.07, top, heading, fontsize=11, va="center", parse_math=False)
+    figure.text(0.11, 1 - 0.25 * inch, heading, fontsize=11, va="center", parse_math=False)
     figure.legend(
-        [true, predicted],
+        [true[0], predicted[0]],
         ["truth", "reconstruction"],
         loc="center right",
-        bbox_to_anchor=(0.985, top),
+        bbox_to_anchor=(0.93, 1 - 0.25 * inch),
         ncols=2,
         frameon=False,
         fontsize=9,

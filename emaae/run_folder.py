@@ -1,29 +1,36 @@
 """What does a run leave behind? OUT_DIR/RUN, complete without a network."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from emaae import checkpoint, console, reconstructions
-from emaae.config import Config, read_json
+from emaae.config import PLACES, Config, read_json
 from emaae.data import Split
 from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
 from emaae.tracking.run import Tracker
+from emaae.training import Selection
 
 # last.pt is four times as large as the weights (model, best, two moments of Adam), and an epoch may
 # take less time than writing it. So it may be this much older than the last line of the history.
 KEEP_LAST_EVERY_S = 30.0
+# How a run ends that nothing is left to do of.
+ENDED = ("finished", "early_stopped", "diverged")
 
 
 class RunFolder:
@@ -36,20 +43,29 @@ class RunFolder:
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
         self.tracker = Tracker(path)
+        self.last: dict[str, Any] | None = None  # the state to go on with
+        self.over = False  # the run that is resumed has nothing left to do
+        self._lock = _own(path)
+        # A run that is resumed stays as it is until settings and data are known to be the same.
+        self._touched = True
         self._finished = False
         self._selected: dict[str, float] = {}  # what a run that is interrupted knows of its best
-        self._kept_last = -math.inf
+        self._kept_last = time.monotonic()
 
     @classmethod
-    def create(cls, config: Config) -> "RunFolder":
-        """Make OUT_DIR/RUN, new and empty. Raises UserError.
+    def open(cls, config: Config) -> "RunFolder":
+        """OUT_DIR/RUN, new and empty; or, when it is to be resumed, as it was left. UserError.
 
         A name whose run failed before its first epoch may be given again.
         """
         out_dir, name = Path(config.out_dir), config.run_name or _name(config)
+        if config.resume and not (config.run_name or _of_agent()):
+            raise UserError("--resume needs --run_name NAME, the run to go on with")
         # Runs that start in the same second get folders of their own; a given name is kept.
         names = [name] if config.run_name else [name, *(f"{name}-{i}" for i in range(2, 1000))]
         try:
+            if (config.resume or _of_agent()) and (out_dir / name).is_dir():
+                return cls(out_dir / name, config)._as_it_was_left()
             out_dir.mkdir(parents=True, exist_ok=True)
             for attempt in names:
                 with contextlib.suppress(FileExistsError):
@@ -62,16 +78,37 @@ class RunFolder:
                 f"--out_dir {config.out_dir} cannot hold the run folder {name} "
                 f"({error.strerror}): name a directory that you can write to, or a shorter run"
             ) from None
-        raise UserError(f"{out_dir / name} exists already: give another --run_name, or remove it")
+        raise UserError(
+            f"{out_dir / name} exists already: give another --run_name, remove it, or go on with "
+            "it by --resume"
+        )
+
+    def _as_it_was_left(self) -> "RunFolder":
+        for stray in self.path.glob(".*.tmp"):
+            stray.unlink()  # of a process that was killed while it wrote
+        metrics = self.path / "metrics.json"
+        status = read_json(metrics).get("status") if metrics.is_file() else None
+        if status in ENDED:
+            self.over, self._touched = True, False
+            print(f"{self.path} is {status} already: nothing is left to do", flush=True)
+        elif any((self.path / name).is_file() for name in checkpoint.LAST):
+            self.last, self._touched = checkpoint.load_last(self.path), False
+        else:
+            # It stopped before anything was kept, and begins again.
+            self._rewind(0)
+        return self
 
     def __enter__(self) -> "RunFolder":
-        print(f"run {self.path}", flush=True)
+        if not self.over:
+            print(f"run {self.path}", flush=True)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if not self._finished:
+        if self._touched and not self._finished:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
             self.finish(self._selected, "preempted" if interrupted else "failed")
+        if self._lock is not None:
+            self._lock.close()
 
     def follow(self, tracker: Tracker, config: Config) -> None:
         """Tell a W&B run everything from now on; the config is final."""
@@ -80,7 +117,11 @@ class RunFolder:
         print(f"W&B {tracker.how}", flush=True)
 
     def describe(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
-        """Write config.json and model_config.json; say what is trained on what."""
+        """Write config.json and model_config.json; say what is trained on what.
+
+        A run that is resumed has them: it is compared with them, and goes back to the epoch that
+        last.pt is of. Raises UserError when settings or data are others than they were.
+        """
         data = {
             name: {"utterances": len(s), "frames": len(s.frames), "fingerprint": s.fingerprint()}
             for name, s in splits.items()
@@ -88,21 +129,84 @@ class RunFolder:
         found = {"data": data, "versions": versions(), "git_commit": git_commit()}
         found["schedule"] = self.config.schedule_name
         knobs = self.config.asdict()
-        checkpoint.write_json(self.path / "config.json", knobs | found)
-        checkpoint.write_json(
-            self.path / "model_config.json",
-            # `learning_rate` is how published model configs spell `lr`.
-            knobs | model.architecture() | {"learning_rate": self.config.lr},
-        )
+        if self.last is None:
+            checkpoint.write_json(self.path / "config.json", knobs | found)
+            checkpoint.write_json(
+                self.path / "model_config.json",
+                # `learning_rate` is how published model configs spell `lr`.
+                knobs | model.architecture() | {"learning_rate": self.config.lr},
+            )
+        else:
+            self._refuse_changes(knobs | found)
         self.tracker.update_config(found)
         n_parameters = sum(p.numel() for p in model.parameters())
         print(console.data_lines(splits, self.config.demo))
         print(f"model {model.get_type()}, {n_parameters / 1e6:.2f} M parameters", flush=True)
+        if self.last is not None:
+            self._go_on(self.last)
+
+    def _refuse_changes(self, now: Mapping[str, Any]) -> None:
+        before = read_json(self.path / "config.json")
+        names = [f.name for f in fields(Config) if f.metadata["group"] not in PLACES]
+        changed = {f"--{n}": (before.get(n), now[n]) for n in names if before.get(n) != now[n]}
+        for split in before["data"].keys() | now["data"].keys():
+            was, is_now = before["data"].get(split), now["data"].get(split)
+            if was != is_now:
+                changed[f"the {split} split"] = (was, is_now)
+        for what, (was, is_now) in changed.items():
+            raise UserError(
+                f"{what} was {was} when {self.path} began and is {is_now} now: a run goes on "
+                "only as it began; undo that, or begin another run with another --run_name"
+            )
+        if before["versions"] != now["versions"]:
+            warnings.warn(
+                f"{self.path} began with other versions ({before['versions']}): the numbers may "
+                "differ in their last digits from those of a run that was never interrupted",
+                stacklevel=2,
+            )
+
+    def _go_on(self, last: Mapping[str, Any]) -> None:
+        """Go back to the epoch that last.pt is of, and tell W&B what it lacks until there."""
+        self._touched = True
+        self._rewind(last["epoch"])
+        if last["best"] is not None:
+            checkpoint.save(self.path / "best.pth", last["best"])
+            self._selected = Selection(**last["selection"]).metrics()
+        self.tracker.log_again()
+        batches = f" and {last['batch']} batches" if last["batch"] else ""
+        print(f"going on after {last['epoch']} epochs{batches}", flush=True)
+
+    def _rewind(self, epoch: int) -> None:
+        """Forget what came after `epoch`. Raises UserError when the history lacks a row."""
+        history, rows = self.path / "history.jsonl", []
+        if history.is_file():
+            for line in history.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):  # the last line may be half of one
+                    rows.append(json.loads(line))
+        rows = [row for row in rows if row["epoch"] <= epoch]
+        if [row["epoch"] for row in rows] != list(range(1, epoch + 1)):
+            raise UserError(
+                f"{history} has {len(rows)} of the {epoch} epochs that last.pt has seen: the file "
+                "was changed; begin another run with another --run_name"
+            )
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        checkpoint.write_whole(history, lambda file: file.write(text.encode()))
+        for name in ("metrics.json", "best.pth"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in self.path.glob("reconstructions/epoch-*"):
+            if int(folder.name.removeprefix("epoch-")) > epoch:
+                shutil.rmtree(folder)
 
     def log(self, row: Mapping[str, Any], seconds: float) -> None:
-        """One epoch: a line of history.jsonl, flushed, a W&B row and a line on the terminal."""
-        with open(self.path / "history.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(row), allow_nan=False) + "\n")
+        """One epoch: a line of history.jsonl, on disk, a W&B row and a line on the terminal."""
+        path = self.path / "history.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(plain(row), allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(checkpoint.not_written(path, error)) from None
         self.tracker.log(row)
         print(console.epoch_line(row, self.config.epochs, seconds), flush=True)
 
@@ -111,12 +215,12 @@ class RunFolder:
         self._selected = dict(selected)
         checkpoint.save(self.path / "best.pth", model.state_dict())
 
-    def keep_last(self, state: Mapping[str, Any], *, now: bool) -> None:
+    def keep_last(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         """Write last.pt, everything to continue; unless `now`, at most every 30 seconds."""
         moment = time.monotonic()
         if now or moment - self._kept_last >= KEEP_LAST_EVERY_S:
-            checkpoint.save(self.path / "last.pt", {"format": checkpoint.FORMAT, **state})
-            self._kept_last = moment
+            checkpoint.save_last(self.path, state())
+            self._kept_last = time.monotonic()
 
     def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
         """Keep and draw the same few validation utterances under reconstructions/epoch-N."""
@@ -141,6 +245,24 @@ class RunFolder:
             print(console.table(metrics, status, self.path), flush=True)
 
 
+def _own(folder: Path) -> IO[str] | None:
+    """A lock on the folder, which ends with this process however that ends. Raises UserError."""
+    file = open(folder / ".lock", "w")  # noqa: SIM115 - open for as long as the lock is held
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is writing {folder}: wait until it has ended") from None
+    except OSError:  # a shared disk without locks
+        file.close()
+        return None
+    return file
+
+
+def _of_agent() -> bool:
+    """Whether W&B's agent runs this, which gives a run that is queued again the same id."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
+
+
 def _came_to_nothing(folder: Path) -> bool:
     metrics = folder / "metrics.json"
     if (folder / "history.jsonl").exists() or not metrics.is_file():
@@ -151,7 +273,7 @@ def _came_to_nothing(folder: Path) -> bool:
 def _name(config: Config) -> str:
     """A name that tells runs apart at a glance, e.g. step-a0.25-i1024-e5d3-s0-20260131-120000."""
     # An agent's run is found again by what W&B calls it.
-    if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+    if _of_agent():
         return f"{os.environ['WANDB_SWEEP_ID']}-{os.environ['WANDB_RUN_ID']}"
     what = "eval" if config.eval_only else config.schedule_name
     return (

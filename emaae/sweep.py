@@ -29,9 +29,12 @@ from emaae.sweep_table import Row, Screen, over_seeds, ranked, table, text, writ
 
 FAILED = 1  # exit status when a point failed
 LOOK_EVERY_S = 0.25  # at the children and the terminal
+SAY_EVERY_S = 60.0  # how far the runs are, without a terminal
 ASK_EVERY_S = 2.0  # the storage, for a point when there was none
 # Between the request to stop and the end of the patience with a run that was stopped early.
 KILL_AFTER_S = 60.0
+# How W&B's agent tells a program which run it is.
+OF_AGENT = ("WANDB_RUN_ID", "WANDB_SWEEP_ID")
 
 
 def run(
@@ -155,6 +158,7 @@ class Runner:
         self.jobs: list[Job] = []
         self.screen = Screen(sweep, queue.n_points)
         self._ask_at = 0.0
+        self._say_at = time.monotonic() + SAY_EVERY_S
         self._ended: list[Row] = []
 
     def work(self, interrupts: "Interrupts") -> None:
@@ -184,6 +188,10 @@ class Runner:
             self.queue.beat()
             if self.screen.live:
                 self.screen.draw([*self._ended, *map(self._row, self.jobs)])
+            elif time.monotonic() >= self._say_at:
+                self._say_at = time.monotonic() + SAY_EVERY_S
+                for row in map(self._row, self.jobs):
+                    self.screen.say(f"{row.run} epoch {text(row.epoch)}  score {text(row.score)}")
             if self.jobs or not done:
                 time.sleep(LOOK_EVERY_S)
 
@@ -243,7 +251,9 @@ class Runner:
             if judge(self.runs / attempt.run, self.sweep)[0] in DONE:
                 self._end(job, stopping=False)
                 return
-        name = run_name(attempt, self.runs)
+        # What was interrupted goes on where it stopped; what failed begins afresh.
+        resume = attempt.resumes and (self.runs / str(attempt.run) / "config.json").is_file()
+        name = attempt.run if resume else run_name(attempt, self.runs)
         command = expand(self.sweep, attempt.config, self.logs / f"{name}.json")
         gpu = self._free_gpu()
         # The lock passes to the child and lives as long as it: a run whose runner was killed is
@@ -257,7 +267,7 @@ class Runner:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=self._environment(name, gpu),
+                    env=self._environment(name, gpu, resume),
                     pass_fds=[file.fileno()],
                     start_new_session=True,  # Ctrl-C in the terminal is the runner's to pass on
                 )
@@ -268,17 +278,20 @@ class Runner:
         file.flush()
         self.jobs.append(Job(attempt, name, lock, gpu, process, file))
         values = " ".join(f"{p.name}={attempt.config.get(p.name)}" for p in self.sweep.varying)
-        self.screen.happened(f"{name} started  {values}")
+        self.screen.happened(f"{name} {'goes on' if resume else 'started'}  {values}")
 
-    def _environment(self, name: str, gpu: str | None) -> dict[str, str]:
+    def _environment(self, name: str, gpu: str | None, resume: bool) -> dict[str, str]:
         given = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": self.sweep.name}
         if self.n_jobs > 1 and not self.devices:
             # Runs side by side on all cores would wait for each other.
             given["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
         where = {"EMAAE_OUT_DIR": str(self.runs), "EMAAE_RUN_NAME": name}
+        where["EMAAE_RESUME"] = str(resume)
         if gpu is not None:
             where["CUDA_VISIBLE_DEVICES"] = gpu
-        return given | os.environ | where
+        # A runner that was itself started by an agent is not that agent's run.
+        outside = {k: v for k, v in os.environ.items() if k not in OF_AGENT}
+        return given | outside | where
 
     def _free_gpu(self) -> str | None:
         if len(self.devices) < 2:

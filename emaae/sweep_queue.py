@@ -54,6 +54,7 @@ class Attempt:
     score: float | None
     epoch: int | None
     seconds: float | None
+    resumes: bool  # the run of the attempt before, which was interrupted
     lock: str | None  # that the run's process holds
     gpu: str | None
 
@@ -123,7 +124,7 @@ class Queue:
             if last is not None:
                 attrs |= {"again": [last.point, last.n + 1]}
                 attrs |= {"config": last.config, "run": last.run, "lock": last.lock}
-                attrs |= {"gpu": last.gpu}
+                attrs |= {"gpu": last.gpu, "resumes": last.state == "interrupted"}
                 trial = self._study.get_trials(deepcopy=False)[last.number]
                 suggested = {"params": trial.params, "distributions": trial.distributions}
             elif len(latest(attempts)) >= self.n_points:
@@ -267,6 +268,7 @@ def _attempt(trial: Any, point: int, n: int) -> Attempt:
         score=attrs.get("score"),
         epoch=attrs.get("epoch"),
         seconds=attrs.get("seconds"),
+        resumes=attrs.get("resumes", False),
         lock=attrs.get("lock"),
         gpu=attrs.get("gpu"),
     )

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -14,10 +14,11 @@ from emaae.config import Config
 from emaae.data import Split, batches, training_order
 from emaae.errors import UserError
 from emaae.evaluation import evaluate
-from emaae.losses import Objective
+from emaae.losses import Objective, Sums
 from emaae.models import CNNAutoEncoder
 from emaae.progress import progress
 from emaae.schedules import AlphaSchedule, lambda_eff
+from emaae.signals import Interrupted, uninterrupted
 
 
 class Run(Protocol):
@@ -26,8 +27,8 @@ class Run(Protocol):
     def keep_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """The weights have just become the best; `selected` are the metrics of the selection."""
 
-    def keep_last(self, state: Mapping[str, Any], *, now: bool) -> None:
-        """Everything that is needed to continue after this epoch; `now` when it was the last."""
+    def keep_last(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
+        """It is time to keep what `state` gives, all that is needed to continue; `now` it must."""
 
     def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
         """It is time for reconstructions of a few validation utterances; the row follows."""
@@ -97,6 +98,10 @@ class State:
     selection: Selection = field(default_factory=Selection)
     best: dict[str, torch.Tensor] | None = None  # weights of the selected epoch, a copy
     epoch: int = 0  # finished
+    batch: int = 0  # of the epoch that goes on, finished ...
+    sums: Sums | None = None  # ... what they add to its loss ...
+    active: torch.Tensor | None = None  # ... and their encoding values that are not 0
+    stopped: bool = False  # early
 
     @classmethod
     def begin(cls, model: CNNAutoEncoder, config: Config) -> "State":
@@ -120,6 +125,10 @@ class State:
         """Tensors and plain values."""
         return {
             "epoch": self.epoch,
+            "batch": self.batch,
+            "sums": None if self.sums is None else list(self.sums),
+            "active": self.active,
+            "stopped": self.stopped,
             "model": self.model.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
@@ -127,6 +136,23 @@ class State:
             "phase": asdict(self.phase),
             "schedule": dict(self.schedule.state),
         }
+
+    def load_state_dict(self, kept: Mapping[str, Any]) -> None:
+        """Become what `state_dict` described, on the device of the model."""
+        device = next(self.model.parameters()).device
+
+        def here(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device)
+
+        self.epoch, self.batch, self.stopped = kept["epoch"], kept["batch"], kept["stopped"]
+        self.sums = None if kept["sums"] is None else Sums(*map(here, kept["sums"]))
+        self.active = None if kept["active"] is None else here(kept["active"])
+        self.model.load_state_dict(kept["model"])
+        self.best = kept["best"] and {name: here(value) for name, value in kept["best"].items()}
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.selection = Selection(**kept["selection"])
+        self.phase = Phase(**kept["phase"])
+        self.schedule.state = dict(kept["schedule"])
 
 
 @dataclass
@@ -138,12 +164,20 @@ class Fitted:
     best: dict[str, torch.Tensor] | None  # the selected weights; None when no score was finite
 
 
-def fit(model: CNNAutoEncoder, train: Split, val: Split, config: Config, run: Run) -> Fitted:
+def fit(
+    model: CNNAutoEncoder,
+    train: Split,
+    val: Split,
+    config: Config,
+    run: Run,
+    last: Mapping[str, Any] | None = None,
+) -> Fitted:
     """Train until the epochs are over, patience is, or the loss is no longer finite.
 
-    The model is left with its last weights; the best ones are returned. On a CPU, the same config,
-    data and number of threads give the same numbers. Raises UserError for a validation split whose
-    score would be undefined.
+    last: the state of an interrupted training, to go on with it. The model is left with its last
+    weights; the best ones are returned. On a CPU, the same config, data and number of threads give
+    the same numbers, interrupted or not. Raises UserError for a validation split whose score would
+    be undefined; on `Interrupted` the state is kept first.
     """
     if not (val.moments()[1] > 0).any():
         raise UserError(
@@ -156,14 +190,26 @@ def fit(model: CNNAutoEncoder, train: Split, val: Split, config: Config, run: Ru
             "model is destroyed; it is here for comparison, use step to train",
             stacklevel=2,
         )
+    state = State.begin(model, config)
+    if last is not None:
+        state.load_state_dict(last)
+    try:
+        status = _epochs(state, train, val, config, run)
+    except Interrupted:
+        run.keep_last(state.state_dict, now=True)
+        raise
+    return Fitted(status, state.selection, state.best)
+
+
+def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) -> str:
+    """All epochs that are left; returns the status."""
     objective = Objective(config.sparse_loss, config.weight_penalty)
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
-    state, news = State.begin(model, config), ""
-    selection, phase = state.selection, state.phase
+    model, selection, phase, news = state.model, state.selection, state.phase, ""
 
-    while state.epoch < config.epochs:
+    while state.epoch < config.epochs and not state.stopped:
         began, alpha = time.monotonic(), state.alpha(config.alpha)
-        measured = train_epoch(state, train, objective, alpha, config, news)
+        measured = train_epoch(state, train, objective, alpha, config, run, news)
         validated = evaluate(
             model,
             val,
@@ -172,40 +218,40 @@ def fit(model: CNNAutoEncoder, train: Split, val: Split, config: Config, run: Ru
             batch_sz=config.batch_sz,
             target_sparsity=config.target_sparsity,
         )
-        state.epoch += 1
-        diverged = not math.isfinite(measured["loss"])
-        improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
-        if improved:
-            state.best = copy.deepcopy(model.state_dict())
-        row = {"epoch": state.epoch, "alpha": alpha, "lr": config.lr}
-        row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
-        row |= {f"train/{name}": value for name, value in measured.items()}
-        row |= {f"val/{name}": value for name, value in validated.items()}
-        seconds = time.monotonic() - began
-        if diverged:
-            run.log(row, seconds)
-            return Fitted("diverged", selection, state.best)
+        with uninterrupted():
+            state.epoch += 1
+            state.batch, state.sums, state.active = 0, None, None
+            diverged = not math.isfinite(measured["loss"])
+            improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
+            if improved:
+                state.best = copy.deepcopy(model.state_dict())
+            row = {"epoch": state.epoch, "alpha": alpha, "lr": config.lr}
+            row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
+            row |= {f"train/{name}": value for name, value in measured.items()}
+            row |= {f"val/{name}": value for name, value in validated.items()}
+            seconds = time.monotonic() - began
+            if diverged:
+                run.log(row, seconds)
+                return "diverged"
 
-        if phase.started is not None:
-            state.schedule.observe(measured["mse"], measured["sparsity"])
-        if phase.ramping(state.epoch):
-            selection.waited = 0  # a ramp is never cut short; patience counts in its tail
-        impatient = config.early_stop and selection.waited >= config.patience
-        if impatient and phase.started is None:
-            phase.started, selection.waited, impatient = state.epoch, 0, False
-        over = impatient or state.epoch == config.epochs
-        if over or state.epoch == 1 or state.epoch % every == 0:
-            run.reconstruct(model, val, state.epoch)
-        run.log(row, seconds)
-        if improved:  # after its row, which an interrupt in between must not leave without
-            run.keep_best(model, selection.metrics())
-        run.keep_last(state.state_dict(), now=over)
-        if impatient:
-            return Fitted("early_stopped", selection, state.best)
+            if phase.started is not None:
+                state.schedule.observe(measured["mse"], measured["sparsity"])
+            if phase.ramping(state.epoch):
+                selection.waited = 0  # a ramp is never cut short; patience counts in its tail
+            state.stopped = config.early_stop and selection.waited >= config.patience
+            if state.stopped and phase.started is None:
+                phase.started, selection.waited, state.stopped = state.epoch, 0, False
+            over = state.stopped or state.epoch == config.epochs
+            if over or state.epoch == 1 or state.epoch % every == 0:
+                run.reconstruct(model, val, state.epoch)
+            run.log(row, seconds)
+            if improved:
+                run.keep_best(model, selection.metrics())
+            run.keep_last(state.state_dict, now=over)
         news = (
             f"fvu {validated['fvu']:.4f}, sparsity {validated['sparsity']:.3f}, alpha {alpha:.3f}"
         )
-    return Fitted("finished", selection, state.best)
+    return "early_stopped" if state.stopped else "finished"
 
 
 def train_epoch(
@@ -214,28 +260,38 @@ def train_epoch(
     objective: Objective,
     alpha: float,
     config: Config,
+    run: Run,
     news: str = "",
 ) -> dict[str, float]:
-    """One pass over a split; loss, mse, penalty and sparsity pooled over its frames.
+    """The rest of one pass over a split; loss, mse, penalty and sparsity pooled over its frames.
 
     `news` stands behind the progress bar. Sums stay on the device until the pass is over, so that
     no step waits for the one before.
     """
     model, optimizer = state.model.train(), state.optimizer
-    total, active = None, 0
     order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
     what = f"epoch {state.epoch + 1}/{config.epochs}"
     for x, mask in progress(
-        batches(split, order), what, total=len(order), unit="batches", after=news
+        batches(split, order[state.batch :]),
+        what,
+        total=len(order),
+        done=state.batch,
+        unit="batches",
+        after=news,
     ):
-        optimizer.zero_grad(set_to_none=True)
-        out = model(x, mask)
-        sums = objective.sums(model, x, out, mask)
-        objective.terms(model, sums, alpha).loss.backward()
-        optimizer.step()
-        total = sums.plus(total)
-        active = active + out.z.detach().count_nonzero()
+        with uninterrupted():
+            optimizer.zero_grad(set_to_none=True)
+            out = model(x, mask)
+            sums = objective.sums(model, x, out, mask)
+            objective.terms(model, sums, alpha).loss.backward()
+            optimizer.step()
+            state.sums = sums.plus(state.sums)
+            active = out.z.detach().count_nonzero()
+            state.active = active if state.active is None else state.active + active
+            state.batch += 1
+            run.keep_last(state.state_dict)
     with torch.no_grad():
-        terms = objective.terms(model, total, alpha)
+        terms = objective.terms(model, state.sums, alpha)
     measured = {name: float(value) for name, value in terms._asdict().items()}
-    return measured | {"sparsity": 1 - int(active) / (len(split.frames) * model.inner_size)}
+    n_values = len(split.frames) * model.inner_size
+    return measured | {"sparsity": 1 - int(state.active) / n_values}

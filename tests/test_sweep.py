@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import ROOT
+from conftest import ROOT, small_run
 
 from emaae import sweep as runner
 from emaae import sweep_file
@@ -518,3 +518,38 @@ def test_a_sweep_of_train_py_leaves_models_that_are_named_in_its_table(tmp_path)
     assert set(last) >= sweep_file.PER_EPOCH
     config = json.loads((Path(rows[0]["run"]) / "config.json").read_text())
     assert (config["inner_size"], str(config["seed"])) == (8, rows[0]["seed"])
+
+
+def test_an_interrupted_run_of_train_py_goes_on_where_it_stopped(trees, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        "method: grid\nprogram: train.py\nmetric: {name: select/score}\n"
+        "parameters: {seed: {values: [0, 1]}}\n"
+    )
+    flags = small_run(trees, tmp_path)[:-1]
+    flags[flags.index("--epochs=3")] = "--epochs=60"
+    command = [sys.executable, "-m", "emaae", "sweep", str(path), "--jobs=2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_RUN_ID": "outer", "WANDB_SWEEP_ID": "outer"}
+    outs = [tmp_path / "whole", tmp_path / "broken"]
+    for out in outs:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        whole = [*command, f"--out={out}", "--", *flags]
+        process = subprocess.Popen(whole, cwd=ROOT, env=env, **pipes)
+        if out.name == "broken":
+            until(lambda: read_epochs(tmp_path / "broken" / "runs" / "0001") >= 3)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=60)[0]
+            assert process.returncode == 130, said
+            assert "interrupted: 0 of 2 points are done" in said
+            process = subprocess.Popen(whole, cwd=ROOT, env=env, **pipes)
+        said = process.communicate(timeout=100)[0]
+        assert process.returncode == 0, said
+    assert "0001 goes on  seed=0" in said
+    assert "going on after" in (outs[1] / "logs" / "0001.txt").read_text()
+    assert sorted(path.name for path in (outs[1] / "runs").iterdir()) == ["0001", "0002"]
+    for name in ("0001/history.jsonl", "0002/history.jsonl", "0001/metrics.json"):
+        assert (outs[0] / "runs" / name).read_text() == (outs[1] / "runs" / name).read_text()
+
+
+def read_epochs(run):
+    return len(runner.read_history(run))

@@ -28,11 +28,12 @@ class Notes:
         self.rows.append(row)
 
     def keep_best(self, model, selected):
-        assert selected["select/epoch"] == len(self.rows)
+        assert selected["select/epoch"] == self.rows[-1]["epoch"]
         self.best.append(model.encoder[0].conv.weight.detach().clone())
 
-    def keep_last(self, state, *, now):
-        self.last.append((state["epoch"], now))
+    def keep_last(self, state, *, now=False):
+        if now:
+            self.last.append(state()["epoch"])
 
     def reconstruct(self, model, val, epoch):
         self.drawn.append(epoch)
@@ -164,7 +165,7 @@ def test_early_stopping_waits_for_its_patience(monkeypatch):
     assert fitted.status == "early_stopped"
     assert len(notes.rows) == 5 + 3
     assert fitted.selection.epoch == 5
-    assert notes.last[-1] == (8, True)
+    assert notes.last == [8]
 
 
 def test_without_early_stopping_all_epochs_are_run(monkeypatch):

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,6 +229,63 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path):
         assert all(len(run.history) == 4 for run in backend.runs.values())
         models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
         assert {a.run_id for a in models} == set(backend.runs)
+
+
+def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path):
+    grid = {**GRID, "parameters": {**GRID["parameters"]}}
+    grid["parameters"] |= {"alpha": {"value": 0.1}, "seed": {"values": [0]}}
+    grid["parameters"] |= {"epochs": {"value": 60}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    with Backend() as backend:
+        env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
+        said = wandb("sweep", "--project", "speech", str(tmp_path / "grid.yaml"), env=env)
+        path = re.search(r"wandb agent (\S+)", said)[1]
+        command = [sys.executable, "-m", "wandb", "agent", "--forward-signals", path]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        agent = subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes)
+        for line in agent.stdout:
+            if line.startswith("epoch  5"):
+                break
+        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        (run,) = (p for p in children if "train.py" in Path(f"/proc/{p}/cmdline").read_text())
+        os.kill(int(run), signal.SIGTERM)  # the node takes the run, not the agent
+        said = agent.communicate(timeout=100)[0]
+        assert agent.returncode == 0, said
+        assert "going on after" in said, said
+        (run,) = backend.runs.values()
+        assert run.state == "finished"
+        assert [row["epoch"] for row in run.history if "epoch" in row] == list(range(1, 61))
+        assert sum("select/score" in row for row in run.history) == 1
+        models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
+        assert [a.metadata["status"] for a in models] == ["preempted", "finished"]
+        assert "latest" in models[1].aliases
+        (folder,) = (tmp_path / "runs").iterdir()
+        assert folder.name == f"{run.sweep}-{run.id}"
+        assert json.loads((folder / "wandb.json").read_text())["pending"] == []
+
+
+def test_a_run_that_is_resumed_offline_is_uploaded_as_one(trees, tmp_path):
+    with Backend() as backend:
+        env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
+        env |= {"WANDB_MODE": "offline", "EMAAE_RUN_NAME": "r"}
+        command = [sys.executable, "train.py", *TINY, "--epochs=60", "--wandb_project=speech"]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | env, stdout=subprocess.PIPE, text=True
+        )
+        for line in process.stdout:
+            if line.startswith("epoch  5"):
+                process.terminate()
+        process.communicate(timeout=60)
+        first = json.loads((tmp_path / "runs" / "r" / "wandb.json").read_text())
+        done = program("train.py", "--resume", **env)
+        assert done.returncode == 0, done.stderr
+        done = program("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
+        assert done.returncode == 0, done.stderr
+        (run,) = backend.runs.values()
+        assert run.id == first["id"]
+        assert [row["epoch"] for row in run.history if "epoch" in row] == list(range(1, 61))
+        assert sum("select/score" in row for row in run.history) == 1
+        assert any("reconstructions" in row for row in run.history[:5])
 
 
 @pytest.mark.parametrize("when", ["before init", "in the middle", "at the upload"])

@@ -559,6 +559,7 @@ class Backend:
             )
 
         logged = [a for a in self.artifacts if a.run_id == run.id and a.state == "COMMITTED"]
+        own = run.raw_config.get("_wandb", {})
         return node(
             "Run",
             run,
@@ -569,7 +570,10 @@ class Backend:
             "projectId": "1",
             "displayName": run.display_name or run.id,
             "config": json.dumps(run.raw_config),
-            "wandbConfig": lambda keys: json.dumps({"_wandb": run.raw_config.get("_wandb", {})}),
+            # With the key `t` (telemetry) in it, a client takes the run for one that has begun.
+            "wandbConfig": lambda keys: json.dumps(
+                {k: v for k, v in own.get("value", {}).items() if k in keys}
+            ),
             "summaryMetrics": json.dumps(run.summary),
             "failed": run.state == "failed",
             "running": run.state == "running",

@@ -39,6 +39,8 @@ def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Ten
     Frames are picked where the split lies, and the order goes there once: a split on the GPU is
     never waited for.
     """
+    if not order:
+        return
     device = split.frames.device
     everything = torch.from_numpy(np.concatenate(order)).to(device)
     starts, lengths = split.starts[everything], split.sizes[everything]

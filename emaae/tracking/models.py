@@ -16,6 +16,7 @@ from emaae.checkpoint import write_json
 from emaae.config import read_json
 from emaae.errors import UserError
 from emaae.tracking.artifacts import MODEL, sha256
+from emaae.tracking.run import public_api
 
 FILES = ("best.pth", "model_config.json", "metrics.json")
 GOOD = ("finished", "early_stopped")
@@ -116,13 +117,13 @@ def _promote_on_wandb(path: str) -> Best:
     import wandb
 
     entity, project, sweep = _split(path)
-    api = wandb.Api()
+    api = public_api()
     collection = f"{MODEL}-{sweep or project}"
     target = f"{entity}/{project}/{collection}:best"
     # Somebody may promote an older view at the same moment: look again until it is the best.
     for _ in range(5):
         source, run_id, score = _best_on_wandb(api, entity, project, sweep)
-        now = _existing(api, target)
+        now = existing(api, target)
         if now is not None and now.metadata.get("sha256") == source.metadata["sha256"]:
             return Best(target, now.metadata.get("run", run_id), score)
         with tempfile.TemporaryDirectory() as scratch:
@@ -138,7 +139,7 @@ def _promote_on_wandb(path: str) -> Best:
             ) as run:
                 run.use_artifact(source)
                 run.log_artifact(promoted, aliases=["best", "latest"]).wait(timeout=300)
-        api = wandb.Api()  # the old one remembers what it has seen
+        api = public_api()  # the old one remembers what it has seen
     raise UserError(
         f"{path}: other promotions keep changing {target}; try again when they are done"
     )
@@ -156,7 +157,7 @@ def _best_on_wandb(
         raise UserError(f"{where} is not on W&B ({_line(error)}): check the path") from None
     candidates = []
     for run in runs:
-        artifact = _existing(api, f"{entity}/{project}/{MODEL}-{run.id}:latest")
+        artifact = existing(api, f"{entity}/{project}/{MODEL}-{run.id}:latest")
         if artifact is not None and artifact.metadata.get("status") in GOOD:
             candidates.append((artifact.metadata["score"], run.id, artifact))
     if not candidates:
@@ -169,7 +170,6 @@ def _best_on_wandb(
 
 
 def _download(ref: str, scratch: Path) -> tuple[Path, str]:
-    import wandb
 
     if ":" in ref:
         name = ref
@@ -177,7 +177,7 @@ def _download(ref: str, scratch: Path) -> tuple[Path, str]:
         entity, project, last = _split(ref)
         # A last word names a sweep that was promoted, or a run.
         name = f"{entity}/{project}/{MODEL}-{last or project}:best"
-    artifact = _existing(wandb.Api(), name)
+    artifact = existing(public_api(), name)
     if artifact is None:
         raise UserError(
             f"{ref} names no model on W&B (looked for {name}): for a sweep or a project run "
@@ -191,13 +191,17 @@ def _download(ref: str, scratch: Path) -> tuple[Path, str]:
     return source, artifact.metadata["sha256"]
 
 
-def _existing(api: Any, name: str) -> Any | None:
+def existing(api: Any, name: str) -> Any | None:
+    """The artifact of this name; None when there is none. Raises UserError without an answer."""
     import wandb
 
     try:
         return api.artifact(name)
-    except (wandb.Error, ValueError):
-        return None
+    except (wandb.Error, ValueError) as error:
+        # W&B has one error for a name that is not there and for a server that is not.
+        if "not found" in str(error) or isinstance(error, ValueError):
+            return None
+        raise UserError(f"W&B did not say whether {name} is there ({_line(error)[:200]})") from None
 
 
 def _split(path: str) -> tuple[str, str, str | None]:

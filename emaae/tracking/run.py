@@ -2,15 +2,19 @@
 
 import contextlib
 import json
+import math
 import netrc
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import yaml
+
 from emaae.checkpoint import write_json
-from emaae.config import Config
+from emaae.config import Config, read_json
 from emaae.errors import UserError
 from emaae.metrics import DENSITY_EDGES
 
@@ -19,6 +23,7 @@ INIT_TIMEOUT_S = 20
 # How long the end of a run waits for uploads; what is missing then is kept and uploaded later.
 FINISH_TIMEOUT_S = 300
 UPLOAD_TIMEOUT_S = 120
+PREEMPTED_TIMEOUT_S = 20  # of a node that is about to be taken
 # In a run's folder: which W&B run it is, and what of it W&B does not have yet.
 RECORD = "wandb.json"
 
@@ -29,8 +34,11 @@ class Tracker:
     def __init__(self, folder: Path, run: Any = None, mode: str = "disabled"):
         self.folder, self.mode, self._run = folder, mode, run
         self._media: dict[str, Any] = {}
+        self._lost: Exception | None = None  # why the W&B run gets no more rows
         # Values that a sweep gives this run; they are locked there.
-        self.sweep_values = dict(run.config) if run is not None else {}
+        self.sweep_values = _given_by_sweep(run) if run is not None else {}
+        # Epochs that a run that is resumed has there already: each is one row.
+        self._there = run.starting_step if run is not None else 0
 
     @property
     def how(self) -> str:
@@ -56,7 +64,8 @@ class Tracker:
             *(("demo",) if config.demo else ()),
         )
         self.update_config(config.asdict())
-        self._record(pending=[] if self.mode == "online" else ["run"])
+        # Until its end is confirmed, all of it is pending: a process may be killed at any moment.
+        self._record(pending=["run", "artifacts"] if self.mode == "online" else ["run"])
 
     def update_config(self, values: Mapping[str, Any]) -> None:
         """Add what was found out after the start, such as the data's fingerprint."""
@@ -66,22 +75,44 @@ class Tracker:
 
     def show(self, name: str, images: list[Path]) -> None:
         """Images that go with the next row."""
-        if self._run is not None:
+        if self._run is not None and images:
             import wandb
 
             self._media[name] = [wandb.Image(str(path), caption=path.stem) for path in images]
 
     def log(self, row: Mapping[str, Any]) -> None:
         """One row; it holds `epoch`, which is the axis of every chart."""
-        if self._run is not None:
-            row = {name: _for_wandb(name, value) for name, value in row.items()}
-            self._run.log(row | self._media)
-            self._media = {}
+        media, self._media = self._media, {}
+        if row["epoch"] > self._there:
+            self._log({name: _for_wandb(name, value) for name, value in row.items()} | media)
+
+    def log_again(self) -> None:
+        """Log what history.jsonl and reconstructions/ hold and the W&B run lacks."""
+        history = self.folder / "history.jsonl"
+        for line in history.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            drawn = self.folder / "reconstructions" / f"epoch-{row['epoch']:04d}"
+            self.show("reconstructions", sorted(drawn.rglob("*.png")))
+            self.log({name: math.nan if value is None else value for name, value in row.items()})
+
+    def log_final(self, metrics: Mapping[str, Any]) -> None:
+        """The metrics that are logged once, `select/score` among them: a row without an epoch."""
+        self._log({name: _for_wandb(name, value) for name, value in metrics.items()})
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        if self._run is None or self._lost is not None:
+            return
+        try:
+            self._run.log(dict(row))
+        except Exception as error:  # wandb's own service is a process that may die
+            self._lost = error
+            print(f"W&B gets no more rows ({_line(error)}); the run goes on", flush=True)
 
     def finish(self, metrics: Mapping[str, Any], status: str) -> None:
         """Log the final metrics, `select/score` among them, store the artifacts, end the run.
 
-        No failure of W&B ends a run of ours: what could not be uploaded is kept in wandb.json, and
+        A run that was interrupted may go on, and logs no final metrics. No failure of W&B ends a
+        run of ours: what could not be uploaded is kept in wandb.json, and
         `python -m emaae upload-pending` finishes it.
         """
         if self._run is None:
@@ -89,14 +120,16 @@ class Tracker:
         from emaae.tracking.artifacts import log_artifacts
 
         missing: dict[str, Exception] = {}
-        online = self.mode == "online"
-        self._run.log({name: _for_wandb(name, value) for name, value in metrics.items()})
-        self._run.summary["status"] = status
-        if status == "preempted":
-            self._run.mark_preempting()  # a run of a sweep is queued again
+        online, preempted = self.mode == "online", status == "preempted"
+        if not preempted:
+            self.log_final(metrics)
+        patience = PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S
         try:
+            self._run.summary["status"] = status
+            if preempted:
+                self._run.mark_preempting()  # a run of a sweep is queued again
             with _variables(self.folder, self.mode):
-                log_artifacts(self._run, self.folder, UPLOAD_TIMEOUT_S if online else None)
+                log_artifacts(self._run, self.folder, patience if online else None)
         except Exception as error:  # whatever the network does
             missing["artifacts"] = error
         try:
@@ -105,6 +138,8 @@ class Tracker:
                 check_history(self.folder, f"{self._run.entity}/{self._run.project}/{self._run.id}")
         except Exception as error:
             missing["run"] = error
+        if self._lost is not None:
+            missing["run"] = self._lost
         self._record(list(missing) if online else ["run"])
         if missing:
             reasons = "; ".join(dict.fromkeys(map(_line, missing.values())))
@@ -145,19 +180,20 @@ def start(config: Config, folder: Path) -> Tracker:
         return Tracker(folder)
     if mode not in ("online", "offline"):
         raise UserError(f"WANDB_MODE must be online, offline or disabled, got {mode!r}")
+    before = read_record(folder)
     with _variables(folder, mode):
         import wandb
 
         try:
             if mode == "online":
                 try:
-                    return Tracker(folder, _init(config, folder, "online"), "online")
+                    return Tracker(folder, _init(config, folder, "online", before), "online")
                 except (wandb.Error, OSError) as error:
                     if config.wandb == "online":
                         raise
                     print(f"W&B cannot be reached ({_line(error)}); going on offline", flush=True)
                     os.environ["WANDB_MODE"] = "offline"
-            return Tracker(folder, _init(config, folder, "offline"), "offline")
+            return Tracker(folder, _init(config, folder, "offline", before), "offline")
         except (wandb.Error, ValueError) as error:
             raise UserError(
                 f"W&B refuses the run ({_line(error)}): log in with `wandb login`, mend "
@@ -165,10 +201,23 @@ def start(config: Config, folder: Path) -> Tracker:
             ) from None
 
 
-def _init(config: Config, folder: Path, mode: str) -> Any:
+def _init(config: Config, folder: Path, mode: str, before: Mapping[str, Any] | None) -> Any:
+    """The W&B run; `before` is the record of the one that is resumed.
+
+    Online it is continued there. Offline it begins again under its id and is told all rows once
+    more, since W&B uploads the parts of a run one over the other. Begun online and resumed offline
+    it becomes another run.
+    """
     import wandb
 
+    run_id = None
+    if before is not None and (mode == "online" or before["mode"] == "offline"):
+        run_id = before["id"]
+        if mode == "offline":
+            shutil.rmtree(folder / "wandb", ignore_errors=True)
     run = wandb.init(
+        id=run_id,
+        resume="allow" if mode == "online" else None,
         project=config.wandb_project,
         entity=config.wandb_entity,
         dir=str(folder),
@@ -185,6 +234,16 @@ def _init(config: Config, folder: Path, mode: str) -> Any:
     # Not filled in by itself: the final row belongs to no epoch.
     run.define_metric("*", step_metric="epoch", step_sync=False)
     return run
+
+
+def _given_by_sweep(run: Any) -> dict[str, Any]:
+    if not run.resumed:
+        return dict(run.config)
+    # The config of a run that is resumed holds all that it was told before; the agent leaves what
+    # it gives in a file.
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
+    return {name: value for name, value in run.config.items() if name in given}
 
 
 @contextlib.contextmanager
@@ -208,6 +267,18 @@ def _variables(folder: Path, mode: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def public_api() -> Any:
+    """W&B's client for questions. Raises UserError when it cannot be reached or refuses the key."""
+    import wandb
+
+    try:
+        return wandb.Api(timeout=INIT_TIMEOUT_S)
+    except (wandb.Error, OSError) as error:
+        raise UserError(
+            f"W&B cannot be asked ({_line(error)[:200]}): check the network and `wandb login`"
+        ) from None
+
+
 def check_history(folder: Path, path: str) -> None:
     """Ask W&B whether it has every row of a run; raises an error when it has not.
 
@@ -217,10 +288,13 @@ def check_history(folder: Path, path: str) -> None:
 
     history = folder / "history.jsonl"
     rows = len(history.read_text(encoding="utf-8").splitlines()) if history.is_file() else 0
-    # Steps count from 0, and the final metrics are a row of their own.
-    there = wandb.Api(timeout=INIT_TIMEOUT_S).run(path).lastHistoryStep
+    metrics = folder / "metrics.json"
+    final = read_json(metrics) if metrics.is_file() else {}
+    if len(final) > 1 and final["status"] != "preempted":
+        rows += 1  # the final metrics
+    there = public_api().run(path).lastHistoryStep + 1  # counts from 0
     if there < rows:
-        raise wandb.Error(f"{max(0, there + 1)} of {rows + 1} rows arrived")
+        raise wandb.Error(f"{there} of {rows} rows arrived")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

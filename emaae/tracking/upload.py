@@ -13,8 +13,15 @@ from emaae.config import read_json
 from emaae.errors import UserError
 from emaae.progress import progress
 from emaae.tracking.artifacts import log_artifacts, model_artifact
-from emaae.tracking.models import _existing, _line, run_folders
-from emaae.tracking.run import RECORD, UPLOAD_TIMEOUT_S, check_history, read_record
+from emaae.tracking.models import _line, existing, run_folders
+from emaae.tracking.run import (
+    RECORD,
+    UPLOAD_TIMEOUT_S,
+    Tracker,
+    check_history,
+    public_api,
+    read_record,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
 
     record = read_record(folder)
     # Said in full: an offline run does not know whose it will be.
-    entity = entity or record["entity"] or wandb.Api().default_entity
+    entity = entity or record["entity"] or public_api().default_entity
     project = project or record["project"]
     meant = (record["entity"] or entity, record["project"])
     path = f"{entity}/{project}/{record['id']}"
@@ -65,33 +72,42 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
         again = ("--yes", "--include-online", "--include-synced")
         _wandb("sync", *again, *_to(entity, project), str(folder / record["files"]))
     record |= {"entity": entity, "project": project}
-    try:
-        check_history(folder, path)
-    except (wandb.Error, ValueError) as error:
-        raise _NotThere(f"its history did not arrive ({_line(error)})") from None
-    if not _has_model(folder, record):
-        # `wandb sync` calls a run synced even when an artifact of it failed, and leaves artifacts
-        # in the project that the run was first meant for.
+    if not (_has_history(folder, path) and _has_model(folder, record)):
+        # `wandb sync` calls a run synced even when an artifact of it failed, leaves artifacts in
+        # the project that the run was first meant for, and knows no row that wandb had lost.
         try:
             run = wandb.init(
                 id=record["id"],
                 entity=entity,
                 project=record["project"],
                 resume="allow",
-                config=read_json(folder / "config.json"),  # or the run would lose what it had
                 dir=str(folder),
                 settings=wandb.Settings(silent=True, console="off"),
             )
             try:
+                if not _has_history(folder, path):
+                    again = Tracker(folder, run, "online")
+                    again.log_again()
+                    again.log_final(_final(folder))
                 log_artifacts(run, folder, UPLOAD_TIMEOUT_S)
             finally:
                 run.finish()
         except (wandb.Error, OSError, ValueError) as error:
             raise _NotThere(f"its artifacts did not arrive ({_line(error)})") from None
+        if not _has_history(folder, path):
+            raise _NotThere("its history did not arrive")
         if not _has_model(folder, record):
             raise _NotThere("its model did not arrive")
     write_json(folder / RECORD, record | {"pending": []})
     return path
+
+
+def _final(folder: Path) -> dict[str, Any]:
+    metrics = folder / "metrics.json"
+    found = read_json(metrics) if metrics.is_file() else {}
+    if found.pop("status", None) == "preempted":
+        return {}  # it may go on, and ends then
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _has_history(folder: Path, path: str) -> bool:
@@ -106,12 +122,11 @@ def _has_history(folder: Path, path: str) -> bool:
 
 
 def _has_model(folder: Path, record: dict[str, Any]) -> bool:
-    import wandb
 
     mine = model_artifact(folder, record["id"])
     if mine is None:
         return True
-    there = _existing(wandb.Api(), f"{record['entity']}/{record['project']}/{mine.name}:latest")
+    there = existing(public_api(), f"{record['entity']}/{record['project']}/{mine.name}:latest")
     return there is not None and there.metadata.get("sha256") == mine.metadata["sha256"]
 
 
@@ -133,7 +148,6 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
 
 
 def _create_sweep(sweep_file: Path, runs: Iterable[Uploaded], project: str) -> str:
-    import wandb
 
     ids = [run.path.rsplit("/", 1)[1] for run in runs]
     entity = next(iter(runs)).path.split("/", 1)[0]
@@ -143,7 +157,7 @@ def _create_sweep(sweep_file: Path, runs: Iterable[Uploaded], project: str) -> s
     if not found:
         raise UserError(f"wandb sweep did not say which sweep it made: {said.strip()[-300:]}")
     path = found[1] if "/" in found[1] else f"{entity}/{project}/{found[1]}"
-    inside = {run.id for run in wandb.Api().sweep(path).runs}
+    inside = {run.id for run in public_api().sweep(path).runs}
     if not set(ids) <= inside:
         raise UserError(f"{path} holds {len(inside)} runs, expected {len(ids)}: look at it on W&B")
     return path

@@ -1,0 +1,72 @@
+"""What happens when a program is told to stop? It ends where nothing is half done.
+
+Job schedulers send SIGTERM or SIGUSR1 some time before they kill, closed terminals SIGHUP, Ctrl-C
+SIGINT. Each becomes `Interrupted`, at once or at the end of the `uninterrupted` block that the
+program is in. Whoever presses Ctrl-C a second time wants the end now and gets it.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+# A terminal and an agent may both pass on one Ctrl-C: only a later one is a second.
+SECOND_AFTER_S = 0.5
+
+
+class Interrupted(KeyboardInterrupt):
+    """The program was told to stop, and nothing is half done."""
+
+
+class _Asked:
+    """Whether and when the program was told to stop."""
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+        self.pending = False  # told inside an `uninterrupted` block
+        self.depth = 0  # of `uninterrupted` blocks
+
+    def handle(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self.at is None:
+            self.at = now
+            if self.depth:
+                self.pending = True
+                return
+            raise Interrupted
+        if number == signal.SIGINT and now - self.at > SECOND_AFTER_S:
+            raise KeyboardInterrupt
+
+
+_asked = _Asked()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Turn the signals to stop into `Interrupted`; only the main thread may."""
+    global _asked
+    _asked = _Asked()
+    names = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, _asked.handle) for number in names}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked = _Asked()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Keep `Interrupted` waiting until the block is over: what it changes belongs together."""
+    asked = _asked
+    asked.depth += 1
+    try:
+        yield
+    finally:
+        asked.depth -= 1
+    if asked.pending and not asked.depth:
+        asked.pending = False
+        raise Interrupted

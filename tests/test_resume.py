@@ -1,0 +1,312 @@
+"""A training that is continued equals one that was never interrupted, to the last bit."""
+
+import contextlib
+import fcntl
+import io
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, small_run, write_tree
+from test_training import Notes, split_of
+
+import train
+from emaae import checkpoint, signals, training
+from emaae.config import Config
+from emaae.errors import UserError
+from emaae.evaluation import evaluate
+from emaae.models import build_model
+from emaae.run_folder import RunFolder
+from emaae.schedules import SCHEDULES
+from emaae.signals import Interrupted, listening, uninterrupted
+from emaae.training import State, fit
+
+TRAIN, VAL = split_of(40, 30, 20, 30, 25, seed=1), split_of(30, 12, seed=2)
+# Each epoch keeps its state three times after a batch and once at its end. Early stopping begins
+# the schedule after four epochs.
+SETTINGS = {
+    "inner_size": 16,
+    "n_encoder": 2,
+    "n_decoder": 2,
+    "norm": "batch",
+    "epochs": 7,
+    "batch_sz": 2,
+    "alpha": 0.1,
+    "early_stop": True,
+    "patience": 2,
+    "update": True,
+    "alpha_epochs": 3,
+    "penalty_scheduler": "geco",
+    "reconstruction_every": 100,
+}
+SCORES = [3.0, 2.0, 2.5, 2.6, 2.4, 2.3, 2.2]
+
+
+class Stopping(Notes):
+    """A run that is told to stop after so many batches, and keeps its state as a file does."""
+
+    def __init__(self, after=None):
+        super().__init__()
+        self.left, self.kept = after, None
+
+    def keep_last(self, state, *, now=False):
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                signal.raise_signal(signal.SIGTERM)
+        if now:
+            file = io.BytesIO()
+            torch.save(state(), file)
+            file.seek(0)
+            self.kept = torch.load(file, weights_only=True)
+
+
+def begin(settings):
+    config = Config.from_mapping(settings)
+    torch.manual_seed(config.seed)
+    model = build_model(**config.architecture)
+    model.normalise(*TRAIN.moments())
+    return config, model
+
+
+def whole(settings):
+    config, model = begin(settings)
+    run = Stopping()
+    with scores():
+        fitted = fit(model, TRAIN, VAL, config, run)
+    return run.rows, model.state_dict(), fitted
+
+
+def interrupted(settings, after, spoil=lambda kept: kept):
+    """The same, told to stop after so many keepings of its state, and continued."""
+    config, model = begin(settings)
+    first, second = Stopping(after), Stopping()
+    with scores():
+        with listening(), pytest.raises(Interrupted):
+            fit(model, TRAIN, VAL, config, first)
+        config, model = begin(settings)
+        fitted = fit(model, TRAIN, VAL, config, second, spoil(first.kept))
+    return first.rows + second.rows, model.state_dict(), fitted
+
+
+@contextlib.contextmanager
+def scores():
+    """Validation gives `SCORES`, one per epoch."""
+    left = iter(SCORES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            training, "evaluate", lambda *a, **k: evaluate(*a, **k) | {"score": next(left)}
+        )
+        yield
+
+
+def same(one, other):
+    rows, weights, fitted = one
+    rows2, weights2, fitted2 = other
+    equal = json.dumps(rows) == json.dumps(rows2) and fitted.status == fitted2.status
+    equal = equal and fitted.selection == fitted2.selection and fitted2.best is not None
+    for a, b in ((weights, weights2), (fitted.best, fitted2.best)):
+        equal = equal and all(torch.equal(a[name], b[name]) for name in a)
+    return equal
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4, 9, 16, 22, 28])
+def test_continuing_equals_never_stopping(after):
+    assert same(whole(SETTINGS), interrupted(SETTINGS, after))
+
+
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "step_original"])
+def test_every_schedule_goes_on_where_it_was(schedule):
+    settings = SETTINGS | {"penalty_scheduler": schedule, "norm": "none", "optimizer": "adam"}
+    assert same(whole(settings), interrupted(settings, 22))
+
+
+FRESH = State.begin(begin(SETTINGS)[1], begin(SETTINGS)[0]).state_dict()
+
+
+@pytest.mark.parametrize("item", FRESH)
+def test_every_item_of_the_state_is_needed(item):
+    """Left as it is at the beginning, each makes a difference: so the tests above would fail."""
+    settings, after = SETTINGS, 22  # five epochs and two batches
+    if item == "stopped":
+        settings, after = SETTINGS | {"update": False, "penalty_scheduler": "step"}, 16
+    expected = whole(settings)
+
+    def spoil(kept):
+        assert kept.keys() == FRESH.keys()
+        return kept | {item: FRESH[item]}
+
+    try:
+        found = interrupted(settings, after, spoil)
+    except (TypeError, KeyError, AttributeError, RuntimeError, StopIteration):
+        return
+    assert not same(expected, found)
+
+
+def test_a_signal_waits_for_the_end_of_the_block_and_no_longer():
+    seen = []
+
+    def work():
+        with uninterrupted():
+            with uninterrupted():
+                signal.raise_signal(signal.SIGUSR1)
+            seen.append("after the inner block")
+
+    with listening():
+        with pytest.raises(Interrupted):
+            work()
+        with uninterrupted():
+            signal.raise_signal(signal.SIGTERM)  # has been heard already
+        seen.append("no second time")
+    assert seen == ["after the inner block", "no second time"]
+
+
+def test_a_second_ctrl_c_ends_at_once(monkeypatch):
+    def work():
+        with listening(), uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(signals, "SECOND_AFTER_S", 0)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        work()
+    assert caught.type is KeyboardInterrupt
+
+
+# ---- the run folder
+
+
+def files(run):
+    """What must be equal of two runs, however often they were interrupted."""
+    history = (run / "history.jsonl").read_text()
+    weights = torch.load(run / "best.pth", weights_only=True)
+    metrics = json.loads((run / "metrics.json").read_text())
+    return history, {name: value.tolist() for name, value in weights.items()}, metrics
+
+
+def flags(small, out_dir, **more):
+    more = {"run_name": "r", "epochs": 40, "norm": "batch", "reconstruction_every": 20} | more
+    kept = [flag for flag in small if flag.split("=")[0] not in ("--out_dir", "--epochs")]
+    return [*kept, f"--out_dir={out_dir}", *(f"--{name}={value}" for name, value in more.items())]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_run(trees, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    assert train.main(flags(small_run(trees, out), out)) == 0
+    return out / "r"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_told_to_stop_goes_on_by_resume(
+    trees, tmp_path, uninterrupted_run, number, monkeypatch
+):
+    argv = flags(small_run(trees, tmp_path), tmp_path)
+    command = [sys.executable, "train.py", *argv]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch  3"):
+            process.send_signal(number)
+            break
+    process.communicate(timeout=60)
+    run = tmp_path / "r"
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        assert not (run / "metrics.json").exists()
+    else:
+        assert process.returncode == 130
+        assert json.loads((run / "metrics.json").read_text())["status"] == "preempted"
+        kept = checkpoint.load_last(run)
+        assert 3 <= kept["epoch"] < 40
+    # What it was given is in its folder.
+    assert train.main(["--resume", "--run_name=r", f"--out_dir={tmp_path}"]) == 0
+    assert files(run) == files(uninterrupted_run)
+    drawn = sorted(path.name for path in (run / "reconstructions").iterdir())
+    assert drawn == ["epoch-0001", "epoch-0020", "epoch-0040"]
+
+
+def stopped(trees, out, after, *more):
+    """A run in `out` that is begun, or resumed, and interrupted after so many epochs."""
+    real = RunFolder.log
+
+    def log(self, row, seconds):
+        real(self, row, seconds)
+        if row["epoch"] == after:
+            signal.raise_signal(signal.SIGTERM)
+
+    argv = [*flags(small_run(trees, out), out, epochs=6), "--resume", *more]
+    with pytest.MonkeyPatch.context() as patch, listening():
+        patch.setattr(RunFolder, "log", log)
+        with pytest.raises(Interrupted):
+            train.main(argv)
+    return out / "r"
+
+
+def test_resume_begins_a_run_that_is_not_there_and_leaves_one_that_is_done(trees, tmp_path, capsys):
+    argv = [*flags(small_run(trees, tmp_path), tmp_path, epochs=2), "--resume"]
+    assert train.main(argv) == 0
+    before = files(tmp_path / "r")
+    assert train.main(argv) == 0
+    assert "is finished already: nothing is left to do" in capsys.readouterr().out
+    assert files(tmp_path / "r") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--lr=0.5", "--lr was 0.001 when .* began and is 0.5 now"),
+        ("--epochs=7", "--epochs was 6 when .* began and is 7 now"),
+        ("--train_dir=other", "the train split was .*'utterances': 8.* and is .*'utterances': 2"),
+    ],
+)
+def test_another_config_and_other_data_are_refused_and_nothing_is_touched(
+    trees, tmp_path, change, message
+):
+    run = stopped(trees, tmp_path, 3)
+    before = {path: path.read_bytes() for path in run.glob("*.*")}
+    write_tree(tmp_path / "other", {"a": 50, "b": 60}, seed=9)
+    change = change.replace("other", str(tmp_path / "other"))
+    with pytest.raises(UserError, match=message):
+        train.main(["--resume", "--run_name=r", f"--out_dir={tmp_path}", change])
+    assert {path: path.read_bytes() for path in run.glob("*.*")} == before
+
+
+def test_a_broken_last_state_falls_back_to_the_one_before(trees, tmp_path):
+    whole = tmp_path / "whole"
+    train.main(flags(small_run(trees, whole), whole, epochs=6))
+    stopped(trees, tmp_path, 2)
+    run = stopped(trees, tmp_path, 4)
+    states = [checkpoint.load(run / name) for name in checkpoint.LAST]
+    assert [state["epoch"] for state in states] == [4, 2]
+    (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:5000])
+    with pytest.warns(UserWarning, match=r"going on from last\.previous\.pt"):
+        assert train.main(["--resume", "--run_name=r", f"--out_dir={tmp_path}"]) == 0
+    assert files(run) == files(whole / "r")
+
+
+def test_a_history_that_lost_a_line_and_a_newer_format_are_refused(trees, tmp_path):
+    run = stopped(trees, tmp_path, 3)
+    again = ["--resume", "--run_name=r", f"--out_dir={tmp_path}"]
+    lines = (run / "history.jsonl").read_text().splitlines(keepends=True)
+    (run / "history.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(UserError, match="has 2 of the 3 epochs that last.pt has seen"):
+        train.main(again)
+    checkpoint.save_last(run, checkpoint.load_last(run))
+    state = checkpoint.load_last(run) | {"format": checkpoint.FORMAT + 1}
+    checkpoint.save(run / "last.pt", state)
+    with pytest.raises(UserError, match=f"has format {checkpoint.FORMAT + 1}, this program reads"):
+        train.main(again)
+
+
+def test_resume_needs_a_name_and_two_processes_never_write_one_run(trees, tmp_path):
+    argv = small_run(trees, tmp_path)
+    with pytest.raises(UserError, match="--resume needs --run_name NAME"):
+        train.main([*argv, "--resume"])
+    run = stopped(trees, tmp_path, 2)
+    with open(run / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is writing"):
+            train.main(["--resume", "--run_name=r", f"--out_dir={tmp_path}"])
