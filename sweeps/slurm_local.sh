@@ -7,7 +7,7 @@
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=16G
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:INT@120
+#SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%A_%a.txt
@@ -20,7 +20,7 @@ source .venv/bin/activate
 python -m emaae sweep "$file" --out "$out" --storage "$out/journal.log" &
 runner=$!
 stopped=
-trap 'stopped=yes; kill -INT $runner 2>/dev/null' TERM INT
+trap 'stopped=yes; kill -TERM $runner 2>/dev/null' TERM INT
 wait $runner
 status=$?
 if [ -n "$stopped" ]; then

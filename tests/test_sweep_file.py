@@ -6,7 +6,9 @@ import re
 import textwrap
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from conftest import ROOT, program
 
 from emaae import sweep_file
@@ -358,3 +360,14 @@ def test_a_missing_file_is_one_line():
         done.stderr
         == "python -m emaae: error: none.yaml cannot be read: No such file or directory\n"
     )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_sweep_file_is_valid_against_the_schema_of_wandb(path):
+    schema = ROOT / ".venv" / "wandb-sweeps" / "sweeps" / "config" / "schema.json"
+    if not schema.is_file():
+        pytest.skip("make setup installs the package with the schema")
+    validator = jsonschema.Draft7Validator(json.loads(schema.read_text()))
+    given = yaml.safe_load(path.read_text())
+    assert list(validator.iter_errors(given)) == []
+    assert not validator.is_valid(given | {"method": "guess"})

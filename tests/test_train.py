@@ -19,7 +19,7 @@ from conftest import ROOT, program, small_run, speech, write_tree
 
 import emaae
 import train
-from emaae import training
+from emaae import checkpoint, training
 from emaae.config import Config
 from emaae.data import load_splits
 from emaae.errors import UserError
@@ -64,7 +64,7 @@ def finished(trees, tmp_path_factory):
 
 def test_the_run_folder_is_complete(finished):
     run, _, _ = finished
-    assert sorted(p.name for p in run.iterdir()) == [
+    assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == [
         "best.pth",
         "config.json",
         "history.jsonl",
@@ -93,7 +93,7 @@ def test_the_run_folder_is_complete(finished):
 
 def test_the_last_state_is_whole_and_loads_without_running_code(finished):
     state = torch.load(finished[0] / "last.pt", weights_only=True)
-    assert state["format"] == 1
+    assert state["format"] == checkpoint.FORMAT
     assert state["epoch"] == 3
     assert {"model", "best", "optimizer", "selection", "phase", "schedule"} <= set(state)
 
