@@ -69,12 +69,13 @@ def run(
     queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
     runner = Runner(sweep, queue, folder, jobs, devices, flags)
     try:
-        with _interrupts() as interrupts:
+        with _interrupts() as interrupts, queue.errors_named():
             runner.work(interrupts)
             return runner.report(interrupted=bool(interrupts.count))
     finally:
         runner.kill()
-        queue.close()
+        with queue.errors_named():
+            queue.close()
 
 
 def _plan(sweep: Sweep) -> list[str]:

@@ -14,9 +14,10 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,7 +72,7 @@ class Queue:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.sweep, self.n_points = sweep, sweep.n_points()
+        self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage
         self._grid = sweep.grid() if sweep.method == "grid" else None
         self._optuna, self._storage = optuna, _open(optuna, storage)
         self._study = optuna.create_study(
@@ -89,10 +90,24 @@ class Queue:
 
     def close(self) -> None:
         """Leave: what this runner had claimed and not finished is free for others."""
-        for attempt in self.attempts():
-            if attempt.runner == self.runner and attempt.state == "running":
-                self.finish(attempt, "interrupted")
-        release(self.runner, self._lock)
+        try:
+            for attempt in self.attempts():
+                if attempt.runner == self.runner and attempt.state == "running":
+                    self.finish(attempt, "interrupted")
+        finally:
+            release(self.runner, self._lock)
+
+    @contextlib.contextmanager
+    def errors_named(self) -> Iterator[None]:
+        """A storage that fails in the middle of a sweep becomes one line."""
+        try:
+            yield
+        except (self._optuna.exceptions.StorageInternalError, OSError, JSONDecodeError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise UserError(
+                f"the storage {self._where} failed ({reason}): when it is mended, the same command "
+                "goes on with what was interrupted"
+            ) from None
 
     def beat(self) -> None:
         """Tell other machines, now and then, that this runner lives."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -66,7 +67,19 @@ def test_promoting_again_changes_nothing_and_a_better_run_takes_over(sweep):
     better = write_run(folder, "0007", 0.05)
     assert promote(str(folder)).run == "0007"
     assert same(emaae.load_model(folder), better)
-    assert sorted(p.name for p in folder.iterdir()) == ["best", "runs"]
+    left = sorted(p.name for p in folder.iterdir() if p.name != ".promote.lock")
+    assert left == ["best", "runs"]
+
+
+def test_promotions_at_the_same_moment_agree_and_leave_a_whole_model(sweep):
+    folder, models = sweep
+    with ThreadPoolExecutor(8) as pool:
+        chosen = list(pool.map(promote, [str(folder)] * 16))
+        assert {best.run for best in chosen} == {"0001"}
+        better = write_run(folder, "0007", 0.05)
+        chosen = list(pool.map(promote, [str(folder)] * 16))
+    assert {best.run for best in chosen} == {"0007"}
+    assert same(emaae.load_model(folder), better)
 
 
 def test_pull_copies_the_promoted_model_and_what_goes_with_it(sweep, tmp_path):

@@ -486,6 +486,18 @@ def test_a_program_that_is_not_here_is_one_line_and_exit_status_2(place):
     assert len(out.splitlines()) == 1
 
 
+def test_a_storage_that_breaks_is_one_line_and_leaves_no_process(place):
+    write("parameters:\n  x: {values: [2, 1]}\n  seconds: {value: 1.5}")
+    process = start("play.yaml")
+    until(lambda: len(started()) == 1)
+    Path("runs/play/study.db").write_bytes(b"not a database" * 1000)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 2, out
+    assert out.splitlines()[-1].startswith("python -m emaae: error: the storage sqlite:///")
+    assert "Traceback" not in out
+    assert not any(held(path.stem) for path in lock_path("x").parent.iterdir())
+
+
 # ---- the real program
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -141,9 +142,14 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
         assert f"best: run {best_id}" in done.stdout
     assert sum(a.type == "model" for a in backend.artifacts) == n_models + 1
     entity, project, sweep = path.split("/")
-    done = program("-m", "emaae", "promote", f"{entity}/{project}", **env)
-    assert f"best: run {best_id}" in done.stdout, done.stderr
-    assert f"{entity}/{project}/emaae-{project}:best" in done.stdout
+    with ThreadPoolExecutor(2) as pool:  # two at the same moment agree
+        promotions = [
+            pool.submit(program, "-m", "emaae", "promote", f"{entity}/{project}", **env)
+            for _ in range(2)
+        ]
+    for done in (promotion.result() for promotion in promotions):
+        assert f"best: run {best_id}" in done.stdout, done.stderr
+        assert f"{entity}/{project}/emaae-{project}:best" in done.stdout
     done = program("-m", "emaae", "pull", path, "--out", str(tmp_path / "best"), **env)
     assert done.returncode == 0, done.stderr
     (folder,) = (home / "runs").glob(f"*-{best_id}")

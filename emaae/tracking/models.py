@@ -5,6 +5,8 @@ model stands in one collection per sweep or project under the alias `best`; loca
 DIR/best. Either way it is chosen by the score in its own metadata, never by who came last.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -86,20 +88,24 @@ def _best_run(folder: Path) -> tuple[Path, float]:
 
 
 def _promote_local(folder: Path) -> Best:
-    run, score = _best_run(folder)
-    chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
-    best = folder / "best"
-    if not (best / PROMOTED).is_file() or read_json(best / PROMOTED) != chosen:
-        beside = Path(tempfile.mkdtemp(prefix=".best-", dir=folder))
-        for name in FILES:
-            shutil.copyfile(run / name, beside / name)
-        write_json(beside / PROMOTED, chosen)
-        # Renamed into place, so that nobody loads half of it; two who promote put down the same.
-        old = Path(tempfile.mkdtemp(prefix=".old-", dir=folder)) / "best"
-        if best.exists():
-            os.replace(best, old)
-        os.replace(beside, best)
-        shutil.rmtree(old.parent)
+    with open(folder / ".promote.lock", "w") as lock:
+        # One after the other, where the disk has locks: the last one has seen all runs.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        run, score = _best_run(folder)
+        chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
+        best = folder / "best"
+        if not (best / PROMOTED).is_file() or read_json(best / PROMOTED) != chosen:
+            beside = Path(tempfile.mkdtemp(prefix=".best-", dir=folder))
+            for name in FILES:
+                shutil.copyfile(run / name, beside / name)
+            write_json(beside / PROMOTED, chosen)
+            # Renamed into place, so that nobody loads half of it.
+            old = Path(tempfile.mkdtemp(prefix=".old-", dir=folder)) / "best"
+            if best.exists():
+                os.replace(best, old)
+            os.replace(beside, best)
+            shutil.rmtree(old.parent)
     return Best(str(best), run.name, score)
 
 
