@@ -122,7 +122,7 @@ def _local_model(folder: Path) -> tuple[Path, str]:
 def _promote_on_wandb(path: str) -> Best:
     import wandb
 
-    entity, project, sweep = _split(path)
+    entity, project, sweep = split_path(path)
     api = public_api()
     collection = f"{MODEL}-{sweep or project}"
     target = f"{entity}/{project}/{collection}:best"
@@ -180,7 +180,7 @@ def _download(ref: str, scratch: Path) -> tuple[Path, str]:
     if ":" in ref:
         name = ref
     else:
-        entity, project, last = _split(ref)
+        entity, project, last = split_path(ref)
         # A last word names a sweep that was promoted, or a run.
         name = f"{entity}/{project}/{MODEL}-{last or project}:best"
     artifact = existing(public_api(), name)
@@ -210,7 +210,8 @@ def existing(api: Any, name: str) -> Any | None:
         raise UserError(f"W&B did not say whether {name} is there ({_line(error)[:200]})") from None
 
 
-def _split(path: str) -> tuple[str, str, str | None]:
+def split_path(path: str) -> tuple[str, str, str | None]:
+    """Entity, project and what follows them, None when nothing does. Raises UserError."""
     parts = path.strip("/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(

@@ -1,0 +1,238 @@
+"""What did the runs leave? Read once, for every table, figure and page.
+
+A run is a folder here or a run on W&B; both become a `Run`. What is missing or broken of a run is
+left out, so that a sweep can be looked at while it goes on and after parts of it went wrong.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+import emaae
+from emaae.config import Config, read_json
+from emaae.errors import UserError
+from emaae.models import CNNAutoEncoder
+from emaae.reconstructions import Reconstruction
+
+# The statuses of a run whose numbers are final and count.
+GOOD = ("finished", "early_stopped")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as far as it got.
+
+    name: its folder's name, or its id on W&B. config, metrics, curves: the JSON files of that
+    name, {} without one. history: a row per epoch, in order, undefined values None. status: of
+    metrics.json, "unfinished" without one. ref: what `emaae.load_model` takes. said: the last line
+    that it printed, when a sweep kept it.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    history: list[dict]
+    metrics: Mapping[str, Any]
+    curves: Mapping[str, Any]
+    status: str
+    ref: str
+    said: str = ""
+    kept: Callable[[], Path | None] = field(default=lambda: None, repr=False, compare=False)
+
+    @property
+    def schedule(self) -> str:
+        """What alpha did: the schedule's name, "unknown" for a run that left no config."""
+        return str(self.config.get("schedule", "unknown"))
+
+    @property
+    def selected(self) -> dict:
+        """The row of the epoch whose weights were selected, {} when none was."""
+        epoch = self.metrics.get("select/epoch")
+        return next((row for row in self.history if row["epoch"] == epoch), {})
+
+    def column(self, name: str) -> np.ndarray:
+        """One metric over the epochs of the history (n,); NaN where it is undefined or missing."""
+        return np.array([number(row.get(name)) for row in self.history], dtype=float)
+
+    def model(self) -> CNNAutoEncoder | None:
+        """The selected weights; None when there are none that can be loaded."""
+        try:
+            return emaae.load_model(self.ref)
+        except UserError:
+            return None
+
+    def reconstructions(self) -> dict[int, list[Reconstruction]]:
+        """Truth and prediction of the kept validation utterances, by epoch; {} without any."""
+        folder, found = self.kept(), {}
+        for path in sorted(folder.glob("epoch-*")) if folder else ():
+            epoch = path.name.removeprefix("epoch-")
+            if epoch.isdigit():
+                read = (_reconstruction(npz) for npz in sorted(path.rglob("*.npz")))
+                found[int(epoch)] = [one for one in read if one is not None]
+        return {epoch: ones for epoch, ones in found.items() if ones}
+
+    def features(self) -> dict[str, np.ndarray]:
+        """Raw features (T, D) of the kept utterances, by name: what the model takes, transposed."""
+        found = self.reconstructions()
+        return {one.name: one.truth for one in found[max(found)]} if found else {}
+
+
+def read_runs(ref: str | os.PathLike) -> list[Run]:
+    """All runs of REF, by name: a run's folder, a sweep's, an --out_dir, or a path on W&B.
+
+    On W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP. Raises UserError when there is no run.
+    """
+    if not os.path.isdir(ref):
+        return _read_wandb(str(ref))
+    folder = Path(ref)
+    inside = folder / "runs" if (folder / "runs").is_dir() else folder
+    folders = [folder] if _is_run(folder) else [p for p in sorted(inside.iterdir()) if _is_run(p)]
+    if not folders:
+        raise UserError(
+            f"{folder} holds no run: expected the folder of a run (with a config.json in it), of a "
+            "sweep, or an --out_dir"
+        )
+    return [read_run(path) for path in folders]
+
+
+def read_run(folder: Path) -> Run:
+    """One run from its folder, as far as it can be read."""
+    metrics = _json(folder / "metrics.json")
+    return Run(
+        name=folder.resolve().name,
+        config=_json(folder / "config.json"),
+        history=_history(folder / "history.jsonl"),
+        metrics=metrics,
+        curves=_json(folder / "curves.json"),
+        status=str(metrics.get("status", "unfinished")),
+        ref=str(folder),
+        said=_last_line(folder.parent.parent / "logs" / f"{folder.name}.txt"),
+        kept=lambda: folder / "reconstructions",
+    )
+
+
+def varying(runs: Sequence[Run]) -> list[str]:
+    """The knobs that differ between runs, the seed last; of two schedules, `schedule` alone."""
+    found = [name for name in Config.sweepable() if _differs(runs, name)]
+    if {"update", "penalty_scheduler"} & set(found):
+        # Together they say which schedule a run had, and apart they may differ without a meaning.
+        found = [name for name in found if name not in ("update", "penalty_scheduler")]
+        found = ["schedule", *found] if _differs(runs, "schedule") else found
+    return sorted(found, key=lambda name: name == "seed")
+
+
+def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs of the same settings, all but the seed, under a label that says what varies."""
+    names = [name for name in varying(runs) if name != "seed"]
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(label(run, names), []).append(run)
+    return found
+
+
+def label(run: Run, names: Sequence[str]) -> str:
+    """The run's schedule and its values of the knobs in names, e.g. `cosine, alpha_max 0.5`."""
+    rest = [name for name in names if name != "schedule" and name in run.config]
+    return ", ".join([run.schedule, *(f"{name} {text(run.config[name])}" for name in rest)])
+
+
+def best(runs: Sequence[Run]) -> Run | None:
+    """The run that ended well with the lowest `select/score`; None when there is none."""
+    scored = [run for run in runs if run.status in GOOD and math.isfinite(score(run))]
+    return min(scored, key=lambda run: (score(run), run.name), default=None)
+
+
+def score(run: Run) -> float:
+    """The run's `select/score`, NaN when it has none."""
+    return number(run.metrics.get("select/score"))
+
+
+def number(value: Any) -> float:
+    """A number as JSON or W&B keeps it; NaN for null and for what is none."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def text(value: Any) -> str:
+    """A setting as a person reads it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---- local folders
+
+
+def _is_run(folder: Path) -> bool:
+    # The copy of a promoted model has metrics too.
+    names = ("config.json", "history.jsonl", "metrics.json")
+    left = any((folder / name).is_file() for name in names)
+    return left and not (folder / "promoted.json").is_file()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
+
+
+def _history(path: Path) -> list[dict]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    rows = {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # the last line of a run that was killed
+        if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+            rows[row["epoch"]] = row
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+
+def _reconstruction(path: Path) -> Reconstruction | None:
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            channels = tuple(str(channel) for channel in kept["channels"])
+            return Reconstruction(str(kept["name"]), channels, kept["truth"], kept["prediction"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # half written, or not ours
+        return None
+
+
+# ---- W&B
+
+
+def _read_wandb(path: str) -> list[Run]:
+    from emaae.tracking import download
+
+    return [
+        Run(
+            name=run.id,
+            config=run.config,
+            history=run.history,
+            metrics=run.metrics,
+            curves=run.curves,
+            status=str(run.metrics.get("status", "unfinished")),
+            ref=run.model_ref,
+            kept=run.reconstructions,
+        )
+        for run in download.runs(path)
+    ]
+
+
+def _differs(runs: Sequence[Run], name: str) -> bool:
+    return len({json.dumps(run.config[name]) for run in runs if name in run.config}) > 1

@@ -1,0 +1,132 @@
+"""How do runs come back from W&B? As what their folders hold, for `analysis`."""
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emaae.errors import UserError
+from emaae.tracking.artifacts import MODEL, RECONSTRUCTIONS
+from emaae.tracking.models import split_path
+
+# The curves of curves.json, column by column, as the rows name them; the first is the axis.
+CURVES = {
+    "self_similarity": {
+        "lag_ms": "shift/lag_ms",
+        "encoding": "shift/self_similarity",
+        "input": "shift/input_self_similarity",
+    },
+    "gain": {"shift_ms": "shift/shift_ms", "encoding": "shift/gain"},
+    "lowpass": {
+        "cutoff": "lowpass/cutoff",
+        "encoding": "lowpass/fvu",
+        "input": "lowpass/input_fvu",
+    },
+}
+# Requests at a time: a run's history is one request for each thousand rows.
+AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A run on W&B in the form of its folder; `reconstructions` fetches theirs when called."""
+
+    id: str
+    config: Mapping[str, Any]
+    history: list[dict]
+    metrics: Mapping[str, Any]
+    curves: Mapping[str, Any]
+    model_ref: str
+    reconstructions: Callable[[], Path | None]
+
+
+def runs(path: str) -> list[Downloaded]:
+    """All training and evaluation runs of ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, by id.
+
+    Raises UserError when there are none, or W&B cannot be asked.
+    """
+    import wandb
+
+    entity, project, sweep = split_path(path)
+    where = "/".join(part for part in (entity, project, sweep) if part)
+    try:
+        api = wandb.Api()
+        # Without `lazy=False` the config and the summary would be asked for run by run.
+        found = list(api.sweep(where).runs if sweep else api.runs(where, lazy=False))
+        found = [run for run in found if run.job_type != "promote"]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            rows = list(pool.map(lambda run: list(run.scan_history()), found))
+    except (wandb.Error, ValueError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{path} is no folder here, and W&B has no such path or cannot be asked ({reason}): "
+            "check the path; on W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"
+        ) from None
+    if not found:
+        raise UserError(f"{where} holds no run yet: start one, or check the path")
+    both = sorted(zip(found, rows), key=lambda pair: pair[0].id)
+    return [_downloaded(f"{entity}/{project}", run, history) for run, history in both]
+
+
+def _downloaded(project: str, run: Any, rows: list[dict]) -> Downloaded:
+    config = {name: value for name, value in run.config.items() if not name.startswith("_")}
+    # A run that was queued again has some epochs twice: the later row is what went on.
+    epochs = {row["epoch"]: _plain(row) for row in rows if row.get("epoch") is not None}
+    per_epoch = {name for row in epochs.values() for name in row}
+    of_curves = {name for columns in CURVES.values() for name in columns.values()}
+    final = _plain(dict(run.summary))
+    return Downloaded(
+        id=run.id,
+        config=config,
+        history=[epochs[epoch] for epoch in sorted(epochs)],
+        # The summary holds the last value of everything; a run's own metrics belong to no epoch.
+        metrics={k: v for k, v in final.items() if k not in per_epoch | of_curves},
+        curves=_curves(rows, "test" if "test" in config.get("data", {}) else "val"),
+        model_ref=f"wandb:{project}/{MODEL}-{run.id}:latest",
+        reconstructions=partial(_fetch, f"{project}/{RECONSTRUCTIONS}-{run.id}:latest"),
+    )
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as history.jsonl has it: without W&B's own entries and media, NaN as None."""
+    plain = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):  # an image, or a histogram
+            value = value.get("values") if value.get("_type") == "histogram" else None
+            if value is None:
+                continue
+        undefined = value in ("NaN", "Infinity", "-Infinity")
+        undefined |= isinstance(value, float) and not math.isfinite(value)
+        if not name.startswith("_"):
+            plain[name] = None if undefined else value
+    return plain
+
+
+def _curves(rows: list[dict], split: str) -> dict[str, Any]:
+    curves: dict[str, Any] = {}
+    for curve, columns in CURVES.items():
+        axis, *_ = columns.values()
+        found = [row for row in map(_plain, rows) if axis in row]
+        if found:
+            curves[curve] = {c: [row.get(name) for row in found] for c, name in columns.items()}
+    if "gain" in curves:  # the signal's own, by definition
+        curves["gain"]["input"] = [1] * len(curves["gain"]["shift_ms"])
+    return {"split": split} | curves if curves else {}
+
+
+def _fetch(name: str) -> Path | None:
+    """The files of an artifact in the cache folder; None when there is no such artifact."""
+    import wandb
+
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    try:
+        artifact = wandb.Api().artifact(name)
+        folder = base / "emaae" / re.sub(r"[^\w./-]", "-", name) / artifact.version
+        return Path(artifact.download(root=str(folder)))
+    except (wandb.Error, ValueError, OSError):
+        return None

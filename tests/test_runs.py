@@ -1,0 +1,149 @@
+"""What the runs left is read as far as it goes: whole, broken, half-written and missing."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import program
+from synthetic_runs import write_run, write_runs
+
+from analysis.runs import best, groups, read_run, read_runs, score, varying
+from emaae.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Two schedules, two alphas, two seeds."""
+    folder = tmp_path_factory.mktemp("sweep")
+    write_runs(folder, schedules=("linear", "cosine"), alphas=(0.3, 0.5), seeds=(0, 1), epochs=4)
+    return folder
+
+
+def test_a_run_is_its_files(tmp_path):
+    folder = write_run(tmp_path / "first", epochs=4)
+    (run,) = read_runs(folder)
+    assert (run.name, run.schedule, run.status) == ("first", "cosine", "finished")
+    assert run.config["alpha_max"] == 0.5
+    assert run.column("epoch").tolist() == [1, 2, 3, 4]
+    assert run.selected["val/score"] == score(run) == run.column("val/score").min()
+    assert run.curves["self_similarity"]["lag_ms"][:2] == [0, 20]
+    ((epoch, (kept,)),) = run.reconstructions().items()
+    assert epoch == 4
+    assert kept.truth.shape == kept.prediction.shape == (60, 13)
+    assert run.features()["103-1240-0000"].shape == (60, 13)
+
+
+def test_a_sweep_an_out_dir_and_a_run_are_all_read(sweep):
+    names = [f"{i:04d}" for i in range(1, 9)]
+    assert [run.name for run in read_runs(sweep)] == names
+    assert [run.name for run in read_runs(sweep / "runs")] == names
+    assert [run.name for run in read_runs(str(sweep / "runs" / "0003"))] == ["0003"]
+
+
+def test_a_promoted_copy_is_not_a_run(tmp_path):
+    write_run(tmp_path / "a", epochs=2)
+    (tmp_path / "best").mkdir()
+    for name in ("metrics.json", "promoted.json"):
+        (tmp_path / "best" / name).write_text("{}")
+    assert [run.name for run in read_runs(tmp_path)] == ["a"]
+
+
+def test_what_differs_is_named_and_the_seed_is_no_setting(sweep):
+    runs = read_runs(sweep)
+    assert varying(runs) == ["schedule", "alpha_max", "seed"]
+    assert {name: len(some) for name, some in groups(runs).items()} == {
+        "linear, alpha_max 0.3": 2,
+        "linear, alpha_max 0.5": 2,
+        "cosine, alpha_max 0.3": 2,
+        "cosine, alpha_max 0.5": 2,
+    }
+    assert varying(runs[:1]) == []
+    assert list(groups(runs[:1])) == ["linear"]
+
+
+def test_where_a_run_was_made_is_no_setting(tmp_path):
+    for name in ("a", "b"):
+        folder = write_run(tmp_path / name, epochs=2)
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"out_dir": name, "run_name": name, "train_dir": name}
+        (folder / "config.json").write_text(json.dumps(config))
+    assert varying(read_runs(tmp_path)) == []
+
+
+def test_the_best_run_ended_well_and_has_the_lowest_score(sweep, tmp_path):
+    runs = read_runs(sweep)
+    assert score(best(runs)) == min(score(run) for run in runs)
+    folder = write_run(tmp_path / "a", epochs=2)
+    (folder / "metrics.json").write_text('{"select/score": 0.1, "status": "diverged"}')
+    assert best(read_runs(folder)) is None
+
+
+def test_a_line_that_was_cut_short_is_left_out(tmp_path):
+    folder = write_run(tmp_path / "a", epochs=3)
+    with open(folder / "history.jsonl", "a") as file:
+        file.write('{"epoch": 4, "val/lo')
+    assert read_run(folder).column("epoch").tolist() == [1, 2, 3]
+
+
+def test_an_undefined_or_missing_value_is_nan_in_a_column(tmp_path):
+    folder = write_run(tmp_path / "a", epochs=1)
+    with open(folder / "history.jsonl", "a") as file:
+        file.write('{"epoch": 2, "val/fvu": null}\n{"epoch": 3}\n')
+    column = read_run(folder).column("val/fvu")
+    assert np.isfinite(column[0])
+    assert np.isnan(column[1:]).all()
+
+
+@pytest.mark.parametrize("content", [None, "", "[1", "[1, 2]", '"text"', "\0\0"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "history.jsonl", "metrics.json", "curves.json", "npz"]
+)
+def test_a_missing_or_broken_file_is_read_as_nothing(tmp_path, name, content):
+    folder = write_run(tmp_path / "a", epochs=2)
+    path = folder / name
+    if name == "npz":
+        path = folder / "reconstructions" / "epoch-0002" / "103-1240-0000.npz"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    (run,) = read_runs(tmp_path)
+    empty = {
+        "config.json": run.config,
+        "history.jsonl": run.history,
+        "metrics.json": run.metrics,
+        "curves.json": run.curves,
+        "npz": run.reconstructions() or run.features(),
+    }
+    assert not empty.pop(name)
+    assert all(empty.values())
+    assert run.model() is None
+    assert run.status == ("unfinished" if name == "metrics.json" else "finished")
+    assert run.schedule == ("unknown" if name == "config.json" else "cosine")
+    assert varying([run]) == []
+    assert sum(map(len, groups([run]).values())) == 1
+
+
+def test_why_a_run_of_a_sweep_failed_is_the_last_line_that_it_printed(tmp_path):
+    folder = write_run(tmp_path / "runs" / "0001", epochs=2)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "0001.txt").write_text("epoch 1\ntrain.py: error: no memory\n\n")
+    assert read_run(folder).said == "train.py: error: no memory"
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no run: expected the folder of a run"):
+        read_runs(tmp_path)
+
+
+def test_what_is_neither_a_folder_nor_a_path_on_wandb_is_refused():
+    with pytest.raises(UserError, match="neither a folder here nor a path on W&B"):
+        read_runs("nowhere")
+
+
+def test_a_real_run_gives_its_model(small, tmp_path):
+    done = program("train.py", *small, "--run_name=real")
+    assert done.returncode == 0, done.stderr
+    (run,) = read_runs(tmp_path / "runs" / "real")
+    (features, *_) = run.features().values()
+    assert run.model().inner_size == 32
+    assert features.shape[1] == run.model().input_dim
