@@ -153,6 +153,17 @@ def score(run: Run) -> float:
     return number(run.metrics.get("select/score"))
 
 
+def final(run: Run, name: str) -> float:
+    """A number of the selected weights: from the metrics, or else the selected epoch's row."""
+    return number(run.metrics.get(name, run.selected.get(name)))
+
+
+def split_of(runs: Sequence[Run]) -> str:
+    """Where to compare: "test" when every run with a selection was measured there, else "val"."""
+    chosen = [run for run in runs if run.selected]
+    return "test" if chosen and all("test/fvu" in run.metrics for run in chosen) else "val"
+
+
 def number(value: Any) -> float:
     """A number as JSON or W&B keeps it; NaN for null and for what is none."""
     return float(value) if isinstance(value, int | float) else math.nan

@@ -79,7 +79,7 @@ def _downloaded(project: str, run: Any, rows: list[dict]) -> Downloaded:
     epochs = {row["epoch"]: _plain(row) for row in rows if row.get("epoch") is not None}
     per_epoch = {name for row in epochs.values() for name in row}
     of_curves = {name for columns in CURVES.values() for name in columns.values()}
-    final = _plain(dict(run.summary))
+    final = _plain(run.summary_metrics)
     return Downloaded(
         id=run.id,
         config=config,
@@ -120,7 +120,7 @@ def _curves(rows: list[dict], split: str) -> dict[str, Any]:
 
 
 def _fetch(name: str) -> Path | None:
-    """The files of an artifact in the cache folder; None when there is no such artifact."""
+    """The files of an artifact, in the cache folder; None when there is no such artifact."""
     import wandb
 
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

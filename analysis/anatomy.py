@@ -1,0 +1,62 @@
+"""What is inside one model? Kernels, the decoder's primitives, and its answer to an utterance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emaae.models import CNNAutoEncoder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to one utterance: reconstruction y (T, D) in raw units, encoding z (T, C)."""
+
+    y: np.ndarray
+    z: np.ndarray
+
+
+@torch.no_grad()
+def answer(model: CNNAutoEncoder, features: np.ndarray) -> Answer:
+    """The model's answer to raw features (T, D)."""
+    y, z = model(torch.as_tensor(features).T[None])
+    return Answer(y[0].T.numpy(), z[0].T.numpy())
+
+
+def busiest_units(model: CNNAutoEncoder, z: np.ndarray, n: int) -> np.ndarray:
+    """The n units that put most into the reconstruction of z (T, C), the first the most.
+
+    By mean activation times the norm of the decoder weights that read the unit, which is the same
+    however the two share the scale. Units that never fire are left out.
+    """
+    weight = z.mean(0) * model.unit_norms().detach().numpy()
+    order = np.argsort(-weight, kind="stable")[:n]
+    return order[weight[order] > 0]
+
+
+def first_kernels(model: CNNAutoEncoder, n: int) -> np.ndarray:
+    """The n kernels (n, D, k) of the encoder's first layer with the largest norm."""
+    weight = model.encoder[0].conv.weight.detach()
+    order = torch.linalg.vector_norm(weight, dim=(1, 2)).argsort(descending=True, stable=True)
+    return weight[order[:n]].numpy()
+
+
+def decoder_field(model: CNNAutoEncoder) -> int:
+    """Frames of output that one frame of the encoding reaches."""
+    return 1 + sum(block.conv.kernel_size[0] - 1 for block in model.decoder)
+
+
+@torch.no_grad()
+def primitives(model: CNNAutoEncoder, units: np.ndarray) -> np.ndarray:
+    """What each unit adds to the output (n, D, decoder_field), in units of the channels' sd.
+
+    The decoder's response to an impulse of height 1 in one unit, minus its response to zeros.
+    """
+    field = decoder_field(model)
+    # Long enough for the padding at either end to reach nothing that is kept.
+    z = torch.zeros(len(units) + 1, model.inner_size, 3 * field)
+    z[torch.arange(len(units)), torch.as_tensor(units), z.shape[2] // 2] = 1
+    y: Tensor = model.standardise(model.decode(z))
+    start = z.shape[2] // 2 - field // 2
+    return (y[:-1] - y[-1:])[:, :, start : start + field].numpy()
