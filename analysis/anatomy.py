@@ -11,7 +11,7 @@ from emaae.models import CNNAutoEncoder
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer to one utterance: reconstruction y (T, D) in raw units, encoding z (T, C)."""
+    """What a model makes of one utterance: y (T, D) in raw units, encoding z (T, C)."""
 
     y: np.ndarray
     z: np.ndarray

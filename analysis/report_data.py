@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from analysis import anatomy
-from analysis.runs import Run, best, final, groups, score, split_of, text, varying
-from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
+from analysis.runs import Run, best, final, groups, number, score, split_of, text, varying
+from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 from emaae.models import CNNAutoEncoder
+from emaae.reconstructions import Reconstruction
 from emaae.schedules import SCHEDULES
 
-CHANNELS = (*ARTICULATORS, "pitch")
+WITHOUT_LOUDNESS = tuple(name for name in CHANNELS if name != "loudness")
 # Per epoch; a column that no run has is left out.
 PER_EPOCH = (
     *("epoch", "alpha", "lambda_eff", "train/loss", "val/loss", "val/mse", "val/fvu"),
@@ -56,6 +57,8 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
     settings = groups(runs)
     numbered = {id(run): i for i, members in enumerate(settings.values()) for run in members}
     top = best(runs)
+    loudness = any(run.config.get("keep_loudness") for run in runs)
+    channels = CHANNELS if loudness else WITHOUT_LOUDNESS
     columns = [c for c in PER_EPOCH if any(c in row for run in runs for row in run.history)]
     rows = [
         {
@@ -68,7 +71,7 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
             "epochs": {c: _plain(run.column(c)) for c in columns},
             "final": {name: _plain(final(run, f"{split}/{name}")) for name in SELECTED}
             | {name: _plain(final(run, name)) for name in METRICS},
-            "r": _plain(final(run, f"{split}/r/{channel}") for channel in CHANNELS),
+            "r": _plain(final(run, f"{split}/r/{channel}") for channel in channels),
             "density": _density(run, split),
             "curves": _curves(run),
         }
@@ -79,7 +82,7 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
         "knobs": knobs,
         "series": {"knob": knob, "names": [text(v) for v in values], "colours": colours},
         "groups": list(settings),
-        "channels": CHANNELS,
+        "channels": channels,
         "density_edges": DENSITY_EDGES,
         "best": runs.index(top) if top else None,
         "runs": rows,
@@ -130,7 +133,12 @@ def detail(run: Run, n_utterances: int) -> dict[str, Any]:
             prediction = answer.y[:MAX_FRAMES]
             encodings.append(answer.z)
             entry["raster"] = _raster(answer.z[:MAX_FRAMES])
-        entry |= {"truth": _plain(truth.T, 4), "prediction": _plain(prediction.T, 4)}
+        shown = Reconstruction(one.name, one.channels, truth, prediction)
+        entry |= {
+            "r": _plain(shown.r(), 4),
+            "truth": _plain(truth.T, 4),
+            "prediction": _plain(prediction.T, 4),
+        }
         found["utterances"].append(entry)
     if model is not None:
         found |= _inside(model, encodings)
@@ -138,11 +146,9 @@ def detail(run: Run, n_utterances: int) -> dict[str, Any]:
 
 
 def _inside(model: CNNAutoEncoder, encodings: Sequence[np.ndarray]) -> dict[str, Any]:
-    kernels = anatomy.first_kernels(model, N_TILES)
-    found = {"kernels": _plain(kernels, 3), "channels": CHANNELS[: kernels.shape[1]]}
-    found["channels"] = ("loudness",) if kernels.shape[1] == 1 else found["channels"]
-    if kernels.shape[1] == len(CHANNELS) + 1:
-        found["channels"] = (*ARTICULATORS, "loudness", "pitch")
+    channels = CHANNELS if model.input_dim == len(CHANNELS) else WITHOUT_LOUDNESS
+    found: dict[str, Any] = {"channels": channels}
+    found["kernels"] = _plain(anatomy.first_kernels(model, N_TILES), 3)
     if encodings:
         units = anatomy.busiest_units(model, np.concatenate(encodings), N_TILES)
         found["units"] = [int(unit) for unit in units]
@@ -188,11 +194,15 @@ def _values(runs: Sequence[Run], knob: str) -> list[Any]:
     for run in runs:
         if _value(run, knob) not in values:
             values.append(_value(run, knob))
-    return sorted(values, key=lambda v: (isinstance(v, str), v if v is not None else ""))
+    return sorted(values, key=lambda v: (number(v), "") if _is_number(v) else (math.inf, str(v)))
 
 
 def _value(run: Run, knob: str) -> Any:
     return run.schedule if knob == "schedule" else run.config.get(knob)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _plain(values: Any, digits: int = 5) -> Any:
