@@ -23,6 +23,7 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/python -m emaae sweep sweeps/demo.yaml --jobs 2 --out runs/demo
 	$(BIN)/python -m emaae promote runs/demo
+	$(BIN)/python -m analysis.report runs/demo
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal

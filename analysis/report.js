@@ -8,36 +8,39 @@ const GOOD = new Set(["finished", "early_stopped"]);
 const SPLIT = split === "test" ? "test" : "validation";
 const INK = "#22282f", SOFT = "#66707a", TRUTH = "#1d3557", PREDICTION = "#e07a5f";
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
+const MAX_CHIPS = 12;
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x"];
 
-const seeds = [...new Set(runs.map((run) => run.seed))].sort((a, b) => a - b);
-// One more knob, when there is one alone, is told by the style of a line.
+// What a run may be filtered by: what the colours say; the other knob, when one alone varies
+// besides, which the style of a line says too; and the seed.
+const seeds = distinct((run) => run.seed);
 const others = data.knobs.filter((knob) => knob !== series.knob);
-const styled = others.length === 1 ? values(data.knobs.indexOf(others[0])) : [];
-const hasStyles = styled.length > 1 && styled.length <= DASHES.length;
+const otherOf = (run) => run.knobs[data.knobs.indexOf(others[0])];
+const otherValues = others.length === 1 ? distinct(otherOf) : [];
+const hasOther = otherValues.length > 1 && otherValues.length <= MAX_CHIPS;
+const hasStyles = hasOther && otherValues.length <= DASHES.length;
+const FILTERS = [
+  { name: series.knob, of: (run) => run.series, values: series.names.map((_, i) => i), hidden: new Set() },
+  ...(hasOther ? [{ name: others[0], of: otherOf, values: otherValues, hidden: new Set() }] : []),
+  ...(seeds.length > 1 ? [{ name: "seed", of: (run) => run.seed, values: seeds, hidden: new Set() }] : []),
+];
 
 const state = {
-  hidden: { series: new Set(), seed: new Set() },
   means: data.groups.length < runs.length,
   chosen: data.best ?? 0,  // whose panels are under One run
   picked: null,  // which row of the table was clicked
   utterance: 0,
 };
 
-function values(knob) {
-  const found = [...new Set(runs.map((run) => run.knobs[knob]))];
-  return found.sort((a, b) => (a > b) - (a < b));
+function distinct(of) {
+  const rank = (value) => value ?? Infinity;  // a run that left no config has none of them
+  return [...new Set(runs.map(of))].sort((a, b) => (rank(a) > rank(b)) - (rank(a) < rank(b)));
 }
 
-function visible() {
-  const { series, seed } = state.hidden;
-  return runs.filter((run) => !series.has(run.series) && !seed.has(run.seed));
-}
-
+const visible = () => runs.filter((run) => FILTERS.every(({ of, hidden }) => !hidden.has(of(run))));
 const ended = () => visible().filter((run) => GOOD.has(run.status));
 const colour = (run) => series.colours[run.series];
-const style = (run) =>
-  hasStyles ? styled.indexOf(run.knobs[data.knobs.indexOf(others[0])]) : 0;
+const style = (run) => (hasStyles ? otherValues.indexOf(otherOf(run)) : 0);
 
 // ---- the page: elements, filters, panels that are drawn when they are seen
 
@@ -66,48 +69,41 @@ function mark(paint, symbol) {
   return svg;
 }
 
-function chip(label, pressed, toggle, picture = null) {
-  return element(
-    "button",
-    { class: "chip", type: "button", "aria-pressed": String(pressed), onclick: toggle },
-    picture,
-    label,
-  );
+function chip(label, action, picture = null, more = {}) {
+  return element("button", { class: "chip", type: "button", onclick: action, ...more }, picture, label);
 }
 
 function fieldset(legend, ...children) {
   return element("fieldset", {}, element("legend", {}, legend), ...children);
 }
 
+const pressed = new Map();  // of each button that stays pressed: whether it is
+
 function drawFilters() {
-  const toggle = (kind, value) => () => {
-    const hidden = state.hidden[kind];
-    hidden.has(value) ? hidden.delete(value) : hidden.add(value);
-    changed();
-  };
-  const shown = (kind, value) => !state.hidden[kind].has(value);
-  const bar = [
-    fieldset(
-      series.knob,
-      ...series.names.map((name, i) =>
-        chip(name, shown("series", i), toggle("series", i), mark(series.colours[i]))),
-    ),
-  ];
-  if (hasStyles) {
-    bar.push(fieldset(others[0], ...styled.map((value, i) =>
-      element("span", { class: "key" }, mark(SOFT, DASHES[i]), text(value)))));
-  }
-  if (seeds.length > 1) {
-    bar.push(fieldset("seed", ...seeds.map((seed) =>
-      chip(text(seed), shown("seed", seed), toggle("seed", seed)))));
-  }
+  const bar = FILTERS.map((filter, f) => fieldset(filter.name, ...filter.values.map((value, i) => {
+    const { hidden, values } = filter;
+    const toggle = ({ detail }) => {
+      if (detail > 1) {  // a double click leaves this one alone, or brings all back
+        const alone = values.every((other) => other === value || hidden.has(other));
+        hidden.clear();
+        if (!alone) values.filter((other) => other !== value).forEach((other) => hidden.add(other));
+      } else if (!hidden.delete(value)) hidden.add(value);
+      changed();
+    };
+    const colours = f === 0, styles = hasStyles && filter.name === others[0];
+    const picture = colours ? mark(series.colours[i]) : styles ? mark(SOFT, DASHES[i]) : null;
+    const made = chip(colours ? series.names[i] : text(value), toggle, picture,
+      { title: "click to show or hide, double-click to show it alone" });
+    pressed.set(made, () => !hidden.has(value));
+    return made;
+  })));
   if (data.groups.length < runs.length) {
-    const show = (means) => () => { state.means = means; changed(); };
-    bar.push(fieldset(
-      "lines",
-      chip("mean over seeds, band from lowest to highest", state.means, show(true)),
-      chip("every run", !state.means, show(false)),
-    ));
+    const names = [["mean over seeds, band from min to max", true], ["every run", false]];
+    bar.push(fieldset("lines", ...names.map(([name, means]) => {
+      const made = chip(name, () => { state.means = means; changed(); }, null, { class: "chip mode" });
+      pressed.set(made, () => state.means === means);
+      return made;
+    })));
   }
   document.getElementById("filters").replaceChildren(...bar);
 }
@@ -159,7 +155,7 @@ function redraw() {
 }
 
 function changed() {
-  drawFilters();
+  for (const [button, isPressed] of pressed) button.setAttribute("aria-pressed", String(isPressed()));
   drawTable();
   drawChoice();
   redraw();
@@ -180,7 +176,9 @@ function choose(index) {
 
 const COLUMNS = [
   { name: "run", value: (run) => run.name, left: true },
-  ...data.knobs.map((knob, i) => ({ name: knob, value: (run) => run.knobs[i] })),
+  ...data.knobs.map((knob, i) => ({
+    name: knob, value: (run) => run.knobs[i], left: runs.some((run) => typeof run.knobs[i] === "string"),
+  })),
   ...(seeds.length > 1 ? [{ name: "seed", value: (run) => run.seed }] : []),
   { name: "status", value: (run) => run.status.replaceAll("_", " "), left: true },
   { name: "epoch", value: (run) => run.final["select/epoch"], title: "whose weights were selected" },
@@ -196,6 +194,7 @@ const order = { by: COLUMNS.findIndex(({ name }) => name === "score"), down: fal
 function text(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
+  if (Math.abs(value) >= 1e6) return value.toExponential(2);
   return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4)));
 }
 
@@ -236,8 +235,10 @@ function drawTable() {
     element("thead", {}, element("tr", {}, ...heads)),
     element("tbody", {}, ...rows)) : note(NOTHING_SHOWN);
   const place = document.getElementById("table"), { scrollTop } = place;
+  const focused = [...place.querySelectorAll("th button")].indexOf(document.activeElement);
   place.replaceChildren(shown);
   place.scrollTop = scrollTop;
+  place.querySelectorAll("th button")[focused]?.focus();
 }
 
 // ---- one run
@@ -260,7 +261,7 @@ function drawChoice() {
   if (!data.details[state.chosen]) {
     const kept = Object.keys(data.details).map(Number);
     bar.push(element("span", {}, "Reconstructions and the model's inside are kept in this page for:"),
-      ...kept.map((i) => chip(runs[i].name, true, () => choose(i), mark(colour(runs[i])))));
+      ...kept.map((i) => chip(runs[i].name, () => choose(i), mark(colour(runs[i])))));
   }
   document.getElementById("choice").replaceChildren(...bar);
 }

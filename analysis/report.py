@@ -171,11 +171,10 @@ def _problems(runs: Sequence[Run]) -> str:
 
 
 def _why(run: Run) -> str:
-    reached = run.history[-1]["epoch"] if run.history else 0
-    of = run.config.get("epochs")
-    epochs = f" after epoch {reached}" + (f" of {of}" if of else "")
+    of = f" of {run.config['epochs']}" if "epochs" in run.config else ""
+    reached = f" after epoch {run.history[-1]['epoch']}{of}" if run.history else ""
     reason = f": {run.said}" if run.status == "failed" and run.said else ""
-    return epochs + reason
+    return (reached or " before the end of its first epoch") + reason
 
 
 # ---- the program

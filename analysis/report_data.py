@@ -33,7 +33,7 @@ METRICS = (
 )
 # Okabe & Ito's colours, which the colour-blind tell apart, but for their pale yellow; then two of
 # Tol's. A schedule has the same colour in every report.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255")
 COLOURS += ("#7f7f33", "#7f7f7f")
 SCHEDULE_COLOURS = dict(
     zip(("constant", "linear", "cosine", "log_lambda", "step", "exponential"), COLOURS)

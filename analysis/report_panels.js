@@ -19,8 +19,9 @@ const log = (title, more = {}) => axis(title, { type: "log", ...more });
 function spelledOut(place, numbers) {
   const powers = numbers.filter((value) => value > 0).map(Math.log10);
   const low = Math.min(...powers), high = Math.max(...powers);
-  if (place.type !== "log" || place.tickvals || !(high - low > 0.5)) return place;
-  const steps = high - low > 3 ? [1] : high - low > 1.5 ? [1, 3] : [1, 2, 5];
+  if (place.type !== "log" || place.tickvals || !(high - low > 0.45)) return place;
+  const span = high - low;
+  const steps = span > 3 ? [1] : span > 1.6 ? [1, 3] : span > 1 ? [1, 2, 5] : [1, 2, 3, 4, 6, 8];
   const tickvals = [];
   for (let power = Math.floor(low) - 1; power <= high + 1; power++) {
     tickvals.push(...steps.map((step) => Number((step * 10 ** power).toPrecision(3))));
@@ -286,7 +287,7 @@ panel("sparsity-persistence", () => scatter(
   ({ final }) => final.sparsity, persistence,
   {
     xaxis: axis(`${SPLIT} sparsity (fraction of zeros)`), shapes: [level(1)],
-    yaxis: axis("persistence (encoding's half-life / input's)"),
+    yaxis: axis("persistence (encoding / input)"),
   },
   NO_SHIFT,
   ({ final }) => `fvu ${text(final.fvu)}, half-life ${text(final["shift/half_life_ms"])} ms`
@@ -296,7 +297,7 @@ panel("guard", () => scatter(
   ({ final }) => final["shift/participation_ratio"], persistence,
   {
     xaxis: log("participation ratio (directions in use)"), shapes: [level(1)],
-    yaxis: axis("persistence (encoding's half-life / input's)"),
+    yaxis: axis("persistence (encoding / input)"),
   },
   NO_SHIFT, () => "participation ratio, persistence:"));
 
@@ -502,4 +503,5 @@ addEventListener("scroll", () => {
   for (const [link] of sections) link.classList.toggle("here", link === here);
 }, { passive: true });
 sections[0][0].classList.add("here");
+drawFilters();
 changed();

@@ -159,9 +159,9 @@ def final(run: Run, name: str) -> float:
 
 
 def split_of(runs: Sequence[Run]) -> str:
-    """Where to compare: "test" when every run with a selection was measured there, else "val"."""
-    chosen = [run for run in runs if run.selected]
-    return "test" if chosen and all("test/fvu" in run.metrics for run in chosen) else "val"
+    """Where to compare: "test" when every run that ended well was measured there, else "val"."""
+    ended = [run for run in runs if run.status in GOOD]
+    return "test" if ended and all("test/fvu" in run.metrics for run in ended) else "val"
 
 
 def number(value: Any) -> float:

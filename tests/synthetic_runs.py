@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from emaae import checkpoint
 from emaae.config import Config
 from emaae.data.features import ARTICULATORS
+from emaae.models import build_model
 
 CHANNELS = (*ARTICULATORS, "pitch")
 SCHEDULES = ("constant", "linear", "cosine", "log_lambda", "target_sparsity")
@@ -43,8 +45,9 @@ def write_run(
     epochs: int = 20,
     curves: bool = True,
     test: bool = True,
+    model: bool = False,
 ) -> Path:
-    """The JSON files of one run that finished, and a reconstruction; returns its folder."""
+    """The files of one run that finished, its model untrained; returns its folder."""
     folder.mkdir(parents=True)
     given = {"update": True, "penalty_scheduler": schedule, "alpha_max": alpha_max, "seed": seed}
     config = Config.from_mapping(
@@ -71,6 +74,10 @@ def write_run(
         metrics |= {"shift/persistence": persistence, "shift/half_life_ms": 90 * persistence}
         metrics |= {"shift/gain_10ms": 1.1 / persistence, "shift/self_similarity_20ms": 0.9}
     _write(folder / "metrics.json", metrics)
+    if model:
+        net = build_model(**config.architecture)
+        checkpoint.save(folder / "best.pth", net.state_dict())
+        _write(folder / "model_config.json", config.asdict() | net.architecture())
     _write_reconstruction(folder / "reconstructions" / f"epoch-{epochs:04d}", random)
     return folder
 

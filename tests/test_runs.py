@@ -7,7 +7,7 @@ import pytest
 from conftest import program
 from synthetic_runs import write_run, write_runs
 
-from analysis.runs import best, groups, read_run, read_runs, score, varying
+from analysis.runs import best, final, groups, read_run, read_runs, score, split_of, varying
 from emaae.errors import UserError
 
 
@@ -76,6 +76,19 @@ def test_the_best_run_ended_well_and_has_the_lowest_score(sweep, tmp_path):
     folder = write_run(tmp_path / "a", epochs=2)
     (folder / "metrics.json").write_text('{"select/score": 0.1, "status": "diverged"}')
     assert best(read_runs(folder)) is None
+
+
+def test_runs_are_compared_on_the_test_split_when_all_that_ended_well_have_it(tmp_path):
+    write_run(tmp_path / "a", epochs=2)
+    interrupted = write_run(tmp_path / "b", epochs=2)
+    (interrupted / "metrics.json").write_text('{"select/epoch": 2, "status": "preempted"}')
+    one, other = read_runs(tmp_path)
+    assert split_of([one, other]) == "test"
+    assert final(one, "test/fvu") == one.metrics["test/fvu"]
+    assert final(other, "val/fvu") == other.history[1]["val/fvu"]
+    write_run(tmp_path / "c", epochs=2, test=False)
+    assert split_of(read_runs(tmp_path)) == "val"
+    assert split_of([]) == "val"
 
 
 def test_a_line_that_was_cut_short_is_left_out(tmp_path):

@@ -17,7 +17,7 @@ from conftest import ROOT, program
 from wandb_backend import Backend
 
 import emaae
-from analysis.runs import read_run
+from analysis.runs import read_runs
 from emaae.data.features import ARTICULATORS
 
 TINY = ["--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--epochs=3", "--batch_sz=4"]
@@ -164,48 +164,47 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     assert done.stdout.strip() == trained.get_type(), done.stderr
 
 
-def test_runs_read_from_wandb_are_those_of_their_folders(swept, tmp_path):
+def test_the_report_of_a_sweep_is_that_of_its_folders(swept, tmp_path):
     backend, env, path, home = swept
     # What a run that was measured for shift tolerance logs: curves with axes of their own.
-    one = backend.runs[min(backend.runs)]
-    lines = one.lines["wandb-history.jsonl"]
-    at = len(lines)
-    for i, r in enumerate((1, "NaN")):
-        point = {
-            "shift/lag_ms": 20 * i,
-            "shift/self_similarity": r,
-            "shift/input_self_similarity": 1,
-        }
-        lines.append(json.dumps(point | {"_step": at + i}))
+    lines = backend.runs[min(backend.runs)].lines["wandb-history.jsonl"]
+    before = len(lines)
+    names = ("shift/lag_ms", "shift/self_similarity", "shift/input_self_similarity")
+    for point in ((0, 1, 1), (20, "NaN", 0.5)):
+        lines.append(json.dumps(dict(zip(names, point)) | {"_step": len(lines)}))
+    (folder,) = (home / "runs").glob(f"*-{min(backend.runs)}")
+    curve = {"lag_ms": [0, 20], "encoding": [1, None], "input": [1, 0.5]}
+    (folder / "curves.json").write_text(json.dumps({"split": "test", "self_similarity": curve}))
+
+    pages = [tmp_path / "there.html", tmp_path / "here.html"]
+    for ref, page in zip((path, home / "runs"), pages):
+        command = ("-m", "analysis.report", str(ref), "--out", str(page))
+        done = program(*command, **env, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        assert done.returncode == 0, done.stderr
+    del lines[before:]
+    there, here = (
+        json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+        for page in pages
+    )
+    assert [run.pop("name") for run in there["runs"]] == sorted(backend.runs)
+    assert all(run.pop("name").startswith(path.rsplit("/", 1)[1]) for run in here["runs"])
+    assert there == here
+    assert here["runs"][0]["curves"]["self_similarity"] == curve
+    assert here["details"][str(here["best"])]["primitives"]
+
+
+def test_runs_read_from_wandb_are_their_folders(swept):
+    _, env, path, home = swept
+    fields = ("config", "history", "metrics", "status", "schedule", "selected")
     code = f"""
 import json
 from analysis.runs import read_runs
-fields = ("name", "config", "history", "metrics", "curves", "status", "schedule", "selected")
-runs = read_runs({path!r})
-found = [{{name: getattr(run, name) for name in fields}} for run in runs]
-for run, facts in zip(runs, found):
-    facts["kept"] = {{k: [o.truth.tolist() for o in v] for k, v in run.reconstructions().items()}}
-    facts["model"] = run.model().conv_weights()[0].sum().item()
-print(json.dumps(found))
+print(json.dumps([[getattr(run, name) for name in {fields}] for run in read_runs({path!r})]))
 """
-    done = program("-c", code, **env, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    done = program("-c", code, **env)
     assert done.returncode == 0, done.stderr
-    del lines[at:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert [run["name"] for run in found] == sorted(backend.runs)
-    curves = {"lag_ms": [0, 20], "encoding": [1, None], "input": [1, 1]}
-    assert found[0]["curves"] == {"split": "test", "self_similarity": curves}
-    for run in found:
-        (folder,) = (home / "runs").glob(f"*-{run['name']}")
-        here = read_run(folder)
-        assert run["config"] == here.config
-        assert run["history"] == here.history
-        assert run["metrics"] == here.metrics
-        assert (run["status"], run["schedule"]) == ("finished", "constant")
-        assert run["selected"] == here.selected
-        kept = {str(k): [o.truth.tolist() for o in v] for k, v in here.reconstructions().items()}
-        assert run["kept"] == kept
-        assert run["model"] == here.model().conv_weights()[0].sum().item()
+    there = json.loads(done.stdout.splitlines()[-1])
+    assert there == [[getattr(run, name) for name in fields] for run in read_runs(home / "runs")]
 
 
 def test_what_is_not_on_wandb_is_one_line(swept, tmp_path):
