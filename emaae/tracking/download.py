@@ -12,7 +12,8 @@ from typing import Any
 
 from emaae.errors import UserError
 from emaae.tracking.artifacts import MODEL, RECONSTRUCTIONS
-from emaae.tracking.models import split_path
+from emaae.tracking.models import existing, split_path
+from emaae.tracking.run import public_api
 
 # The curves of curves.json, column by column, as the rows name them; the first is the axis.
 CURVES = {
@@ -55,17 +56,17 @@ def runs(path: str) -> list[Downloaded]:
     entity, project, sweep = split_path(path)
     where = "/".join(part for part in (entity, project, sweep) if part)
     try:
-        api = wandb.Api()
+        api = public_api()
         # Without `lazy=False` the config and the summary would be asked for run by run.
         found = list(api.sweep(where).runs if sweep else api.runs(where, lazy=False))
         found = [run for run in found if run.job_type != "promote"]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             rows = list(pool.map(lambda run: list(run.scan_history()), found))
-    except (wandb.Error, ValueError, OSError) as error:
+    except (UserError, wandb.Error, ValueError, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path} is no folder here, and W&B has no such path or cannot be asked ({reason}): "
-            "check the path; on W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"
+            f"{path} is no folder here, and not had from W&B ({reason}): check the path; on W&B it "
+            "is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"
         ) from None
     if not found:
         raise UserError(f"{where} holds no run yet: start one, or check the path")
@@ -121,12 +122,9 @@ def _curves(rows: list[dict], split: str) -> dict[str, Any]:
 
 def _fetch(name: str) -> Path | None:
     """The files of an artifact, in the cache folder; None when there is no such artifact."""
-    import wandb
-
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    try:
-        artifact = wandb.Api().artifact(name)
-        folder = base / "emaae" / re.sub(r"[^\w./-]", "-", name) / artifact.version
-        return Path(artifact.download(root=str(folder)))
-    except (wandb.Error, ValueError, OSError):
+    artifact = existing(public_api(), name)
+    if artifact is None:
         return None
+    folder = base / "emaae" / re.sub(r"[^\w./-]", "-", name) / artifact.version
+    return Path(artifact.download(root=str(folder)))
