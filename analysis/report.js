@@ -1,6 +1,6 @@
 "use strict";
 // What the page does: which runs are shown, when a panel is drawn, and the table.
-// What a panel draws is in the second half; `data` is what analysis/report_data.py collected.
+// What a panel draws is in report_panels.js and report_run.js; `data` is what analysis/report_data.py collected.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const { runs, series, split } = data;

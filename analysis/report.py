@@ -32,7 +32,7 @@ from emaae.data.features import FRAME_RATE_HZ
 from emaae.errors import UserError, speaking_plainly
 
 HERE = Path(__file__).parent
-FILES = ("report.html", "report.css", "report.js", "report_panels.js")
+FILES = ("report.html", "report.css", "report.js", "report_panels.js", "report_run.js")
 
 
 def page(runs: Sequence[Run], title: str) -> str:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import program
+import torch
 from synthetic_runs import write_run, write_runs
 
 from analysis.runs import best, final, groups, read_run, read_runs, score, split_of, varying
@@ -153,10 +153,7 @@ def test_what_is_neither_a_folder_nor_a_path_on_wandb_is_refused():
         read_runs("nowhere")
 
 
-def test_a_real_run_gives_its_model(small, tmp_path):
-    done = program("train.py", *small, "--run_name=real")
-    assert done.returncode == 0, done.stderr
-    (run,) = read_runs(tmp_path / "runs" / "real")
-    (features, *_) = run.features().values()
-    assert run.model().inner_size == 32
-    assert features.shape[1] == run.model().input_dim
+def test_the_model_takes_the_features_that_were_kept(tmp_path):
+    run = read_run(write_run(tmp_path / "a", epochs=2, model=True))
+    (features,) = run.features().values()
+    assert run.model().encode(torch.as_tensor(features).T[None]).shape == (1, 16, len(features))
