@@ -13,14 +13,15 @@ const axis = (title, more = {}) => ({
   gridcolor: "#eceff1", zeroline: false, linecolor: "#aab2b9", ticks: "outside", tickcolor: "#aab2b9",
   ticklen: 4, exponentformat: "power", ...more,
 });
+const UP_TO_1 = { autorangeoptions: { clipmin: 0, clipmax: 1 } };
 const log = (title, more = {}) => axis(title, { type: "log", ...more });
 
 // Plotly labels 2 and 5 on a logarithmic axis without their power of ten.
 function spelledOut(place, numbers) {
   const powers = numbers.filter((value) => value > 0).map(Math.log10);
-  const low = Math.min(...powers), high = Math.max(...powers);
-  if (place.type !== "log" || place.tickvals || !(high - low > 0.45)) return place;
-  const span = high - low;
+  const low = Math.min(...powers), high = Math.max(...powers), span = high - low;
+  // Between them, what plotly chooses is spelled out already.
+  if (place.type !== "log" || place.tickvals || !powers.length || (span > 0 && span < 0.45)) return place;
   const steps = span > 3 ? [1] : span > 1.6 ? [1, 3] : span > 1 ? [1, 2, 5] : [1, 2, 3, 4, 6, 8];
   const tickvals = [];
   for (let power = Math.floor(low) - 1; power <= high + 1; power++) {
@@ -44,6 +45,7 @@ function dressed(layout, traces) {
   };
 }
 
+const FEW = 12;  // runs that are drawn as boldly as a mean
 const isPicked = (run) => runs[state.picked] === run;
 const meanOf = (group) => `<b>${label(data.groups[group[0].group])}</b>`
   + (group.length > 1 ? `<br>mean of ${group.length}` : `<br>${label(group[0].name)}`);
@@ -84,6 +86,7 @@ function overSeeds(members, xOf, yOf) {
 // Lines of runs: a mean with its band for each setting, or every run; the picked run edged in black.
 function lines(members, xOf, yOf, { pale = false, mode = "lines", shape = "linear" } = {}) {
   const traces = [], opacity = pale ? 0.45 : 1, width = pale ? 1.3 : 2;
+  const thin = members.length > FEW ? 0.7 : 1;
   const line = (run) => ({ color: colour(run), width, dash: DASHES[style(run)], shape });
   if (state.means) {
     const told = members.filter((run) => !["diverged", "failed"].includes(run.status));
@@ -105,8 +108,8 @@ function lines(members, xOf, yOf, { pale = false, mode = "lines", shape = "linea
   } else {
     for (const run of members) {
       traces.push({
-        x: xOf(run), y: yOf(run), mode, opacity: 0.7 * opacity, meta: nameOf(run),
-        line: { ...line(run), width: 0.7 * width }, marker: { size: 4, color: colour(run) },
+        x: xOf(run), y: yOf(run), mode, opacity: thin * opacity, meta: nameOf(run),
+        line: { ...line(run), width: thin * width }, marker: { size: 4, color: colour(run) },
         hovertemplate: "%{meta}<br>%{x}: %{y:.4~g}<extra></extra>",
       });
     }
@@ -207,7 +210,7 @@ function frontsBySeries() {
 const NO_END = "No run that is shown has ended well yet.";
 
 panel("fvu-sparsity", () => {
-  const layout = { xaxis: axis(`${SPLIT} sparsity (fraction of zeros)`), yaxis: log(`${SPLIT} fvu`) };
+  const layout = { xaxis: axis(`${SPLIT} sparsity (fraction of zeros)`, UP_TO_1), yaxis: log(`${SPLIT} fvu`) };
   const found = scatter(({ final }) => final.sparsity, ({ final }) => final.fvu, layout, NO_END,
     ({ final }) => `score ${text(final["select/score"])}<br>sparsity, fvu:`);
   if (!found.traces) return found;
@@ -259,7 +262,8 @@ panel("mse-alpha-epochs", () => {
   if (!members.length) return visible().length ? "No run that is shown has a history." : NOTHING_SHOWN;
   const path = (x, y, run, meta, picked) => {
     const last = x.length - 1, template = "%{meta}<br>alpha %{x:.4~g}, mse %{y:.4~g}<extra></extra>";
-    const width = picked || state.means ? 2 : 1, line = { color: colour(run), width, dash: DASHES[style(run)] };
+    const width = picked || state.means || members.length <= FEW ? 2 : 1;
+    const line = { color: colour(run), width, dash: DASHES[style(run)] };
     const ends = { symbol: ["circle-open", "circle"], size: width > 1 ? 8 : 5, color: colour(run) };
     const edge = { x, y, mode: "lines", line: { color: "#000", width: 5 }, hoverinfo: "skip" };
     return [
@@ -279,7 +283,7 @@ panel("mse-alpha-epochs", () => {
 
 panel("mse-alpha-runs", () => scatter(
   ({ final }) => final["select/alpha"], ({ final }) => final.mse,
-  { xaxis: axis("alpha at the selected epoch"), yaxis: log(`${SPLIT} mse`) }, NO_END,
+  { xaxis: axis("alpha at the selected epoch", UP_TO_1), yaxis: log(`${SPLIT} mse`) }, NO_END,
   () => "alpha, mse:"));
 
 // ---- shift tolerance
@@ -290,7 +294,7 @@ const persistence = ({ final }) => final["shift/persistence"];
 panel("sparsity-persistence", () => scatter(
   ({ final }) => final.sparsity, persistence,
   {
-    xaxis: axis(`${SPLIT} sparsity (fraction of zeros)`), shapes: [level(1)],
+    xaxis: axis(`${SPLIT} sparsity (fraction of zeros)`, UP_TO_1), shapes: [level(1)],
     yaxis: axis("persistence (encoding / input)"),
   },
   NO_SHIFT,

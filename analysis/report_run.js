@@ -102,7 +102,10 @@ panel("raster", () => {
     }],
     xaxis: axis("seconds", { anchor: "y" }),
     yaxis: axis("unit, by time of peak", { domain: [0, 0.56], autorange: "reversed", showgrid: false }),
-    yaxis2: axis("", { domain: [0.61, 1], tickvals: moving.map((_, i) => -i), ticktext: moving.map(([name]) => name), ticks: "", tickfont: { size: 11 } }),
+    yaxis2: axis("", {
+      domain: [0.61, 1], ticks: "", tickfont: { size: 11 },
+      tickvals: moving.map((_, i) => -i), ticktext: moving.map(([name]) => name),
+    }),
   } };
 });
 
@@ -120,14 +123,18 @@ function tiles(pictures, names, channels, across = 8) {
       said[top + c][left + t] = `${names[i]}, ${channels[c]}, ${20 * (t - (frames - 1) / 2)} ms<br>${text(value)}`;
     }));
     annotations.push({
-      text: names[i], x: left + (frames - 1) / 2, y: top - 0.6, yanchor: "bottom", showarrow: false, font: { size: 10.5, color: SOFT },
+      text: names[i], x: left + (frames - 1) / 2, y: top - 0.6, yanchor: "bottom", showarrow: false,
+      font: { size: 10.5, color: SOFT },
     });
   });
   const ticks = Array.from({ length: down }, (_, i) => channels.map((_, c) => i * height + 2 + c)).flat();
   const traces = [{
     type: "heatmap", z, text: said, hovertemplate: "%{text}<extra></extra>", hoverongaps: false, zmin: -1, zmax: 1,
     colorscale: [[0, "#2166ac"], [0.25, "#92c5de"], [0.5, "#f7f7f7"], [0.75, "#f4a582"], [1, "#b2182b"]],
-    colorbar: { thickness: 9, len: 0.4, outlinewidth: 0, tickvals: [-1, 0, 1], title: { text: "of its<br>maximum", font: { size: 11 } } },
+    colorbar: {
+      thickness: 9, len: 0.4, outlinewidth: 0, tickvals: [-1, 0, 1],
+      title: { text: "of its<br>maximum", font: { size: 11 } },
+    },
   }];
   return { traces, layout: {
     height: 40 + 13.5 * down * height, annotations, margin: { l: 50, r: 10, t: 4, b: 34 },
