@@ -73,7 +73,10 @@ class Block(nn.Module):
     def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
         # Biases make padded frames non-zero, and the next convolution would read them into the
         # last real ones: hence the mask before each convolution.
-        h = self.conv(h if mask is None else h * mask)
+        return self.activate(self.conv(h if mask is None else h * mask), mask)
+
+    def activate(self, h: Tensor, mask: Tensor | None) -> Tensor:
+        """What follows the convolution: normalisation and ReLU, or nothing."""
         if self.linear:
             return h
         return F.relu(h if self.norm is None else self.norm(h, mask))

@@ -71,6 +71,13 @@ class Split:
         """The same split with its frames on a device."""
         return replace(self, frames=self.frames.to(device))
 
+    def pick(self, indices: Iterable[int]) -> "Split":
+        """The utterances at these indices, in that order; at least one."""
+        picked = [self[i] for i in indices]
+        offsets = np.concatenate([[0], np.cumsum([len(frames) for frames in picked])])
+        names = tuple(self.names[i] for i in indices)
+        return replace(self, names=names, frames=torch.cat(picked), offsets=offsets)
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel (D,), in raw units."""
         frames = self.frames.double()

@@ -1,0 +1,387 @@
+"""How tolerant is an encoding to small shifts in time, and what is left of the signal in it?
+
+A stride-1 convolutional encoder E follows a shift by whole frames exactly. How little such a shift
+changes its encoding is therefore how similar the encoding is to itself some frames later. Shifts
+by parts of a frame, and smoothing over time, are measured as such. A code that hardly changes says
+nothing by itself: it is read with the participation ratio (is all of it one slow direction?), the
+noise gain (is the signal squeezed into differences that noise would bury?) and the fvu.
+
+Utterances go through the model one by one, so there is no padding that could count. Sums over a
+split are in float64 and divided once. A constant or dead encoding leaves all of this undefined.
+
+Shapes: x (D, T) input in units of the train split's sd; z (C, T) encoding; both of one utterance.
+Shifts and lags are in frames of 20 ms, cutoffs in fractions of the Nyquist frequency, 25 Hz.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from emaae.data import Split
+from emaae.data.features import FRAME_RATE_HZ
+from emaae.losses import LIVE
+from emaae.models import CNNAutoEncoder
+from emaae.progress import progress
+
+FRAME_MS = 1000 / FRAME_RATE_HZ
+LAGS = tuple(range(26))
+SHIFTS = (0.25, 0.5, 1.0, 2.0)
+CUTOFFS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.6, 0.8)
+SHIFT_TAPS, LOWPASS_TAPS, KAISER_BETA = 33, 101, 8.0
+# Standard deviation of the noise, in units of each unit's own.
+NOISE = 0.1
+# A variance below this fraction of the mean square is what float32 makes of a constant.
+ROUNDING = 1e-12
+# Of a validation split one utterance in ten is measured every epoch, within these bounds.
+FEWEST, MOST = 8, 32
+
+
+# ---- filters
+
+
+def windowed_sinc(n_taps: int, cutoff: float = 1.0, delay: float = 0.0) -> Tensor:
+    """Taps (n_taps,) of a low-pass filter that delays by `delay` frames; odd n_taps, DC gain 1.
+
+    The window (Kaiser, beta 8) is centred on the delay (Laakso et al. 1996, "Splitting the unit
+    delay"), so that whole frames are exact.
+    """
+    reach = n_taps // 2
+    n = torch.arange(-reach, reach + 1, dtype=torch.float64) + delay
+    inside = 1 - (n / reach).square()
+    window = torch.where(inside >= 0, torch.special.i0(KAISER_BETA * inside.clamp(min=0).sqrt()), 0)
+    taps = torch.sinc(cutoff * n) * window
+    return taps / taps.sum()
+
+
+def held(x: Tensor, n: int) -> Tensor:
+    """x (C, T) with its first and last frame held for n frames beyond the ends: (C, T + 2 n)."""
+    return F.pad(x, (n, n), mode="replicate")
+
+
+def fir(x: Tensor, taps: Tensor) -> Tensor:
+    """Each channel of x (..., C, T) through one filter, less its ends: (..., C, T - taps + 1)."""
+    # Depthwise: twenty times faster than channels as a batch.
+    n_channels = x.shape[-2]
+    return F.conv1d(x, taps.to(x).expand(n_channels, 1, -1), groups=n_channels)
+
+
+def filtered(x: Tensor, filters: Tensor) -> Tensor:
+    """x (C, T) through each filter (F, taps), odd taps: (F, C, T). A constant stays constant."""
+    beyond = held(x, filters.shape[1] // 2)
+    return torch.stack([fir(beyond, taps) for taps in filters])
+
+
+def decode_filtered(model: CNNAutoEncoder, z: Tensor, filters: Tensor) -> Tensor:
+    """decode(LP z) for each low-pass filter (F, taps), in units of sd: z (C, T) -> (F, D, T).
+
+    The filter commutes with the decoder's first convolution: that is computed once, and has fewer
+    channels to filter than z (a bias passes a DC gain of 1 unchanged). But the convolution reads
+    zeros beyond the ends of LP z, where the filter holds what is there: the frames that those
+    zeros reach are made in the order of the definition.
+    """
+    first, n_frames = model.decoder[0], z.shape[1]
+    weight, bias = first.conv.weight, first.conv.bias
+    reach, wide = weight.shape[2] // 2, filters.shape[1] // 2
+    once = held(F.conv1d(held(z, 2 * reach), weight, bias), wide - reach)
+
+    n_ends, n_read = min(n_frames, reach), min(n_frames, 2 * reach)
+    beyond, span = held(z, wide), n_read + 2 * wide
+    ends = torch.stack([beyond[:, :span], beyond[:, -span:]])
+    heads, tails = torch.stack([fir(ends, taps) for taps in filters], 1)
+    zeros = (reach, 2 * reach - n_read)
+    ends = F.conv1d(torch.cat([F.pad(heads, zeros), F.pad(tails, zeros[::-1])]), weight, bias)
+
+    decoded = []
+    # One filter after another: all at once fall out of the cache.
+    for taps, head, tail in zip(filters, *ends.chunk(2)):
+        h = fir(once, taps)[None]
+        h[..., :n_ends], h[..., -n_ends:] = head[:, :n_ends], tail[:, -n_ends:]
+        h = first.activate(h, None)
+        for block in model.decoder[1:]:
+            h = block(h, None)
+        decoded.append(h)
+    return torch.cat(decoded)
+
+
+# ---- sums over a split
+
+
+class Moments:
+    """Mean and variance of each of C channels."""
+
+    def __init__(self) -> None:
+        self.n_frames = 0
+        self.total: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, z: Tensor) -> None:
+        """Count z (C, T)."""
+        z = z.double()
+        self.n_frames += z.shape[1]
+        self.total = self.total + z.sum(1)
+        self.squares = self.squares + z.square().sum(1)
+
+    @property
+    def mean(self) -> Tensor:
+        """(C,) in float64."""
+        return self.total / self.n_frames
+
+    @property
+    def variance(self) -> Tensor:
+        """(C,) in float64; exactly 0 for a constant."""
+        square = self.squares / self.n_frames
+        variance = square - self.mean.square()
+        return torch.where(variance > ROUNDING * square, variance, 0.0)
+
+    @property
+    def live(self) -> Tensor:
+        """Which channels vary (C,): by more than 1e-8 of the most variable one's variance."""
+        return (self.variance > 0) & (self.variance > LIVE * self.variance.max())
+
+    def centre(self, z: Tensor) -> Tensor:
+        """z (C, T) less its mean over the split; a constant is exactly 0."""
+        return torch.where(self.variance[:, None] > 0, z - self.mean[:, None].to(z), 0.0)
+
+
+class SelfSimilaritySums:
+    """How similar is each channel to itself some frames later?
+
+    S_c(k) = sum (z_t - mu)(z_t+k - mu) / (1/2 sum [(z_t - mu)^2 + (z_t+k - mu)^2]) over the pairs
+    of frames t, t + k within one utterance: 1 for k = 0, -1 for a period of 2 k.
+    """
+
+    def __init__(self, lags: Sequence[int] = LAGS) -> None:
+        self.lags = tuple(lags)
+        self.products: Tensor | float = 0.0  # (lag, C), the numerator
+        self.energy: Tensor | float = 0.0  # (lag, C), the denominator
+
+    def add(self, z: Tensor) -> None:
+        """Count z (C, T), centred."""
+        squares, n_frames = z.square(), z.shape[1]
+        products, energy = [], []
+        for lag in self.lags:
+            early, late = slice(0, max(0, n_frames - lag)), slice(lag, None)
+            products.append((z[:, early] * z[:, late]).sum(1))
+            energy.append((squares[:, early] + squares[:, late]).sum(1) / 2)
+        self.products = self.products + torch.stack(products).double()
+        self.energy = self.energy + torch.stack(energy).double()
+
+    def curve(self, live: Tensor) -> list[float]:
+        """Mean over the channels in `live` (C,) for each lag; NaN when no pair is so far apart."""
+        similarity = torch.where(live & (self.energy > 0), self.products / self.energy, math.nan)
+        return similarity.nanmean(1).tolist()
+
+
+def half_life_ms(curve: Sequence[float]) -> float:
+    """Where a self-similarity over the lags 0, 1, 2, ... first falls to 1/2, in ms.
+
+    Between two lags it is taken as straight. A curve that stays above 1/2 gives its last lag: 500
+    says "500 or more". NaN when the curve is undefined before it falls.
+    """
+    for k, value in enumerate(curve):
+        if math.isnan(value):
+            return math.nan
+        if value <= 0.5:
+            return FRAME_MS * (k - (0.5 - value) / (curve[k - 1] - value))
+    return FRAME_MS * (len(curve) - 1)
+
+
+class CovarianceSums:
+    """In how many directions does the encoding vary?"""
+
+    def __init__(self) -> None:
+        self.products: Tensor | float = 0.0  # (C, C)
+
+    def add(self, z: Tensor) -> None:
+        """Count z (C, T), centred."""
+        self.products = self.products + (z @ z.T).double()
+
+    def participation_ratio(self) -> float:
+        """tr(S)^2 / ||S||_F^2 of the covariance S: 1 to C, K for K equal independent directions.
+
+        This is (sum of eigenvalues)^2 / (sum of their squares), without the eigenvalues.
+        """
+        return float(self.products.trace() ** 2 / self.products.square().sum())
+
+
+class ChangeSums:
+    """Energy of one or more changes of a signal, in fractions of the signal's own variance.
+
+    With y - x as the change it is the fvu of y.
+    """
+
+    def __init__(self) -> None:
+        self.change: Tensor | float = 0.0  # (F,)
+        self.energy: Tensor | float = 0.0
+
+    def add(self, change: Tensor, centred: Tensor) -> None:
+        """Count changes (F, C, T) of a signal whose centred form is `centred` (C, T)."""
+        self.change = self.change + change.square().sum((1, 2)).double()
+        self.energy = self.energy + centred.square().sum().double()
+
+    def compute(self) -> Tensor:
+        """(F,) in float64, >= 0; NaN for a constant signal, or when nothing was counted."""
+        energy = torch.as_tensor(self.energy)
+        return torch.where(energy > 0, torch.as_tensor(self.change) / energy, math.nan)
+
+
+# ---- the metrics
+
+
+class Cheap:
+    """Self-similarity, participation ratio and noise gain: cheap enough for every validation.
+
+    Made from a first pass over the split, it then takes each utterance once.
+    """
+
+    def __init__(self, model: CNNAutoEncoder, split: Split, lags: Sequence[int]) -> None:
+        self.model, self.x, self.z = model, Moments(), Moments()
+        for _, raw in _utterances(model, split):
+            self.x.add(model.standardise(raw))
+            self.z.add(model.encode(raw[None])[0])
+        self.similarity = SelfSimilaritySums(lags)
+        self.covariance = CovarianceSums()
+        self.fvu = ChangeSums()  # without noise, with noise
+
+    def add(self, name: str, x: Tensor, z: Tensor) -> None:
+        """Count an utterance of this name; x and z as they are, not centred."""
+        centred = self.z.centre(z)
+        self.similarity.add(centred)
+        self.covariance.add(centred)
+        # Each utterance has noise of its own, whatever the order; the CPU's, on every device.
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode(errors="replace")))
+        noise = torch.randn(z.shape, generator=generator)
+        noise /= noise.square().mean(1, keepdim=True).sqrt()  # its energy is no matter of chance
+        noise = NOISE * self.z.variance.sqrt()[:, None].to(z) * noise.to(z)
+        y = self.model.standardise(self.model.decode(torch.stack([z, z + noise])))
+        self.fvu.add((y - x).double(), self.x.centre(x).double())
+
+    def compute(self) -> dict[str, float]:
+        """self_similarity_20ms and _80ms, participation_ratio, noise_gain."""
+        curve = dict(zip(self.similarity.lags, self.similarity.curve(self.z.live)))
+        clean, noisy = self.fvu.compute().tolist()
+        row = {
+            "self_similarity_20ms": curve[1],
+            "self_similarity_80ms": curve[4],
+            "participation_ratio": self.covariance.participation_ratio(),
+            "noise_gain": (noisy - clean) / NOISE**2,
+        }
+        return row if self.z.live.any() else dict.fromkeys(row, math.nan)
+
+
+def sample(split: Split) -> Split:
+    """A tenth of a split, 8 to 32 utterances, spread evenly over the lengths: always the same."""
+    n = min(len(split), max(FEWEST, min(MOST, len(split) // 10)))
+    by_length = np.lexsort((split.names, split.lengths))
+    return split.pick(by_length[np.linspace(0, len(split) - 1, n).round().astype(int)])
+
+
+@torch.no_grad()
+def quick(model: CNNAutoEncoder, split: Split) -> dict[str, float]:
+    """What is worth knowing after every epoch, see `Cheap.compute`. For a `sample` of a split.
+
+    The model is measured in evaluation mode and left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    cheap = Cheap(model, split, lags=(1, 4))
+    for name, raw in _utterances(model, split):
+        cheap.add(name, model.standardise(raw), model.encode(raw[None])[0])
+    model.train(was_training)
+    return cheap.compute()
+
+
+@torch.no_grad()
+def shift_tolerance(
+    model: CNNAutoEncoder, split: Split
+) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+    """Every metric of this module on a whole split, and the curves that they are points of.
+
+    The README's table says what each metric means. The curves are self-similarity over lags, gain
+    over shifts, and the fvu after smoothing over cutoffs, each of the encoding and of the input.
+    The model is measured in evaluation mode and left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    shifts = torch.stack([windowed_sinc(SHIFT_TAPS, delay=shift) for shift in SHIFTS])
+    half = SHIFTS.index(0.5)
+    smoothing = torch.stack([windowed_sinc(LOWPASS_TAPS, cutoff) for cutoff in CUTOFFS])
+    # Nearer to the ends, the encoder's zero padding and the shift's held frames would be compared.
+    margin = model.receptive_field() // 2 + SHIFT_TAPS // 2
+
+    cheap = Cheap(model, split, LAGS)
+    similarity_x, covariance_x = SelfSimilaritySums(LAGS), CovarianceSums()
+    moved_z, moved_x, inequivariance = ChangeSums(), ChangeSums(), ChangeSums()
+    smooth_z, smooth_x = ChangeSums(), ChangeSums()
+    everything = progress(
+        _utterances(model, split), "shift tolerance", total=len(split), unit="utterances"
+    )
+    for name, raw in everything:
+        shifted = filtered(raw, shifts)
+        x, x_shifted = model.standardise(raw), model.standardise(shifted)
+        z, *z_shifted = model.encode(torch.cat([raw[None], shifted]))
+        z_shifted = torch.stack(z_shifted)
+        centred_x, centred_z = cheap.x.centre(x), cheap.z.centre(z)
+        cheap.add(name, x, z)
+        similarity_x.add(centred_x)
+        covariance_x.add(centred_x)
+        smooth_z.add(decode_filtered(model, z, smoothing) - x, centred_x)
+        smooth_x.add(filtered(x, smoothing) - x, centred_x)
+        inside = slice(margin, x.shape[1] - margin)
+        if x.shape[1] > 2 * margin:
+            followed = z_shifted[[half]] - filtered(z, shifts[[half]])
+            moved_z.add((z_shifted - z)[..., inside], centred_z[:, inside])
+            moved_x.add((x_shifted - x)[..., inside], centred_x[:, inside])
+            inequivariance.add(followed[..., inside], centred_z[:, inside])
+    model.train(was_training)
+
+    similarity = cheap.similarity.curve(cheap.z.live)
+    input_similarity = similarity_x.curve(cheap.x.live)
+    gain = (moved_z.compute() / moved_x.compute()).sqrt().expand(len(SHIFTS))
+    fvu_z, fvu_x = smooth_z.compute(), smooth_x.compute()
+    encoding = {f"shift/{key}": value for key, value in cheap.compute().items()} | {
+        "shift/half_life_ms": half_life_ms(similarity),
+        "shift/persistence": half_life_ms(similarity) / half_life_ms(input_similarity),
+        "shift/gain_10ms": float(gain[half]),
+        "shift/equivariance_error": float(inequivariance.compute()),
+        "lowpass/gain_0.2": float((fvu_x / fvu_z)[CUTOFFS.index(0.2)]),
+        "lowpass/auc_ratio": float(fvu_z.mean() / fvu_x.mean()),
+    }
+    if not cheap.z.live.any():
+        encoding = dict.fromkeys(encoding, math.nan)
+        fvu_z = torch.full_like(fvu_z, math.nan)
+    row = encoding | {
+        "shift/input_half_life_ms": half_life_ms(input_similarity),
+        "shift/input_self_similarity_20ms": input_similarity[1],
+        "shift/input_self_similarity_80ms": input_similarity[4],
+        "shift/input_participation_ratio": covariance_x.participation_ratio(),
+    }
+    curves = {
+        "self_similarity": {
+            "lag_ms": [FRAME_MS * lag for lag in LAGS],
+            "encoding": similarity,
+            "input": input_similarity,
+        },
+        "gain": {
+            "shift_ms": [FRAME_MS * shift for shift in SHIFTS],
+            "encoding": gain.tolist(),
+            "input": [1.0] * len(SHIFTS),
+        },
+        "lowpass": {
+            "cutoff": list(CUTOFFS),
+            "encoding": fvu_z.tolist(),
+            "input": fvu_x.tolist(),
+        },
+    }
+    return row, curves
+
+
+def _utterances(model: CNNAutoEncoder, split: Split) -> Iterator[tuple[str, Tensor]]:
+    """Name and raw features (D, T) of each utterance, in the precision of the model."""
+    for i, name in enumerate(split.names):
+        yield name, split[i].T.to(model.mean.dtype)
