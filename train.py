@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     from emaae.losses import Objective
     from emaae.models import build_model
     from emaae.run_folder import RunFolder
+    from emaae.shift import shift_tolerance
     from emaae.tracking import run as wandb_run
     from emaae.training import fit
 
@@ -70,7 +71,12 @@ def main(argv: list[str] | None = None) -> int:
                 target_sparsity=config.target_sparsity,
             )
             metrics |= {f"{name}/{key}": value for key, value in row.items()}
-        run.finish(metrics, status)
+        curves = {}
+        if config.eval_only or fitted.best is not None:
+            last = next(name for name in ("test", "val", "train") if name in splits)
+            row, found = shift_tolerance(model, splits[last])
+            metrics, curves = metrics | row, {"split": last} | found
+        run.finish(metrics, status, curves)
     return DIVERGED if status == "diverged" else 0
 
 

@@ -8,6 +8,7 @@ from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
 
 # The metrics of the table at the end of a run.
+TOLERANCE = ("shift/persistence", "shift/noise_gain", "lowpass/gain_0.2")
 SHOWN = ("fvu", "mse", "r_articulators", "r/pitch", "sparsity", "l0", "dead", "hoyer", "score")
 
 
@@ -35,17 +36,27 @@ def epoch_line(row: Mapping[str, Any], epochs: int, seconds: float) -> str:
     )
 
 
-def table(metrics: Mapping[str, Any], status: str, folder: Path) -> str:
+def table(
+    metrics: Mapping[str, Any],
+    status: str,
+    folder: Path,
+    curves: Mapping[str, Any] | None = None,
+) -> str:
     """The end of a run: the main numbers of each split that was measured, and the model's path."""
     splits = [s for s in ("train", "val", "test") if f"{s}/fvu" in metrics]
     lines = [f"\n{status} {folder}"]
     if splits:
-        lines.append(f"{'':<16}" + "".join(f"{split:>12}" for split in splits))
+        lines.append(f"{'':<18}" + "".join(f"{split:>12}" for split in splits))
         for name in SHOWN:
             values = "".join(f"{metrics[f'{split}/{name}']:>12.4f}" for split in splits)
-            lines.append(f"{name:<16}{values}")
+            lines.append(f"{name:<18}{values}")
+    if curves:
+        half_life, of_input = metrics["shift/half_life_ms"], metrics["shift/input_half_life_ms"]
+        why = f"({curves['split']}: half-life {half_life:.0f} ms, the input's {of_input:.0f} ms)"
+        for name in TOLERANCE:
+            lines.append(f"{name:<18}{metrics[name]:>12.4f}" + f"   {why}" * (name == TOLERANCE[0]))
     if "select/score" in metrics:
         best = f"(validation, best epoch {metrics['select/epoch']})"
-        lines.append(f"{'select/score':<16}{metrics['select/score']:>12.4f}   {best}")
+        lines.append(f"{'select/score':<18}{metrics['select/score']:>12.4f}   {best}")
         lines.append(f"model: {folder / 'best.pth'}")
     return "\n".join(lines)

@@ -191,7 +191,7 @@ class RunFolder:
             )
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         checkpoint.write_whole(history, lambda file: file.write(text.encode()))
-        for name in ("metrics.json", "best.pth"):
+        for name in ("metrics.json", "curves.json", "best.pth"):
             (self.path / name).unlink(missing_ok=True)
         for folder in self.path.glob("reconstructions/epoch-*"):
             if int(folder.name.removeprefix("epoch-")) > epoch:
@@ -231,18 +231,23 @@ class RunFolder:
             images.append(reconstructions.save(found, stem, f"epoch {epoch}"))
         self.tracker.show("reconstructions", images)
 
-    def finish(self, metrics: Mapping[str, Any], status: str) -> None:
-        """Write metrics.json, end the W&B run, print the table.
+    def finish(
+        self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write metrics.json and curves.json, end the W&B run, print the table.
 
-        status: finished, early_stopped, diverged, preempted or failed.
+        status: finished, early_stopped, diverged, preempted or failed. curves: those of
+        `shift.shift_tolerance` and the name of their `split`, when there are any.
         """
         self._finished = True
+        if curves:
+            checkpoint.write_json(self.path / "curves.json", plain(curves))
         final = plain(metrics) | {"status": status}
         checkpoint.write_json(self.path / "metrics.json", final)
         finite = {name: value for name, value in plain(metrics).items() if value is not None}
         self.tracker.finish(finite, status)
         if status not in ("failed", "preempted"):
-            print(console.table(metrics, status, self.path), flush=True)
+            print(console.table(metrics, status, self.path, curves), flush=True)
 
 
 def _own(folder: Path) -> IO[str] | None:
@@ -282,12 +287,13 @@ def _name(config: Config) -> str:
     )
 
 
-def plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: an undefined number becomes null."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
+def plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: an undefined number becomes null, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ from emaae.losses import Objective, Sums
 from emaae.models import CNNAutoEncoder
 from emaae.progress import progress
 from emaae.schedules import AlphaSchedule, lambda_eff
+from emaae.shift import quick, sample
 from emaae.signals import Interrupted, uninterrupted
 
 
@@ -206,6 +207,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
     objective = Objective(config.sparse_loss, config.weight_penalty)
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
     model, selection, phase, news = state.model, state.selection, state.phase, ""
+    few = sample(val)
 
     while state.epoch < config.epochs and not state.stopped:
         began, alpha = time.monotonic(), state.alpha(config.alpha)
@@ -217,7 +219,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
             alpha=alpha,
             batch_sz=config.batch_sz,
             target_sparsity=config.target_sparsity,
-        )
+        ) | quick(model, few)
         with uninterrupted():
             state.epoch += 1
             state.batch, state.sums, state.active = 0, None, None

@@ -94,6 +94,16 @@ def test_pull_copies_the_promoted_model_and_what_goes_with_it(sweep, tmp_path):
     assert same(emaae.load_model(tmp_path / "mine"), models["0001"])
 
 
+def test_curves_go_with_the_model_that_they_are_of(sweep, tmp_path):
+    folder, _ = sweep
+    with_curves, without = folder / "runs" / "0001", folder / "runs" / "0002"
+    (with_curves / "curves.json").write_text('{"split": "test"}')
+    promote(str(folder))
+    for source, expected in ((folder, True), (without, False), (with_curves, True)):
+        pull(str(source), tmp_path / "mine")
+        assert (tmp_path / "mine" / "curves.json").is_file() == expected
+
+
 def test_pull_takes_a_run_or_the_best_run_when_nothing_was_promoted(sweep, tmp_path):
     folder, models = sweep
     pull(str(folder), tmp_path / "best-of-sweep")

@@ -25,6 +25,8 @@ from emaae.data import load_splits
 from emaae.errors import UserError
 from emaae.evaluation import evaluate
 from emaae.losses import Objective
+from emaae.run_folder import plain
+from emaae.shift import quick, shift_tolerance
 
 SHARED = ROOT.parent / "shared" / "data" / "ema"
 
@@ -67,6 +69,7 @@ def test_the_run_folder_is_complete(finished):
     assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == [
         "best.pth",
         "config.json",
+        "curves.json",
         "history.jsonl",
         "last.pt",
         "metrics.json",
@@ -89,6 +92,24 @@ def test_the_run_folder_is_complete(finished):
     assert metrics["select/score"] == min(row["val/score"] for row in rows)
     assert metrics["select/epoch"] == 2
     assert metrics["select/alpha"] == rows[1]["alpha"] == 0.15
+
+
+def test_shift_tolerance_is_measured_once_on_the_best_weights_and_a_little_after_each_epoch(
+    finished,
+):
+    run, flags, out = finished
+    splits = load_splits(Config.from_args(flags))
+    row, curves = shift_tolerance(emaae.load_model(run), splits["test"])
+    metrics = json.loads((run / "metrics.json").read_text())
+    kept = json.loads((run / "curves.json").read_text())
+    for name, value in row.items():
+        assert metrics[name] == pytest.approx(value, rel=1e-4), name
+    assert kept.pop("split") == "test"
+    assert kept == plain(curves)
+    cheap = quick(emaae.load_model(run), splits["val"])
+    for name, value in cheap.items():
+        assert history(run)[1][f"val/{name}"] == pytest.approx(value, rel=1e-3), name
+    assert f"shift/persistence {row['shift/persistence']:>12.4f}   (test: half-life" in out
 
 
 def test_the_last_state_is_whole_and_loads_without_running_code(finished):
@@ -193,6 +214,7 @@ def test_without_a_test_directory_there_are_no_test_metrics(small):
     metrics = json.loads((only_run(flags) / "metrics.json").read_text())
     assert "select/score" in metrics
     assert not any(name.startswith("test/") for name in metrics)
+    assert json.loads((only_run(flags) / "curves.json").read_text())["split"] == "val"
 
 
 def test_undefined_numbers_are_null_in_json(small):
@@ -203,6 +225,7 @@ def test_undefined_numbers_are_null_in_json(small):
     assert last["val/sparsity"] == 1
     assert last["val/hoyer"] is None
     assert last["val/r_articulators"] is None
+    assert last["val/noise_gain"] is None
 
 
 @pytest.mark.parametrize("how", ["diverged", "failed"])
@@ -218,6 +241,7 @@ def test_a_run_without_a_selected_epoch_has_no_test_metrics_and_no_model(
     run = only_run(small)
     assert json.loads((run / "metrics.json").read_text()) == {"status": how}
     assert not (run / "best.pth").exists()
+    assert not (run / "curves.json").exists()
     assert "model:" not in capsys.readouterr().out
 
 

@@ -112,6 +112,28 @@ def test_each_epoch_is_one_row_and_the_score_is_logged_once(swept):
         assert run.config["batch_sz"] == 32
 
 
+def test_the_curves_are_rows_over_axes_of_their_own(swept):
+    backend, _, _, home = swept
+    for run_id, run in backend.runs.items():
+        (folder,) = (home / "runs").glob(f"*-{run_id}")
+        curves = json.loads((folder / "curves.json").read_text())
+        assert curves["split"] == "test"
+        for name, axis, encoding, own in [
+            ("self_similarity", "shift/lag_ms", "shift/self_similarity", "lag_ms"),
+            ("gain", "shift/shift_ms", "shift/gain", "shift_ms"),
+            ("lowpass", "lowpass/cutoff", "lowpass/fvu", "cutoff"),
+        ]:
+            rows = [row for row in run.history if axis in row]
+            assert [row[axis] for row in rows] == curves[name][own]
+            there = [row[encoding] for row in rows if encoding in row]
+            assert there == [value for value in curves[name]["encoding"] if value is not None]
+            assert not any("epoch" in row for row in rows)
+            assert encoding not in run.summary, "the last point of a curve is no result"
+        assert (
+            run.summary["shift/input_self_similarity_20ms"] == curves["self_similarity"]["input"][1]
+        )
+
+
 def test_each_run_stores_its_model_and_its_reconstructions(swept):
     backend, _, _, home = swept
     for run_id, run in backend.runs.items():
@@ -120,6 +142,7 @@ def test_each_run_stores_its_model_and_its_reconstructions(swept):
         model = mine["model"]
         assert model.name == f"emaae-{run_id}"
         assert model.files["best.pth"] == (folder / "best.pth").read_bytes()
+        assert model.files["curves.json"] == (folder / "curves.json").read_bytes()
         epoch = model.metadata["epoch"]
         assert {"best", "latest", f"epoch-{epoch}"} <= set(model.aliases)
         assert model.metadata["score"] == pytest.approx(run.summary["select/score"])
@@ -155,6 +178,7 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     assert done.returncode == 0, done.stderr
     (folder,) = (home / "runs").glob(f"*-{best_id}")
     pulled, trained = emaae.load_model(tmp_path / "best"), emaae.load_model(folder)
+    assert (tmp_path / "best/curves.json").read_bytes() == (folder / "curves.json").read_bytes()
     x = torch.randn(1, 13, 30)
     assert torch.equal(pulled.encode(x), trained.encode(x))
 
@@ -276,7 +300,9 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path):
         (published,) = backend.sweeps.values()
         assert {run.id for run in published.runs} == set(backend.runs)
         assert sorted(run.config["alpha"] for run in backend.runs.values()) == [0.05, 0.3]
-        assert all(len(run.history) == 4 for run in backend.runs.values())
+        for run in backend.runs.values():  # epochs, the final metrics, 26 + 4 + 10 points of curves
+            assert len(run.history) == 3 + 1 + 40
+            assert sum("select/score" in row for row in run.history) == 1
         models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
         assert {a.run_id for a in models} == set(backend.runs)
 

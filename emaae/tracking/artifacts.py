@@ -29,7 +29,7 @@ def log_artifacts(run: Any, folder: Path, wait_s: float | None) -> None:
 
 
 def model_artifact(folder: Path, run_id: str) -> Any | None:
-    """best.pth, model_config.json and metrics.json; None when no epoch was selected.
+    """best.pth, model_config.json, metrics.json, curves.json; None when no epoch was selected.
 
     The metadata hold what a model is chosen by: score, fvu and sparsity on the validation split,
     epoch, alpha and its schedule, commit, and the sha256 of best.pth.
@@ -54,8 +54,9 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
         **{name: config[name] for name in (*knobs, "n_decoder", "norm", "keep_loudness")},
     }
     artifact = wandb.Artifact(f"{MODEL}-{run_id}", type="model", metadata=metadata)
-    for name in ("best.pth", "model_config.json", "metrics.json"):
-        _add(artifact, folder / name, name)
+    for name in ("best.pth", "model_config.json", "metrics.json", "curves.json"):
+        if (folder / name).is_file():  # a run that was interrupted has no curves
+            _add(artifact, folder / name, name)
     return artifact
 
 

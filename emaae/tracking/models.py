@@ -21,6 +21,7 @@ from emaae.tracking.artifacts import MODEL, sha256
 from emaae.tracking.run import public_api
 
 FILES = ("best.pth", "model_config.json", "metrics.json")
+CURVES = "curves.json"  # a model may lack it
 GOOD = ("finished", "early_stopped")
 PROMOTED = "promoted.json"
 
@@ -57,9 +58,15 @@ def pull(ref: str, out: Path) -> Path:
                 "the file was changed or cut short; pull again, or promote again"
             )
         out.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        (out / CURVES).unlink(missing_ok=True)  # of another model
+        for name in _files(source):
             shutil.copyfile(source / name, out / name)
     return out
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of the model in a folder."""
+    return [*FILES, *([CURVES] if (folder / CURVES).is_file() else [])]
 
 
 # ---- a local sweep
@@ -97,7 +104,7 @@ def _promote_local(folder: Path) -> Best:
         best = folder / "best"
         if not (best / PROMOTED).is_file() or read_json(best / PROMOTED) != chosen:
             beside = Path(tempfile.mkdtemp(prefix=".best-", dir=folder))
-            for name in FILES:
+            for name in _files(run):
                 shutil.copyfile(run / name, beside / name)
             write_json(beside / PROMOTED, chosen)
             # Renamed into place, so that nobody loads half of it.
@@ -137,7 +144,7 @@ def _promote_on_wandb(path: str) -> Best:
             promoted = wandb.Artifact(
                 collection, type="model", metadata=dict(source.metadata) | {"run": run_id}
             )
-            for name in FILES:
+            for name in _files(files):
                 promoted.add_file(str(files / name), name=name, skip_cache=True)
             settings = wandb.Settings(silent=True, console="off")
             with wandb.init(

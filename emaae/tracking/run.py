@@ -24,6 +24,20 @@ INIT_TIMEOUT_S = 20
 FINISH_TIMEOUT_S = 300
 UPLOAD_TIMEOUT_S = 120
 PREEMPTED_TIMEOUT_S = 20  # of a node that is about to be taken
+# What curves.json is on W&B: the axis and the metrics of each curve.
+CURVES = {
+    "self_similarity": {
+        "lag_ms": "shift/lag_ms",
+        "encoding": "shift/self_similarity",
+        "input": "shift/input_self_similarity",
+    },
+    "gain": {"shift_ms": "shift/shift_ms", "encoding": "shift/gain"},
+    "lowpass": {
+        "cutoff": "lowpass/cutoff",
+        "encoding": "lowpass/fvu",
+        "input": "lowpass/input_fvu",
+    },
+}
 # In a run's folder: which W&B run it is, and what of it W&B does not have yet.
 RECORD = "wandb.json"
 
@@ -96,8 +110,13 @@ class Tracker:
             self.log({name: math.nan if value is None else value for name, value in row.items()})
 
     def log_final(self, metrics: Mapping[str, Any]) -> None:
-        """The metrics that are logged once, `select/score` among them: a row without an epoch."""
-        self._log({name: _for_wandb(name, value) for name, value in metrics.items()})
+        """What is logged once and belongs to no epoch, as far as the W&B run lacks it.
+
+        A row of metrics, `select/score` among them, and a row for each point of curves.json.
+        """
+        rows = [{name: _for_wandb(name, value) for name, value in metrics.items()}]
+        for row in (rows + curve_rows(self.folder))[max(0, self._there - n_epochs(self.folder)) :]:
+            self._log(row)
 
     def _log(self, row: Mapping[str, Any]) -> None:
         if self._run is None or self._lost is not None:
@@ -231,9 +250,35 @@ def _init(config: Config, folder: Path, mode: str, before: Mapping[str, Any] | N
             finish_timeout_raises=True,
         ),
     )
+    define_axes(run)
+    return run
+
+
+def define_axes(run: Any) -> None:
+    """Tell W&B what each metric is drawn over: the epoch, or the axis of its curve."""
     # Not filled in by itself: the final row belongs to no epoch.
     run.define_metric("*", step_metric="epoch", step_sync=False)
-    return run
+    for axis, *metrics in (names.values() for names in CURVES.values()):
+        run.define_metric(axis, summary="none")
+        for metric in metrics:
+            run.define_metric(metric, step_metric=axis, step_sync=False, summary="none")
+
+
+def curve_rows(folder: Path) -> list[dict[str, float]]:
+    """The points of curves.json as rows for W&B; none when there is no such file."""
+    path, rows = folder / "curves.json", []
+    curves = read_json(path) if path.is_file() else {}
+    for curve, names in CURVES.items():
+        series = {metric: curves[curve][key] for key, metric in names.items()} if curves else {}
+        for point in zip(*series.values()):
+            rows.append({k: value for k, value in zip(series, point) if value is not None})
+    return rows
+
+
+def n_epochs(folder: Path) -> int:
+    """How many epochs are in the history of a run's folder."""
+    history = folder / "history.jsonl"
+    return len(history.read_text(encoding="utf-8").splitlines()) if history.is_file() else 0
 
 
 def _given_by_sweep(run: Any) -> dict[str, Any]:
@@ -286,12 +331,10 @@ def check_history(folder: Path, path: str) -> None:
     """
     import wandb
 
-    history = folder / "history.jsonl"
-    rows = len(history.read_text(encoding="utf-8").splitlines()) if history.is_file() else 0
-    metrics = folder / "metrics.json"
+    metrics, rows = folder / "metrics.json", n_epochs(folder)
     final = read_json(metrics) if metrics.is_file() else {}
     if len(final) > 1 and final["status"] != "preempted":
-        rows += 1  # the final metrics
+        rows += 1 + len(curve_rows(folder))
     there = public_api().run(path).lastHistoryStep + 1  # counts from 0
     if there < rows:
         raise wandb.Error(f"{there} of {rows} rows arrived")

@@ -19,6 +19,7 @@ from emaae.tracking.run import (
     UPLOAD_TIMEOUT_S,
     Tracker,
     check_history,
+    define_axes,
     public_api,
     read_record,
 )
@@ -86,6 +87,7 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
             )
             try:
                 if not _has_history(folder, path):
+                    define_axes(run)
                     again = Tracker(folder, run, "online")
                     again.log_again()
                     again.log_final(_final(folder))
