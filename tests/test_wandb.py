@@ -115,6 +115,8 @@ def test_each_epoch_is_one_row_and_the_score_is_logged_once(swept):
 def test_the_curves_are_rows_over_axes_of_their_own(swept):
     backend, _, _, home = swept
     for run_id, run in backend.runs.items():
+        defined = run.raw_config["_wandb"]["value"]["m"]  # 1 is the name, 5 the axis by its place
+        axes = {m["1"]: defined[m["5"] - 1]["1"] for m in defined if "1" in m and "5" in m}
         (folder,) = (home / "runs").glob(f"*-{run_id}")
         curves = json.loads((folder / "curves.json").read_text())
         assert curves["split"] == "test"
@@ -128,6 +130,7 @@ def test_the_curves_are_rows_over_axes_of_their_own(swept):
             there = [row[encoding] for row in rows if encoding in row]
             assert there == [value for value in curves[name]["encoding"] if value is not None]
             assert not any("epoch" in row for row in rows)
+            assert axes[encoding] == axis
             assert encoding not in run.summary, "the last point of a curve is no result"
         assert (
             run.summary["shift/input_self_similarity_20ms"] == curves["self_similarity"]["input"][1]
