@@ -1,171 +1,179 @@
-"""What does a run look like? `python -m analysis.figures RUN` draws its overview.
+"""Which figures can be drawn of these runs? `python -m analysis.figures DIR` draws them all.
 
-One function per panel, each taking and returning matplotlib axes, so that a paper's figure can be
-put together from them.
+Their text stays text in pdf and svg, their widths are those of one and two columns of a journal,
+and the same runs give the same file. What they show is in `analysis/panels.py`.
 """
 
 import argparse
-import contextlib
-import json
+import math
+import os
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
-import emaae
-from emaae.config import Config, read_json
-from emaae.data import load_splits
-from emaae.data.features import FRAME_RATE_HZ
+from analysis import panels
+from analysis.panels import Missing
+from analysis.runs import Run, best, read_runs
 from emaae.errors import UserError, speaking_plainly
-from emaae.reconstructions import Reconstruction, reconstruct
 
-TRUTH, PREDICTION, ALPHA, SPARSITY = "#1d3557", "#e07a5f", "#b08900", "#3d7a5f"
-SHOWN = ("TTY", "TDY", "LLY", "pitch")
-
-
-def read_history(run: Path) -> dict[str, np.ndarray]:
-    """Columns of history.jsonl, one value per epoch; undefined values are NaN. Raises UserError."""
-    path = run / "history.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: expected the folder of a run that trained")
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # the last line of a run that was killed
-            rows.append(json.loads(line))
-    if not rows:
-        raise UserError(f"{path} is empty: the run ended before its first epoch")
-    names = [name for name, value in rows[0].items() if not isinstance(value, list)]
-    return {name: np.array([row[name] for row in rows], dtype=float) for name in names}
-
-
-def losses(axes: Axes, history: dict[str, np.ndarray]) -> Axes:
-    """Training and validation loss over epochs, on a logarithmic axis."""
-    axes.semilogy(history["epoch"], history["train/loss"], color=TRUTH, lw=1.2, label="train loss")
-    axes.semilogy(history["epoch"], history["val/loss"], color=PREDICTION, lw=1.8, label="val loss")
-    # A loss spans little more than a decade: powers of ten alone would leave one label.
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.legend(frameon=False)
-    axes.set_ylabel("loss")
-    return axes
+ONE, TWO = 3.5, 7.2  # columns of a journal, in inches: 89 and 183 mm
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "figure.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "savefig.dpi": 300,
+    # Text as text, in fonts that journals take and editors can change.
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "emaae",
+}
+MAX_RUNS = 60  # with a panel each
+# The same runs give the same file, whenever it is drawn.
+UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
-def alpha_and_sparsity(axes: Axes, history: dict[str, np.ndarray]) -> Axes:
-    """What the schedule did and what the encoding made of it; both run from 0 to 1."""
-    axes.plot(history["epoch"], history["alpha"], color=ALPHA, lw=1.8, label="alpha")
-    axes.plot(
-        history["epoch"], history["val/sparsity"], color=SPARSITY, lw=1.8, label="val sparsity"
-    )
-    axes.set(ylim=(0, 1), xlabel="epoch", ylabel="fraction")
-    axes.legend(frameon=False)
-    return axes
+@dataclass(frozen=True)
+class Page:
+    """A figure on paper.
+
+    draw: fills the axes with the runs, or with the best run when it is of one_model. axes: makes
+    them, from the figure and the runs. width: in inches; height: of one row. legend: whether the
+    axes have one in common, which then stands below them.
+    """
+
+    draw: Callable
+    axes: Callable[[Figure, Sequence[Run]], Any]
+    width: float
+    height: float
+    one_model: bool = False
+    legend: bool = False
 
 
-def traces(axes: Axes, found: Reconstruction, shown: tuple[str, ...] = SHOWN) -> Axes:
-    """Truth and reconstruction of some channels, one above the other, each in units of its sd."""
-    seconds = np.arange(len(found.truth)) / FRAME_RATE_HZ
-    r = found.r()
-    for row, name in enumerate(shown):
-        i = found.channels.index(name)
-        mean, sd = found.truth[:, i].mean(), max(found.truth[:, i].std(), 1e-12)
-        for values, color, width, label in (
-            (found.prediction, PREDICTION, 2.6, "reconstruction"),
-            (found.truth, TRUTH, 1.1, "truth"),
-        ):
-            shifted = (values[:, i] - mean) / sd - 5 * row
-            axes.plot(seconds, shifted, color=color, lw=width, label=None if row else label)
-        axes.annotate(
-            f"{name}\nr = {r[i]:.3f}",
-            (1.01, -5 * row),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=8,
-        )
-    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.97))
-    axes.set(yticks=[], xlim=(0, seconds[-1]))
-    axes.spines["left"].set_visible(False)
-    return axes
+def grid(rows: int = 1, columns: int = 1, **more: Any) -> Callable:
+    """Axes in rows and columns; `more` is for matplotlib's `subplots`."""
+    return lambda figure, runs: figure.subplots(rows, columns, **more)
 
 
-def encoding(axes: Axes, z: np.ndarray) -> Axes:
-    """Raster of an encoding z (T, C): each unit over its own maximum, in the order of its peak."""
-    alive = z[:, z.max(0) > 0]
-    alive = alive / alive.max(0)
-    order = np.argsort(alive.argmax(0), kind="stable")
-    axes.imshow(
-        alive[:, order].T,
-        aspect="auto",
-        cmap="Greys",
-        vmin=0,
-        vmax=1,
-        extent=(0, len(z) / FRAME_RATE_HZ, alive.shape[1], 0),
-        interpolation="nearest",
-    )
-    axes.set(xlabel="seconds", ylabel="unit, by time of peak")
-    return axes
+def _one_per_run(figure: Figure, runs: Sequence[Run]) -> np.ndarray:
+    n = min(max(1, sum(bool(run.history) for run in runs)), MAX_RUNS)
+    columns = min(n, 4)
+    return figure.subplots(math.ceil(n / columns), columns, squeeze=False, sharex=True)
 
 
-def overview(run: Path) -> Figure:
-    """Losses, alpha and sparsity of a run; an utterance of about 5 s, rebuilt and encoded."""
-    config, model = read_config(run), emaae.load_model(run)
-    splits = load_splits(config, wanted=("val",))
-    if "val" not in splits:
-        raise UserError(f"{run} has no validation split: expected the folder of a run that trained")
-    val = splits["val"]
-    index = int(np.argmin(np.abs(val.lengths - 5 * FRAME_RATE_HZ)))
-    with torch.no_grad():
-        z = model.encode(val[index].T[None])[0].T.numpy()
+def _one_per_channel(figure: Figure, runs: Sequence[Run]) -> np.ndarray:
+    n = 14 if runs[0].config.get("keep_loudness") else 13
+    return figure.subplots(n, 1, sharex=True)
 
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
-    panels = figure.subplot_mosaic(
-        [["loss", "traces"], ["alpha", "encoding"]], width_ratios=[1, 1.9]
-    )
-    history = read_history(run)
-    losses(panels["loss"], history)
-    alpha_and_sparsity(panels["alpha"], history)
-    traces(panels["traces"], reconstruct(model, val, index))
-    encoding(panels["encoding"], z)
-    sparsity = float((z == 0).mean())
-    panels["encoding"].set_title(
-        f"encoding of {val.names[index]}: {z.shape[1]} units, {sparsity:.0%} zeros",
-        fontsize=9,
-        loc="left",
-    )
-    for name in ("loss", "alpha", "traces"):
-        panels[name].spines[["top", "right"]].set_visible(False)
+
+def _overview(figure: Figure, runs: Sequence[Run]) -> dict[str, Axes]:
+    rows = [["loss", "traces"], ["alpha", "encoding"]]
+    return figure.subplot_mosaic(rows, width_ratios=[1, 1.9])
+
+
+FIGURES = {
+    "overview": Page(panels.overview, _overview, TWO, 1.9, one_model=True),
+    "losses": Page(panels.losses, grid(1, 2), TWO, 2.5, legend=True),
+    "losses_by_run": Page(panels.losses_by_run, _one_per_run, TWO, 1.3),
+    "alpha": Page(panels.alpha, grid(1, 2), TWO, 2.5, legend=True),
+    "mse_against_alpha": Page(panels.mse_against_alpha, grid(1, 2), TWO, 2.6, legend=True),
+    "fvu_against_sparsity": Page(panels.fvu_against_sparsity, grid(), ONE, 2.8, legend=True),
+    "sparsity_against_persistence": Page(
+        panels.sparsity_against_persistence, grid(), ONE, 2.8, legend=True
+    ),
+    "shift_tolerance": Page(panels.shift_tolerance, grid(1, 2), TWO, 2.6, legend=True),
+    "articulators": Page(panels.articulators, grid(), TWO, 2.4, legend=True),
+    "reconstruction": Page(panels.reconstruction, _one_per_channel, TWO, 0.55, one_model=True),
+    "encodings": Page(panels.encodings, grid(2, 1, sharex=True), TWO, 2.2, one_model=True),
+    "kernels": Page(panels.kernels, grid(3, 8), TWO, 1.4, one_model=True),
+    "decoder_primitives": Page(panels.decoder_primitives, grid(3, 8), TWO, 1.5, one_model=True),
+}
+
+
+def draw(name: str, runs: Sequence[Run]) -> Figure:
+    """One of FIGURES. Raises Missing when the runs lack what it shows."""
+    page = FIGURES[name]
+    if page.one_model:
+        runs = [best(runs) or runs[0]]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        axes = page.axes(figure, runs)
+        rows = figure.axes[0].get_gridspec().nrows
+        page.draw(axes, runs[0] if page.one_model else runs)
+        below = _legend(figure, page.width) if page.legend else 0.0
+        figure.set_size_inches(page.width, page.height * rows + below)
     return figure
 
 
-def read_config(run: Path) -> Config:
-    """The config of a run, from its config.json. Raises UserError."""
-    path = run / "config.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: expected the folder of a run")
-    kept = read_json(path)
-    known = Config.__dataclass_fields__
-    return Config.from_mapping({name: value for name, value in kept.items() if name in known})
+def _legend(figure: Figure, width: float) -> float:
+    """One legend of all axes below them; returns the inches that it takes."""
+    entries = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            entries.setdefault(label, handle)
+    if len(entries) < 2:
+        return 0.0
+    # About .05 inches a letter at 7 points, and .45 for the line beside it.
+    columns = max(1, int(width / (0.45 + 0.05 * max(map(len, entries)))))
+    columns = min(columns, len(entries))
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns)
+    return 0.17 * math.ceil(len(entries) / columns)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix. Raises UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(path, metadata=UNDATED[path.suffix[1:]])
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draw the overview of one run; returns the exit status."""
+    """Draw what can be drawn, and say of the rest why not; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m analysis.figures", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder")
-    parser.add_argument("--out", type=Path, help="directory (default: the run's folder)")
-    parser.add_argument("--format", default="png", choices=("png", "pdf", "svg"))
+    parser.add_argument(
+        "runs", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run, a sweep, or an --out_dir"
+    )
+    parser.add_argument("--format", default="pdf", choices=tuple(UNDATED), help="(default: pdf)")
+    parser.add_argument(
+        "--out", type=Path, help="directory (default: DIR/figures; figures for runs on W&B)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES)
+    )
     args = parser.parse_args(argv)
-    path = (args.out or args.run) / f"overview.{args.format}"
-    figure = overview(args.run)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    print(path)
+    runs = read_runs(args.runs)
+    out = args.out or (Path(args.runs) if os.path.isdir(args.runs) else Path()) / "figures"
+    drawn = 0
+    for name in args.only or FIGURES:
+        try:
+            figure = draw(name, runs)
+        except Missing as why:
+            print(f"no {name}: {why}")
+            continue
+        path = out / f"{name}.{args.format}"
+        save(figure, path)
+        drawn += 1
+        print(path)
+    if not drawn:
+        raise UserError(f"nothing could be drawn of {args.runs}: expected runs that trained")
     return 0
 
 
