@@ -29,6 +29,7 @@ STYLE = {
     "axes.titlesize": 8,
     "axes.labelsize": 8,
     "figure.titlesize": 8,
+    "figure.labelsize": 8,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 7,

@@ -92,8 +92,8 @@ def losses_by_run(axes: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
     the lowest scores are drawn, in this order.
     """
     runs = [run for run in runs if run.history]
-    if not runs:
-        raise Missing("no run has finished an epoch")
+    if len(runs) < 2:
+        raise Missing("fewer than two runs have finished an epoch; one alone is in the overview")
     figure, columns = axes.flat[0].figure, axes.shape[1]
     if len(runs) > axes.size:
         figure.suptitle(f"the {axes.size} of {len(runs)} runs with the lowest scores")
@@ -192,12 +192,10 @@ def fvu_against_sparsity(axes: Axes, runs: Sequence[Run]) -> Axes:
     """The trade that alpha makes, and the Pareto front of all runs: right and down is better."""
     split = split_of(runs)
     points(axes, runs, f"{split}/sparsity", f"{split}/fvu")
-    found = np.array(
-        [[final(run, f"{split}/fvu"), final(run, f"{split}/sparsity")] for run in runs]
-    )
-    front = pareto_front(found[np.isfinite(found).all(1)])
-    axes.step(front[:, 1], front[:, 0], where="pre", color="0.45", lw=0.9, zorder=1)
-    axes.lines[-1].set_label("Pareto front")
+    costs = [(final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity")) for run in runs]
+    fvu, dense = pareto_front(costs).T
+    look = {"where": "pre", "color": "0.45", "lw": 0.9, "zorder": 1}
+    axes.step(1 - dense, fvu, **look, label=f"Pareto front, hypervolume {hypervolume(costs):.3f}")
     axes.set(xlabel=f"{split} sparsity (fraction of zeros)", ylabel=f"{split} fvu")
     _log(axes)
     return axes

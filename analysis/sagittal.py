@@ -1,0 +1,198 @@
+"""How does the mouth move? `python -m analysis.sagittal RUN` films an utterance of a run, as a GIF.
+
+The six sensors seen from the left, truth and reconstruction, in real time. Where they move is data;
+where they rest, and how far one unit of a channel reaches, is a template's: features are z-scores
+of each channel, so offsets and scales are not in the data.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy.interpolate import CubicSpline
+
+from analysis.panels import PREDICTION, TRUTH, through
+from analysis.runs import best, read_runs
+from emaae.data.demo import SD_MM
+from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
+from emaae.errors import UserError, speaking_plainly
+from emaae.reconstructions import Reconstruction
+
+# Millimetres; x grows backwards and y upwards, from the edge of the upper incisors.
+REST_MM = {
+    "TD": (42.0, -6.0),
+    "TB": (27.0, -5.0),
+    "TT": (11.0, -10.0),
+    "LI": (1.5, -9.0),
+    "UL": (-9.0, 5.0),
+    "LL": (-8.0, -13.0),
+}
+# Fixed parts of the template: hard palate and velum from the upper incisors, and the throat.
+PALATE_MM = np.array(
+    [(0, 0), (1.5, 7), (5, 10.5), (12, 15), (24, 18), (36, 17), (47, 12), (54, 4), (57, -6)]
+)
+THROAT_MM = np.array([(66, 12), (68, -6), (68, -26), (65, -44)])
+ROOT_MM = (56.0, -42.0)  # of the tongue
+# Outlines that move with a sensor, from it.
+OUTLINES_MM = {
+    "LI": np.array([(0, 0), (1, -7), (4, -16), (16, -24)]),
+    "UL": np.array([(3.5, 10), (0, 6), (-1, 1), (4, -3)]),
+    "LL": np.array([(3.5, -9), (0, -6), (-1, -1), (4, 3)]),
+}
+SIZE_INCHES, DPI = (4.2, 4.6), 100
+COLORS = 32  # of the GIF's palette
+
+
+def positions(features: np.ndarray) -> dict[str, np.ndarray]:
+    """Schematic positions (T, 2) in mm of each sensor, from features (T, D) in z-scores.
+
+    A rest position plus z times the channel's standard deviation in real articulography.
+    """
+    mm = features[:, : len(ARTICULATORS)] * SD_MM
+    at = {name: i for i, name in enumerate(ARTICULATORS)}
+    return {
+        sensor: np.array(rest) + mm[:, [at[f"{sensor}X"], at[f"{sensor}Y"]]]
+        for sensor, rest in REST_MM.items()
+    }
+
+
+def contour(tip: np.ndarray, body: np.ndarray, dorsum: np.ndarray) -> np.ndarray:
+    """A smooth line (n, 2) from the tongue's tip through body and dorsum to the fixed root."""
+    return _smooth(np.array([tip, body, dorsum, ROOT_MM], dtype=float))
+
+
+class Film:
+    """The drawing of one frame after another; what stays still is drawn once."""
+
+    def __init__(self, found: Reconstruction, title: str):
+        self.found = found
+        self.figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor="white")
+        self.canvas = FigureCanvasAgg(self.figure)
+        mouth = self.figure.add_axes((0.02, 0.245, 0.96, 0.685))
+        mouth.set(xlim=(-22, 74), ylim=(-50, 28), xticks=[], yticks=[], aspect="equal")
+        mouth.spines[:].set_visible(False)
+        mouth.plot(*_smooth(PALATE_MM).T, color="0.6", lw=2)
+        mouth.plot(*_smooth(THROAT_MM).T, color="0.6", lw=2)
+        mouth.fill([0, -2.5, 0.5, 3], [0, 1.5, 8, 7], color="0.8", lw=0)  # the upper incisors
+        self.figure.text(0.03, 0.945, title, fontsize=8, parse_math=False)
+        self.figure.text(
+            0.03,
+            0.225,
+            "schematic: rest positions and mm per unit are a template's",
+            fontsize=6,
+            color="0.4",
+        )
+        for x, (name, color) in zip(
+            (0.6, 0.73), (("truth", TRUTH), ("reconstruction", PREDICTION))
+        ):
+            self.figure.text(x, 0.905, name, fontsize=8, color=color, weight="bold")
+
+        self.sides = []
+        for values, color, width in (
+            (found.prediction, PREDICTION, 3.2),
+            (found.truth, TRUTH, 1.4),
+        ):
+            line = {"color": color, "lw": width, "animated": True, "solid_capstyle": "round"}
+            dots = {"color": color, "ms": 3 + 1.2 * width, "animated": True}
+            outlines = {name: mouth.plot([], [], **line)[0] for name in ("tongue", *OUTLINES_MM)}
+            self.sides.append((positions(values), outlines, mouth.plot([], [], "o", **dots)[0]))
+        self.labels = {
+            sensor: mouth.text(0, 0, sensor, fontsize=6, color="0.3", animated=True)
+            for sensor in REST_MM
+        }
+
+        pitch = self.figure.add_axes((0.12, 0.075, 0.85, 0.13))
+        seconds = np.arange(len(found.truth)) / FRAME_RATE_HZ
+        column = found.channels.index("pitch")
+        pitch.plot(seconds, found.prediction[:, column], color=PREDICTION, lw=2.2)
+        pitch.plot(seconds, found.truth[:, column], color=TRUTH, lw=1)
+        pitch.set_xlim(0, max(seconds[-1], 1 / FRAME_RATE_HZ))
+        pitch.set_ylabel("pitch (Hz)", fontsize=7)
+        pitch.set_xlabel("seconds", fontsize=7, labelpad=1)
+        pitch.tick_params(labelsize=6, length=2, pad=1.5)
+        pitch.locator_params(axis="y", nbins=3)
+        pitch.spines[["top", "right"]].set_visible(False)
+        self.cursor = pitch.axvline(0, color="0.2", lw=1, animated=True)
+        self.canvas.draw()
+        self.still = self.canvas.copy_from_bbox(self.figure.bbox)
+
+    def frame(self, t: int) -> Image.Image:
+        """The picture of frame t."""
+        self.canvas.restore_region(self.still)
+        for where, outlines, sensors in self.sides:
+            now = {sensor: path[t] for sensor, path in where.items()}
+            outlines["tongue"].set_data(*contour(now["TT"], now["TB"], now["TD"]).T)
+            for sensor, outline in OUTLINES_MM.items():
+                outlines[sensor].set_data(*(now[sensor] + _smooth(outline)).T)
+            sensors.set_data(*np.array(list(now.values())).T)
+            for artist in (*outlines.values(), sensors):
+                artist.axes.draw_artist(artist)
+        for sensor, label in self.labels.items():
+            aside = (-7, -1) if sensor in ("UL", "LL") else (2.2, 2.2)
+            label.set_position(now[sensor] + aside)  # of the truth, which is drawn last
+            label.axes.draw_artist(label)
+        self.cursor.set_xdata([t / FRAME_RATE_HZ] * 2)
+        self.cursor.axes.draw_artist(self.cursor)
+        return Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3].copy())
+
+
+def write(found: Reconstruction, path: Path, title: str) -> int:
+    """Film an utterance in real time; returns the bytes of the GIF. Raises UserError."""
+    film = Film(found, title)
+    frames = [film.frame(t) for t in range(len(found.truth))]
+    # One palette for all, so that only what moves differs from one frame to the next.
+    palette = frames[0].quantize(COLORS, dither=Image.Dither.NONE)
+    frames = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in frames]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames[0].save(
+            path,
+            format="GIF",
+            save_all=True,
+            append_images=frames[1:],
+            # Browsers take 20 ms as it is; 10 ms and less they show as 100.
+            duration=1000 // FRAME_RATE_HZ,
+            loop=0,
+        )
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    return path.stat().st_size
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Film one kept utterance of a run; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.sagittal", description=__doc__)
+    parser.add_argument(
+        "run", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run; of several, the best is filmed"
+    )
+    parser.add_argument("--utterance", metavar="NAME", help="(default: that nearest to 5 s)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.gif", help="(default: sagittal.gif in DIR)"
+    )
+    args = parser.parse_args(argv)
+    runs = read_runs(args.run)
+    run = best(runs) or runs[0]
+    found, _ = through(run, args.utterance)
+    beside = Path(args.run) if Path(args.run).is_dir() else Path()
+    path = args.out or beside / "sagittal.gif"
+    if path.suffix != ".gif":
+        raise UserError(f"--out must name a .gif file, got {path}")
+    size = write(found, path, f"{found.name}, run {run.name}")
+    print(f"{path}: {len(found.truth) / FRAME_RATE_HZ:.2f} s, {size / 1000:.0f} kB")
+    return 0
+
+
+def _smooth(points: np.ndarray) -> np.ndarray:
+    # By length along the polygon, so that unevenly spaced points make no loops.
+    steps = np.maximum(np.linalg.norm(np.diff(points, axis=0), axis=1), 1e-6)
+    along = np.r_[0, np.cumsum(steps)]
+    return CubicSpline(along, points)(np.linspace(0, along[-1], 40))
+
+
+if __name__ == "__main__":
+    with speaking_plainly("python -m analysis.sagittal"):
+        sys.exit(main())

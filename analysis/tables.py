@@ -1,0 +1,193 @@
+"""What are the numbers? `python -m analysis.tables DIR` writes them for R, pandas or a spreadsheet.
+
+Tidy tables: a row is an observation, a column a variable. All begin with the run, its setting (the
+same but for the seed), schedule and seed. Metrics keep their names, with `_` for `/`; settings are
+`config_NAME`. Undefined values are empty.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.runs import Run, groups, read_runs
+from emaae.config import Config
+from emaae.errors import UserError, speaking_plainly
+from emaae.metrics import DENSITY_EDGES
+
+SERIES = ("encoding", "input")
+SPLITS = ("train", "val", "test")
+FORMATS = ("csv", "parquet")
+
+Row = dict[str, Any]
+
+
+def tables(runs: Sequence[Run]) -> dict[str, list[Row]]:
+    """The tables by name; their rows are in the order of the runs."""
+    settings = {id(run): label for label, members in groups(runs).items() for run in members}
+    makers = {
+        "runs": _of_run,
+        "history": _of_history,
+        "channels": _of_channels,
+        "curves": _of_curves,
+    }
+    found: dict[str, list[Row]] = {}
+    for name, rows_of in makers.items():
+        found[name] = [
+            {
+                "run": run.name,
+                "setting": settings[id(run)],
+                "schedule": run.schedule,
+                "seed": run.config.get("seed"),
+            }
+            | row
+            for run in runs
+            for row in rows_of(run)
+        ]
+    return found
+
+
+def _of_run(run: Run) -> Iterator[Row]:
+    """One row: settings, the validation metrics of the selected epoch, the final metrics."""
+    known = Config.sweepable()
+    yield {
+        "status": run.status,
+        "epochs": len(run.history),
+        **{f"config_{name}": run.config[name] for name in known if name in run.config},
+        **_scalars({k: v for k, v in run.selected.items() if k.startswith("val/")}),
+        **_scalars({k: v for k, v in run.metrics.items() if k != "status"}),
+    }
+
+
+def _of_history(run: Run) -> Iterator[Row]:
+    """A row per epoch."""
+    for row in run.history:
+        yield _scalars(row)
+
+
+def _of_channels(run: Run) -> Iterator[Row]:
+    """A row per split and channel, of the selected weights: fvu and Pearson r."""
+    measured = {**run.selected, **run.metrics}
+    for split in SPLITS:
+        prefix = f"{split}/fvu/"
+        for name in (k.removeprefix(prefix) for k in measured if k.startswith(prefix)):
+            yield {
+                "split": split,
+                "channel": name,
+                "fvu": measured[prefix + name],
+                "r": measured.get(f"{split}/r/{name}"),
+            }
+
+
+def _of_curves(run: Run) -> Iterator[Row]:
+    """A row per point of each curve.
+
+    series: encoding or input; of `density`, units over log10 of the fraction of frames on which
+    they fire, in the middle of each bin, it is the split.
+    """
+    for curve, columns in run.curves.items():
+        lists = columns if isinstance(columns, Mapping) else {}
+        lists = {name: values for name, values in lists.items() if isinstance(values, list)}
+        axis = next((name for name in lists if name not in SERIES), None)
+        for series in SERIES:
+            for x, value in zip(lists.get(axis, ()), lists.get(series, ())):
+                yield {"curve": curve, "series": series, "x": x, "value": value}
+    measured = {**run.selected, **run.metrics}
+    middles = [(a + b) / 2 for a, b in zip(DENSITY_EDGES, DENSITY_EDGES[1:])]
+    for split in SPLITS:
+        for x, value in zip(middles, measured.get(f"{split}/density_log10") or ()):
+            yield {"curve": "density", "series": split, "x": x, "value": value}
+
+
+def _scalars(metrics: Mapping[str, Any]) -> Row:
+    """What is one number and of no channel: those of channels are a table of their own."""
+    return {
+        name.replace("/", "_"): value
+        for name, value in metrics.items()
+        if not isinstance(value, list | dict) and name.count("/") < 2
+    }
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Every column that some row has, in the order in which they appear."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+# ---- files
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Comma-separated, UTF-8, a header; TRUE and FALSE, which R and pandas both read."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns(rows), restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: _cell(value) for name, value in row.items()})
+
+
+def write_parquet(rows: Sequence[Row], path: Path) -> None:
+    """Parquet with the types of the values. Raises UserError without pyarrow."""
+    pyarrow, parquet = _pyarrow()
+    # By column: whole numbers beside fractions (as in `value`) are fractions.
+    data = {name: [row.get(name) for row in rows] for name in columns(rows)}
+    for name, values in data.items():
+        kinds = {type(value) for value in values} - {type(None)}
+        if kinds == {int, float}:
+            data[name] = [None if value is None else float(value) for value in values]
+        elif len(kinds) > 1:
+            data[name] = [None if value is None else str(value) for value in values]
+    parquet.write_table(pyarrow.table(data), path)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).upper()
+    return "" if value is None or value != value else value
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(
+            "--format parquet needs pyarrow: pip install -r requirements-parquet.txt, or use csv"
+        ) from None
+    return pyarrow, parquet
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the tables that have rows; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description=__doc__)
+    parser.add_argument(
+        "runs", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run, a sweep, or an --out_dir"
+    )
+    parser.add_argument("--format", default="csv", choices=FORMATS, help="(default: csv)")
+    parser.add_argument(
+        "--out", type=Path, help="directory (default: DIR/tables; tables for runs on W&B)"
+    )
+    args = parser.parse_args(argv)
+    if args.format == "parquet":
+        _pyarrow()  # before anything is read
+    found = tables(read_runs(args.runs))
+    out = args.out or (Path(args.runs) if Path(args.runs).is_dir() else Path()) / "tables"
+    write = {"csv": write_csv, "parquet": write_parquet}[args.format]
+    for name, rows in found.items():
+        path = out / f"{name}.{args.format}"
+        if not rows:
+            print(f"no {name}: no run has left any")
+            continue
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write(rows, path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        print(f"{path}: {len(rows)} rows, {len(columns(rows))} columns")
+    return 0
+
+
+if __name__ == "__main__":
+    with speaking_plainly("python -m analysis.tables"):
+        sys.exit(main())

@@ -1,0 +1,158 @@
+"""Which charts compare alpha schedules on W&B? `python -m analysis.workspace ENTITY/PROJECT`.
+
+It saves them as a new view of the project's workspace; `--dry-run` prints the view as JSON instead,
+without a network. The metrics are those that runs log, by the names in the README's table.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from emaae.errors import UserError, speaking_plainly
+
+NAME = "alpha schedules"
+GROUP = "schedule"  # of the config: what alpha really did
+
+
+def workspace(entity: str, project: str) -> Any:
+    """The view, a `wandb_workspaces.workspaces.Workspace`; nothing is sent. Raises UserError."""
+    ws, wr, expr = _wandb_workspaces()
+
+    def line(*y: str, x: str = "epoch", title: str | None = None, log: bool = False) -> Any:
+        return wr.LinePlot(
+            title=title or ", ".join(y),
+            x=x,
+            y=list(y),
+            log_y=log or None,
+            groupby=wr.Config(GROUP),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+            smoothing_type="none",
+            max_runs_to_show=100,
+        )
+
+    def scatter(x: str, y: str) -> Any:
+        return wr.ScatterPlot(
+            title=f"{y} against {x}", x=wr.SummaryMetric(x), y=wr.SummaryMetric(y)
+        )
+
+    knobs = ("schedule", "sparse_loss", "alpha", "alpha_max", "inner_size", "n_encoder", "seed")
+    ends = ("test/sparsity", "shift/persistence", "test/fvu", "select/score")
+    column = wr.ParallelCoordinatesPlotColumn
+    sections = {
+        "Alpha over epochs": [
+            line("alpha"),
+            line("lambda_eff", log=True),
+            line("train/loss", "val/loss", log=True),
+            line("val/fvu", log=True),
+            line("val/sparsity"),
+            line("val/score"),
+            line("val/self_similarity_20ms", "val/self_similarity_80ms"),
+            line("val/participation_ratio"),
+            line("val/noise_gain"),
+        ],
+        "What alpha costs": [
+            scatter("test/sparsity", "test/fvu"),
+            scatter("shift/persistence", "test/sparsity"),
+            scatter("select/alpha", "test/mse"),
+        ],
+        "Shift tolerance of the selected weights": [
+            line(
+                "shift/self_similarity",
+                "shift/input_self_similarity",
+                x="shift/lag_ms",
+                title="self-similarity over lag (ms)",
+            ),
+            line(
+                "lowpass/fvu",
+                "lowpass/input_fvu",
+                x="lowpass/cutoff",
+                title="fvu after smoothing, over cutoff (fraction of Nyquist)",
+                log=True,
+            ),
+            line("shift/gain", x="shift/shift_ms", title="gain over shift (ms)"),
+        ],
+        "Which settings matter": [
+            wr.ParallelCoordinatesPlot(
+                title="settings and what came of them",
+                columns=[
+                    *(column(metric=wr.Config(name)) for name in knobs),
+                    *(column(metric=wr.SummaryMetric(name)) for name in ends),
+                ],
+            ),
+            wr.ParameterImportancePlot(with_respect_to="select/score"),
+        ],
+        "Reconstructions": [
+            wr.MediaBrowser(media_keys=["reconstructions"], num_columns=1),
+        ],
+    }
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=NAME,
+        sections=[
+            ws.Section(name=name, panels=panels, is_open=True, pinned=i == 0)
+            for i, (name, panels) in enumerate(sections.items())
+        ],
+        settings=ws.WorkspaceSettings(x_axis="epoch", smoothing_type="none", max_runs=100),
+        runset_settings=ws.RunsetSettings(
+            # Promoting a model is a run on W&B too.
+            filters=[expr.Metric("JobType") == "train"],
+            order=[expr.Ordering(expr.Summary("select/score"), ascending=True)],
+            pinned_columns=["summary:select/score", "summary:select/alpha", "summary:status"],
+        ),
+    )
+
+
+def as_json(view: Any) -> dict[str, Any]:
+    """What would be sent of a view, validated, without its random ids."""
+    sent = view._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    return _without_ids(sent)
+
+
+def _without_ids(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_ids(v) for k, v in value.items() if k not in ("id", "__id__")}
+    return [_without_ids(one) for one in value] if isinstance(value, list) else value
+
+
+def _wandb_workspaces() -> tuple[Any, Any, Any]:
+    try:
+        from wandb_workspaces import expr
+        from wandb_workspaces import workspaces as ws
+        from wandb_workspaces.reports import v2 as wr
+    except ImportError:
+        raise UserError(
+            "a W&B workspace needs wandb-workspaces: pip install -r requirements-workspace.txt"
+        ) from None
+    return ws, wr, expr
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Save the view, or print it; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.workspace", description=__doc__)
+    parser.add_argument("project", metavar="ENTITY/PROJECT")
+    parser.add_argument("--dry-run", action="store_true", help="print it as JSON and send nothing")
+    args = parser.parse_args(argv)
+    entity, slash, project = args.project.partition("/")
+    if not (entity and slash and project) or "/" in project:
+        raise UserError(f"{args.project!r} is no project on W&B: expected ENTITY/PROJECT")
+    view = workspace(entity, project)
+    if args.dry_run:
+        print(json.dumps(as_json(view), indent=2))
+        return 0
+    try:
+        print(view.save().url)
+    except Exception as error:  # whatever the network and the server do
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"W&B did not save the workspace of {args.project} ({reason}): log in with "
+            "`wandb login`, and check the path"
+        ) from None
+    return 0
+
+
+if __name__ == "__main__":
+    with speaking_plainly("python -m analysis.workspace"):
+        sys.exit(main())
