@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from analysis.anatomy import answer, busiest_units, first_kernels, primitives
 from analysis.fronts import hypervolume, pareto_front
-from analysis.runs import Run, groups, number, score
-from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
+from analysis.runs import Run, final, groups, number, score, split_of
+from emaae.data.features import ARTICULATORS, CHANNELS, FRAME_RATE_HZ
 from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
 from emaae.reconstructions import Reconstruction
@@ -56,17 +56,6 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
     return {
         label: Look(*(cycle[i % len(cycle)] for cycle in cycles)) for i, label in enumerate(labels)
     }
-
-
-def final(run: Run, name: str) -> float:
-    """A number of the selected weights: from metrics.json, or else the selected epoch's row."""
-    return number(run.metrics.get(name, run.selected.get(name)))
-
-
-def split_of(runs: Sequence[Run]) -> str:
-    """Where to report: "test" when every run with a selection was measured there, else "val"."""
-    chosen = [run for run in runs if run.selected]
-    return "test" if chosen and all("test/fvu" in run.metrics for run in chosen) else "val"
 
 
 # ---- over epochs
@@ -148,18 +137,18 @@ def mse_against_alpha(axes: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
 
     Within a run every point is an epoch, and the ring is the selected one.
     """
-    members = {label: [run for run in ones if run.history] for label, ones in groups(runs).items()}
-    style, split = looks(list(members)), split_of(runs)
-    for label, ones in members.items():
-        look = style[label]
-        for run in ones:
+    if not any(run.history for run in runs):
+        raise Missing("no run has finished an epoch")
+    members, split = groups(runs), split_of(runs)
+    for label, look in looks(list(members)).items():
+        for run in members[label]:
             x, y = run.column("alpha"), run.column("val/mse")
             axes[0].plot(x, y, color=look.color, ls=look.style, lw=0.6, alpha=0.5)
             axes[0].plot(x, y, ".", color=look.color, ms=2.5, alpha=0.7, mew=0)
-            chosen = run.selected
-            if chosen:
-                axes[0].plot(chosen["alpha"], chosen["val/mse"], "o", mfc="none", mec=look.color)
-    points(axes[1], runs, "select/alpha", f"{split}/mse")
+            chosen = final(run, "alpha"), final(run, "val/mse")
+            axes[0].plot(*chosen, "o", mfc="none", mec=look.color)
+    if any(run.selected for run in runs):
+        points(axes[1], runs, "select/alpha", f"{split}/mse")
     for panel, where in zip(axes, ("within runs", "across runs, selected epoch")):
         panel.set(xlabel="alpha", title=where)
         _log(panel)
@@ -274,19 +263,20 @@ def through(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarr
 
     name: the utterance; without one, that nearest to 5 s. Raises Missing.
     """
-    kept, model = run.features(), _model(run)
-    if not kept:
-        raise Missing(f"{run.name} has kept no reconstructions")
+    kept, model = _kept(run), _model(run)
     if name is not None and name not in kept:
         raise Missing(f"{run.name} has not kept {name}: it has {', '.join(sorted(kept))}")
     if name is None:
         name = min(kept, key=lambda one: abs(len(kept[one]) - 5 * FRAME_RATE_HZ))
-    channels = next(
-        one.channels for ones in run.reconstructions().values() for one in ones if one.name == name
-    )
-    with torch.no_grad():
-        y, z = model(torch.from_numpy(kept[name]).T[None])
-    return Reconstruction(name, channels, kept[name], y[0].T.numpy()), z[0].T.numpy()
+    if kept[name].shape[1] != model.input_dim:
+        raise Missing(f"{name} of {run.name} does not have the model's {model.input_dim} channels")
+    found = answer(model, kept[name])
+    return Reconstruction(name, channels_of(model.input_dim), kept[name], found.y), found.z
+
+
+def channels_of(input_dim: int) -> tuple[str, ...]:
+    """The names of a model's channels: 14, or 13 without loudness."""
+    return tuple(n for n in CHANNELS if n != "loudness" or input_dim == len(CHANNELS))
 
 
 def reconstruction(axes: np.ndarray, run: Run) -> np.ndarray:
@@ -294,10 +284,9 @@ def reconstruction(axes: np.ndarray, run: Run) -> np.ndarray:
     found, _ = through(run)
     seconds = np.arange(len(found.truth)) / FRAME_RATE_HZ
     for i, (panel, name, r) in enumerate(zip(axes, found.channels, found.r())):
-        panel.plot(
-            seconds, found.prediction[:, i], color=PREDICTION, lw=1.8, label="reconstruction"
-        )
-        panel.plot(seconds, found.truth[:, i], color=TRUTH, lw=0.7, label="truth")
+        y, x = found.prediction[:, i], found.truth[:, i]
+        panel.plot(seconds, y, color=PREDICTION, lw=1.8, label="reconstruction")
+        panel.plot(seconds, x, color=TRUTH, lw=0.7, label="truth")
         unit = "z" if name in ARTICULATORS else "Hz" if name == "pitch" else ""
         panel.set_ylabel(f"{name}\n{unit}".strip(), rotation=0, ha="right", va="center")
         agreement = "undefined" if math.isnan(r) else f"{r:.3f}"
@@ -375,58 +364,35 @@ def kernels(axes: np.ndarray, run: Run) -> np.ndarray:
     A row of a panel is a channel, a column a frame; the colours of all panels are one scale,
     symmetric about 0.
     """
-    weights = _model(run).encoder[0].conv.weight.detach().numpy()
-    order = np.argsort(-np.linalg.norm(weights, axis=(1, 2)), kind="stable")
-    images = _montage(axes, weights[order], _channels(run, weights.shape[1]))
-    _colorbar(axes, images, "weight (per sd)")
+    model = _model(run)
+    _montage(axes, first_kernels(model, axes.size), "weight (per sd)")
+    n = model.encoder[0].conv.out_channels
     axes.flat[0].figure.suptitle(
-        f"first-layer kernels of {run.name}, {min(axes.size, len(weights))} of {len(weights)}"
+        f"first-layer kernels of {run.name}, {min(n, axes.size)} of {n}, the largest norm first",
+        parse_math=False,
     )
     return axes
 
 
 def decoder_primitives(axes: np.ndarray, run: Run) -> np.ndarray:
-    """What single units mean, a panel each, (rows, columns) axes; see `primitives`.
+    """What single units add to the output, a panel each, (rows, columns) axes.
 
-    The units that contribute most to the kept utterances come first. Each is shown at its mean
-    activity there.
+    The decoder's answer to an impulse of height 1 less its answer to silence; the units that put
+    most into the reconstruction of the kept utterances come first. Colours as in `kernels`.
     """
     model = _model(run)
-    z = np.concatenate([through(run, name)[1] for name in run.features()] or [through(run)[1]])
-    active = (z > 0).sum(0)
-    if not active.any():
-        raise Missing("no unit fires on the kept utterances")
-    amplitude = z.sum(0) / np.maximum(active, 1)
-    answers = primitives(model, amplitude)
-    weight = active * np.square(answers).sum((1, 2))
-    order = np.argsort(-weight, kind="stable")[: (weight > 0).sum()]
-    images = _montage(axes, answers[order], _channels(run, answers.shape[1]))
-    for panel, unit in zip(axes.flat, order):
+    z = np.concatenate([through(run, name)[1] for name in _kept(run)])
+    units = busiest_units(model, z, axes.size)
+    if not len(units):
+        raise Missing(f"no unit of {run.name} fires on the kept utterances")
+    _montage(axes, primitives(model, units), "answer to an impulse (sd)")
+    for panel, unit in zip(axes.flat, units):
         panel.set_title(f"unit {unit}", fontsize=6, pad=2)
-    _colorbar(axes, images, "answer (sd)")
     axes.flat[0].figure.suptitle(
-        f"decoder primitives of {run.name}, {min(axes.size, len(order))} of {len(order)} live units"
+        f"decoder primitives of {run.name}, the {len(units)} busiest of {model.inner_size} units",
+        parse_math=False,
     )
     return axes
-
-
-@torch.no_grad()
-def primitives(model: CNNAutoEncoder, amplitude: np.ndarray | float = 1.0) -> np.ndarray:
-    """The decoder's answer to one unit's impulse minus its answer to zeros, (C, D, W).
-
-    W is the decoder's receptive field in frames, the impulse in its middle. In units of the train
-    split's sd. amplitude: of the impulses, (C,) or one for all. The decoder is not linear, so an
-    answer is that of a unit alone.
-    """
-    width = 1 + sum(block.conv.kernel_size[0] - 1 for block in model.decoder)
-    silence = torch.zeros(model.inner_size, model.inner_size, 3 * width)
-    impulses = silence.clone()
-    middle, units = 3 * width // 2, torch.arange(model.inner_size)
-    impulses[units, units, middle] = torch.as_tensor(amplitude, dtype=impulses.dtype)
-    # In slices: all impulses at once take gigabytes at a thousand units.
-    answers = [model.decode(z) - model.decode(silence[:1]) for z in impulses.split(64)]
-    around = slice(middle - width // 2, middle + width // 2 + 1)
-    return (torch.cat(answers)[:, :, around] / model.sd[:, None]).numpy()
 
 
 def overview(axes: dict[str, Axes], run: Run) -> dict[str, Axes]:
@@ -502,50 +468,42 @@ def _model(run: Run) -> CNNAutoEncoder:
     return model
 
 
-def _channels(run: Run, n: int) -> list[str]:
-    loudness = ["loudness"] if n == len(ARTICULATORS) + 2 else []
-    return [*ARTICULATORS, *loudness, "pitch"]
+def _kept(run: Run) -> dict[str, np.ndarray]:
+    kept = run.features()
+    if not kept:
+        raise Missing(f"{run.name} has kept no reconstructions")
+    return kept
 
 
-def _montage(axes: np.ndarray, images: np.ndarray, channels: list[str]) -> list:
+def _montage(axes: np.ndarray, images: np.ndarray, label: str) -> None:
     """images (n, D, W) on axes (rows, columns), as many as fit, in one symmetric colour scale."""
-    images = images[: axes.size]
+    channels = channels_of(images.shape[1])
     most, half = max(float(np.abs(images).max()), 1e-12), images.shape[2] / 2 * MS
-    drawn = []
     for panel, image in itertools.zip_longest(axes.flat, images):
         if image is None:
             panel.set_visible(False)
             continue
-        drawn.append(
-            panel.imshow(
-                image,
-                cmap="RdBu_r",
-                vmin=-most,
-                vmax=most,
-                aspect="auto",
-                extent=(-half, half, len(channels) - 0.5, -0.5),
-                interpolation="nearest",
-            )
+        drawn = panel.imshow(
+            image,
+            cmap="RdBu_r",
+            vmin=-most,
+            vmax=most,
+            aspect="auto",
+            extent=(-half, half, len(channels) - 0.5, -0.5),
+            interpolation="nearest",
         )
         panel.set_yticks(range(len(channels)), channels, fontsize=5)
         panel.tick_params(length=1.5)
         panel.tick_params(axis="x", labelsize=6)
         for side in ("top", "right"):
             panel.spines[side].set_visible(True)
-    for panel in axes[:, 1:].flat:
-        panel.set_yticks([])
-    last = (len(images) - 1) // axes.shape[1]  # the last row that holds an image
-    for i, panel in enumerate(axes.flat):
-        row, column = divmod(i, axes.shape[1])
-        below = (row + 1) * axes.shape[1] + column
-        if below < len(images):
+    columns = axes.shape[1]
+    for i, panel in enumerate(axes.flat[: len(images)]):
+        if i % columns:
+            panel.set_yticks([])
+        if i + columns < len(images):
             panel.set_xticklabels([])
-    for panel in axes[last]:
-        panel.set_xlabel("ms", fontsize=6, labelpad=1)
-    return drawn
-
-
-def _colorbar(axes: np.ndarray, images: list, label: str) -> None:
-    figure = axes.flat[0].figure
-    bar = figure.colorbar(images[0], ax=list(axes.flat), shrink=0.5, aspect=30, pad=0.01)
+        else:
+            panel.set_xlabel("ms", fontsize=6, labelpad=1)
+    bar = axes.flat[0].figure.colorbar(drawn, ax=list(axes.flat), shrink=0.5, aspect=30, pad=0.01)
     bar.set_label(label)
