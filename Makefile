@@ -11,7 +11,7 @@ BIN := .venv/bin
 setup: .venv/ready
 
 # Installed again when a requirements file changes.
-.venv/ready: requirements.txt requirements-bucket.txt tests/requirements.txt
+.venv/ready: $(wildcard requirements*.txt) tests/requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt

@@ -101,7 +101,7 @@ class Film:
             outlines = {name: mouth.plot([], [], **line)[0] for name in ("tongue", *OUTLINES_MM)}
             self.sides.append((positions(values), outlines, mouth.plot([], [], "o", **dots)[0]))
         self.labels = {
-            sensor: mouth.text(0, 0, sensor, fontsize=6, color="0.3", animated=True)
+            sensor: mouth.text(0, 0, sensor, fontsize=6, color="0.3", animated=True, clip_on=True)
             for sensor in REST_MM
         }
 

@@ -98,7 +98,7 @@ def workspace(entity: str, project: str) -> Any:
         settings=ws.WorkspaceSettings(x_axis="epoch", smoothing_type="none", max_runs=100),
         runset_settings=ws.RunsetSettings(
             # Promoting a model is a run on W&B too.
-            filters=[expr.Metric("JobType") == "train"],
+            filters=expr.And(expr.Metric("JobType") == "train"),
             order=[expr.Ordering(expr.Summary("select/score"), ascending=True)],
             pinned_columns=["summary:select/score", "summary:select/alpha", "summary:status"],
         ),
@@ -108,13 +108,14 @@ def workspace(entity: str, project: str) -> Any:
 def as_json(view: Any) -> dict[str, Any]:
     """What would be sent of a view, validated, without its random ids."""
     sent = view._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
-    return _without_ids(sent)
+    return without_ids(sent)
 
 
-def _without_ids(value: Any) -> Any:
+def without_ids(value: Any) -> Any:
+    """Nested lists and mappings less their ids, which are drawn at random."""
     if isinstance(value, dict):
-        return {k: _without_ids(v) for k, v in value.items() if k not in ("id", "__id__")}
-    return [_without_ids(one) for one in value] if isinstance(value, list) else value
+        return {k: without_ids(v) for k, v in value.items() if k not in ("id", "__id__")}
+    return [without_ids(one) for one in value] if isinstance(value, list) else value
 
 
 def _wandb_workspaces() -> tuple[Any, Any, Any]:

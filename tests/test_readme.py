@@ -49,7 +49,9 @@ def test_the_commands_run_as_written(project):
     for run in ("first", "cosine"):
         metrics = json.loads((project / "runs" / run / "metrics.json").read_text())
         assert metrics["status"] == "finished"
-    assert (project / "runs/first/overview.png").stat().st_size > 10_000
+    assert (project / "runs/demo/figures/overview.pdf").stat().st_size > 10_000
+    assert (project / "runs/demo/tables/curves.csv").stat().st_size > 1_000
+    assert (project / "runs/demo/sagittal.gif").stat().st_size > 10_000
     assert json.loads((project / "runs/cosine/config.json").read_text())["alpha_max"] == 0.6
     assert len(list((project / "runs/demo/runs").iterdir())) == 4
     assert (project / "best-model" / "best.pth").is_file()
@@ -94,6 +96,7 @@ def test_every_module_is_in_the_tree_and_every_file_of_the_tree_exists():
 def test_every_flag_that_the_readme_names_exists():
     known = set(Config.__dataclass_fields__)
     known |= {"out", "help", "project", "entity", "storage", "jobs", "array", "flag", "dry"}
+    known |= {"format", "only", "utterance"}
     for flag in re.findall(r"--([a-z_]+)", README):
         assert flag in known, flag
 

@@ -365,7 +365,8 @@ class Backend:
 
     runs, sweeps by id; artifacts in order of creation; collections by (entity, project, name);
     requests [(operation or "METHOD path", variables)]; strays: hosts that a client of
-    `environment` tried to reach elsewhere; unknown: GraphQL fields asked for and answered null.
+    `environment` tried to reach elsewhere; unknown: GraphQL fields asked for and answered null;
+    views: workspaces that were saved, as they arrived.
     """
 
     def __init__(self, entity="tester"):
@@ -373,6 +374,7 @@ class Backend:
         self.runs, self.sweeps, self.artifacts, self.collections = {}, {}, [], {}
         self.agents, self.blobs, self.requests, self.strays = {}, {}, [], []
         self.unknown, self.failures, self.server = set(), [], None
+        self.views = []
 
     def __enter__(self):
         self.start()
@@ -713,6 +715,10 @@ class Backend:
         return next((a for a in self.artifacts if a.id == id), None)
 
     # Mutations: do_NAME answers the field NAME ---------------------------------------------------
+
+    def do_upsertView(self, **view):
+        self.views.append(view)
+        return {"view": {"id": f"view-{len(self.views)}", "name": view["name"]}, "inserted": True}
 
     def do_upsertBucket(self, id=None, name=None, modelName=None, entityName=None, **given):
         """Create or change a run. A sweep id that is not known is refused, as W&B does."""

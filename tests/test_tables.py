@@ -1,0 +1,147 @@
+"""The tables hold the numbers of the runs, an observation a row, so that R and pandas read them."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from synthetic_runs import CHANNELS, write_run, write_runs
+
+from analysis import tables
+from analysis.runs import read_runs
+from emaae.errors import UserError
+
+KEYS = ["run", "setting", "schedule", "seed"]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    write_runs(folder, schedules=("linear", "cosine"), alphas=(0.3,), seeds=(0, 1), epochs=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(sweep):
+    return tables.tables(read_runs(sweep))
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_table_begins_with_the_run_and_its_setting(found):
+    assert list(found) == ["runs", "history", "channels", "curves"]
+    for rows in found.values():
+        assert tables.columns(rows)[:4] == KEYS
+    assert [row["setting"] for row in found["runs"]] == ["linear", "linear", "cosine", "cosine"]
+    assert [row["seed"] for row in found["runs"]] == [0, 1, 0, 1]
+
+
+def test_runs_are_settings_and_the_numbers_of_the_selected_weights(sweep, found):
+    run, row = read_runs(sweep)[0], found["runs"][0]
+    assert row["config_alpha_max"] == 0.3
+    assert row["select_score"] == run.metrics["select/score"]
+    assert row["val_fvu"] == run.selected["val/fvu"]
+    assert row["test_fvu"] == run.metrics["test/fvu"]
+    assert row["shift_persistence"] == run.metrics["shift/persistence"]
+    assert row["status"] == "finished"
+    assert not any("/" in name or name.startswith("config_out") for name in row)
+
+
+def test_the_history_has_a_row_per_run_and_epoch(sweep, found):
+    rows = found["history"]
+    assert [(row["run"], row["epoch"]) for row in rows] == [
+        (f"{i:04d}", epoch) for i in range(1, 5) for epoch in (1, 2, 3)
+    ]
+    first = read_runs(sweep)[0].history[0]
+    assert rows[0]["val_mse"] == first["val/mse"]
+    assert rows[0]["alpha"] == first["alpha"]  # of the epoch, not the setting
+    assert not {f"val_r_{CHANNELS[0]}", "val_density_log10"} & set(rows[0])
+
+
+def test_channels_have_a_row_per_split_and_channel(sweep, found):
+    rows = [row for row in found["channels"] if row["run"] == "0001"]
+    assert [(row["split"], row["channel"]) for row in rows] == [
+        (split, name) for split in ("val", "test") for name in CHANNELS
+    ]
+    assert rows[-1]["r"] == read_runs(sweep)[0].metrics["test/r/pitch"]
+    assert rows[0]["fvu"] == read_runs(sweep)[0].selected["val/fvu/TDX"]
+
+
+def test_curves_have_a_row_per_point_and_series(sweep, found):
+    rows = [row for row in found["curves"] if row["run"] == "0001"]
+    curves = read_runs(sweep)[0].curves
+    for name, axis in (("self_similarity", "lag_ms"), ("gain", "shift_ms"), ("lowpass", "cutoff")):
+        for series in ("encoding", "input"):
+            points = [
+                (r["x"], r["value"]) for r in rows if (r["curve"], r["series"]) == (name, series)
+            ]
+            assert points == list(zip(curves[name][axis], curves[name][series]))
+    density = [r for r in rows if r["curve"] == "density" and r["series"] == "test"]
+    assert [r["x"] for r in density[:2]] == [-4.875, -4.625]  # the middles of bins from -5 on
+    assert sum(r["value"] for r in density) == 16  # units
+
+
+def test_undefined_values_are_empty_and_flags_are_words_that_r_reads(tmp_path):
+    folder = write_run(tmp_path / "a", epochs=1)
+    with open(folder / "history.jsonl", "a") as file:
+        file.write('{"epoch": 2, "val/fvu": null}\n')
+    assert tables.main([str(folder)]) == 0
+    rows = read(folder / "tables" / "history.csv")
+    assert rows[1]["val_fvu"] == rows[1]["val_mse"] == ""
+    (run,) = read(folder / "tables" / "runs.csv")
+    assert (run["config_update"], run["config_early_stop"]) == ("TRUE", "FALSE")
+    assert run["config_alpha_period"] == ""
+
+
+def test_numbers_survive_csv_and_parquet(sweep, tmp_path, found):
+    from pyarrow import parquet
+
+    for format in ("csv", "parquet"):
+        assert tables.main([str(sweep), "--out", str(tmp_path), "--format", format]) == 0
+    for name, rows in found.items():
+        text = read(tmp_path / f"{name}.csv")
+        typed = parquet.read_table(tmp_path / f"{name}.parquet").to_pylist()
+        assert len(text) == len(typed) == len(rows)
+        for row, as_text, as_typed in zip(rows, text, typed):
+            assert as_typed == {column: row.get(column) for column in as_typed}
+            numbers = [k for k, v in row.items() if type(v) in (int, float)]
+            assert {k: float(as_text[k]) for k in numbers} == {k: row[k] for k in numbers}
+
+
+def test_parquet_without_its_package_names_the_command_that_installs_it(sweep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="pip install -r requirements-parquet.txt"):
+        tables.main([str(sweep), "--format", "parquet"])
+    assert (ROOT / "requirements-parquet.txt").is_file()
+
+
+def test_runs_without_curves_or_epochs_leave_out_those_tables(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"schedule": "linear"}))
+    assert tables.main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "no curves: no run has left any" in said
+    assert "no history: no run has left any" in said
+    (row,) = read(tmp_path / "tables" / "runs.csv")
+    assert (row["schedule"], row["status"]) == ("linear", "unfinished")
+
+
+def test_the_example_in_r_draws_its_picture(sweep, tmp_path):
+    if not shutil.which("Rscript"):
+        pytest.skip("R is not installed")
+    known = subprocess.run(["Rscript", "-e", "library(ggplot2)"], capture_output=True)
+    if known.returncode:
+        pytest.skip("ggplot2 is not installed")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = readme.split("```r\n")[1].split("```")[0]
+    tables.main([str(sweep), "--out", str(tmp_path / "runs" / "demo" / "tables")])
+    done = subprocess.run(
+        ["Rscript", "-"], input=example, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mse_against_alpha.pdf").stat().st_size > 4_000
