@@ -82,6 +82,11 @@ def _one_per_channel(figure: Figure, runs: Sequence[Run]) -> np.ndarray:
     return figure.subplots(n, 1, sharex=True)
 
 
+def _one_per_kernel(figure: Figure, runs: Sequence[Run]) -> np.ndarray:
+    # The first of five blocks is as wide as the input, 13 or 14 channels.
+    return figure.subplots(2 if runs[0].config.get("n_encoder") == 5 else 3, 8)
+
+
 def _overview(figure: Figure, runs: Sequence[Run]) -> dict[str, Axes]:
     rows = [["loss", "traces"], ["alpha", "encoding"]]
     return figure.subplot_mosaic(rows, width_ratios=[1, 1.9])
@@ -101,7 +106,7 @@ FIGURES = {
     "articulators": Page(panels.articulators, grid(), TWO, 2.4, legend=True),
     "reconstruction": Page(panels.reconstruction, _one_per_channel, TWO, 0.55, one_model=True),
     "encodings": Page(panels.encodings, grid(2, 1, sharex=True), TWO, 2.2, one_model=True),
-    "kernels": Page(panels.kernels, grid(3, 8), TWO, 1.4, one_model=True),
+    "kernels": Page(panels.kernels, _one_per_kernel, TWO, 1.4, one_model=True),
     "decoder_primitives": Page(panels.decoder_primitives, grid(3, 8), TWO, 1.5, one_model=True),
 }
 

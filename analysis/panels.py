@@ -182,9 +182,11 @@ def fvu_against_sparsity(axes: Axes, runs: Sequence[Run]) -> Axes:
     split = split_of(runs)
     points(axes, runs, f"{split}/sparsity", f"{split}/fvu")
     costs = [(final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity")) for run in runs]
-    fvu, dense = pareto_front(costs).T
-    look = {"where": "pre", "color": "0.45", "lw": 0.9, "zorder": 1}
-    axes.step(1 - dense, fvu, **look, label=f"Pareto front, hypervolume {hypervolume(costs):.3f}")
+    if len(runs) > 1:
+        fvu, dense = pareto_front(costs).T
+        look = {"where": "pre", "color": "0.45", "lw": 0.9, "zorder": 1}
+        label = f"Pareto front, hypervolume {hypervolume(costs):.3f}"
+        axes.step(1 - dense, fvu, **look, label=label)
     axes.set(xlabel=f"{split} sparsity (fraction of zeros)", ylabel=f"{split} fvu")
     _log(axes)
     return axes
@@ -453,6 +455,9 @@ def _curve(axes: Axes, runs: Sequence[Run], name: str, x: str) -> None:
 
 def _log(axes: Axes) -> None:
     axes.set_yscale("log")
+    low, high = axes.dataLim.intervaly
+    if 0 < low == high:  # a single point would get a whole decade
+        axes.set_ylim(low / 1.5, high * 1.5)
     # Most span little more than a decade: powers of ten alone would leave one label.
     low, high = axes.get_ylim()
     subs = (1, 1.5, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5) if high < 1000 * low else (1,)
