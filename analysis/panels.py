@@ -30,8 +30,8 @@ from emaae.reconstructions import Reconstruction
 # Okabe & Ito's colours, which the colour-blind tell apart; their yellow is too pale for a line, and
 # their black is the input's, the baseline.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
-MARKERS = "os^Dv*XP<>hp"
+STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)))
+MARKERS = "os^Dv*XP<>h"
 INPUT = {"color": "black", "lw": 1.0, "ls": (0, (4, 2)), "zorder": 3}
 TRUTH, PREDICTION, ALPHA, SPARSITY = "#1d3557", "#e07a5f", "#b08900", "#3d7a5f"
 SHOWN = ("TTY", "TDY", "LLY", "pitch")
@@ -51,11 +51,26 @@ class Look(NamedTuple):
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """A look for each label; thirty differ."""
-    cycles = (COLORS, STYLES, MARKERS)
-    return {
-        label: Look(*(cycle[i % len(cycle)] for cycle in cycles)) for i, label in enumerate(labels)
-    }
+    """A look for each label of `groups`; at least thirty differ, as lines and as points.
+
+    Where both schedules and something else vary, a schedule is a colour and the rest a style.
+    """
+    schedules, rests = (
+        list(dict.fromkeys(part(label) for label in labels))
+        for part in (lambda label: label.partition(", ")[0], lambda label: label.partition(", ")[2])
+    )
+    crossed = len(schedules) > 1 and len(rests) > 1
+    found = {}
+    for i, label in enumerate(labels):
+        color = form = i
+        if crossed:
+            schedule, _, rest = label.partition(", ")
+            color, form = schedules.index(schedule), rests.index(rest)
+        # Colours that come again come in other styles.
+        form += color // len(COLORS) * (len(rests) if crossed else 1)
+        cycles = ((COLORS, color), (STYLES, form), (MARKERS, form))
+        found[label] = Look(*(cycle[at % len(cycle)] for cycle, at in cycles))
+    return found
 
 
 # ---- over epochs
@@ -99,6 +114,7 @@ def losses_by_run(axes: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
             panel.axvline(run.selected["epoch"], color="0.6", lw=0.8, ls=":", label="selected")
         found = "" if math.isnan(score(run)) else f"  J = {score(run):.3f}"
         panel.set_title(f"{run.name}{found}", loc="left", parse_math=False)
+        panel.locator_params(axis="x", integer=True)
         _log(panel)
     axes.flat[0].legend()
     figure.supxlabel("epoch")
@@ -129,6 +145,7 @@ def over_epochs(axes: Axes, runs: Sequence[Run], name: str) -> Axes:
         if curves:
             _mean_and_range(axes, curves, look, label)
     axes.set(xlabel="epoch", ylabel=name.replace("/", " "))
+    axes.locator_params(axis="x", integer=True)
     return axes
 
 
@@ -412,6 +429,7 @@ def overview(axes: dict[str, Axes], run: Run) -> dict[str, Axes]:
     axes["alpha"].set(ylim=(0, 1), xlabel="epoch", ylabel="fraction")
     for name in ("loss", "alpha"):
         axes[name].legend()
+        axes[name].locator_params(axis="x", integer=True)
     encodings(np.array([axes["traces"], axes["encoding"]]), run)
     return axes
 

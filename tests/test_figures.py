@@ -172,8 +172,25 @@ def test_of_more_runs_than_panels_those_with_the_lowest_scores_are_drawn():
     assert titles == ["r2", "r3", "r0"]
 
 
-def test_thirty_settings_look_different():
-    assert len(set(panels.looks([str(i) for i in range(30)]).values())) == 30
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [f"s{i}" for i in range(30)],
+        [f"constant, alpha {i}" for i in range(30)],
+        [f"s{i}, alpha_max {j}" for i in range(10) for j in (0.3, 0.6, 0.9)],
+    ],
+)
+def test_thirty_settings_look_different_as_lines_and_as_points(labels):
+    looks = panels.looks(labels)
+    assert len({(look.color, look.style) for look in looks.values()}) == 30
+    assert len({(look.color, look.marker) for look in looks.values()}) == 30
+
+
+def test_a_schedule_is_a_colour_and_what_else_varies_a_style():
+    looks = panels.looks([f"{s}, alpha_max {a}" for s in ("linear", "cosine") for a in (0.3, 0.6)])
+    linear, stronger, cosine, _ = looks.values()
+    assert linear.color == stronger.color != cosine.color
+    assert linear.style == cosine.style != stronger.style
 
 
 def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path, capsys):
