@@ -282,13 +282,12 @@ def through(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarr
 
     name: the utterance; without one, that nearest to 5 s. Raises Missing.
     """
-    kept, model = _kept(run), _model(run)
+    model = _model(run)
+    kept = _kept(run, model)
     if name is not None and name not in kept:
         raise Missing(f"{run.name} has not kept {name}: it has {', '.join(sorted(kept))}")
     if name is None:
         name = min(kept, key=lambda one: abs(len(kept[one]) - 5 * FRAME_RATE_HZ))
-    if kept[name].shape[1] != model.input_dim:
-        raise Missing(f"{name} of {run.name} does not have the model's {model.input_dim} channels")
     found = answer(model, kept[name])
     return Reconstruction(name, channels_of(model.input_dim), kept[name], found.y), found.z
 
@@ -400,7 +399,7 @@ def decoder_primitives(axes: np.ndarray, run: Run) -> np.ndarray:
     most into the reconstruction of the kept utterances come first. Colours as in `kernels`.
     """
     model = _model(run)
-    z = np.concatenate([through(run, name)[1] for name in _kept(run)])
+    z = np.concatenate([answer(model, x).z for x in _kept(run, model).values()])
     units = busiest_units(model, z, axes.size)
     if not len(units):
         raise Missing(f"no unit of {run.name} fires on the kept utterances")
@@ -491,8 +490,9 @@ def _model(run: Run) -> CNNAutoEncoder:
     return model
 
 
-def _kept(run: Run) -> dict[str, np.ndarray]:
-    kept = run.features()
+def _kept(run: Run, model: CNNAutoEncoder) -> dict[str, np.ndarray]:
+    """Features of the kept utterances that the model can read, by name."""
+    kept = {name: x for name, x in run.features().items() if x.shape[1] == model.input_dim}
     if not kept:
         raise Missing(f"{run.name} has kept no reconstructions")
     return kept
