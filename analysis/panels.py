@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.anatomy import answer, busiest_units, first_kernels, primitives
+from analysis.colours import COLOURS, SCHEDULE_COLOURS
 from analysis.fronts import hypervolume, pareto_front
 from analysis.runs import Run, final, groups, number, score, split_of
 from emaae.data.features import ARTICULATORS, CHANNELS, FRAME_RATE_HZ
@@ -27,9 +28,6 @@ from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
 from emaae.reconstructions import Reconstruction
 
-# Okabe & Ito's colours, which the colour-blind tell apart; their yellow is too pale for a line, and
-# their black is the input's, the baseline.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)))
 MARKERS = "os^Dv*XP<>h"
 INPUT = {"color": "black", "lw": 1.0, "ls": (0, (4, 2)), "zorder": 3}
@@ -55,21 +53,20 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 
     Where both schedules and something else vary, a schedule is a colour and the rest a style.
     """
-    schedules, rests = (
-        list(dict.fromkeys(part(label) for label in labels))
-        for part in (lambda label: label.partition(", ")[0], lambda label: label.partition(", ")[2])
-    )
+    parts = [label.partition(", ") for label in labels]
+    schedules, rests = (list(dict.fromkeys(part[i] for part in parts)) for i in (0, 2))
+    named = all(schedule in SCHEDULE_COLOURS for schedule in schedules)
     crossed = len(schedules) > 1 and len(rests) > 1
     found = {}
-    for i, label in enumerate(labels):
-        color = form = i
-        if crossed:
-            schedule, _, rest = label.partition(", ")
-            color, form = schedules.index(schedule), rests.index(rest)
-        # Colours that come again come in other styles.
-        form += color // len(COLORS) * (len(rests) if crossed else 1)
-        cycles = ((COLORS, color), (STYLES, form), (MARKERS, form))
-        found[label] = Look(*(cycle[at % len(cycle)] for cycle, at in cycles))
+    for i, (label, (schedule, _, rest)) in enumerate(zip(labels, parts)):
+        at, form = (schedules.index(schedule), rests.index(rest)) if crossed else (i, i)
+        if not named or len(schedules) == 1:
+            # Colours that come again come in other styles.
+            form += at // len(COLOURS) * (len(rests) if crossed else 3)
+            color = COLOURS[at % len(COLOURS)]
+        else:
+            color = SCHEDULE_COLOURS[schedule]
+        found[label] = Look(color, STYLES[form % len(STYLES)], MARKERS[form % len(MARKERS)])
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from analysis import anatomy
+from analysis.colours import COLOURS, SCHEDULE_COLOURS
 from analysis.runs import Run, best, final, groups, number, score, split_of, text, varying
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
@@ -30,16 +31,6 @@ SELECTED = ("mse", "fvu", "sparsity", "r_articulators", "dead", "l0")
 METRICS = (
     *("select/score", "select/epoch", "select/alpha", "shift/persistence", "shift/half_life_ms"),
     *("shift/gain_10ms", "shift/participation_ratio", "lowpass/gain_0.2", "shift/noise_gain"),
-)
-# Okabe & Ito's colours, which the colour-blind tell apart, but for their pale yellow; then two of
-# Tol's. A schedule has the same colour in every report.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255")
-COLOURS += ("#7f7f33", "#7f7f7f")
-SCHEDULE_COLOURS = dict(
-    zip(("constant", "linear", "cosine", "log_lambda", "step", "exponential"), COLOURS)
-)
-SCHEDULE_COLOURS |= dict(
-    zip([name for name in SCHEDULES if name not in SCHEDULE_COLOURS], COLOURS[6:])
 )
 MAX_COLOURS = len(COLOURS)
 
