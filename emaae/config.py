@@ -246,6 +246,12 @@ class Config:
         group="training",
         choices=("adamw", "adam"),
     )
+    precision: str = knob(
+        "fp32",
+        "of the multiplications in training: fp32, bf16, or auto: bf16 where the hardware has it",
+        group="training",
+        choices=("fp32", "bf16", "auto"),
+    )
     early_stop: bool = knob(
         False,
         "stop when val/score has not improved for --patience epochs",

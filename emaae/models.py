@@ -31,6 +31,11 @@ def stack_kernels(n_blocks: int) -> list[int]:
     return [5 if n_blocks > 2 else 3] + [3] * (n_blocks - 1)
 
 
+def _masked(h: Tensor, mask: Tensor | None) -> Tensor:
+    # In the precision of h: a product with the float32 mask would be float32.
+    return h if mask is None else h * mask.to(h.dtype)
+
+
 class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch normalisation whose statistics count real frames only. h (batch, channel, time)."""
 
@@ -73,7 +78,7 @@ class Block(nn.Module):
     def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
         # Biases make padded frames non-zero, and the next convolution would read them into the
         # last real ones: hence the mask before each convolution.
-        return self.activate(self.conv(h if mask is None else h * mask), mask)
+        return self.activate(self.conv(_masked(h, mask)), mask)
 
     def activate(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """What follows the convolution: normalisation and ReLU, or nothing."""
@@ -154,14 +159,14 @@ class CNNAutoEncoder(nn.Module):
         h = self.standardise(x)
         for block in self.encoder:
             h = block(h, mask)
-        return h if mask is None else h * mask
+        return _masked(h, mask)
 
     def decode(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoding (batch, inner_size, time) -> raw features (batch, input_dim, time)."""
         for block in self.decoder:
             z = block(z, mask)
         y = z * self.sd[:, None] + self.mean[:, None]
-        return y if mask is None else y * mask
+        return _masked(y, mask)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Output:
         """Reconstruction and encoding of raw features x (batch, input_dim, time)."""

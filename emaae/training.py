@@ -12,6 +12,7 @@ import torch
 
 from emaae.config import Config
 from emaae.data import Split, batches, training_order
+from emaae.devices import use_bf16
 from emaae.errors import UserError
 from emaae.evaluation import evaluate
 from emaae.losses import Objective, Sums
@@ -273,6 +274,7 @@ def train_epoch(
     model, optimizer = state.model.train(), state.optimizer
     order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
     what = f"epoch {state.epoch + 1}/{config.epochs}"
+    bf16 = use_bf16(config.precision, split.frames.device)
     for x, mask in progress(
         batches(split, order[state.batch :]),
         what,
@@ -283,7 +285,8 @@ def train_epoch(
     ):
         with uninterrupted():
             optimizer.zero_grad(set_to_none=True)
-            out = model(x, mask)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+                out = model(x, mask)
             sums = objective.sums(model, x, out, mask)
             objective.terms(model, sums, alpha).loss.backward()
             optimizer.step()

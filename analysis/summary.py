@@ -1,0 +1,81 @@
+"""What came out, in two tables? `python -m analysis.summary REF...` prints them as Markdown.
+
+One line per setting, mean and standard deviation over its seeds; one line per schedule, the front
+of its runs. Runs of several REFs are put together. Numbers are those of the selected weights.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.fronts import fvu_at, hypervolume
+from analysis.runs import GOOD, Run, final, groups, read_runs, split_of
+from emaae.errors import UserError, speaking_plainly
+
+# Column: metric, `*` being the split.
+COLUMNS = {
+    "fvu": "*/fvu",
+    "sparsity": "*/sparsity",
+    "dead": "*/dead",
+    "score": "select/score",
+    "half-life (ms)": "shift/half_life_ms",
+    "persistence": "shift/persistence",
+    "gain 10 ms": "shift/gain_10ms",
+    "low-pass gain .2": "lowpass/gain_0.2",
+    "participation": "shift/participation_ratio",
+    "noise gain": "shift/noise_gain",
+}
+SPARSITIES = (0.8, 0.9, 0.95)
+
+
+def settings(runs: Sequence[Run]) -> str:
+    """Mean and standard deviation over the seeds of each setting, one line each."""
+    split, lines = split_of(runs), []
+    for label, members in groups(runs).items():
+        ended = [run for run in members if run.status in GOOD]
+        cells = [label, f"{len(ended)}/{len(members)}"]
+        for metric in COLUMNS.values():
+            values = np.array([final(run, metric.replace("*", split)) for run in ended])
+            values = values[np.isfinite(values)]
+            cells.append(f"{values.mean():.3g} ± {values.std():.2g}" if len(values) else "–")
+        lines.append(cells)
+    return _table(["setting", "runs", *COLUMNS], lines)
+
+
+def fronts(runs: Sequence[Run]) -> str:
+    """Hypervolume and fvu at a sparsity of each schedule's front, the best one first."""
+    split, lines = split_of(runs), []
+    points: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        if run.status in GOOD:
+            point = (final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity"))
+            points.setdefault(run.schedule, []).append(point)
+    for schedule in sorted(points, key=lambda name: -hypervolume(points[name])):
+        found = points[schedule]
+        at = [fvu_at(found, sparsity) for sparsity in SPARSITIES]
+        cells = ["–" if np.isnan(value) else f"{value:.4f}" for value in at]
+        lines.append([schedule, str(len(found)), f"{hypervolume(found):.4f}", *cells])
+    return _table(["schedule", "runs", "hypervolume", *(f"fvu at {s}" for s in SPARSITIES)], lines)
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.summary", description=__doc__)
+    parser.add_argument("refs", nargs="+", metavar="REF", help="as for analysis.report")
+    args = parser.parse_args(argv)
+    runs = [run for ref in args.refs for run in read_runs(ref)]
+    if not any(run.status in GOOD for run in runs):
+        raise UserError(f"{' '.join(args.refs)}: none of {len(runs)} runs has ended well")
+    print(f"On the {split_of(runs)} split.\n\n{settings(runs)}\n\n{fronts(runs)}")
+
+
+if __name__ == "__main__":
+    with speaking_plainly("python -m analysis.summary"):
+        sys.exit(main())

@@ -1,0 +1,1 @@
+"""Is it as fast as it should be? One script per claim; `make bench` runs them all."""
