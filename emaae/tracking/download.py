@@ -13,22 +13,8 @@ from typing import Any
 from emaae.errors import UserError
 from emaae.tracking.artifacts import MODEL, RECONSTRUCTIONS
 from emaae.tracking.models import existing, split_path
-from emaae.tracking.run import public_api
+from emaae.tracking.run import CURVES, public_api
 
-# The curves of curves.json, column by column, as the rows name them; the first is the axis.
-CURVES = {
-    "self_similarity": {
-        "lag_ms": "shift/lag_ms",
-        "encoding": "shift/self_similarity",
-        "input": "shift/input_self_similarity",
-    },
-    "gain": {"shift_ms": "shift/shift_ms", "encoding": "shift/gain"},
-    "lowpass": {
-        "cutoff": "lowpass/cutoff",
-        "encoding": "lowpass/fvu",
-        "input": "lowpass/input_fvu",
-    },
-}
 # Requests at a time: a run's history is one request for each thousand rows.
 AT_ONCE = 8
 

@@ -24,7 +24,7 @@ INIT_TIMEOUT_S = 20
 FINISH_TIMEOUT_S = 300
 UPLOAD_TIMEOUT_S = 120
 PREEMPTED_TIMEOUT_S = 20  # of a node that is about to be taken
-# What curves.json is on W&B: the axis and the metrics of each curve.
+# The curves of curves.json, column by column, as rows on W&B name them; the first is the axis.
 CURVES = {
     "self_similarity": {
         "lag_ms": "shift/lag_ms",
