@@ -138,8 +138,8 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def label(run: Run, names: Sequence[str]) -> str:
     """The run's schedule and its values of the knobs in names, e.g. `cosine, alpha_max 0.5`."""
-    rest = [name for name in names if name != "schedule" and name in run.config]
-    return ", ".join([run.schedule, *(f"{name} {text(run.config[name])}" for name in rest)])
+    rest = {name: run.config[name] for name in names if name != "schedule" and _matters(run, name)}
+    return ", ".join([run.schedule, *(f"{name} {text(value)}" for name, value in rest.items())])
 
 
 def best(runs: Sequence[Run]) -> Run | None:
@@ -246,4 +246,12 @@ def _read_wandb(path: str) -> list[Run]:
 
 
 def _differs(runs: Sequence[Run], name: str) -> bool:
-    return len({json.dumps(run.config[name]) for run in runs if name in run.config}) > 1
+    if name == "schedule":
+        return len({run.schedule for run in runs if run.config}) > 1
+    return len({json.dumps(run.config[name]) for run in runs if _matters(run, name)}) > 1
+
+
+def _matters(run: Run, name: str) -> bool:
+    # What moves alpha says nothing of a run whose alpha stays where it is.
+    moves_alpha = name != "alpha" and Config.__dataclass_fields__[name].metadata["group"] == "alpha"
+    return name in run.config and not (moves_alpha and run.schedule == "constant")

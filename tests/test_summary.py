@@ -11,7 +11,7 @@ from emaae.errors import UserError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep") / "sweep"
-    write_runs(folder, schedules=("constant", "linear"), alphas=(0.3, 0.5), epochs=4)
+    write_runs(folder, schedules=("cosine", "linear"), alphas=(0.3, 0.5), epochs=4)
     return folder
 
 
@@ -28,7 +28,7 @@ def test_a_setting_is_a_line_with_the_mean_over_its_seeds(folder):
 
 def test_a_schedule_is_a_line_with_its_front(folder, capsys):
     lines = fronts(read_runs(folder)).splitlines()
-    assert {line.split("|")[1].strip() for line in lines[2:]} == {"constant", "linear"}
+    assert {line.split("|")[1].strip() for line in lines[2:]} == {"cosine", "linear"}
     volumes = [float(line.split("|")[3]) for line in lines[2:]]
     assert volumes == sorted(volumes, reverse=True)
     assert 0 < volumes[0] < 1
