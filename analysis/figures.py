@@ -6,7 +6,6 @@ and the same runs give the same file. What they show is in `analysis/panels.py`.
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,7 +154,10 @@ def main(argv: list[str] | None = None) -> int:
     """Draw what can be drawn, and say of the rest why not; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m analysis.figures", description=__doc__)
     parser.add_argument(
-        "runs", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run, a sweep, or an --out_dir"
+        "refs",
+        nargs="+",
+        metavar="DIR|ENTITY/PROJECT[/SWEEP]",
+        help="runs, sweeps, or an --out_dir, put together",
     )
     parser.add_argument("--format", default="pdf", choices=tuple(UNDATED), help="(default: pdf)")
     parser.add_argument(
@@ -165,8 +167,9 @@ def main(argv: list[str] | None = None) -> int:
         "--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES)
     )
     args = parser.parse_args(argv)
-    runs = read_runs(args.runs)
-    out = args.out or (Path(args.runs) if os.path.isdir(args.runs) else Path()) / "figures"
+    runs = [run for ref in args.refs for run in read_runs(ref)]
+    first = Path(args.refs[0])
+    out = args.out or (first if first.is_dir() else Path()) / "figures"
     drawn = 0
     for name in args.only or FIGURES:
         try:
@@ -179,7 +182,9 @@ def main(argv: list[str] | None = None) -> int:
         drawn += 1
         print(path)
     if not drawn:
-        raise UserError(f"nothing could be drawn of {args.runs}: expected runs that trained")
+        raise UserError(
+            f"nothing could be drawn of {' '.join(args.refs)}: expected runs that trained"
+        )
     return 0
 
 

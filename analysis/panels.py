@@ -30,6 +30,7 @@ from emaae.reconstructions import Reconstruction
 
 STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)))
 MARKERS = "os^Dv*XP<>h"
+MANY = 12  # settings
 INPUT = {"color": "black", "lw": 1.0, "ls": (0, (4, 2)), "zorder": 3}
 TRUTH, PREDICTION, ALPHA, SPARSITY = "#1d3557", "#e07a5f", "#b08900", "#3d7a5f"
 SHOWN = ("TTY", "TDY", "LLY", "pitch")
@@ -175,9 +176,16 @@ def mse_against_alpha(axes: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
 
 
 def points(axes: Axes, runs: Sequence[Run], x: str, y: str) -> Axes:
-    """One metric of the selected weights against another, a point per run. Raises Missing."""
+    """One metric of the selected weights against another, a point per run. Raises Missing.
+
+    Of more settings than a legend can tell apart, only the schedules are told apart.
+    """
     drawn = 0
     members = groups(runs)
+    if len(members) > MANY and len({run.schedule for run in runs}) > 1:
+        members = {}
+        for run in runs:
+            members.setdefault(run.schedule, []).append(run)
     for label, look in looks(list(members)).items():
         pairs = np.array([(final(run, x), final(run, y)) for run in members[label]])
         pairs = pairs[np.isfinite(pairs).all(1)]
