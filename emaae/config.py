@@ -80,6 +80,17 @@ class Config:
         "read sub-directories too, as LibriSpeech's speaker/chapter",
         group="data",
     )
+    cache_dir: str = knob(
+        "auto",
+        "folder for packed copies of the data, which runs of a machine share: auto is emaae below "
+        "$XDG_CACHE_HOME or ~/.cache, none reads into memory",
+        group="data",
+    )
+    verify_data: bool = knob(
+        False,
+        "read all data again and compare it with the packed copy, which is replaced if it differs",
+        group="data",
+    )
     keep_loudness: bool = knob(
         False,
         "keep column 12, loudness: 14 input channels instead of 13",
@@ -251,6 +262,12 @@ class Config:
         "of the multiplications in training: fp32, bf16, or auto: bf16 where the hardware has it",
         group="training",
         choices=("fp32", "bf16", "auto"),
+    data_dtype: str = knob(
+        "float32",
+        "numbers that frames are kept in, on disk and in memory: float16 takes half of it, and "
+        "rounds pitch to 1/4 Hz",
+        group="training",
+        choices=("float32", "float16"),
     )
     early_stop: bool = knob(
         False,
@@ -377,6 +394,17 @@ class Config:
         return not (self.train_dir or self.val_dir or self.test_dir)
 
     @property
+    def cache_folder(self) -> Path | None:
+        """Where packed copies of the data lie; None where there are to be none."""
+        if self.cache_dir == "none":
+            return None
+        if self.cache_dir != "auto":
+            return Path(self.cache_dir)
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
+        return Path(base, "emaae") if os.path.isabs(base) else None  # a user without a home
+
+    @property
     def input_dim(self) -> int:
         """Channels of the input."""
         return 14 if self.keep_loudness else 13
@@ -444,6 +472,11 @@ class Config:
         if self.bucket and self.demo:
             raise UserError(
                 f"--bucket {self.bucket} needs --train_dir and --val_dir, prefixes in the bucket"
+            )
+        if self.verify_data and self.cache_dir == "none":
+            raise UserError(
+                "--verify_data compares a packed copy with what it was made from, and --cache_dir "
+                "none makes no copy: leave one of them out"
             )
         if self.resume and self.eval_only:
             raise UserError("--resume goes on with training: leave it out of --eval_only")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import get_cachedir
 
 # Tests run side by side: more threads than that would wait for each other.
 torch.set_num_threads(1)
@@ -35,6 +36,16 @@ def write_tree(root: Path, lengths: dict[str, int], seed: int = 0) -> Path:
         times = np.tile(np.float32([0, n_frames / 50]), (n_frames, 1))
         np.savez(root / f"{name}_times.npz", times=times)
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Path:
+    """The cache folder of all tests and of the programs that they start, not the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        # matplotlib takes seconds to list the fonts of a machine, and keeps its list.
+        patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR") or get_cachedir())
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield Path(os.environ["XDG_CACHE_HOME"], "emaae")
 
 
 @pytest.fixture(scope="session")

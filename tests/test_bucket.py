@@ -93,7 +93,7 @@ def npz(**arrays):
 
 
 def identities(handle, prefix, recursive=True):
-    return [identity for identity, _ in list_features(handle, prefix, recursive)]
+    return [file.identity for file in list_features(handle, prefix, recursive)]
 
 
 def one_line(caught):
@@ -103,7 +103,8 @@ def one_line(caught):
 
 
 def test_every_feature_is_listed_once_and_other_objects_are_left_out(handle):
-    assert list_features(handle, "train", recursive=True) == [
+    found = list_features(handle, "train", recursive=True)
+    assert [(file.identity, file.path) for file in found] == [
         ("a/mngu0_s1_0001", "train/a/mngu0_s1_0001"),
         ("a/x", "train/a/x"),
         ("b/x", "train/b/x"),
@@ -119,7 +120,7 @@ def test_without_recursive_only_what_lies_directly_under_the_prefix_is_listed(ha
 
 def test_a_prefix_means_a_folder_and_not_the_beginning_of_a_name(handle):
     assert identities(handle, "train2") == ["x"]
-    assert "train2/x" not in [key for _, key in list_features(handle, "train", recursive=True)]
+    assert "train2/x" not in [file.path for file in list_features(handle, "train", recursive=True)]
     with pytest.raises(UserError, match="no objects under s3://speech/tra/"):
         list_features(handle, "tra", recursive=True)
 
@@ -428,7 +429,7 @@ def test_a_home_that_cannot_be_written_to_is_reported(tmp_path):
 def test_a_bucket_gives_the_splits_that_a_folder_gives(handle, trees):
     folders = {f"{split}_dir": str(path) for split, path in trees.items()}
     for split, path in trees.items():
-        for name, file in find_features(path, recursive=True):
+        for name, file, _ in find_features(path, recursive=True):
             handle.upload_raw_array(f"features/{split}/{name}", read_features(file))
     prefixes = {f"{split}_dir": f"features/{split}" for split in trees}
     from_bucket = load_splits(Config.from_mapping(prefixes | {"bucket": "speech"}))

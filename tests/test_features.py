@@ -19,7 +19,7 @@ def features() -> np.ndarray:
 
 
 def names(root, recursive) -> list[str]:
-    return [name for name, _ in find_features(root, recursive)]
+    return [file.identity for file in find_features(root, recursive)]
 
 
 def test_the_identity_is_the_relative_path_and_nothing_shorter(tmp_path):
@@ -57,8 +57,8 @@ def test_other_files_beside_the_features_are_ignored(tmp_path):
 
 def test_times_may_be_missing(tmp_path, features):
     np.savez(tmp_path / "x.npz", features=features)
-    (name, path), *_ = find_features(tmp_path, False)
-    assert np.array_equal(read_features(path), features)
+    (file,) = find_features(tmp_path, False)
+    assert np.array_equal(read_features(file.path), features)
 
 
 def test_a_matrix_saved_without_a_key_is_taken_when_it_is_the_only_one(tmp_path, features):

@@ -1,10 +1,17 @@
 """Where do the frames come from? Feature trees, buckets and the generated demo data."""
 
-from collections.abc import Sequence
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from emaae.config import Config
+from emaae.data import store
 from emaae.data.batches import batches, evaluation_order, training_order
-from emaae.data.features import check_features, find_features, read_features
+from emaae.data.features import FeatureFile, check_features, find_features, read_features
+from emaae.data.reading import Form, Reader, Utterance, read, utterance
 from emaae.data.split import Split, check_overlap
 from emaae.progress import progress
 
@@ -19,37 +26,76 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
     wanted: names of `SPLITS` to read, of those that were given. Without directories: the demo data,
     `test` alone for --eval_only.
     """
+    form = Form.of(config.keep_loudness, config.data_dtype)
     if config.demo:
         given = ("test",) if config.eval_only else SPLITS
-        splits = {name: _generate(name, config) for name in given if name in wanted}
+        sources = {name: _demo(name, form) for name in given if name in wanted}
     else:
+        source = _bucket if config.bucket else _tree
         roots = {name: getattr(config, f"{name}_dir") for name in wanted}
-        splits = {name: _read(name, root, config) for name, root in roots.items() if root}
+        sources = {name: source(name, root, config, form) for name, root in roots.items() if root}
+    splits = {
+        name: store.load(source, config.cache_folder, config.verify_data)
+        for name, source in sources.items()
+    }
     check_overlap(splits)
     return splits
 
 
-def _generate(name: str, config: Config) -> Split:
-    # scipy is only needed here, and takes a moment to import.
-    from emaae.data.demo import generate
+def _tree(name: str, root: str, config: Config, form: Form) -> store.Source:
+    def connect() -> Reader:
+        return lambda file: read_features(file.path, file.stamp)
 
-    utterances = ((u.name, u.features) for u in generate(name))
-    return Split.from_utterances(utterances, config.keep_loudness)
+    files = find_features(root, config.recursive)
+    place = ("tree", os.path.realpath(root), config.recursive)
+    return _listed(name, root, place, files, connect, form)
 
 
-def _read(name: str, root: str, config: Config) -> Split:
-    if config.bucket:
-        from emaae.data.bucket import list_features, open_bucket, read_array
+def _bucket(name: str, prefix: str, config: Config, form: Form) -> store.Source:
+    from emaae.data.bucket import endpoint, list_features, open_bucket, read_array
 
+    where = f"s3://{config.bucket}/{prefix.strip('/')}"
+
+    def connect() -> Reader:
+        # A connection belongs to the process that opened it.
         bucket = open_bucket(config.bucket)
-        found = list_features(bucket, root, config.recursive)
-        where = f"s3://{config.bucket}"
-        arrays = (
-            (identity, check_features(read_array(bucket, key), f"{where}/{key}"))
-            for identity, key in found
-        )
-    else:
-        found = find_features(root, config.recursive)
-        arrays = ((identity, read_features(path)) for identity, path in found)
-    bar = progress(arrays, f"reading {name}", total=len(found), unit="utterances")
-    return Split.from_utterances(bar, config.keep_loudness)
+
+        def read_object(file: FeatureFile) -> np.ndarray:
+            array = read_array(bucket, file.path, file.stamp[1])
+            return check_features(array, f"s3://{config.bucket}/{file.path}")
+
+        return read_object
+
+    files = list_features(open_bucket(config.bucket), prefix, config.recursive)
+    return _listed(
+        name, where, ("bucket", endpoint(), where, config.recursive), files, connect, form
+    )
+
+
+def _listed(
+    name: str,
+    where: str,
+    place: tuple,
+    files: list[FeatureFile],
+    connect: Callable[[], Reader],
+    form: Form,
+) -> store.Source:
+    def read_all() -> Iterator[Utterance]:
+        utterances = read(files, connect, form)
+        return progress(utterances, f"reading {name}", total=len(files), unit="utterances")
+
+    state = store.key([(file.identity, *file.stamp) for file in files])
+    return store.Source(where, place, state, form, read_all, tuple(f.identity for f in files))
+
+
+def _demo(name: str, form: Form) -> store.Source:
+    def generate_all() -> Iterator[Utterance]:
+        # scipy is only needed here, and takes a moment to import.
+        from emaae.data.demo import generate
+
+        return (utterance(u.name, u.features, form) for u in generate(name))
+
+    # The generator's own text, since a version of it could be forgotten.
+    text = Path(__file__).with_name("demo.py").read_text(encoding="utf-8")
+    state = store.key(text, np.__version__, importlib.metadata.version("scipy"))
+    return store.Source(f"the demo's {name} split", ("demo", name), state, form, generate_all)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from emaae.data.features import load_npz
+from emaae.data.features import FeatureFile, load_npz
 from emaae.errors import UserError
 
 # What upload_raw_array can write besides gzip and no compression. The name comes from the object's
@@ -68,8 +68,8 @@ def open_bucket(name: str) -> Any:
     return handle
 
 
-def list_features(handle: Any, prefix: str, recursive: bool) -> list[tuple[str, str]]:
-    """The features under `prefix`: [(identity, key)], sorted.
+def list_features(handle: Any, prefix: str, recursive: bool) -> list[FeatureFile]:
+    """The features under `prefix`, sorted; their path is the key, their stamp (bytes, ETag).
 
     The identity is the key relative to the prefix, without `.npz`. `recursive` looks into
     folders too. Times (`<name>_times`) and files of other kinds are left out. Raises UserError.
@@ -81,10 +81,11 @@ def list_features(handle: Any, prefix: str, recursive: bool) -> list[tuple[str, 
     with _explained(where):
         # The one listing of cottoncandy's that is complete and literal: ls and lsdir stop at 1,000
         # objects, glob decodes %20 in names and takes [ and * in a prefix for patterns.
-        keys = [item.key for item in handle.get_objects(filter=query, limit=None)]
+        found = handle.get_objects(filter=query, limit=None)
+        stamps = {item.key: (item.size, item.e_tag) for item in found}
 
     features = {}
-    for key in keys:
+    for key, stamp in stamps.items():
         identity = _identity(key[len(folder) :])
         if identity is None:
             continue
@@ -93,16 +94,18 @@ def list_features(handle: Any, prefix: str, recursive: bool) -> list[tuple[str, 
                 f"{where} holds {identity} both as a raw array and as npz, expected one of them: "
                 "remove one from the bucket, or move it under another prefix"
             )
-        features[identity] = key
+        features[identity] = FeatureFile(identity, key, stamp)
     if not features:
         with _explained(where):
-            reason = _no_features(handle, folder, keys, recursive)
+            reason = _no_features(handle, folder, list(stamps), recursive)
         raise UserError(reason)
-    return sorted(features.items())
+    return sorted(features.values())
 
 
-def read_array(handle: Any, key: str) -> np.ndarray:
+def read_array(handle: Any, key: str, etag: str | None = None) -> np.ndarray:
     """The array in the object `key`: a raw array, or the features in an `.npz`. Raises UserError.
+
+    etag: of the object when it was listed; one that has changed since is refused.
 
     One request instead of the five of cottoncandy's download_raw_array, which also ignores bytes
     beyond the array's end and leaves the choice of codec to the object.
@@ -111,6 +114,8 @@ def read_array(handle: Any, key: str) -> np.ndarray:
     with _explained(where):
         answer = handle.get_bucket().Object(key).get()
         content = answer["Body"].read()
+    if etag is not None and answer["ETag"] != etag:
+        raise UserError(f"{where} has changed since it was listed: start again")
     if key.endswith(".npz"):
         return load_npz(io.BytesIO(content), where)
     return _raw_array(content, answer["Metadata"], where)
@@ -256,7 +261,7 @@ def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) ->
     )
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
     """Where the bucket is asked for, without a user and password that the URL may contain."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not url:
@@ -266,14 +271,14 @@ def _endpoint() -> str:
 
 def _no_such_bucket(where: str) -> str:
     return (
-        f"{where} does not exist at {_endpoint()}, expected a bucket: "
+        f"{where} does not exist at {endpoint()}, expected a bucket: "
         "check the spelling of --bucket and the endpoint"
     )
 
 
 def _no_answer(where: str, what: str) -> str:
     return (
-        f"{where} cannot be reached at {_endpoint()} ({what}), expected an S3 endpoint that "
+        f"{where} cannot be reached at {endpoint()} ({what}), expected an S3 endpoint that "
         "answers: check the address, the network, and that the server runs"
     )
 
@@ -308,7 +313,7 @@ def _explained(where: str) -> Iterator[None]:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
             raise UserError(_no_answer(where, code)) from error
         raise UserError(
-            f"{where} was refused by {_endpoint()} ({code}), expected credentials that may list "
+            f"{where} was refused by {endpoint()} ({code}), expected credentials that may list "
             "and read it: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION"
         ) from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
@@ -320,7 +325,7 @@ def _explained(where: str) -> Iterator[None]:
         raise UserError(_no_answer(where, type(error).__name__)) from error
     except (boto.ParamValidationError, boto.EndpointResolutionError, ValueError) as error:
         raise UserError(
-            f"{where} at {_endpoint()} cannot be asked for, expected a bucket name without spaces "
+            f"{where} at {endpoint()} cannot be asked for, expected a bucket name without spaces "
             "or slashes and a URL such as https://s3.example.org: check --bucket and the endpoint"
         ) from error
     except boto.BotoCoreError as error:

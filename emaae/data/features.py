@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -24,37 +24,68 @@ LOUDNESS = CHANNELS.index("loudness")
 FRAME_RATE_HZ = 50
 
 
-def find_features(root: str | Path, recursive: bool) -> list[tuple[str, Path]]:
-    """Utterances of a tree: (identity, file), sorted by identity.
+class FeatureFile(NamedTuple):
+    """A file or an object that holds the features of one utterance.
+
+    identity: the utterance's. path: where it is read. stamp: changes when the file does.
+    """
+
+    identity: str
+    path: str
+    stamp: tuple[int, int | str]
+
+
+def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
+    """Utterances of a tree, sorted by identity; their stamp is (bytes, ns of the last change).
 
     The identity is the path relative to the root without `.npz`; nothing shorter is unique. Files
     `*_times.npz` and everything that is not `.npz` are left out. Raises UserError.
     """
-    root = Path(root)
+    root = str(Path(root))
     if not os.path.isdir(root):
         what = "is not a directory" if os.path.exists(root) else "does not exist (or is hidden)"
         raise UserError(f"{root} {what}: expected a directory of .npz feature files")
-    found, seen = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_unlistable):
-        # A link may lead back up: each real directory is entered once.
-        real = os.path.realpath(folder)
-        if real in seen or not recursive:
-            folders.clear()
-        if real in seen:
-            continue
-        seen.add(real)
-        folders.sort()
-        for name in files:
-            if _is_features(name):
-                path = Path(folder, name)
-                found.append((path.relative_to(root).with_suffix("").as_posix(), path))
+    found = sorted(_features_below(root, recursive))
     if not found:
         below = (name for _, _, files in os.walk(root) for name in files)
         hint = "expected NAME.npz beside NAME_times.npz"
         if not recursive and any(_is_features(name) for name in below):
             hint = "there are some in its sub-directories: add --recursive"
         raise UserError(f"{root} holds no .npz feature files: {hint}")
-    return sorted(found)
+    return found
+
+
+def _features_below(root: str, recursive: bool) -> Iterator[FeatureFile]:
+    # A directory's entries come with their kind, and each file is asked for its stamp once: half
+    # the time of os.walk, of which a second start of a large corpus mostly consists.
+    waiting, seen = [""], set()
+    while waiting:
+        folder = waiting.pop()
+        path = os.path.join(root, folder)
+        with _listing(path):
+            real = os.stat(path)
+            if (real.st_dev, real.st_ino) in seen:
+                continue  # a link may lead back up: each real directory is entered once
+            seen.add((real.st_dev, real.st_ino))
+            with os.scandir(path) as listing:
+                entries = list(listing)
+        folders = []
+        for entry in entries:
+            if _is_features(entry.name) and not _is_folder(entry):
+                with _listing(entry.path):
+                    now = entry.stat()
+                identity = folder + entry.name.removesuffix(".npz")
+                yield FeatureFile(identity, entry.path, (now.st_size, now.st_mtime_ns))
+            elif recursive and _is_folder(entry):
+                folders.append(entry.name)
+        waiting += (f"{folder}{name}/" for name in sorted(folders, reverse=True))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_features(name: str) -> bool:
@@ -62,14 +93,24 @@ def _is_features(name: str) -> bool:
     return name.endswith(".npz") and not name.endswith("_times.npz") and name[0] != "."
 
 
-def _unlistable(error: OSError) -> NoReturn:
-    raise UserError(f"{error.filename} cannot be listed: {error.strerror}")
+@contextlib.contextmanager
+def _listing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be listed: {error.strerror}") from None
 
 
-def read_features(path: str | Path) -> np.ndarray:
-    """The feature matrix (T, 14) float32 of one file, checked. Raises UserError."""
+def read_features(path: str | Path, stamp: tuple[int, int] | None = None) -> np.ndarray:
+    """The feature matrix (T, 14) float32 of one file, checked. Raises UserError.
+
+    stamp: of the file when it was listed; a file that has changed since is refused.
+    """
     try:
         with open(path, "rb") as file:
+            now = os.fstat(file.fileno())
+            if stamp is not None and stamp != (now.st_size, now.st_mtime_ns):
+                raise UserError(f"{path} has changed since it was listed: start again")
             array = load_npz(file, str(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None

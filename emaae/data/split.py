@@ -4,53 +4,73 @@ import functools
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emaae.data.features import CHANNELS, LOUDNESS
+from emaae.data.reading import Form, Utterance, content_digest, utterance
 from emaae.errors import UserError
+
+# Frames whose moments are summed at a time: a float64 copy of all would be twice the data.
+MOMENTS_AT_ONCE = 1 << 16
 
 # LibriSpeech names an utterance speaker-chapter-number.
 _LIBRISPEECH = re.compile(r"(?:^|/)(\d+)-\d+-\d{4}$")
+
+
+class Known(NamedTuple):
+    """What the frames of a split would tell if they were read: kept by who has read them.
+
+    digests: of each utterance (U,). mean, sd: float64 (D,), of each channel, in raw units.
+    """
+
+    digests: tuple[str, ...]
+    mean: np.ndarray
+    sd: np.ndarray
 
 
 @dataclass(frozen=True)
 class Split:
     """Utterances of one split.
 
-    names: identities, U of them, sorted. frames (N, D): float32, raw units, all utterances end to
-    end. offsets (U + 1,): where each utterance begins. channels: the D column names.
+    names: identities, U of them. frames (N, D): float32 or float16, raw units, all utterances end
+    to end. offsets (U + 1,): where each utterance begins. channels: the D column names.
     """
 
     names: tuple[str, ...]
     frames: Tensor
     offsets: np.ndarray
     channels: tuple[str, ...]
+    known: Known | None = None
 
     @classmethod
     def from_utterances(
         cls, utterances: Iterable[tuple[str, np.ndarray]], keep_loudness: bool = False
     ) -> "Split":
         """From (identity, features (T, 14)) pairs; loudness, column 12, is dropped by default."""
-        columns = [i for i in range(len(CHANNELS)) if keep_loudness or i != LOUDNESS]
-        names, arrays = [], []
-        for name, features in utterances:
-            names.append(name)
-            arrays.append(features[:, columns])
-        offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])])
-        frames = torch.from_numpy(np.concatenate(arrays))
-        return cls(tuple(names), frames, offsets, tuple(CHANNELS[i] for i in columns))
+        form = Form.of(keep_loudness)
+        return cls.of(form, (utterance(name, features, form) for name, features in utterances))
+
+    @classmethod
+    def of(cls, form: Form, utterances: Iterable[Utterance]) -> "Split":
+        """From utterances that have this form already."""
+        names, arrays, digests = zip(*utterances)
+        frames = np.concatenate(arrays)
+        known = Known(digests, *moments(frames))
+        lengths = [len(array) for array in arrays]
+        return cls(names, torch.from_numpy(frames), edges(lengths), form.channels, known)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Frames (T, D) of one utterance."""
-        return self.frames[self.offsets[index] : self.offsets[index + 1]]
+        """Frames (T, D) float32 of one utterance."""
+        return self.frames[self.offsets[index] : self.offsets[index + 1]].float()
 
     @property
     def lengths(self) -> np.ndarray:
@@ -80,16 +100,17 @@ class Split:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel (D,), in raw units."""
-        frames = self.frames.double()
-        return frames.mean(0).float(), frames.std(0, correction=0).float()
+        known = self.known
+        mean, sd = moments(self.frames.cpu().numpy()) if known is None else (known.mean, known.sd)
+        return torch.from_numpy(mean).float(), torch.from_numpy(sd).float()
 
     @functools.cached_property
-    def digests(self) -> list[str]:
+    def digests(self) -> tuple[str, ...]:
         """A digest of the content of each utterance."""
-        return [
-            hashlib.blake2b(self[i].cpu().numpy().tobytes(), digest_size=16).hexdigest()
-            for i in range(len(self))
-        ]
+        if self.known is not None:
+            return self.known.digests
+        frames = self.frames.cpu().numpy()
+        return tuple(content_digest(frames[a:b]) for a, b in pairwise(self.offsets))
 
     def fingerprint(self) -> str:
         """A digest of names and contents: equal exactly when the split is."""
@@ -97,6 +118,19 @@ class Split:
         for name, digest in zip(self.names, self.digests):
             whole.update(f"{name}\0{digest}\n".encode(errors="surrogateescape"))
         return whole.hexdigest()
+
+
+def edges(lengths: Sequence[int]) -> np.ndarray:
+    """Where utterances of these lengths begin when they lie end to end, and the end (U + 1,)."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def moments(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (D,) float64 of the columns of frames (N, D)."""
+    parts = [frames[i : i + MOMENTS_AT_ONCE] for i in range(0, len(frames), MOMENTS_AT_ONCE)]
+    mean = sum(part.sum(0, dtype=np.float64) for part in parts) / len(frames)
+    squares = sum(np.square(part - mean).sum(0) for part in parts)
+    return mean, np.sqrt(squares / len(frames))
 
 
 def check_overlap(splits: Mapping[str, Split]) -> None:

@@ -98,7 +98,7 @@ class Tracker:
         """One row; it holds `epoch`, which is the axis of every chart."""
         media, self._media = self._media, {}
         if row["epoch"] > self._there:
-            self._log({name: _for_wandb(name, value) for name, value in row.items()} | media)
+            self._log(row, media)
 
     def log_again(self) -> None:
         """Log what history.jsonl and reconstructions/ hold and the W&B run lacks."""
@@ -114,15 +114,16 @@ class Tracker:
 
         A row of metrics, `select/score` among them, and a row for each point of curves.json.
         """
-        rows = [{name: _for_wandb(name, value) for name, value in metrics.items()}]
+        rows = [dict(metrics)]
         for row in (rows + curve_rows(self.folder))[max(0, self._there - n_epochs(self.folder)) :]:
             self._log(row)
 
-    def _log(self, row: Mapping[str, Any]) -> None:
+    def _log(self, row: Mapping[str, Any], media: Mapping[str, Any] | None = None) -> None:
         if self._run is None or self._lost is not None:
             return
         try:
-            self._run.log(dict(row))
+            plain = {name: _for_wandb(name, value) for name, value in row.items()}
+            self._run.log(plain | dict(media or {}))
         except Exception as error:  # wandb's own service is a process that may die
             self._lost = error
             print(f"W&B gets no more rows ({_line(error)}); the run goes on", flush=True)

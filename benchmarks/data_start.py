@@ -1,0 +1,116 @@
+"""How long does a corpus of many files keep a run waiting? `python -m benchmarks.data_start`.
+
+Makes a feature tree with as many utterances as LibriSpeech's train-clean-100, of random numbers and
+half as long, and measures in turns, after the imports:
+
+npz      listing the tree, reading every file, putting the frames together
+first    a first start, up to the first batch: read, checked, digested, packed into the store
+second   every other start, up to the first batch
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from emaae.config import Config
+from emaae.data import batches, load_splits, training_order
+from emaae.data.demo import DURATION_QUANTILES, SPLITS
+from emaae.data.features import FRAME_RATE_HZ, find_features, read_features
+from emaae.progress import progress
+
+SPEAKERS, CHAPTERS = 251, 585  # of train-clean-100
+
+
+def make_tree(root: Path, n_utterances: int, scale: float) -> int:
+    """Write features and times, named and nested like LibriSpeech's; returns the frames."""
+    rng = np.random.default_rng(0)
+    seconds = np.interp(
+        rng.uniform(size=n_utterances), DURATION_QUANTILES, SPLITS["train"].durations_s
+    )
+    lengths = np.maximum(1, seconds * scale * FRAME_RATE_HZ).astype(int)
+    noise = rng.standard_normal((lengths.max() + n_utterances, 14), dtype=np.float32)
+    for i in progress(range(n_utterances), "writing", unit="utterances"):
+        chapter = i % CHAPTERS
+        speaker = chapter % SPEAKERS
+        folder = root / str(speaker) / str(1000 + chapter)
+        folder.mkdir(parents=True, exist_ok=True)
+        name, n = f"{speaker}-{1000 + chapter}-{i // CHAPTERS:04d}", lengths[i]
+        np.savez(folder / f"{name}.npz", features=noise[i : i + n])
+        times = np.tile(np.float32([0, n / FRAME_RATE_HZ]), (n, 1))
+        np.savez(folder / f"{name}_times.npz", times=times)
+    return int(lengths.sum())
+
+
+def read_npz(root: Path) -> np.ndarray:
+    """All frames (N, 14) of a tree, file by file."""
+    return np.concatenate([read_features(file.path) for file in find_features(root, True)])
+
+
+def start(root: Path, cache: Path) -> None:
+    """What a run does with its data until the first batch is there."""
+    given = {"eval_only": True, "checkpoint": "none", "recursive": True}
+    config = Config.from_mapping(given | {"train_dir": str(root), "cache_dir": str(cache)})
+    with contextlib.redirect_stdout(io.StringIO()):
+        train = load_splits(config)["train"]
+    train.fingerprint()
+    train.moments()
+    next(batches(train, training_order(train.lengths, config.batch_sz, 0, 0)))
+
+
+def measure(root: Path, cache: Path, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each repeat; the ways take turns, so that a busy machine is busy for all."""
+    ways: dict[str, Callable[[], object]] = {
+        "npz": lambda: read_npz(root),
+        "first": lambda: start(root, cache),
+        "second": lambda: start(root, cache),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        shutil.rmtree(cache, ignore_errors=True)
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def main() -> None:
+    """Make the tree, measure, print medians and spreads."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n_utterances", type=int, default=28_539, help="(default: %(default)s)")
+    parser.add_argument("--scale", type=float, default=0.5, help="of the lengths (default: .5)")
+    parser.add_argument("--repeats", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument(
+        "--dir", help="where to write about a gigabyte (default: the temporary one)"
+    )
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="data-start-", dir=args.dir) as folder:
+        root, cache = Path(folder, "train"), Path(folder, "cache")
+        frames = make_tree(root, args.n_utterances, args.scale)
+        cpus = len(os.sched_getaffinity(0))
+        print(
+            f"{args.n_utterances} utterances, {frames / 1e6:.2f} M frames, {cpus} CPUs, "
+            f"{torch.get_num_threads()} threads, median of {args.repeats} (lowest to highest)"
+        )
+        seconds = measure(root, cache, args.repeats)
+    npz = statistics.median(seconds["npz"])
+    for name, found in seconds.items():
+        median = statistics.median(found)
+        print(
+            f"{name:<8}{median:>8.3f} s  ({min(found):.3f} to {max(found):.3f})"
+            f"{npz / median:>8.1f} x npz"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""How are the utterances of a split read? One by one, or by several processes at once."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import numpy as np
+
+from emaae.data.features import CHANNELS, LOUDNESS, FeatureFile
+from emaae.errors import UserError
+from emaae.signals import SIGNALS
+
+# Fewer files are read before the processes that would share them have begun.
+FILES_FOR_PROCESSES = 500
+# More processes than these wait for the one that puts their frames together.
+MAX_PROCESSES = 8
+# Files that a process reads before it hands them over: 32 of LibriSpeech's fill a megabyte.
+FILES_AT_ONCE = 32
+
+Reader = Callable[[FeatureFile], np.ndarray]
+
+
+class Form(NamedTuple):
+    """How frames are kept: the columns that are, by name, and their numbers."""
+
+    channels: tuple[str, ...]
+    dtype: str  # float32 or float16
+
+    @classmethod
+    def of(cls, keep_loudness: bool = False, dtype: str = "float32") -> "Form":
+        """All columns of a feature file, loudness only when it is to be kept."""
+        kept = (c for i, c in enumerate(CHANNELS) if keep_loudness or i != LOUDNESS)
+        return cls(tuple(kept), dtype)
+
+
+class Utterance(NamedTuple):
+    """One utterance as a split keeps it: identity, frames (T, D), a digest of the frames."""
+
+    name: str
+    frames: np.ndarray
+    digest: str
+
+
+def utterance(name: str, features: np.ndarray, form: Form) -> Utterance:
+    """Features (T, 14) in the form that a split keeps. Raises UserError beyond float16's range."""
+    columns = [CHANNELS.index(channel) for channel in form.channels]
+    with np.errstate(over="ignore"):
+        frames = np.ascontiguousarray(features[:, columns], dtype=form.dtype)
+    if form.dtype == "float16" and not np.isfinite(frames).all():
+        raise UserError(
+            f"{name} has values up to {np.abs(features[:, columns]).max():g}, and float16 ends at "
+            "65504: use --data_dtype float32"
+        )
+    return Utterance(name, frames, content_digest(frames))
+
+
+def content_digest(frames: np.ndarray) -> str:
+    """A digest of the content of an utterance (T, D)."""
+    return hashlib.blake2b(frames.tobytes(), digest_size=16).hexdigest()
+
+
+def read(
+    files: Sequence[FeatureFile], connect: Callable[[], Reader], form: Form
+) -> Iterator[Utterance]:
+    """The utterances in `files`, in their order, whatever the number of processes.
+
+    connect: called once in each process that reads; gives what reads one file, or raises UserError.
+    The first file, in their order, that raises an error does so here.
+    """
+
+    def connected() -> Callable[[Sequence[FeatureFile]], list[Utterance]]:
+        reader = connect()
+        return lambda some: [utterance(file.identity, reader(file), form) for file in some]
+
+    if len(files) < FILES_FOR_PROCESSES:
+        work = connected()
+        for file in files:
+            yield from work([file])
+    else:
+        parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
+        for some in _in_processes(parts, connected):
+            yield from some
+
+
+def _in_processes(parts: Sequence, connect: Callable[[], Callable]) -> Iterator:
+    """What `connect()` makes of each part, in order.
+
+    Process i of n does the parts i, i + n, ... and writes to a pipe of its own: it waits when it is
+    far ahead, and ends by itself when nobody reads any more, even after a SIGKILL.
+    """
+    n = min(max(2, len(os.sched_getaffinity(0))), MAX_PROCESSES)
+    # Forked, as torch's own loaders are: a new interpreter would import torch before it could read.
+    fork = multiprocessing.get_context("fork")
+    readers, processes = [], []
+    try:
+        for i in range(n):
+            reader, writer = fork.Pipe(duplex=False)
+            process = fork.Process(target=_work, args=(parts[i::n], connect, writer), daemon=True)
+            process.start()
+            writer.close()
+            readers.append(reader)
+            processes.append(process)
+        for i in range(len(parts)):
+            try:
+                answer = readers[i % n].recv()
+            except EOFError:
+                raise UserError(
+                    "a process that reads features ended early: if nothing is said above, it was "
+                    "killed, probably for lack of memory; free some and start again"
+                ) from None
+            if isinstance(answer, UserError):
+                raise answer
+            yield answer
+    finally:
+        for process in processes:
+            process.kill()
+        for process, reader in zip(processes, readers):
+            process.join()
+            reader.close()
+
+
+def _work(parts: Sequence, connect: Callable[[], Callable], writer: Connection) -> None:
+    # Told to stop is the whole group: the parent ends its processes itself.
+    for name in SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    try:
+        work = connect()
+        for part in parts:
+            writer.send(work(part))
+    except UserError as error:
+        writer.send(error)
+    except BrokenPipeError:
+        pass
