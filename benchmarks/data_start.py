@@ -58,10 +58,10 @@ def read_npz(root: Path) -> np.ndarray:
 
 def start(root: Path, cache: Path) -> None:
     """What a run does with its data until the first batch is there."""
-    given = {"eval_only": True, "checkpoint": "none", "recursive": True}
-    config = Config.from_mapping(given | {"train_dir": str(root), "cache_dir": str(cache)})
+    given = {"train_dir": str(root), "val_dir": str(root), "recursive": True}
+    config = Config.from_mapping(given | {"cache_dir": str(cache)})
     with contextlib.redirect_stdout(io.StringIO()):
-        train = load_splits(config)["train"]
+        train = load_splits(config, wanted=("train",))["train"]
     train.fingerprint()
     train.moments()
     next(batches(train, training_order(train.lengths, config.batch_sz, 0, 0)))
