@@ -94,9 +94,9 @@ class Split:
     def pick(self, indices: Iterable[int]) -> "Split":
         """The utterances at these indices, in that order; at least one."""
         picked = [self[i] for i in indices]
-        offsets = np.concatenate([[0], np.cumsum([len(frames) for frames in picked])])
         names = tuple(self.names[i] for i in indices)
-        return replace(self, names=names, frames=torch.cat(picked), offsets=offsets)
+        offsets = edges([len(frames) for frames in picked])
+        return Split(names, torch.cat(picked), offsets, self.channels)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel (D,), in raw units."""
