@@ -10,6 +10,7 @@ second   every other start, up to the first batch
 
 import argparse
 import contextlib
+import gc
 import io
 import os
 import shutil
@@ -94,6 +95,7 @@ def main() -> None:
         "--dir", help="where to write about a gigabyte (default: the temporary one)"
     )
     args = parser.parse_args()
+    gc.freeze()  # as train.py does
     with tempfile.TemporaryDirectory(prefix="data-start-", dir=args.dir) as folder:
         root, cache = Path(folder, "train"), Path(folder, "cache")
         frames = make_tree(root, args.n_utterances, args.scale)

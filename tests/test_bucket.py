@@ -439,6 +439,37 @@ def test_a_bucket_gives_the_splits_that_a_folder_gives(handle, trees):
         assert from_bucket[split].fingerprint() == from_folder[split].fingerprint()
 
 
+def test_a_second_start_only_lists_until_an_object_changes(handle, monkeypatch):
+    features = np.arange(5 * 14, dtype=np.float32).reshape(5, 14)
+    for name in ("a", "b"):
+        handle.upload_raw_array(f"stored/{name}", features + ord(name))
+    given = {"bucket": "speech", "train_dir": "stored", "val_dir": "stored"}
+    config = Config.from_mapping(given)
+
+    def fingerprint() -> str:
+        return load_splits(config, wanted=("train",))["train"].fingerprint()
+
+    read = []
+    monkeypatch.setattr(
+        "emaae.data.bucket.read_array", lambda *args: read.append(args[1]) or read_array(*args)
+    )
+    first = fingerprint()
+    assert fingerprint() == first
+    assert read == ["stored/a", "stored/b"]
+    handle.upload_raw_array("stored/b", features)
+    assert fingerprint() != first
+    assert len(read) == 4
+
+
+def test_an_object_that_changes_while_it_is_read_is_refused(handle):
+    put("changing/x.npz", npz(features=X))
+    (file,) = list_features(handle, "changing", recursive=True)
+    assert np.array_equal(read_array(handle, file.path, file.stamp[1]), X)
+    put("changing/x.npz", npz(features=X + 1))
+    with pytest.raises(UserError, match="changing/x.npz has changed since it was listed"):
+        read_array(handle, file.path, file.stamp[1])
+
+
 def test_an_object_with_the_wrong_columns_is_named(handle):
     handle.upload_raw_array("narrow/train/x", X)
     config = {"bucket": "speech", "train_dir": "narrow/train", "val_dir": "narrow/train"}

@@ -84,8 +84,9 @@ def _listed(
         utterances = read(files, connect, form)
         return progress(utterances, f"reading {name}", total=len(files), unit="utterances")
 
-    state = store.key([(file.identity, *file.stamp) for file in files])
-    return store.Source(where, place, state, form, read_all, tuple(f.identity for f in files))
+    names = tuple(file.identity for file in files)
+    state = store.key("\n".join(f"{name}\0{stamp}" for name, _, stamp in files))
+    return store.Source(where, place, state, form, read_all, names)
 
 
 def _demo(name: str, form: Form) -> store.Source:

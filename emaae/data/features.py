@@ -56,28 +56,34 @@ def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
 
 
 def _features_below(root: str, recursive: bool) -> Iterator[FeatureFile]:
-    # A directory's entries come with their kind, and each file is asked for its stamp once: half
-    # the time of os.walk, of which a second start of a large corpus mostly consists.
+    # Listing is most of what a second start of a large corpus does: hence no os.walk and no Path,
+    # which would double it.
     waiting, seen = [""], set()
     while waiting:
         folder = waiting.pop()
         path = os.path.join(root, folder)
-        with _listing(path):
+        try:
             real = os.stat(path)
-            if (real.st_dev, real.st_ino) in seen:
-                continue  # a link may lead back up: each real directory is entered once
-            seen.add((real.st_dev, real.st_ino))
             with os.scandir(path) as listing:
                 entries = list(listing)
+        except OSError as error:
+            raise _unlistable(path, error) from None
+        if (real.st_dev, real.st_ino) in seen:
+            continue  # a link may lead back up: each real directory is entered once
+        seen.add((real.st_dev, real.st_ino))
         folders = []
         for entry in entries:
-            if _is_features(entry.name) and not _is_folder(entry):
-                with _listing(entry.path):
-                    now = entry.stat()
-                identity = folder + entry.name.removesuffix(".npz")
-                yield FeatureFile(identity, entry.path, (now.st_size, now.st_mtime_ns))
-            elif recursive and _is_folder(entry):
+            if _is_folder(entry):
                 folders.append(entry.name)
+            elif _is_features(entry.name):
+                try:
+                    now = entry.stat()
+                except OSError as error:
+                    raise _unlistable(entry.path, error) from None
+                stamp = (now.st_size, now.st_mtime_ns)
+                yield FeatureFile(folder + entry.name[: -len(".npz")], entry.path, stamp)
+        if not recursive:
+            return
         waiting += (f"{folder}{name}/" for name in sorted(folders, reverse=True))
 
 
@@ -93,12 +99,8 @@ def _is_features(name: str) -> bool:
     return name.endswith(".npz") and not name.endswith("_times.npz") and name[0] != "."
 
 
-@contextlib.contextmanager
-def _listing(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be listed: {error.strerror}") from None
+def _unlistable(path: str, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be listed: {error.strerror}")
 
 
 def read_features(path: str | Path, stamp: tuple[int, int] | None = None) -> np.ndarray:

@@ -99,11 +99,11 @@ def _in_processes(parts: Sequence, connect: Callable[[], Callable]) -> Iterator:
     try:
         for i in range(n):
             reader, writer = fork.Pipe(duplex=False)
-            process = fork.Process(target=_work, args=(parts[i::n], connect, writer), daemon=True)
-            process.start()
-            writer.close()
             readers.append(reader)
-            processes.append(process)
+            args = (parts[i::n], connect, writer, readers)
+            processes.append(fork.Process(target=_work, args=args, daemon=True))
+            processes[-1].start()
+            writer.close()
         for i in range(len(parts)):
             try:
                 answer = readers[i % n].recv()
@@ -123,7 +123,14 @@ def _in_processes(parts: Sequence, connect: Callable[[], Callable]) -> Iterator:
             reader.close()
 
 
-def _work(parts: Sequence, connect: Callable[[], Callable], writer: Connection) -> None:
+def _work(
+    parts: Sequence,
+    connect: Callable[[], Callable],
+    writer: Connection,
+    readers: Sequence[Connection],
+) -> None:
+    for reader in readers:
+        reader.close()  # the parent's: a pipe breaks when nobody else could read it
     # Told to stop is the whole group: the parent ends its processes itself.
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -20,7 +20,7 @@ from emaae.errors import UserError
 MOMENTS_AT_ONCE = 1 << 16
 
 # LibriSpeech names an utterance speaker-chapter-number.
-_LIBRISPEECH = re.compile(r"(?:^|/)(\d+)-\d+-\d{4}$")
+_LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
 
 
 class Known(NamedTuple):
@@ -114,10 +114,10 @@ class Split:
 
     def fingerprint(self) -> str:
         """A digest of names and contents: equal exactly when the split is."""
-        whole = hashlib.blake2b(digest_size=16)
-        for name, digest in zip(self.names, self.digests):
-            whole.update(f"{name}\0{digest}\n".encode(errors="surrogateescape"))
-        return whole.hexdigest()
+        pairs = zip(self.names, self.digests)
+        whole = "".join(f"{name}\0{digest}\n" for name, digest in pairs)
+        whole = whole.encode(errors="surrogateescape")
+        return hashlib.blake2b(whole, digest_size=16).hexdigest()
 
 
 def edges(lengths: Sequence[int]) -> np.ndarray:
@@ -139,24 +139,24 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
     The same utterance is the same identity, or the same content under another name. Speakers are
     known only of splits in which all names look like LibriSpeech's. Raises UserError.
     """
-    owner: dict[str, tuple[str, str]] = {}
+    names: dict[str, tuple[str, str]] = {}  # in which split, and under which name
+    contents: dict[str, tuple[str, str]] = {}
     for split, utterances in splits.items():
-        seen = {}
         for name, digest in zip(utterances.names, utterances.digests):
-            for key in (f"name {name}", f"content {digest}"):
-                if key in owner:
-                    other, twin = owner[key]
-                    same = "" if name == twin else f" (as {twin})"
-                    raise UserError(
-                        f"utterance {name} of the {split} split is in the {other} split "
-                        f"too{same}: splits must share no utterance; remove it from one of them"
-                    )
-                seen[key] = (split, name)
-        owner |= seen
+            if name in names or digest in contents:
+                other, twin = names.get(name) or contents[digest]
+                same = "" if name == twin else f" (as {twin})"
+                raise UserError(
+                    f"utterance {name} of the {split} split is in the {other} split "
+                    f"too{same}: splits must share no utterance; remove it from one of them"
+                )
+        owners = [(split, name) for name in utterances.names]
+        names.update(zip(utterances.names, owners))
+        contents.update(zip(utterances.digests, owners))
 
     speakers = {}
     for split, utterances in splits.items():
-        matches = [_LIBRISPEECH.search(name) for name in utterances.names]
+        matches = [_LIBRISPEECH.fullmatch(name.rpartition("/")[2]) for name in utterances.names]
         if all(matches):
             speakers[split] = {match[1] for match in matches}
     names = list(speakers)

@@ -1,0 +1,473 @@
+"""The packed store: the same splits as without it, made once, never believed blindly."""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, program, small_run, speech, write_tree
+
+from emaae.config import Config
+from emaae.data import load_splits, reading, store
+from emaae.data.features import find_features, read_features
+from emaae.data.split import Split
+from emaae.errors import UserError
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """Five utterances in two folders."""
+    return write_tree(tmp_path / "tree", {"a/x": 30, "a/y": 5, "b/x": 17, "c": 60, "d": 1}, seed=4)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A cache folder of its own for one test."""
+    return tmp_path / "cache"
+
+
+def split_of(tree: Path, cache: Path | str, **knobs) -> Split:
+    given = {"train_dir": str(tree), "val_dir": str(tree), "recursive": True}
+    config = Config.from_mapping(given | {"cache_dir": str(cache)} | knobs)
+    return load_splits(config, wanted=("train",))["train"]
+
+
+def the_store(cache: Path) -> Path:
+    (index,) = cache.glob("*/*/index.json")
+    return index.parent
+
+
+def same(one: Split, other: Split) -> bool:
+    return (
+        one.names == other.names
+        and torch.equal(one.frames, other.frames)
+        and one.frames.dtype == other.frames.dtype
+        and np.array_equal(one.offsets, other.offsets)
+        and one.channels == other.channels
+        and one.fingerprint() == other.fingerprint()
+        and all(map(torch.equal, one.moments(), other.moments()))
+    )
+
+
+# ---- the same data
+
+
+@pytest.mark.parametrize("knobs", [{}, {"keep_loudness": True}, {"data_dtype": "float16"}])
+def test_a_store_gives_what_reading_the_files_gives(tree, folder, knobs):
+    read = split_of(tree, "none", **knobs)
+    assert same(split_of(tree, folder, **knobs), read)
+    assert same(split_of(tree, folder, **knobs), read)
+
+
+def test_digests_and_moments_are_those_of_the_frames(tree, folder):
+    kept = split_of(tree, folder)
+    anew = Split(kept.names, kept.frames, kept.offsets, kept.channels)
+    assert kept.known is not None
+    assert same(kept, anew)
+    frames = kept.frames.double()
+    assert torch.equal(kept.moments()[0], frames.mean(0).float())
+    assert torch.equal(kept.moments()[1], frames.std(0, correction=0).float())
+
+
+def test_moments_of_more_frames_than_are_summed_at_a_time():
+    frames = np.random.default_rng(0).normal(100, 2, (150_000, 14)).astype(np.float32)
+    mean, sd = Split.from_utterances([("x", frames)], keep_loudness=True).moments()
+    assert np.allclose(mean, frames.astype(float).mean(0), rtol=1e-7)
+    assert np.allclose(sd, frames.astype(float).std(0), rtol=1e-7)
+
+
+def test_a_pick_of_a_split_has_digests_and_moments_of_its_own(tree, folder):
+    split = split_of(tree, folder)
+    pick = split.pick([3, 0])
+    assert pick.digests == (split.digests[3], split.digests[0])
+    assert torch.allclose(pick.moments()[0], pick.frames.mean(0), atol=1e-3)
+
+
+def test_the_demo_data_are_generated_once_and_keep_their_order(folder, monkeypatch):
+    config = Config.from_mapping({"cache_dir": str(folder)})
+    generated = load_splits(Config.from_mapping({"cache_dir": "none"}), wanted=("val",))["val"]
+    assert same(load_splits(config, wanted=("val",))["val"], generated)
+    monkeypatch.setitem(sys.modules, "emaae.data.demo", None)  # importing it is an error now
+    assert same(load_splits(config, wanted=("val",))["val"], generated)
+
+
+def test_float16_takes_half_and_gives_float32_to_the_model(tree, folder):
+    split = split_of(tree, folder, data_dtype="float16")
+    assert (the_store(folder) / "frames").stat().st_size == 2 * split.frames.numel()
+    assert split[0].dtype == torch.float32
+    exact = split_of(tree, "none")
+    assert torch.allclose(split[0], exact[0], rtol=2**-10, atol=1e-6)
+    assert split.fingerprint() != exact.fingerprint()
+
+
+def test_numbers_beyond_float16_are_refused(tree, folder):
+    features = speech(10, seed=1)
+    features[3, 0] = 70_000
+    np.savez(tree / "c.npz", features=features)
+    with pytest.raises(UserError, match="c has values up to 70000.*use --data_dtype float32"):
+        split_of(tree, folder, data_dtype="float16")
+
+
+# ---- made once
+
+
+def test_a_second_start_reads_no_file_of_features(tree, folder, monkeypatch):
+    first = split_of(tree, folder)
+    monkeypatch.setattr("emaae.data.read_features", None)
+    assert same(split_of(tree, folder), first)
+
+
+def test_frames_are_mapped_and_whoever_writes_to_them_writes_alone(tree, folder):
+    one, other = split_of(tree, folder), split_of(tree, folder)
+    before = other.frames[0, 0].item()
+    one.frames[0, 0] += 1
+    assert other.frames[0, 0].item() == before
+    assert split_of(tree, folder).frames[0, 0].item() == before
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(the_store(folder) / "frames") in maps.read_text()
+
+
+def other_content(tree: Path) -> None:
+    np.savez(tree / "c.npz", features=speech(60, seed=77))
+
+
+def touched(tree: Path) -> None:
+    os.utime(tree / "c.npz", ns=(0, 0))
+
+
+def one_more(tree: Path) -> None:
+    write_tree(tree, {"e": 9}, seed=9)
+
+
+def one_less(tree: Path) -> None:
+    (tree / "c.npz").unlink()
+
+
+def renamed(tree: Path) -> None:
+    (tree / "c.npz").rename(tree / "cc.npz")
+
+
+@pytest.mark.parametrize("change", [other_content, touched, one_more, one_less, renamed])
+def test_a_store_is_replaced_when_its_files_change(tree, folder, change, capsys):
+    split_of(tree, folder)
+    before = the_store(folder)
+    change(tree)
+    assert same(split_of(tree, folder), split_of(tree, "none"))
+    assert the_store(folder) != before
+    assert "in place of what it was before" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_other_columns_and_other_trees_have_stores_of_their_own(tree, folder, tmp_path):
+    split_of(tree, folder)
+    split_of(tree, folder, keep_loudness=True)
+    split_of(tree, folder, data_dtype="float16")
+    split_of(tree, folder, recursive=False)
+    split_of(shutil.copytree(tree, tmp_path / "copy"), folder)
+    assert len(list(folder.glob("*/*/index.json"))) == 5
+
+
+def test_another_format_is_another_store(tree, folder, monkeypatch):
+    split_of(tree, folder)
+    before = the_store(folder)
+    monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
+    split_of(tree, folder)
+    assert the_store(folder) != before
+
+
+def test_a_store_that_is_mapped_is_not_removed(tree, folder):
+    mapped = split_of(tree, folder)
+    touched(tree)
+    split_of(tree, folder)
+    assert len(list(folder.glob("*/*/frames"))) == 2
+    del mapped
+    one_more(tree)
+    split_of(tree, folder)
+    assert len(list(folder.glob("*/*/frames"))) == 1
+
+
+def test_many_files_are_read_by_several_processes_in_their_order(tmp_path, folder, monkeypatch):
+    many = write_tree(tmp_path / "many", {f"{i:03d}": 1 + i % 7 for i in range(70)})
+    alone = split_of(many, "none")
+    monkeypatch.setattr(reading, "FILES_FOR_PROCESSES", 10)
+    monkeypatch.setattr(reading, "FILES_AT_ONCE", 4)
+    assert same(split_of(many, "none"), alone)
+    assert same(split_of(many, folder), alone)
+    for name in ("033", "066"):
+        (many / f"{name}.npz").write_bytes(b"broken")
+    with pytest.raises(UserError, match="033.npz is not an .npz"):
+        split_of(many, folder)
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_is_killed_while_it_reads_is_told_about(tmp_path, folder, monkeypatch):
+    many = write_tree(tmp_path / "many", {f"{i:03d}": 2 for i in range(12)})
+    monkeypatch.setattr(reading, "FILES_FOR_PROCESSES", 10)
+    monkeypatch.setattr("emaae.data.read_features", lambda *args: os.kill(os.getpid(), 9))
+    with pytest.raises(UserError, match="ended early"):
+        split_of(many, folder)
+
+
+# ---- errors, crashes, full disks
+
+
+def test_a_bad_file_is_named_and_nothing_half_written_stays(tree, folder):
+    np.savez(tree / "b" / "x.npz", features=np.full((3, 14), np.nan))
+    with pytest.raises(UserError, match=r"b/x.npz has nan at frame 0, column TDX"):
+        split_of(tree, folder)
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == [".lock"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tree, folder, monkeypatch):
+    def find_and_change(root, recursive):
+        found = find_features(root, recursive)
+        other_content(tree)
+        return found
+
+    monkeypatch.setattr("emaae.data.find_features", find_and_change)
+    with pytest.raises(UserError, match="c.npz has changed since it was listed"):
+        split_of(tree, folder)
+
+
+def test_what_a_killed_builder_left_is_removed(tree, folder):
+    split_of(tree, folder)
+    shelf = the_store(folder).parent
+    (shelf / "building-dead").mkdir()
+    (shelf / "building-dead" / "frames").write_bytes(b"half")
+    touched(tree)
+    split_of(tree, folder)
+    assert not (shelf / "building-dead").exists()
+
+
+def test_a_killed_builder_leaves_no_process_and_no_lock(tmp_path, folder):
+    many = write_tree(tmp_path / "many", {f"{i:03d}": 400 for i in range(24)})
+    script = f"""
+import os, sys, time
+from emaae import data
+from emaae.data import reading
+reading.FILES_FOR_PROCESSES, reading.FILES_AT_ONCE = 10, 2
+def slowly(path, stamp, read=data.read_features):
+    print(os.getpid(), flush=True)
+    time.sleep(0.2)
+    return read(path, stamp)
+data.read_features = slowly
+from emaae.config import Config
+given = {{"train_dir": {str(many)!r}, "val_dir": {str(many)!r}, "cache_dir": {str(folder)!r}}}
+config = Config.from_mapping(given | {{"recursive": True}})
+data.load_splits(config, wanted=("train",))
+"""
+    builder = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    workers = {int(builder.stdout.readline()) for _ in range(2)}
+    builder.kill()
+    builder.wait()
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+    assert len(split_of(many, folder)) == 24
+    assert not list(folder.glob("*/building-*"))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_others_wait_for_the_one_that_builds_and_say_so(tree, folder, monkeypatch, capsys):
+    began, go_on = threading.Event(), threading.Event()
+    calls = []
+
+    def slowly(path, stamp):
+        calls.append(path)
+        began.set()
+        go_on.wait(20)
+        return read_features(path, stamp)
+
+    monkeypatch.setattr("emaae.data.read_features", slowly)
+    found = []
+    builders = [threading.Thread(target=lambda: found.append(split_of(tree, folder)))]
+    builders[0].start()
+    began.wait(20)
+    builders.append(threading.Thread(target=lambda: found.append(split_of(tree, folder))))
+    builders[1].start()
+    deadline, said = time.monotonic() + 20, ""
+    while "waiting for another process that packs" not in said and time.monotonic() < deadline:
+        said += capsys.readouterr().out
+        time.sleep(0.01)
+    go_on.set()
+    for builder in builders:
+        builder.join(20)
+    assert "waiting for another process that packs" in said
+    assert len(calls) == 5
+    assert same(*found)
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning(tree, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="cannot hold .*Not a directory.* by --cache_dir"):
+        split = split_of(tree, tmp_path / "file" / "cache")
+    assert same(split, split_of(tree, "none"))
+
+
+def test_a_full_disk_is_one_warning_and_nothing_stays(tree, folder):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.warns(UserWarning, match="is read into memory instead"):
+            split = split_of(tree, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert same(split, split_of(tree, "none"))
+    assert not list(folder.glob("*/*/"))
+
+
+# ---- nothing is believed
+
+
+def test_the_cache_belongs_to_its_user(tree, folder):
+    split_of(tree, folder)
+    for path in (folder, the_store(folder).parent, the_store(folder)):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+LIES = {
+    "longer": lambda index: index["lengths"].__setitem__(0, 31),
+    "negative": lambda index: index["lengths"].__setitem__(slice(2), [70, -35]),
+    "fraction": lambda index: index["lengths"].__setitem__(0, 30.0),
+    "beyond 64 bits": lambda index: index["lengths"].__setitem__(0, 2**64 + 30),
+    "wraps around": lambda index: index["lengths"].__setitem__(slice(2), [2**63 - 1, 2**63 - 1]),
+    "other names": lambda index: index["names"].__setitem__(0, "../../x"),
+    "fewer names": lambda index: index["names"].pop(),
+    "no text": lambda index: index["digests"].__setitem__(0, 7),
+    "short digest": lambda index: index["digests"].__setitem__(0, "ab"),
+    "NaN": lambda index: index["mean"].__setitem__(0, float("nan")),
+    "infinite": lambda index: index["sd"].__setitem__(0, float("inf")),
+    "too few": lambda index: index["sd"].pop(),
+    "other columns": lambda index: index["channels"].reverse(),
+    "other numbers": lambda index: index.update(dtype="object"),
+    "missing": lambda index: index.pop("names"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_store_whose_index_lies_is_built_again(tree, folder, lie, capsys):
+    split_of(tree, folder)
+    path = the_store(folder) / "index.json"
+    index = json.loads(path.read_text())
+    LIES[lie](index)
+    path.write_text(json.dumps(index))
+    assert same(split_of(tree, folder), split_of(tree, "none"))
+    assert "is built again: its" in capsys.readouterr().out
+    json.loads((the_store(folder) / "index.json").read_text())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, "\x80", '{"mean": 1e999}'])
+def test_an_index_that_is_none_is_built_again(tree, folder, text, capsys):
+    split_of(tree, folder)
+    (the_store(folder) / "index.json").write_text(text, encoding="latin1")
+    assert same(split_of(tree, folder), split_of(tree, "none"))
+    assert "is built again: its index cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [lambda f: f.unlink(), lambda f: os.truncate(f, 100)])
+def test_frames_that_are_cut_short_are_built_again(tree, folder, change, capsys):
+    split_of(tree, folder)
+    change(the_store(folder) / "frames")
+    assert same(split_of(tree, folder), split_of(tree, "none"))
+    assert "is built again: its frames" in capsys.readouterr().out
+
+
+# ---- verify_data
+
+
+def test_a_flipped_bit_is_found_by_verify_data_and_mended(tree, folder, capsys):
+    split_of(tree, folder)
+    split_of(tree, folder, verify_data=True)
+    assert "holds what was read again" in capsys.readouterr().out
+    path = the_store(folder) / "frames"
+    content = bytearray(path.read_bytes())
+    content[13 * 4 * 30 + 9] ^= 1
+    path.write_bytes(content)
+    split = split_of(tree, folder, verify_data=True)
+    assert "is built again: a/y differs from what it was read from" in capsys.readouterr().out
+    assert same(split, split_of(tree, "none"))
+    assert same(split_of(tree, folder), split)
+
+
+def test_content_that_changed_behind_the_same_size_and_time_is_found(tree, folder, capsys):
+    path = tree / "c.npz"
+    before = path.stat()
+    split_of(tree, folder)
+    np.savez(path, features=speech(60, seed=78))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert same(split_of(tree, folder, verify_data=True), split_of(tree, "none"))
+    assert "is built again: c differs" in capsys.readouterr().out
+
+
+def test_verify_data_without_a_store_is_refused():
+    with pytest.raises(UserError, match="--cache_dir none makes no copy"):
+        Config.from_mapping({"verify_data": True, "cache_dir": "none"})
+
+
+# ---- the folder
+
+
+def test_the_cache_lies_where_other_caches_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Config().cache_folder == tmp_path / "emaae"
+    monkeypatch.setenv("HOME", "/home/someone")
+    for unset in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert Config().cache_folder == Path("/home/someone/.cache/emaae")
+    assert Config(cache_dir="/disk/x").cache_folder == Path("/disk/x")
+    assert Config(cache_dir="none").cache_folder is None
+
+
+# ---- the start of a run
+
+
+HEAVY = ("wandb", "matplotlib", "scipy", "optuna", "plotly", "emaae.data.demo")
+
+
+def test_what_is_not_needed_is_not_imported_before_training_starts(trees, tmp_path):
+    script = f"""
+import sys
+import train
+from emaae import training
+def first_batch(*args):
+    print("imported:", [name for name in {HEAVY!r} if name in sys.modules])
+    raise SystemExit
+training.train_epoch = first_batch
+train.main(sys.argv[1:])
+"""
+    done = program("-c", script, *small_run(trees, tmp_path / "runs"))
+    assert "imported: []" in done.stdout, done.stderr
+
+
+def test_wandb_is_not_imported_by_a_whole_run_that_disables_it(trees, tmp_path):
+    script = """
+import sys
+import train
+assert train.main(sys.argv[1:]) == 0
+print("wandb" in sys.modules)
+"""
+    done = program("-c", script, *small_run(trees, tmp_path / "runs"), "--epochs=1")
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
