@@ -375,7 +375,7 @@ def test_a_store_whose_index_lies_is_built_again(tree, folder, lie, capsys):
     path.write_text(json.dumps(index))
     assert same(split_of(tree, folder), split_of(tree, "none"))
     assert "is built again: its" in capsys.readouterr().out
-    json.loads((the_store(folder) / "index.json").read_text())
+    assert len(list(folder.glob("*/*/"))) == 1
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, "\x80", '{"mean": 1e999}'])
@@ -392,6 +392,13 @@ def test_frames_that_are_cut_short_are_built_again(tree, folder, change, capsys)
     change(the_store(folder) / "frames")
     assert same(split_of(tree, folder), split_of(tree, "none"))
     assert "is built again: its frames" in capsys.readouterr().out
+
+
+def test_a_store_without_an_index_is_built_again(tree, folder):
+    split_of(tree, folder)
+    (the_store(folder) / "index.json").unlink()
+    assert same(split_of(tree, folder), split_of(tree, "none"))
+    assert len(list(folder.glob("*/*/"))) == 1
 
 
 # ---- verify_data

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -85,14 +85,15 @@ def _packed(folder: Path, source: Source, verify: bool) -> Split:
             wrong = _difference(split, source) if verify and split is not None else None
         except _Broken as error:
             split, wrong = None, str(error)
-        if wrong:
-            print(f"the store of {source.where} is built again: {wrong}", flush=True)
-            folder.rename(shelf / f"{folder.name}-{os.getpid()}")  # some process may have it mapped
-            split = None
-        elif split is not None:
+        if split is not None and not wrong:
             if verify:
                 print(f"the store of {source.where} holds what was read again", flush=True)
             return split
+        if wrong:
+            print(f"the store of {source.where} is built again: {wrong}", flush=True)
+        split = None  # which would keep it from being removed
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(shelf / f"{folder.name}-{os.getpid()}")  # others may have it mapped
         for leavings in shelf.glob(f"{BUILDING}*"):
             shutil.rmtree(leavings)  # of a process that was killed
         building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=shelf))
@@ -102,7 +103,6 @@ def _packed(folder: Path, source: Source, verify: bool) -> Split:
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        _flush(shelf)
         replaced = _remove_others(folder)
         print(
             f"packed {source.where}: {n_bytes / 1e6:.1f} MB in {shelf.parent}"
@@ -149,19 +149,13 @@ def _build(folder: Path, source: Source) -> int:
     with open(folder / "index.json", "w", encoding="ascii") as file:
         json.dump(index, file, allow_nan=False)
         _flush(file)
-    _flush(folder)
     return frames.nbytes
 
 
-def _flush(what: Any) -> None:
-    """Onto the disk: a file that is written, or the entries of a folder."""
-    if isinstance(what, Path):
-        entries = os.open(what, os.O_RDONLY)
-        os.fsync(entries)
-        os.close(entries)
-    else:
-        what.flush()
-        os.fsync(what.fileno())
+def _flush(file: IO[Any]) -> None:
+    # Content only: a folder that a power cut takes back is built again.
+    file.flush()
+    os.fsync(file.fileno())
 
 
 class _Broken(OSError):
