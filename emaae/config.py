@@ -262,6 +262,7 @@ class Config:
         "of the multiplications in training: fp32, bf16, or auto: bf16 where the hardware has it",
         group="training",
         choices=("fp32", "bf16", "auto"),
+    )
     data_dtype: str = knob(
         "float32",
         "numbers that frames are kept in, on disk and in memory: float16 takes half of it, and "
