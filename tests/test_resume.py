@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -206,7 +207,9 @@ def test_a_run_that_is_told_to_stop_goes_on_by_resume(
 ):
     argv = flags(small_run(trees, tmp_path), tmp_path)
     command = [sys.executable, "train.py", *argv]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    # As many threads as the tests have: with others the last bits differ.
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("epoch  3"):
             process.send_signal(number)
