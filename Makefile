@@ -26,7 +26,7 @@ demo: setup
 	$(BIN)/python -m analysis.report runs/demo
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: setup
 	$(BIN)/ruff check .

@@ -86,3 +86,11 @@ def program(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.C
         timeout=240,
         env=clean | {"NETRC": os.devnull} | environment,
     )
+
+
+def pytest_collection_modifyitems(items):
+    """What a module's tests share is made once: those that use it go to one process together."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(found[-1].scope == "module" for found in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
