@@ -6,20 +6,31 @@ import os
 import pickle
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from emaae.config import Config
-from emaae.errors import UserError
+from emaae.errors import BadFile, UserError
+from emaae.files import Pieces, open_plain
 from emaae.models import CNNAutoEncoder, build_model
 
 # Of last.pt; raised when an older program could no longer read it.
 FORMAT = 2
 # What an interrupted run goes on from, and what it goes on from when that is broken.
 LAST = ("last.pt", "last.previous.pt")
+# What must be in it, and of which kind.
+STATE = {"epoch": int, "batch": int, "stopped": bool, "model": dict, "optimizer": dict}
+STATE |= {"selection": dict, "phase": dict, "schedule": dict}
+
+# A file of weights may hold them as float64, or all that last.pt has.
+MOST_OF_WEIGHTS = 8
+# The pickle in a checkpoint says where the tensors are, in 25 KB for the largest model. Nested
+# 250,000 deep, one crashes the interpreter.
+MOST_PICKLE = 60_000
 
 
 def write_whole(path: Path, write: Any, keep: Path | None = None) -> None:
@@ -42,7 +53,12 @@ def write_whole(path: Path, write: Any, keep: Path | None = None) -> None:
             os.fsync(folder)  # the names too
         finally:
             os.close(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # torch.save says something of positions, in the context of what the disk said.
+        while error is not None and not isinstance(error, OSError):
+            error = error.__context__
+        if error is None:
+            raise
         raise UserError(not_written(path, error)) from None
     finally:
         with contextlib.suppress(OSError):
@@ -85,26 +101,32 @@ def load_last(folder: Path) -> dict[str, Any]:
                 warnings.warn(f"{error}; going on from {LAST[1]}", stacklevel=2)
             broken = broken or error
             continue
-        if not isinstance(state.get("format"), int):
-            raise UserError(f"{folder / name} is not the state of a training: remove the run")
-        if state["format"] != FORMAT:
+        form = state.get("format")
+        if isinstance(form, int) and form != FORMAT:
             raise UserError(
-                f"{folder / name} has format {state['format']}, this program reads {FORMAT}: go on "
+                f"{folder / name} has format {form}, this program reads {FORMAT}: go on "
                 "with the version that wrote it, or begin another run"
             )
+        if form is None or any(not isinstance(state.get(key), kind) for key, kind in STATE.items()):
+            raise UserError(f"{folder / name} is not the state of a training: remove the run")
         return state
     raise broken
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what `save` wrote, with `weights_only=True`. Raises UserError."""
+def load(
+    path: str | Path, device: torch.device | str = "cpu", at_most: int = 1 << 40
+) -> dict[str, Any]:
+    """Read what `save` wrote, with `weights_only=True`, of at most so many bytes. UserError."""
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below; opening has errors of its own
+        file = open_plain(path, at_most)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     with file:
         try:
+            _check_archive(file, path)
             content = torch.load(file, map_location=device, weights_only=True)
+        except UserError:
+            raise
         except pickle.UnpicklingError:
             raise UserError(
                 f"{path} is not a checkpoint of plain tensors (or holds code, which is never run): "
@@ -120,16 +142,37 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     return content
 
 
+def _check_archive(file: BinaryIO, path: str | Path) -> None:
+    """Refuse what would need more memory than the file has bytes, before any of it is used."""
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(Pieces(file, str(path))) as archive:
+        members = archive.infolist()
+    file.seek(0)
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or size < sum(
+        m.file_size for m in members
+    ):
+        raise BadFile(
+            f"{path} is not a checkpoint as torch.save writes it: expected an archive whose "
+            "members are not compressed and do not overlap"
+        )
+    if any(m.filename.endswith(".pkl") and m.file_size > MOST_PICKLE for m in members):
+        raise BadFile(
+            f"{path} is not a checkpoint of a model: its list of tensors has more than "
+            f"{MOST_PICKLE} bytes"
+        )
+
+
 def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
     """Put the state_dict of a .pth into a model of the same architecture. Raises UserError."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a directory: name the weights in it, such as {path}/best.pth")
-    found = load(path)
+    expected = model.state_dict()
+    n_bytes = sum(tensor.nbytes for tensor in expected.values())
+    found = load(path, at_most=MOST_OF_WEIGHTS * n_bytes + 2**20)
     if "format" in found and "optimizer" in found:
         raise UserError(
             f"{path} holds the whole state of a run, not weights alone: use the best.pth beside it"
         )
-    expected = model.state_dict()
     for name, tensor in expected.items():
         if name not in found:
             raise UserError(
@@ -142,6 +185,11 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
                 f"{path}: {name} has shape {tuple(shape or ())}, expected {tuple(tensor.shape)} "
                 f"for {model.get_type()} with norm {model.norm}; give its --model_config"
             )
+        if found[name].dtype.is_floating_point != tensor.dtype.is_floating_point:
+            raise UserError(
+                f"{path}: {name} has dtype {found[name].dtype}, expected {tensor.dtype}: the "
+                "model is broken, use another"
+            )
         if not torch.isfinite(found[name]).all() or (name == "sd" and (found[name] <= 0).any()):
             raise UserError(
                 f"{path}: {name} holds numbers that are not finite, or a standard deviation of 0: "
@@ -153,6 +201,8 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
             f"{path} has the entry {unknown[0]}, which {model.get_type()} with norm {model.norm} "
             "does not know; give its --model_config"
         )
+    if next(model.parameters()).is_meta:
+        model.to_empty(device="cpu")
     model.load_state_dict(found)
 
 
@@ -181,6 +231,8 @@ def load_model(ref: str | os.PathLike, device: torch.device | str = "cpu") -> CN
     if not os.path.isfile(beside):
         raise UserError(f"{beside} is missing: a model needs the model_config.json beside it")
     config = Config.from_mapping({"model_config": str(beside)})
-    model = build_model(**config.architecture)
+    # A model_config.json may say any size: memory is taken when the weights have it too.
+    with torch.device("meta"):
+        model = build_model(**config.architecture)
     load_weights(model, path)
     return model.to(device).eval()

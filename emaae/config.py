@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from emaae.errors import UserError
+from emaae.files import read_text
 from emaae.schedules import SCHEDULES, AlphaSchedule, Ramp
 
 # What a model needs besides its weights: arguments of `models.build_model`.
@@ -90,6 +91,12 @@ class Config:
         False,
         "read all data again and compare it with the packed copy, which is replaced if it differs",
         group="data",
+    )
+    on_bad_file: str = knob(
+        "stop",
+        "what becomes of a run when feature files are broken: end it, or leave them out and say so",
+        group="data",
+        choices=("stop", "skip"),
     )
     keep_loudness: bool = knob(
         False,
@@ -691,7 +698,7 @@ def read_model_config(path: str | Path) -> dict[str, Any]:
 def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {os.strerror(error.errno)}") from None
     except (ValueError, RecursionError) as error:
@@ -701,6 +708,22 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def said_by(
+    path: str | Path, found: Mapping[str, Any], names: typing.Iterable[str]
+) -> dict[str, Any]:
+    """Those of the knobs `names` that a file gives, cast and in range. Raises UserError."""
+    known = Config.__dataclass_fields__
+    values = {}
+    for name in names:
+        if name in found:
+            try:
+                values[name] = cast(name, found[name], known[name].type)
+                check_range(name, values[name], known[name].metadata)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+    return values
+
+
 def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in what the run that is resumed was given; what is said now stands."""
     if not values.get("resume") or not values.get("run_name"):
@@ -708,9 +731,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     path = Path(values.get("out_dir", Config.out_dir)) / values["run_name"] / "config.json"
     if not path.is_file():
         return values
-    types_of = {f.name: f.type for f in fields(Config)}
-    before = {name: value for name, value in read_json(path).items() if name in types_of}
-    return {name: cast(name, value, types_of[name]) for name, value in before.items()} | values
+    return said_by(path, read_json(path), Config.__dataclass_fields__) | values
 
 
 def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
@@ -726,19 +747,15 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
     if path is None:
         return values
     found = read_model_config(path)
-    types_of = {f.name: f.type for f in fields(Config)}
-    architecture = {
-        name: cast(name, found[name], types_of[name])
-        for name in ARCHITECTURE
-        if name in found and name != "input_dim"
-    }
-    if found.get("input_dim") is not None:
-        input_dim = cast("input_dim", found["input_dim"], int)
-        if input_dim not in (13, 14):
+    architecture = said_by(path, found, [name for name in ARCHITECTURE if name != "input_dim"])
+    input_dim = found.get("input_dim")
+    if input_dim is not None:
+        if str(input_dim) not in ("13", "14"):
             raise UserError(
-                f"{path}: input_dim must be 13 (without loudness) or 14 (with it), got {input_dim}"
+                f"{path}: input_dim must be 13 (without loudness) or 14 (with it), "
+                f"got {input_dim!r}"
             )
-        architecture["keep_loudness"] = input_dim == 14
+        architecture["keep_loudness"] = str(input_dim) == "14"
     for name, value in architecture.items():
         if values.get(name, value) != value:
             raise UserError(
@@ -747,14 +764,11 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
             )
     loss = {}
     if values.get("eval_only"):
-        loss = {
-            name: cast(name, found[name], types_of[name])
-            for name in ("alpha", "sparse_loss", "weight_penalty", "target_sparsity")
-            if found.get(name) is not None
-        }
+        told = {name: value for name, value in found.items() if value is not None}
+        loss = said_by(path, told, ("alpha", "sparse_loss", "weight_penalty", "target_sparsity"))
         # A schedule has moved alpha since; the end of a run tells where it was selected.
         metrics = Path(path).parent / "metrics.json"
         selected = read_json(metrics) if os.path.isfile(metrics) else {}
         if selected.get("select/alpha") is not None:
-            loss["alpha"] = cast("alpha", selected["select/alpha"], float)
+            loss |= said_by(metrics, {"alpha": selected["select/alpha"]}, ["alpha"])
     return loss | values | architecture | {"model_config": path}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from emaae.signals import listening
 
+LONGEST = 2000  # of a message, whatever a file made it quote
 INTERRUPTED = 130  # the shell's exit status of a program that Ctrl-C ended
 
 
@@ -16,6 +17,10 @@ class UserError(Exception):
     The message is one line that names the file or flag, its value, what was expected and the
     way out. Programs show it without a traceback and end with exit status 2.
     """
+
+
+class BadFile(UserError):
+    """A file that is broken, or not what it should be; others beside it may be fine."""
 
 
 @contextlib.contextmanager
@@ -28,18 +33,29 @@ def speaking_plainly(program: str) -> Iterator[None]:
 
     def one_line(message, category, *where, **more) -> str:
         ours = category is UserWarning
-        return f"warning: {message}\n" if ours else as_usual(message, category, *where, **more)
+        return (
+            f"warning: {plainly(str(message))}\n"
+            if ours
+            else as_usual(message, category, *where, **more)
+        )
 
     warnings.formatwarning = one_line
     try:
         with listening():
             yield
     except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"{program}: error: {line}", file=sys.stderr)
+        print(f"{program}: error: {plainly(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     finally:
         warnings.formatwarning = as_usual
+
+
+def plainly(message: str) -> str:
+    """The message as one line of readable length, in which nothing can steer a terminal."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -1,5 +1,6 @@
 """What is the model? A stride-1 convolutional autoencoder with a sparse, over-complete encoding."""
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from emaae.config import ARCHITECTURE
+from emaae.errors import UserError
 
 NORMS = ("none", "layer", "batch")
 
@@ -205,7 +207,20 @@ def _stack(widths: list[int], norm: str, *, linear_end: bool) -> nn.ModuleList:
 
 
 def build_model(model_type: str = "cnn", **architecture: int | str) -> CNNAutoEncoder:
-    """A new model from the entries of `ARCHITECTURE`."""
+    """A new model from the entries of `ARCHITECTURE`. UserError when memory is too small."""
     if model_type != "cnn":
         raise ValueError(f"model_type must be cnn, got {model_type!r}")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = weight_bytes(model_type, **architecture)
+    if needed > memory:
+        raise UserError(
+            f"a model of {architecture} has {needed / 1e9:.1f} GB of weights, more than the "
+            f"{memory / 1e9:.1f} GB of memory here: lower --inner_size"
+        )
     return CNNAutoEncoder(**architecture)
+
+
+def weight_bytes(model_type: str = "cnn", **architecture: int | str) -> int:
+    """Bytes of the weights and buffers of such a model, without making one."""
+    with torch.device("meta"):
+        return sum(t.nbytes for t in CNNAutoEncoder(**architecture).state_dict().values())

@@ -122,10 +122,7 @@ class RunFolder:
         A run that is resumed has them: it is compared with them, and goes back to the epoch that
         last.pt is of. Raises UserError when settings or data are others than they were.
         """
-        data = {
-            name: {"utterances": len(s), "frames": len(s.frames), "fingerprint": s.fingerprint()}
-            for name, s in splits.items()
-        }
+        data = {name: _of_data(split) for name, split in splits.items()}
         found = {"data": data, "versions": versions(), "git_commit": git_commit()}
         found["schedule"] = self.config.schedule_name
         knobs = self.config.asdict()
@@ -248,6 +245,14 @@ class RunFolder:
         self.tracker.finish(finite, status)
         if status not in ("failed", "preempted"):
             print(console.table(metrics, status, self.path, curves), flush=True)
+
+
+def _of_data(split: Split) -> dict[str, Any]:
+    found = {"utterances": len(split), "frames": len(split.frames)}
+    found["fingerprint"] = split.fingerprint()
+    if split.skipped:
+        found["skipped"] = {"files": len(split.skipped), "first": list(split.skipped[:5])}
+    return found
 
 
 def _own(folder: Path) -> IO[str] | None:

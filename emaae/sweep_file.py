@@ -20,6 +20,7 @@ import yaml
 
 from emaae.config import Config, nearest
 from emaae.errors import UserError
+from emaae.files import read_text
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
@@ -49,6 +50,10 @@ PER_EPOCH = frozenset(
     ]
 )
 MOST_POINTS = 100_000
+# What a file may say, with each alias written out; nine lines of aliases can say a billion values.
+MOST_VALUES = 200_000
+# Of an unquoted scalar: a number of a million digits takes minutes to read.
+LONGEST_SCALAR = 1000
 # Every combination is tried on Config; beyond this many the first ones stand for the rest.
 COMBINATIONS_CHECKED = 10_000
 DELIMITER = "."
@@ -305,7 +310,7 @@ def check(path: str | Path) -> list[Finding]:
 def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
     """The sweep and what is wrong with it; without a sweep when too much is."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -323,11 +328,15 @@ class _Document:
         self.findings: list[Finding] = []
         self.lines: dict[tuple, int] = {}
         self.content = None
-        loader = yaml.SafeLoader(text)
+        loader = None
         try:
+            loader = yaml.SafeLoader(text)
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
                 self.report((), "a sweep file is a mapping: `method: grid` and so on")
+                return
+            if _size(node, {}) > MOST_VALUES:
+                self.report((), f"says more than {MOST_VALUES} values, with aliases written out")
                 return
             self.content = self._plain(loader, node, ())
         except yaml.YAMLError as error:
@@ -339,7 +348,8 @@ class _Document:
             self.content = None
             self.report((), "refers to itself, or is nested too deeply")
         finally:
-            loader.dispose()
+            if loader is not None:
+                loader.dispose()
 
     def report(self, where: tuple, message: str, *, warning: bool = False) -> None:
         """A finding at a key, given by the keys on the way to it."""
@@ -373,7 +383,20 @@ class _Document:
             return out
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(loader, v, (*where, i)) for i, v in enumerate(node.value)]
-        value = loader.construct_object(node, deep=True)
+        if node.style is None and len(node.value) > LONGEST_SCALAR:
+            self.report(
+                where, f"is longer than {LONGEST_SCALAR} characters; quote it if it is text"
+            )
+            return ""
+        try:
+            value = loader.construct_object(node, deep=True)
+        except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError):
+            # PyYAML does not catch what is only shaped like a number or a date.
+            kind = node.tag.rpartition(":")[2]
+            self.report(
+                where, f"{node.value[:40]!r} cannot be read as {kind}; quote it if it is text"
+            )
+            return ""
         if node.style is None:
             self._check_scalar(node.value, value, where)
         return value
@@ -387,6 +410,18 @@ class _Document:
         if isinstance(value, bool) and written.lower() not in ("true", "false"):
             message = f"{written} is {value} to YAML; write {str(value).lower()}, or '{written}'"
             self.report(where, f"{message} for the word")
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is with its aliases written out; RecursionError within itself."""
+    if id(node) not in known:
+        parts = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [value for pair in node.value for value in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 class _Examiner:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -38,8 +39,19 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
         name: store.load(source, config.cache_folder, config.verify_data)
         for name, source in sources.items()
     }
+    for name, split in splits.items():
+        if split.skipped:
+            warnings.warn(f"{name}: left out {told(split)}", stacklevel=2)
     check_overlap(splits)
     return splits
+
+
+def told(split: Split) -> str:
+    """What a person reads of the files that were left out."""
+    names = list(split.skipped)
+    few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    n_files = len(split) + len(names)
+    return f"{len(names)} of {n_files} files, which are broken: {few} ({split.skipped[names[0]]})"
 
 
 def _tree(name: str, root: str, config: Config, form: Form) -> store.Source:
@@ -48,7 +60,7 @@ def _tree(name: str, root: str, config: Config, form: Form) -> store.Source:
 
     files = find_features(root, config.recursive)
     place = ("tree", os.path.realpath(root), config.recursive)
-    return _listed(name, root, place, files, connect, form)
+    return _listed(name, root, place, files, connect, form, config)
 
 
 def _bucket(name: str, prefix: str, config: Config, form: Form) -> store.Source:
@@ -67,9 +79,8 @@ def _bucket(name: str, prefix: str, config: Config, form: Form) -> store.Source:
         return read_object
 
     files = list_features(open_bucket(config.bucket), prefix, config.recursive)
-    return _listed(
-        name, where, ("bucket", endpoint(), where, config.recursive), files, connect, form
-    )
+    place = ("bucket", endpoint(), where, config.recursive)
+    return _listed(name, where, place, files, connect, form, config)
 
 
 def _listed(
@@ -79,14 +90,17 @@ def _listed(
     files: list[FeatureFile],
     connect: Callable[[], Reader],
     form: Form,
+    config: Config,
 ) -> store.Source:
+    broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
+
     def read_all() -> Iterator[Utterance]:
-        utterances = read(files, connect, form)
+        utterances = read(files, connect, form, broken)
         return progress(utterances, f"reading {name}", total=len(files), unit="utterances")
 
     names = tuple(file.identity for file in files)
     state = store.key("\n".join(f"{name}\0{stamp}" for name, _, stamp in files))
-    return store.Source(where, place, state, form, read_all, names)
+    return store.Source(where, place, state, form, read_all, names, broken)
 
 
 def _demo(name: str, form: Form) -> store.Source:

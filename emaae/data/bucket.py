@@ -5,6 +5,7 @@ those of every other S3 program: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_S
 AWS_PROFILE, AWS_ENDPOINT_URL, ... Keys and passwords appear in no message.
 """
 
+import bz2
 import contextlib
 import io
 import math
@@ -18,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from emaae.data.features import FeatureFile, load_npz
-from emaae.errors import UserError
+from emaae.data.features import FeatureFile
+from emaae.data.npz import MOST_BYTES, load_npz, too_large
+from emaae.errors import BadFile, UserError
 
 # What upload_raw_array can write besides gzip and no compression. The name comes from the object's
 # metadata, and numcodecs also has a codec that unpickles, so no other name may reach it.
-NUMCODECS = ("zstd", "lz4", "zlib", "bz2")
+NUMCODECS = ("zstd", "lz4")
 
 # A plain number in NumPy's notation: float, signed, unsigned, bool. No objects, no records.
 NUMBER = re.compile(r"[<>|=]?[fiub]\d+")
@@ -113,6 +115,8 @@ def read_array(handle: Any, key: str, etag: str | None = None) -> np.ndarray:
     where = f"s3://{handle.bucket_name}/{key}"
     with _explained(where):
         answer = handle.get_bucket().Object(key).get()
+        if answer["ContentLength"] > MOST_BYTES:
+            raise BadFile(too_large(where, "it", answer["ContentLength"]))
         content = answer["Body"].read()
     if etag is not None and answer["ETag"] != etag:
         raise UserError(f"{where} has changed since it was listed: start again")
@@ -190,7 +194,7 @@ def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.nd
     metadata = {name.lower(): text for name, text in metadata.items()}
     missing = [name for name in ("dtype", "shape", "compression") if name not in metadata]
     if missing:
-        raise UserError(
+        raise BadFile(
             f"{where} is not a raw array, expected metadata with dtype, shape and compression, "
             f"got no {' and no '.join(missing)}: {UPLOAD_AGAIN}, or name it .npz if it is one"
         )
@@ -199,16 +203,18 @@ def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.nd
     # cottoncandy says order F of an array that is in C order and read-only, and then reads it
     # scrambled. Its versions for Python 2 meant F. Where the order matters, only a person knows.
     if metadata.get("order", "C") != "C" and sum(length > 1 for length in shape) > 1:
-        raise UserError(
+        raise BadFile(
             f"{where} must be in order C, got {metadata['order']!r}, which cottoncandy also says "
             f"of read-only arrays in order C: {UPLOAD_AGAIN}, from a copy made by numpy.array"
         )
 
     n_bytes = math.prod(shape) * dtype.itemsize
+    if n_bytes > MOST_BYTES:
+        raise BadFile(too_large(where, "its array", n_bytes))
     content = memoryview(_decompressed(content, metadata["compression"], n_bytes, where))
     if content.nbytes != n_bytes:
         got = "more" if content.nbytes > n_bytes else content.nbytes
-        raise UserError(
+        raise BadFile(
             f"{where} must hold {n_bytes} bytes for {metadata['dtype']} of shape {shape}, as its "
             f"metadata says, got {got}: {UPLOAD_AGAIN}"
         )
@@ -221,7 +227,7 @@ def _dtype(text: str, where: str) -> np.dtype:
             return np.dtype(text)
     except TypeError:  # a number of a size that NumPy does not have
         pass
-    raise UserError(
+    raise BadFile(
         f"{where} must hold plain numbers such as <f4, got dtype {text!r}, which is not read "
         f"(objects are never unpickled): convert it to float32 and {UPLOAD_AGAIN}"
     )
@@ -230,33 +236,40 @@ def _dtype(text: str, where: str) -> np.dtype:
 def _shape(text: str, where: str) -> tuple[int, ...]:
     if re.fullmatch(r"(\d{1,18}(,\d{1,18})*)?", text):
         shape = tuple(int(length) for length in text.split(",") if length)
-        if len(shape) <= 32 and math.prod(max(length, 1) for length in shape) < 2**56:
-            return shape  # within what NumPy and zlib can count
-    raise UserError(f"{where} must have a shape such as 100,14, got {text!r}: {UPLOAD_AGAIN}")
+        if len(shape) <= 32:
+            return shape
+    raise BadFile(f"{where} must have a shape such as 100,14, got {text!r}: {UPLOAD_AGAIN}")
 
 
 def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) -> bytes:
-    """The bytes behind `content`; of gzip at most one more than the `n_bytes` that are expected."""
+    """The bytes behind `content`, at most one more than the `n_bytes` that are expected."""
     try:
         if compression in ("False", "None"):
             return content
-        if compression == "gzip":
-            stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)  # 16 + asks for gzip
+        codec = compression.lower()
+        if codec in ("gzip", "zlib", "bz2"):
+            stream = {
+                "gzip": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),  # 16 + asks for it
+                "zlib": zlib.decompressobj,
+                "bz2": bz2.BZ2Decompressor,
+            }[codec]()
             array = stream.decompress(content, n_bytes + 1)
             if len(array) <= n_bytes and not stream.eof:
                 raise EOFError("the end is missing")
             return array
-        if compression.lower() in NUMCODECS:
+        if codec in NUMCODECS:
             import numcodecs
 
-            return numcodecs.get_codec({"id": compression.lower()}).decode(content)
+            decode = numcodecs.get_codec({"id": codec}).decode
+            decode(content, out=bytearray(n_bytes))  # raises an error when more would come
+            return decode(content)
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
-        raise UserError(
+        raise BadFile(
             f"{where} must hold {compression} data, as its metadata says, "
             f"got {len(content)} bytes that do not decompress: {UPLOAD_AGAIN}"
         ) from error
-    raise UserError(
-        f"{where} must be compressed with gzip, {', '.join(NUMCODECS)} or not at all, "
+    raise BadFile(
+        f"{where} must be compressed with gzip, zlib, bz2, {', '.join(NUMCODECS)} or not, "
         f"got {compression!r}: {UPLOAD_AGAIN}"
     )
 

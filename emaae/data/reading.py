@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emaae.data.features import CHANNELS, LOUDNESS, FeatureFile
-from emaae.errors import UserError
+from emaae.data.features import CHANNELS, LOUDNESS, FeatureFile, check_identity
+from emaae.errors import BadFile, UserError
 from emaae.signals import SIGNALS
 
 # Fewer files are read before the processes that would share them have begun.
@@ -63,19 +63,53 @@ def content_digest(frames: np.ndarray) -> str:
     return hashlib.blake2b(frames.tobytes(), digest_size=16).hexdigest()
 
 
+class Broken(NamedTuple):
+    """Instead of an utterance, why there is none."""
+
+    name: str
+    why: str
+
+
 def read(
-    files: Sequence[FeatureFile], connect: Callable[[], Reader], form: Form
+    files: Sequence[FeatureFile],
+    connect: Callable[[], Reader],
+    form: Form,
+    broken: dict[str, str] | None = None,
 ) -> Iterator[Utterance]:
     """The utterances in `files`, in their order, whatever the number of processes.
 
     connect: called once in each process that reads; gives what reads one file, or raises UserError.
-    The first file, in their order, that raises an error does so here.
+    broken: gets the identities of broken files and why they are; without it, the first file, in
+    their order, that raises an error does so here. Raises UserError when all are broken.
     """
 
-    def connected() -> Callable[[Sequence[FeatureFile]], list[Utterance]]:
+    def connected() -> Callable[[Sequence[FeatureFile]], list[Utterance | Broken]]:
         reader = connect()
-        return lambda some: [utterance(file.identity, reader(file), form) for file in some]
 
+        def one(file: FeatureFile) -> Utterance | Broken:
+            try:
+                check_identity(file.identity, file.path)
+                return utterance(file.identity, reader(file), form)
+            except BadFile as error:
+                if broken is not None:
+                    return Broken(file.identity, str(error))
+                way_out = "or leave such files out: --on_bad_file skip"
+                raise BadFile(f"{error} ({way_out})") from None
+
+        return lambda some: [one(file) for file in some]
+
+    if broken is not None:
+        broken.clear()
+    for found in _in_order(files, connected):
+        if isinstance(found, Utterance):
+            yield found
+        else:
+            broken[found.name] = found.why
+    if broken and len(broken) == len(files):
+        raise UserError(f"all {len(files)} files are broken: {next(iter(broken.values()))}")
+
+
+def _in_order(files: Sequence[FeatureFile], connected: Callable) -> Iterator[Utterance | Broken]:
     if len(files) < FILES_FOR_PROCESSES:
         work = connected()
         for file in files:

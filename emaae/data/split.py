@@ -5,7 +5,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ class Split:
 
     names: identities, U of them. frames (N, D): float32 or float16, raw units, all utterances end
     to end. offsets (U + 1,): where each utterance begins. channels: the D column names.
+    skipped: identities that were left out, their files being broken, and why.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,7 @@ class Split:
     offsets: np.ndarray
     channels: tuple[str, ...]
     known: Known | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_utterances(

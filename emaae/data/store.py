@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,7 @@ from emaae.data.reading import Form, Utterance
 from emaae.data.split import Known, Split, edges, moments
 
 # Raised when what lies in a store changes, so that older stores are built again.
-FORMAT = 1
+FORMAT = 2
 BUILDING = "building-"  # the folder that a store is built in
 
 
@@ -36,7 +36,8 @@ class Source:
 
     where: what a person calls it. place: what stays when its content changes, and its store is
     replaced. state: what changes with it. names: the identities, where they are known before it is
-    read. read: all utterances, in their order.
+    read. read: all utterances, in their order. broken: which files were left out when it was read
+    last, and why; None when a broken file ends the reading.
     """
 
     where: str
@@ -45,6 +46,7 @@ class Source:
     form: Form
     read: Callable[[], Iterator[Utterance]]
     names: tuple[str, ...] | None = None
+    broken: dict[str, str] | None = None
 
 
 def load(source: Source, cache: Path | None, verify: bool = False) -> Split:
@@ -55,7 +57,7 @@ def load(source: Source, cache: Path | None, verify: bool = False) -> Split:
     source does when it is read.
     """
     if cache is None:
-        return Split.of(source.form, source.read())
+        return _in_memory(source)
     folder = cache / key(source.place, source.form) / key(FORMAT, source.state)
     try:
         split = None if verify else _open_if_whole(folder, source)
@@ -66,7 +68,12 @@ def load(source: Source, cache: Path | None, verify: bool = False) -> Split:
             "memory instead: free some space there, or name another folder by --cache_dir",
             stacklevel=2,
         )
-    return Split.of(source.form, source.read())
+    return _in_memory(source)
+
+
+def _in_memory(source: Source) -> Split:
+    split = Split.of(source.form, source.read())
+    return replace(split, skipped=dict(source.broken or {}))
 
 
 def key(*parts: Any) -> str:
@@ -145,6 +152,7 @@ def _build(folder: Path, source: Source) -> int:
         "digests": digests,
         "mean": mean.tolist(),
         "sd": sd.tolist(),
+        "skipped": source.broken or {},
     }
     with open(folder / "index.json", "w", encoding="ascii") as file:
         json.dump(index, file, allow_nan=False)
@@ -180,12 +188,14 @@ def _open(folder: Path, source: Source) -> Split | None:
         names, digests = tuple(index["names"]), tuple(index["digests"])
         lengths = np.array(index["lengths"])
         mean, sd = np.array(index["mean"]), np.array(index["sd"])
+        skipped = dict(index["skipped"])
+        kept = tuple(name for name in source.names or names if name not in skipped)
         whole = (
             Form(tuple(index["channels"]), index["dtype"]) == form
             and lengths.dtype == np.int64
             and len(names) == len(lengths) == len(digests) == len(set(names)) > 0
-            and source.names in (None, names)
-            and {type(text) for text in names + digests} == {str}
+            and kept == names
+            and {type(text) for text in (*names, *digests, *skipped.values())} == {str}
             and {len(content) for content in digests} == {32}
             and lengths.min() > 0
             and mean.dtype == sd.dtype == np.float64
@@ -201,8 +211,10 @@ def _open(folder: Path, source: Source) -> Split | None:
         frames = _map(folder / "frames", form, sum(index["lengths"]))
     except FileNotFoundError:
         raise _Broken("its frames are missing") from None
+    if skipped and source.broken is None:
+        raise _Broken(f"{len(skipped)} broken files were left out of it")
     known = Known(digests, mean, sd)
-    return Split(names, torch.from_numpy(frames), edges(lengths), form.channels, known)
+    return Split(names, torch.from_numpy(frames), edges(lengths), form.channels, known, skipped)
 
 
 def _refuse(constant: str) -> None:

@@ -1,0 +1,61 @@
+"""How is a file opened that nobody vouches for? As a plain file, and no larger than it can be."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from emaae.errors import BadFile
+
+# Settings, metrics and sweep files are some kilobytes.
+MOST_TEXT = 1 << 20
+# What is read of an archive at once. The list of its members is one such piece, so that there are
+# some thousands at most; zipfile looks for it in the last 64 KiB.
+PIECE = 1 << 17
+
+
+def open_plain(path: str | Path, at_most: int) -> BinaryIO:
+    """Open a plain file of at most so many bytes to read it; a link to one is followed.
+
+    Pipes and devices, which may never end, are refused without waiting for them. Raises OSError,
+    and BadFile for what is not such a file.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= at_most:
+        return file
+    file.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise BadFile(f"{path} is a pipe or a device: expected a plain file")
+    raise BadFile(f"{path} has {status.st_size} bytes: expected at most {at_most}; use another")
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a small plain file in UTF-8. Raises OSError, UnicodeDecodeError, BadFile."""
+    with open_plain(path, MOST_TEXT) as file:
+        return file.read().decode("utf-8")
+
+
+class Pieces:
+    """An archive for zipfile, which is refused when its list of members is longer than a `PIECE`.
+
+    `where` names it in the BadFile.
+    """
+
+    def __init__(self, file: BinaryIO, where: str):
+        self._file, self._where = file, where
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, n: int | None = -1) -> bytes:
+        """Bytes of the file, n of them or all that are left. Raises BadFile for many."""
+        n = PIECE + 1 if n is None or n < 0 else min(n, PIECE + 1)
+        content = self._file.read(n)
+        if len(content) > PIECE:
+            raise BadFile(
+                f"{self._where} lists its members in more than {PIECE} bytes: expected some arrays"
+            )
+        return content
