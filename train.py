@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         tracker = wandb_run.start(asked, run.path)
         config = Config.from_args(argv, sweep=tracker.sweep_values)
         run.follow(tracker, config)
+        run.check_space()
         splits = load_splits(config)
 
         torch.manual_seed(config.seed)

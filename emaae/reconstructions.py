@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from emaae.checkpoint import not_written, write_whole
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
+from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
 
 
@@ -50,18 +52,25 @@ def reconstruct(model: CNNAutoEncoder, split: Split, index: int) -> Reconstructi
 
 
 def save(reconstruction: Reconstruction, stem: Path, title: str) -> Path:
-    """Write `stem`.npz (truth, prediction, channels, r, name) and `stem`.png; returns the png."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        f"{stem}.npz",
-        truth=reconstruction.truth,
-        prediction=reconstruction.prediction,
-        channels=np.array(reconstruction.channels),
-        r=reconstruction.r(),
-        name=np.array(reconstruction.name),
-    )
+    """Write `stem`.npz (truth, prediction, channels, r, name) and `stem`.png; returns the png.
+
+    Raises UserError when the disk does not take them.
+    """
+    arrays = {
+        "truth": reconstruction.truth,
+        "prediction": reconstruction.prediction,
+        "channels": np.array(reconstruction.channels),
+        "r": reconstruction.r(),
+        "name": np.array(reconstruction.name),
+    }
+    figure = draw(reconstruction, title)
     image = stem.with_name(f"{stem.name}.png")
-    draw(reconstruction, title).savefig(image, dpi=100)
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(not_written(stem.parent, error)) from None
+    write_whole(stem.with_name(f"{stem.name}.npz"), lambda file: np.savez(file, **arrays))
+    write_whole(image, lambda file: figure.savefig(file, format="png", dpi=100))
     return image
 
 

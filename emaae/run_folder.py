@@ -22,7 +22,7 @@ from emaae import checkpoint, console, reconstructions
 from emaae.config import PLACES, Config, read_json
 from emaae.data import Split
 from emaae.errors import UserError
-from emaae.models import CNNAutoEncoder
+from emaae.models import CNNAutoEncoder, weight_bytes
 from emaae.tracking.run import Tracker
 from emaae.training import Selection
 
@@ -31,6 +31,22 @@ from emaae.training import Selection
 KEEP_LAST_EVERY_S = 30.0
 # How a run ends that nothing is left to do of.
 ENDED = ("finished", "early_stopped", "diverged")
+# How often the weights are on disk while last.pt is written: four times in it, in the one that is
+# written and in the one before, and once in best.pth.
+KEPT_WEIGHTS = 13
+# Three reconstructions of an epoch, and a row of the history.
+DRAWN_BYTES = 400_000
+ROW_BYTES = 3000
+
+
+def space_needed(config: Config) -> int:
+    """Bytes that the folder of a run will have at most, about."""
+    if config.eval_only:
+        return 0
+    every = config.reconstruction_every or max(1, round(config.epochs / 10))
+    drawn = min(config.epochs, config.epochs // every + 2)
+    weights = KEPT_WEIGHTS * weight_bytes(**config.architecture)
+    return weights + drawn * DRAWN_BYTES + config.epochs * ROW_BYTES
 
 
 class RunFolder:
@@ -106,9 +122,22 @@ class RunFolder:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if self._touched and not self._finished:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-            self.finish(self._selected, "preempted" if interrupted else "failed")
+            # On a full disk not even the end can be written; what is told is what came first.
+            with contextlib.suppress(UserError):
+                self.finish(self._selected, "preempted" if interrupted else "failed")
         if self._lock is not None:
             self._lock.close()
+
+    def check_space(self) -> None:
+        """Raise UserError when the disk has clearly too little room for what a run leaves."""
+        there = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        free, needed = shutil.disk_usage(self.path).free, space_needed(self.config)
+        if free + there < needed:
+            raise UserError(
+                f"{self.path} needs about {needed / 1e6:.0f} MB (weights {KEPT_WEIGHTS} times, and "
+                f"reconstructions), and its disk has {free / 1e6:.0f} MB free: make room, name "
+                "another --out_dir, or lower --inner_size"
+            )
 
     def follow(self, tracker: Tracker, config: Config) -> None:
         """Tell a W&B run everything from now on; the config is final."""
@@ -143,11 +172,14 @@ class RunFolder:
             self._go_on(self.last)
 
     def _refuse_changes(self, now: Mapping[str, Any]) -> None:
-        before = read_json(self.path / "config.json")
+        path = self.path / "config.json"
+        before = {"data": {}} | read_json(path)
+        if not isinstance(before["data"], dict):
+            raise UserError(f"{path}: data must be an object, got {before['data']!r}")
         names = [f.name for f in fields(Config) if f.metadata["group"] not in PLACES]
         changed = {f"--{n}": (before.get(n), now[n]) for n in names if before.get(n) != now[n]}
         for split in before["data"].keys() | now["data"].keys():
-            was, is_now = before["data"].get(split), now["data"].get(split)
+            was, is_now = (_same(kept["data"].get(split)) for kept in (before, now))
             if was != is_now:
                 changed[f"the {split} split"] = (was, is_now)
         for what, (was, is_now) in changed.items():
@@ -155,9 +187,10 @@ class RunFolder:
                 f"{what} was {was} when {self.path} began and is {is_now} now: a run goes on "
                 "only as it began; undo that, or begin another run with another --run_name"
             )
-        if before["versions"] != now["versions"]:
+        versions_then = before.get("versions")
+        if versions_then != now["versions"]:
             warnings.warn(
-                f"{self.path} began with other versions ({before['versions']}): the numbers may "
+                f"{self.path} began with other versions ({versions_then}): the numbers may "
                 "differ in their last digits from those of a run that was never interrupted",
                 stacklevel=2,
             )
@@ -168,7 +201,10 @@ class RunFolder:
         self._rewind(last["epoch"])
         if last["best"] is not None:
             checkpoint.save(self.path / "best.pth", last["best"])
-            self._selected = Selection(**last["selection"]).metrics()
+            try:
+                self._selected = Selection(**last["selection"]).metrics()
+            except TypeError as error:
+                raise UserError(f"last.pt of {self.path} was changed ({error})") from None
         self.tracker.log_again()
         batches = f" and {last['batch']} batches" if last["batch"] else ""
         print(f"going on after {last['epoch']} epochs{batches}", flush=True)
@@ -180,7 +216,8 @@ class RunFolder:
             for line in history.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):  # the last line may be half of one
                     rows.append(json.loads(line))
-        rows = [row for row in rows if row["epoch"] <= epoch]
+        numbered = (row for row in rows if isinstance(row, dict) and type(row.get("epoch")) is int)
+        rows = [row for row in numbered if row["epoch"] <= epoch]
         if [row["epoch"] for row in rows] != list(range(1, epoch + 1)):
             raise UserError(
                 f"{history} has {len(rows)} of the {epoch} epochs that last.pt has seen: the file "
@@ -197,12 +234,15 @@ class RunFolder:
     def log(self, row: Mapping[str, Any], seconds: float) -> None:
         """One epoch: a line of history.jsonl, on disk, a W&B row and a line on the terminal."""
         path = self.path / "history.jsonl"
+        before = path.stat().st_size if path.exists() else 0
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain(row), allow_nan=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(path, before)  # rather than half a line
             raise UserError(checkpoint.not_written(path, error)) from None
         self.tracker.log(row)
         print(console.epoch_line(row, self.config.epochs, seconds), flush=True)
@@ -237,12 +277,14 @@ class RunFolder:
         `shift.shift_tolerance` and the name of their `split`, when there are any.
         """
         self._finished = True
-        if curves:
-            checkpoint.write_json(self.path / "curves.json", plain(curves))
         final = plain(metrics) | {"status": status}
-        checkpoint.write_json(self.path / "metrics.json", final)
         finite = {name: value for name, value in plain(metrics).items() if value is not None}
-        self.tracker.finish(finite, status)
+        try:
+            if curves:
+                checkpoint.write_json(self.path / "curves.json", plain(curves))
+            checkpoint.write_json(self.path / "metrics.json", final)
+        finally:
+            self.tracker.finish(finite, status)
         if status not in ("failed", "preempted"):
             print(console.table(metrics, status, self.path, curves), flush=True)
 
@@ -253,6 +295,11 @@ def _of_data(split: Split) -> dict[str, Any]:
     if split.skipped:
         found["skipped"] = {"files": len(split.skipped), "first": list(split.skipped[:5])}
     return found
+
+
+def _same(data: Any) -> Any:
+    """What of a split's entry must be the same: not which broken files were left out of it."""
+    return {k: v for k, v in data.items() if k != "skipped"} if isinstance(data, dict) else data
 
 
 def _own(folder: Path) -> IO[str] | None:

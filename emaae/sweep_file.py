@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from emaae.config import Config, nearest
-from emaae.errors import UserError
+from emaae.errors import UserError, plainly
 from emaae.files import read_text
 
 METHODS = ("grid", "random", "bayes")
@@ -54,6 +54,7 @@ MOST_POINTS = 100_000
 MOST_VALUES = 200_000
 # Of an unquoted scalar: a number of a million digits takes minutes to read.
 LONGEST_SCALAR = 1000
+PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 # Every combination is tried on Config; beyond this many the first ones stand for the rest.
 COMBINATIONS_CHECKED = 10_000
 DELIMITER = "."
@@ -164,7 +165,7 @@ class Parameter:
         if self.distribution == "int_uniform":
             return p["max"] - p["min"] + 1
         if self.distribution == "q_uniform":
-            return math.ceil((p["max"] - p["min"]) / p["q"])
+            return math.ceil(min((p["max"] - p["min"]) / p["q"], 1e18))
         return len(p.get("values", [None]))
 
     def grid(self) -> list[Any] | None:
@@ -289,7 +290,7 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         kind = "warning: " if self.warning else ""
         key = f"{self.key}: " if self.key else ""
-        return f"{self.path}:{self.line}: {kind}{key}{self.message}"
+        return plainly(f"{self.path}:{self.line}: {kind}{key}{self.message}")
 
 
 def read(path: str | Path) -> Sweep:
@@ -344,6 +345,8 @@ class _Document:
             what = getattr(error, "problem", None) or str(error)
             line = mark.line + 1 if mark else 1
             self.findings.append(Finding(path, line, "", f"is not YAML: {what}"))
+        except ValueError as error:  # an escaped character that there is not
+            self.report((), f"is not YAML: {error}")
         except RecursionError:
             self.content = None
             self.report((), "refers to itself, or is nested too deeply")
@@ -363,6 +366,9 @@ class _Document:
 
     def _plain(self, loader: yaml.SafeLoader, node: yaml.Node, where: tuple) -> Any:
         self.lines.setdefault(where, node.start_mark.line + 1)
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in PLAIN_TAGS:
+            self.report(where, f"has the tag {node.tag}; write plain mappings and lists")
+            return None
         if isinstance(node, yaml.MappingNode):
             out: dict[str, Any] = {}
             seen: set[str] = set()
@@ -370,7 +376,12 @@ class _Document:
             loader.flatten_mapping(node)  # what `<<` merges in now stands before what is written
             inherited = len(node.value) - len(own)
             for i, (key_node, value_node) in enumerate(node.value):
-                key, line = str(key_node.value), key_node.start_mark.line + 1
+                line = key_node.start_mark.line + 1
+                if not isinstance(key_node, yaml.ScalarNode):
+                    finding = Finding(self.path, line, "", "a key must be text, not a collection")
+                    self.findings.append(finding)
+                    continue
+                key = str(key_node.value)
                 here = (*where, key)
                 if key in seen:
                     message = f"is written twice, first in line {self.lines[here]}"
@@ -397,6 +408,9 @@ class _Document:
                 where, f"{node.value[:40]!r} cannot be read as {kind}; quote it if it is text"
             )
             return ""
+        if isinstance(value, int) and abs(value) >= 2**63:
+            self.report(where, f"{node.value[:40]} is too large for a number")
+            return 0
         if node.style is None:
             self._check_scalar(node.value, value, where)
         return value
@@ -473,7 +487,8 @@ class _Examiner:
                     self._at(p.name, f"a grid cannot hold {p.distribution}; list `values`")
             n = math.prod(p.size() for p in parameters)
             if n > MOST_POINTS:
-                message = f"a grid of {n} points; leave some out, or take method: random"
+                size = n if n < 10**12 else f"more than {MOST_POINTS}"
+                message = f"a grid of {size} points; leave some out, or take method: random"
                 self.report(("parameters",), message)
                 return None
         if Path(program).name == "train.py" and not any(

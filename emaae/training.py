@@ -194,7 +194,13 @@ def fit(
         )
     state = State.begin(model, config)
     if last is not None:
-        state.load_state_dict(last)
+        try:
+            state.load_state_dict(last)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"last.pt does not hold the state of this training ({error}): begin another run "
+                "with another --run_name"
+            ) from error
     try:
         status = _epochs(state, train, val, config, run)
     except Interrupted:

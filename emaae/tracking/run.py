@@ -107,7 +107,7 @@ class Tracker:
             row = json.loads(line)
             drawn = self.folder / "reconstructions" / f"epoch-{row['epoch']:04d}"
             self.show("reconstructions", sorted(drawn.rglob("*.png")))
-            self.log({name: math.nan if value is None else value for name, value in row.items()})
+            self.log(row)
 
     def log_final(self, metrics: Mapping[str, Any]) -> None:
         """What is logged once and belongs to no epoch, as far as the W&B run lacks it.
@@ -122,7 +122,9 @@ class Tracker:
         if self._run is None or self._lost is not None:
             return
         try:
-            plain = {name: _for_wandb(name, value) for name, value in row.items()}
+            # W&B takes NaN for a value, and the extremum of what holds one is NaN.
+            defined = {name: value for name, value in row.items() if not _undefined(value)}
+            plain = {name: _for_wandb(name, value) for name, value in defined.items()}
             self._run.log(plain | dict(media or {}))
         except Exception as error:  # wandb's own service is a process that may die
             self._lost = error
@@ -344,11 +346,15 @@ def check_history(folder: Path, path: str) -> None:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """What wandb.json of a run's folder says; None for a run that W&B never knew."""
     path = folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _undefined(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _for_wandb(name: str, value: Any) -> Any:
