@@ -34,6 +34,15 @@ def demo_data(args: argparse.Namespace) -> None:
         )
 
 
+def check(args: argparse.Namespace) -> int:
+    """Say what is wrong with feature trees; exit status 0 fine, 1 warnings alone, 2 errors."""
+    from emaae.data import check
+
+    trees = check.check(args.dirs, args.recursive)
+    print("\n".join(check.report(trees)))
+    return check.exit_status(trees)
+
+
 def sweep(args: argparse.Namespace) -> int:
     """Run a sweep file on this machine, without an account; again to go on where it stopped."""
     from emaae import sweep
@@ -120,6 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_argument(
         "--scale", type=float, default=0.3, help="times LibriSpeech's durations (default: 0.3)"
     )
+
+    verb = add(check, "check")
+    verb.add_argument("dirs", nargs="+", metavar="DIR", help="a feature tree, such as a split")
+    verb.add_argument("--recursive", action="store_true", help="read sub-directories too")
 
     verb = add(sweep, "sweep")
     verb.usage = "python -m emaae sweep FILE.yaml [OPTION ...] [-- FLAGS OF train.py]"

@@ -34,8 +34,8 @@ ENDED = ("finished", "early_stopped", "diverged")
 # How often the weights are on disk while last.pt is written: four times in it, in the one that is
 # written and in the one before, and once in best.pth.
 KEPT_WEIGHTS = 13
-# Three reconstructions of an epoch, and a row of the history.
-DRAWN_BYTES = 400_000
+# Three reconstructions of 14 s with their pictures, and twice a row of the history, as measured.
+DRAWN_BYTES = 900_000
 ROW_BYTES = 3000
 
 

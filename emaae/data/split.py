@@ -20,7 +20,7 @@ from emaae.errors import UserError
 MOMENTS_AT_ONCE = 1 << 16
 
 # LibriSpeech names an utterance speaker-chapter-number.
-_LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
+LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
 
 
 class Known(NamedTuple):
@@ -158,7 +158,7 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
 
     speakers = {}
     for split, utterances in splits.items():
-        matches = [_LIBRISPEECH.fullmatch(name.rpartition("/")[2]) for name in utterances.names]
+        matches = [LIBRISPEECH.fullmatch(name.rpartition("/")[2]) for name in utterances.names]
         if all(matches):
             speakers[split] = {match[1] for match in matches}
     names = list(speakers)

@@ -1,0 +1,304 @@
+"""Is a tree of features what it should be? Everything that is wrong with it, the worst first.
+
+An error is what a run refuses, or what makes its numbers mean something else; a warning is what may
+be meant.
+"""
+
+import hashlib
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from emaae.data.features import (
+    ARTICULATORS,
+    CHANNELS,
+    FRAME_RATE_HZ,
+    LOUDNESS,
+    check_features,
+    check_identity,
+    find_features,
+)
+from emaae.data.npz import MOST_BYTES, load_npz
+from emaae.data.split import LIBRISPEECH
+from emaae.errors import BadFile, plainly
+from emaae.files import open_plain
+from emaae.progress import progress
+
+PITCH_HZ = (50, 550)
+PITCH = CHANNELS.index("pitch")
+LLX, LLY = CHANNELS.index("LLX"), CHANNELS.index("LLY")
+# Standard deviations of z-scores over a corpus; millimetres and metres are beyond.
+SCALE = (0.2, 3.0)
+# Of LLX and LLY: -0.3 to -0.9 where X grows backwards, and as much above 0 where it does not.
+FORWARDS = 0.1
+# LibriSpeech's longest utterance has 35 s.
+LONG_S = 60.0
+# Shorter ones have fewer frames than the default encoder sees at once.
+SHORT_FRAMES = 13
+# Frames that rounding may add to or take from a duration.
+SLACK_FRAMES = 2
+
+ERRORS = {
+    "unreadable": "files that cannot be read",
+    "columns": f"files that hold no matrix (T, {len(CHANNELS)})",
+    "numbers": "files without frames, or with something else than finite numbers",
+    "name": "names that no file may get",
+    "shared": "utterances that are in two directories",
+    "loudness": "utterances with negative loudness: column 12 is something else",
+}
+WARNINGS = {
+    "rate": f"utterances that do not have {FRAME_RATE_HZ} frames a second by their times",
+    "sign": "directories with r(LLX, LLY) > 0: X grows forwards, the extractor's grows backwards",
+    "scale": f"directories with an articulator's sd beyond {SCALE[0]} to {SCALE[1]}: no z-scores",
+    "pitch": f"utterances with pitch outside {PITCH_HZ[0]} to {PITCH_HZ[1]} Hz",
+    "constant": "utterances with a channel that never moves",
+    "speakers": "speakers that are in two directories",
+    "twice": "utterances that are in one directory twice, under two names",
+    "collision": "names that differ by case, Unicode form or folder alone",
+    "times": "utterances whose times are neither [0, duration] in every row nor each frame's own",
+    "missing": "utterances without times beside them",
+    "short": f"utterances of less than {SHORT_FRAMES} frames, which the default encoder sees at once",
+    "long": f"utterances of more than {LONG_S:.0f} s",
+}
+
+
+@dataclass
+class Tree:
+    """What is known of one directory.
+
+    n_files: of features. lengths: frames of each utterance that could be read. total, squares,
+    product: sums over frames of each channel, of its square, and of LLX times LLY.
+    """
+
+    root: Path
+    n_files: int = 0
+    lengths: list[int] = field(default_factory=list)
+    total: np.ndarray = field(default_factory=lambda: np.zeros(len(CHANNELS)))
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(len(CHANNELS)))
+    product: float = 0.0
+    low: np.ndarray = field(default_factory=lambda: np.full(len(CHANNELS), np.inf))
+    high: np.ndarray = field(default_factory=lambda: np.full(len(CHANNELS), -np.inf))
+    speakers: set[str] = field(default_factory=set)
+    found: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each channel (14,); NaN without frames."""
+        n = sum(self.lengths) or np.nan
+        mean = self.total / n
+        return mean, np.sqrt(np.maximum(self.squares / n - mean**2, 0))
+
+    def lip_correlation(self) -> float:
+        """Pearson correlation of LLX and LLY over all frames; NaN when one never moves."""
+        mean, sd = self.moments()
+        if not sd[LLX] * sd[LLY] > 0:
+            return float("nan")
+        covariance = self.product / sum(self.lengths) - mean[LLX] * mean[LLY]
+        return float(covariance / (sd[LLX] * sd[LLY]))
+
+    def add(self, features: np.ndarray) -> None:
+        """Count one utterance, features (T, 14)."""
+        x = features.astype(np.float64)
+        self.lengths.append(len(x))
+        self.total += x.sum(0)
+        self.squares += (x**2).sum(0)
+        self.product += float(x[:, LLX] @ x[:, LLY])
+        self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
+
+
+def check(roots: Sequence[str | Path], recursive: bool) -> list[Tree]:
+    """Read everything below the directories once. Raises UserError when one holds no features."""
+    trees, contents, names = [], {}, {}
+    for root in roots:
+        tree = Tree(Path(root))
+        files = find_features(root, recursive)
+        tree.n_files = len(files)
+        for identity, path, _ in progress(files, f"checking {root}", unit="files"):
+            digest = _check_file(tree, identity, Path(path))
+            other = names.get(identity) or contents.get(digest)
+            if other is not None and other[0] is not tree:
+                tree.found["shared"].append(f"{identity} ({other[0].root}: {other[1]})")
+            elif other is not None:
+                tree.found["twice"].append(f"{identity} ({other[1]})")
+            names.setdefault(identity, (tree, identity))
+            if digest is not None:
+                contents.setdefault(digest, (tree, identity))
+        _check_names(tree, [file.identity for file in files])
+        _check_whole(tree, trees)
+        trees.append(tree)
+    return trees
+
+
+def _check_file(tree: Tree, identity: str, path: Path) -> bytes | None:
+    """Note what is wrong with one file; returns a digest of what it holds, None when broken."""
+    kind = "name"
+    try:
+        check_identity(identity, str(path))
+        kind = "unreadable"
+        array = _load(path, "features")
+        kind = "numbers" if array.ndim == 2 and array.shape[1] == len(CHANNELS) else "columns"
+        features = check_features(array, str(path))
+    except BadFile as error:
+        tree.found[kind].append(str(error))
+        return None
+    tree.add(features)
+    _check_values(tree, identity, features)
+    _check_times(tree, identity, path, len(features))
+    if match := LIBRISPEECH.fullmatch(identity.rpartition("/")[2]):
+        tree.speakers.add(match[1])
+    return hashlib.blake2b(features.tobytes(), digest_size=16).digest()
+
+
+def _load(path: Path, key: str) -> np.ndarray:
+    try:
+        with open_plain(path, MOST_BYTES) as file:
+            return load_npz(file, str(path), key)
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _check_values(tree: Tree, identity: str, features: np.ndarray) -> None:
+    n_frames = len(features)
+    negative = int((features[:, LOUDNESS] < 0).sum())
+    if negative:
+        tree.found["loudness"].append(f"{identity} ({negative} of {n_frames} frames)")
+    pitch = features[:, PITCH]
+    outside = int(((pitch < PITCH_HZ[0]) | (pitch > PITCH_HZ[1])).sum())
+    if outside:
+        some = f"{outside} of {n_frames} frames, {pitch.min():g} to {pitch.max():g} Hz"
+        tree.found["pitch"].append(f"{identity} ({some})")
+    if n_frames > 1:
+        still = [c for c, r in zip(CHANNELS, np.ptp(features, axis=0)) if r == 0]
+        if still:
+            tree.found["constant"].append(f"{identity} ({' '.join(still)})")
+    if n_frames < SHORT_FRAMES:
+        tree.found["short"].append(f"{identity} ({n_frames})")
+    elif n_frames > LONG_S * FRAME_RATE_HZ:
+        tree.found["long"].append(f"{identity} ({n_frames / FRAME_RATE_HZ:.0f} s)")
+
+
+def _check_times(tree: Tree, identity: str, path: Path, n_frames: int) -> None:
+    beside = path.with_name(f"{path.name.removesuffix('.npz')}_times.npz")
+    if not beside.exists():
+        tree.found["missing"].append(identity)
+        return
+    try:
+        times = _load(beside, "times")
+    except BadFile as error:
+        tree.found["times"].append(str(error))
+        return
+    if times.shape != (n_frames, 2) or times.dtype.kind not in "fiu":
+        what = f"{times.dtype} of shape {times.shape} for {n_frames} frames"
+        tree.found["times"].append(f"{identity} ({what})")
+        return
+    times = times.astype(np.float64)
+    (start, end), middle = times[0], times.mean(1)
+    # The whole utterance's in every row, of which windows of 400 samples begin every 320 at 16 kHz.
+    whole = (times == times[0]).all() and start == 0 < end < np.inf
+    if whole:
+        wrong = abs(n_frames - ((end * 16000 - 400) / 320 + 1)) > SLACK_FRAMES
+        rate = n_frames / end
+    elif np.isfinite(times).all() and n_frames > 1 and (np.diff(middle) > 0).all():
+        rate = (n_frames - 1) / (middle[-1] - middle[0])  # each frame's own
+        wrong = abs(rate / FRAME_RATE_HZ - 1) > 0.01
+    else:
+        first, last = (f"[{a:g}, {b:g}]" for a, b in (times[0], times[-1]))
+        tree.found["times"].append(f"{identity} ({first} to {last})")
+        return
+    if wrong:
+        tree.found["rate"].append(f"{identity} ({rate:.1f} a second)")
+
+
+def _check_names(tree: Tree, identities: Iterable[str]) -> None:
+    alike, last = defaultdict(list), defaultdict(list)
+    for identity in identities:
+        alike[unicodedata.normalize("NFC", identity).casefold()].append(identity)
+        last[identity.rpartition("/")[2]].append(identity)
+    for group in (*alike.values(), *last.values()):
+        if len(group) > 1:
+            tree.found["collision"].append(" = ".join(group[:3]))
+
+
+def _check_whole(tree: Tree, others: Sequence[Tree]) -> None:
+    sd = tree.moments()[1][: len(ARTICULATORS)]
+    wrong = [f"{c} {s:.3g}" for c, s in zip(ARTICULATORS, sd) if not SCALE[0] <= s <= SCALE[1]]
+    if wrong and tree.lengths:
+        tree.found["scale"].append(f"{tree.root} ({', '.join(wrong)})")
+    r = tree.lip_correlation()
+    if r > FORWARDS:
+        tree.found["sign"].append(f"{tree.root} (r = {r:.2f})")
+    for other in others:
+        for speaker in sorted(tree.speakers & other.speakers, key=int):
+            tree.found["speakers"].append(f"{speaker} ({tree.root} and {other.root})")
+
+
+# ---- what a person reads
+
+
+def exit_status(trees: Sequence[Tree]) -> int:
+    """0 when nothing is wrong, 1 for warnings alone, 2 with an error."""
+    kinds = {kind for tree in trees for kind, where in tree.found.items() if where}
+    return 2 if kinds & ERRORS.keys() else 1 if kinds else 0
+
+
+def report(trees: Sequence[Tree], examples: int = 3) -> Iterator[str]:
+    """Lines: the findings, errors first and then the most frequent, and a table of the trees."""
+    for level, kinds in (("error", ERRORS), ("warning", WARNINGS)):
+        places = {kind: [w for tree in trees for w in tree.found.get(kind, ())] for kind in kinds}
+        for kind, where in sorted(places.items(), key=lambda item: -len(item[1])):
+            if where:
+                yield f"{level} ({len(where)}): {kinds[kind]}"
+                yield from (f"    {plainly(one)}" for one in where[:examples])
+                if len(where) > examples:
+                    yield f"    and {len(where) - examples} more"
+    yield ""
+    yield from _table(trees)
+    yield ""
+    yield from _channels(trees)
+    yield ""
+    n = {
+        level: sum(len(where) for tree in trees for k, where in tree.found.items() if k in kinds)
+        for level, kinds in (("errors", ERRORS), ("warnings", WARNINGS))
+    }
+    yield f"{n['errors']} errors, {n['warnings']} warnings" if any(n.values()) else "all is well"
+
+
+def _table(trees: Sequence[Tree]) -> Iterator[str]:
+    rows = [("directory", "files", "read", "hours", "speakers", "s: min", "median", "max", "r(LL)")]
+    for tree in trees:
+        seconds = np.array(tree.lengths or [np.nan]) / FRAME_RATE_HZ
+        rows.append(
+            (
+                str(tree.root),
+                str(tree.n_files),
+                str(len(tree.lengths)),
+                f"{sum(tree.lengths) / FRAME_RATE_HZ / 3600:.2f}",
+                str(len(tree.speakers) or "?"),
+                *(f"{s:.2f}" for s in (seconds.min(), np.median(seconds), seconds.max())),
+                f"{tree.lip_correlation():.2f}",
+            )
+        )
+    yield from _aligned(rows)
+
+
+def _channels(trees: Sequence[Tree]) -> Iterator[str]:
+    rows = [("channel", *(f"{tree.root.name}: mean (sd), min to max" for tree in trees))]
+    moments = [tree.moments() for tree in trees]
+    for i, channel in enumerate(CHANNELS):
+        cells = (
+            f"{mean[i]:.2f} ({sd[i]:.2f}), {tree.low[i]:.2f} to {tree.high[i]:.2f}"
+            for tree, (mean, sd) in zip(trees, moments)
+        )
+        rows.append((channel, *cells))
+    yield from _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        first, *others = (plainly(cell) for cell in row)
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:]))
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
