@@ -7,7 +7,7 @@ import pickle
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +15,7 @@ import torch
 
 from emaae.config import Config
 from emaae.errors import BadFile, UserError
-from emaae.files import Pieces, open_plain
+from emaae.files import PIECE, Pieces, open_plain
 from emaae.models import CNNAutoEncoder, build_model
 
 # Of last.pt; raised when an older program could no longer read it.
@@ -143,11 +143,22 @@ def load(
 
 
 def _check_archive(file: BinaryIO, path: str | Path) -> None:
-    """Refuse what would need more memory than the file has bytes, before any of it is used."""
+    """Refuse a flipped bit, and what would need more memory than the file has bytes.
+
+    torch.load compares no sums, and allocates what it is told.
+    """
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(Pieces(file, str(path))) as archive:
         members = archive.infolist()
+        _check_members(members, size, path)
+        for member in members:
+            with archive.open(member) as content:
+                while content.read(PIECE):
+                    pass
     file.seek(0)
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo], size: int, path: str | Path) -> None:
     if any(m.compress_type != zipfile.ZIP_STORED for m in members) or size < sum(
         m.file_size for m in members
     ):

@@ -2,12 +2,15 @@
 
 import json
 import os
+import zipfile
 
+import hostile
 import pytest
 import torch
 
 import emaae
 from emaae import checkpoint
+from emaae.config import Config
 from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
 
@@ -99,3 +102,115 @@ def test_what_is_not_there_is_named(tmp_path, saved):
     (saved[0] / "model_config.json").unlink()
     with pytest.raises(UserError, match="model_config.json is missing"):
         emaae.load_model(saved[0])
+
+
+# ---- made to do harm
+
+
+def members(path):
+    with zipfile.ZipFile(path) as archive:
+        return [(info, archive.read(info)) for info in archive.infolist()]
+
+
+def rewritten(path, change, method=zipfile.ZIP_STORED):
+    """The same archive, its members as `change(name, content)` gives them."""
+    old = members(path)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for info, content in old:
+            archive.writestr(info.filename, change(info.filename, content))
+
+
+def test_a_flipped_bit_in_the_weights_is_refused(saved):
+    path = saved[0] / "best.pth"
+    whole = path.read_bytes()
+    (info, content) = max(members(path), key=lambda member: len(member[1]))
+    at = whole.index(content) + len(content) // 2
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert torch.load(path, weights_only=True)  # which tells nothing
+    with pytest.raises(UserError, match=rf"best.pth is not a readable .*{info.filename}"):
+        emaae.load_model(path)
+
+
+def test_a_compressed_checkpoint_could_inflate_and_is_refused(saved):
+    rewritten(saved[0] / "best.pth", lambda name, content: content, zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="best.pth is not a checkpoint as torch.save writes it"):
+        emaae.load_model(saved[0])
+
+
+def test_a_checkpoint_that_says_more_than_it_has_is_refused(saved):
+    (saved[0] / "best.pth").write_bytes(hostile.archive("x/data/0", b"", 2 << 30, 0))
+    with pytest.raises(UserError, match="best.pth is not a checkpoint as torch.save writes it"):
+        emaae.load_model(saved[0])
+
+
+def test_a_pickle_that_would_crash_the_interpreter_is_refused(saved):
+    nested = b"\x80\x02})" + b"\x85" * 250_000 + b"K\x01s."
+    swap = {"data.pkl": nested}
+    path = saved[0] / "best.pth"
+    rewritten(path, lambda name, content: swap.get(name.partition("/")[2], content))
+    with pytest.raises(UserError, match="its list of tensors has more than 60000 bytes"):
+        emaae.load_model(path)
+
+
+def test_a_checkpoint_much_larger_than_the_model_is_not_read(saved):
+    with open(saved[0] / "best.pth", "ab") as file:
+        file.truncate(1 << 33)  # takes no space
+    with pytest.raises(UserError, match="best.pth has 8589934592 bytes: expected at most 1"):
+        emaae.load_model(saved[0])
+
+
+def test_weights_that_are_complex_numbers_are_refused(saved):
+    folder, model = saved
+    state = model.state_dict()
+    name = "encoder.0.conv.weight"
+    torch.save(state | {name: state[name].to(torch.complex64)}, folder / "best.pth")
+    with pytest.raises(UserError, match=f"{name} has dtype torch.complex64"):
+        emaae.load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"inner_size": "many"}', "model_config.json: --inner_size must be a whole number"),
+        ('{"inner_size": [[[[1]]]]}', "model_config.json: --inner_size must be a whole number"),
+        ('{"inner_size": 1e400}', "model_config.json: --inner_size must be a whole number"),
+        ('{"inner_size": 99999999}', "model_config.json: --inner_size must be .*at most 65536"),
+        (f'{{"inner_size": {"9" * 5000}}}', "model_config.json is not JSON"),
+        ('{"inner_size": 20, "norm": {}}', "model_config.json: --norm must be text"),
+        ('{"inner_size": 20, "n_encoder": true}', "model_config.json: --n_encoder must be a whole"),
+        ('{"inner_size": 20, "input_dim": "x"}', "model_config.json: input_dim must be 13"),
+        ('{"a":' * 100_000, "model_config.json is not JSON"),
+        ("[" * 100_000, "model_config.json is not JSON"),
+        ("[1]", "model_config.json must hold a JSON object"),
+        (" " * 2_000_000, "model_config.json has 2000000 bytes: expected at most 1048576"),
+    ],
+    ids=lambda case: case[:40],
+)
+def test_a_model_config_that_lies_is_refused_by_name(saved, text, message):
+    (saved[0] / "model_config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        emaae.load_model(saved[0])
+
+
+def test_a_config_that_says_a_huge_model_takes_no_memory(saved, monkeypatch):
+    folder, model = saved
+    lie = model.architecture() | {"inner_size": 16384, "n_encoder": 5, "n_decoder": 5}
+    (folder / "model_config.json").write_text(json.dumps(lie))
+    monkeypatch.setattr(torch.nn.Module, "to_empty", lambda *a, **k: pytest.fail("9 GB are taken"))
+    with pytest.raises(UserError, match="encoder.0.conv.weight has shape"):
+        emaae.load_model(folder)
+
+
+def test_a_model_larger_than_memory_is_refused(monkeypatch):
+    from emaae.models import build_model
+
+    monkeypatch.setattr(os, "sysconf", lambda name: 1000)
+    config = Config.from_mapping({"inner_size": 1024})
+    with pytest.raises(UserError, match="has 0.0 GB of weights, more than .*: lower --inner_size"):
+        build_model(**config.architecture)
+
+
+def test_the_state_of_something_else_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "last.pt", {"format": checkpoint.FORMAT, "epoch": "many"})
+    with pytest.raises(UserError, match="last.pt is not the state of a training"):
+        checkpoint.load_last(tmp_path)

@@ -3,14 +3,19 @@
 import io
 import os
 import pickle
+import time
+import tracemalloc
 import zipfile
 
+import hostile
 import numpy as np
 import pytest
 from conftest import speech, write_tree
 
-from emaae.data.features import find_features, read_features
-from emaae.errors import UserError
+from emaae.config import Config
+from emaae.data import load_splits
+from emaae.data.features import check_identity, find_features, read_features
+from emaae.errors import BadFile, UserError
 
 
 @pytest.fixture
@@ -220,3 +225,120 @@ def test_a_directory_without_features_says_why(tmp_path, make, message):
     make(tmp_path / "root")
     with pytest.raises(UserError, match=message):
         find_features(tmp_path / "root", recursive=False)
+
+
+# ---- made to do harm
+
+BOMBS = hostile.bombs()
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_an_archive_that_inflates_to_2_gb_is_refused_before_it_does(tmp_path, bomb):
+    (tmp_path / "x.npz").write_bytes(BOMBS[bomb])
+    tracemalloc.start()
+    began = time.process_time()
+    refused(tmp_path / "x.npz")
+    seconds, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 0.05
+    assert peak < 50e6
+
+
+def test_only_the_array_that_is_asked_for_is_inflated(tmp_path, features):
+    np.savez_compressed(tmp_path / "x.npz", features, other=np.zeros((5, 10**6), np.float32)[None])
+    tracemalloc.start()
+    assert np.array_equal(read_features(tmp_path / "x.npz"), features)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"shape": (10**400, 14)}, "more than any disk holds"),
+        ({"shape": (9_000_000, 14)}, "is too large for one utterance: .* has 0.5 GB"),
+        ({"shape": (31, 14)}, "holds 1680 bytes .* whose header says float32 of shape"),
+        ({"shape": (-30, -14)}, "whose header says"),
+        ({"shape": (30, 14), "dtype": "|O"}, "pickled objects"),
+        ({"shape": (30, 14), "dtype": "<f3"}, "is not a readable .npz"),
+        ({"shape": (30, 14), "dtype": [("a", "<f4")]}, "has dtype"),
+        ({"shape": "(" * 3000}, "is not a readable .npz"),
+    ],
+    ids=lambda case: str(case)[:40],
+)
+def test_a_header_that_lies_is_refused(tmp_path, features, header, message):
+    content = hostile.npy(**header, content=features.tobytes())
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("features.npy", content)
+    with pytest.raises(BadFile, match=message):
+        read_features(tmp_path / "x.npz")
+
+
+def test_two_members_of_one_name_are_refused(tmp_path, features):
+    content = hostile.npy((30, 14), content=features.tobytes())
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("features.npy", content)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("features.npy", content)
+    assert "two members of one name" in refused(tmp_path / "x.npz")
+
+
+def test_a_pipe_and_a_device_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    for name, path in find_features(tmp_path, False):
+        assert "is a pipe or a device" in refused(path), name
+
+
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "x.npz").symlink_to("x.npz")
+    assert "cannot be read" in refused(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../x", "/etc/x", "a//x", "./x", "a\nb", "a\x1b[2J", ""]
+)
+def test_names_that_lead_elsewhere_or_steer_a_terminal_are_refused(name):
+    with pytest.raises(BadFile, match="the name .* must have no control characters"):
+        check_identity(name, "s3://speech")
+
+
+@pytest.mark.parametrize("name", ["a..b", "...a", "x y", "\u00e4/\u97f3", "103/1240/103-1240-0000"])
+def test_other_names_are_fine(name):
+    check_identity(name, "s3://speech")
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Ten utterances; two files are broken, and one is named by a line break."""
+    write_tree(tmp_path / "t", {f"u{i}": 20 for i in range(10)})
+    (tmp_path / "t" / "u3.npz").write_bytes(b"PK")
+    np.savez(tmp_path / "t" / "u7.npz", features=np.full((20, 14), np.nan))
+    (tmp_path / "t" / "u9.npz").rename(tmp_path / "t" / "u\n9.npz")
+    write_tree(tmp_path / "v", {"v": 20}, seed=1)
+    return {"train_dir": str(tmp_path / "t"), "val_dir": str(tmp_path / "v")}
+
+
+def test_a_broken_file_ends_the_run_and_the_way_out_is_said(damaged):
+    with pytest.raises(UserError, match=r"--on_bad_file skip"):
+        load_splits(Config.from_mapping(damaged))
+
+
+def test_broken_files_are_left_out_on_request_and_told_once(damaged):
+    config = Config.from_mapping(damaged | {"on_bad_file": "skip"})
+    with pytest.warns(UserWarning, match="(?s)train: left out 3 of 10 .* u3, u7") as told:
+        splits = load_splits(config)
+    assert len(told) == 1
+    assert splits["train"].names == tuple(f"u{i}" for i in (0, 1, 2, 4, 5, 6, 8))
+    assert set(splits["train"].skipped) == {"u3", "u7", "u\n9"}
+    assert splits["val"].skipped == ()
+
+
+def test_a_directory_of_broken_files_alone_is_refused(tmp_path, damaged):
+    (tmp_path / "v" / "v.npz").write_bytes(b"PK")
+    config = Config.from_mapping(damaged | {"on_bad_file": "skip"})
+    with (
+        pytest.warns(UserWarning, match="train: left out"),
+        pytest.raises(UserError, match="holds no file that can be read: 1 of 1 .* v "),
+    ):
+        load_splits(config)

@@ -371,3 +371,57 @@ def test_every_sweep_file_is_valid_against_the_schema_of_wandb(path):
     given = yaml.safe_load(path.read_text())
     assert list(validator.iter_errors(given)) == []
     assert not validator.is_valid(given | {"method": "guess"})
+
+
+# ---- made to do harm
+
+
+def laughs(first: str, more: str) -> str:
+    lines = [f"l0: &l0 {first}"]
+    lines += [f"l{i}: &l{i} {more % ', '.join([f'*l{i - 1}'] * 10)}" for i in range(1, 10)]
+    return "\n".join(lines) + "\nparameters: {alpha: {values: [0.1]}}"
+
+
+SEED = "parameters:\n  seed: {value: %s}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (laughs("[1, 1]", "[%s]"), "FILE:1: says more than 200000 values, with aliases written"),
+        (laughs("{a: 1}", "{<<: [%s]}"), "FILE:1: says more than 200000 values, with aliases"),
+        ("parameters: &p {a: *p}", "FILE:1: refers to itself, or is nested too deeply"),
+        ("a: " + "[" * 100_000, "FILE:1: refers to itself, or is nested too deeply"),
+        (SEED % ("9" * 5000), "FILE:4: parameters.seed.value: is longer than 1000 characters"),
+        (SEED % ("1" + ":59" * 30_000), "FILE:4: parameters.seed.value: is longer than 1000"),
+        (SEED % ("9" * 900), "FILE:4: parameters.seed.value: 9{40} is too large for a number"),
+        (SEED % "2001-99-99", "FILE:4: .*'2001-99-99' cannot be read as timestamp"),
+        (SEED % "!!int x", "FILE:4: parameters.seed.value: 'x' cannot be read as int"),
+        (SEED % '"\\U00110000"', "FILE:1: is not YAML: "),
+        (SEED % "!!set {a}", "FILE:4: parameters.seed.value: has the tag .*:set"),
+        (
+            "? [a]\n: 1\nparameters: {alpha: {value: 0.1}}",
+            "FILE:3: a key must be text, not a collection",
+        ),
+        (
+            "parameters: {alpha: {distribution: q_uniform, min: -1.0e+308, max: 1.0e+308, q: 1}}",
+            "FILE:3: parameters.alpha: 1000000000000000000 values are too many for a grid",
+        ),
+        ("#" * (1 << 20), "FILE has 10486.. bytes: expected at most 1048576"),
+    ],
+    ids=lambda case: case[:40],
+)
+def test_a_file_that_would_take_all_memory_or_time_is_one_line(write, text, expected):
+    path = write(text)
+    try:
+        lines = findings(path)
+    except UserError as error:
+        lines = [str(error).replace(str(path), "FILE")]
+    assert re.match(expected, lines[0]), lines[:3]
+    assert all("\n" not in line and len(line) < 2100 for line in lines)
+
+
+def test_tags_of_python_are_refused_and_nothing_is_run(write, tmp_path):
+    path = write(SEED % f"!!python/object/apply:os.mkdir ['{tmp_path}/trace']")
+    assert "has the tag tag:yaml.org,2002:python/object/apply:os.mkdir" in findings(path)[0]
+    assert not (tmp_path / "trace").exists()

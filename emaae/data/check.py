@@ -61,7 +61,7 @@ WARNINGS = {
     "collision": "names that differ by case, Unicode form or folder alone",
     "times": "utterances whose times are neither [0, duration] in every row nor each frame's own",
     "missing": "utterances without times beside them",
-    "short": f"utterances of less than {SHORT_FRAMES} frames, which the default encoder sees at once",
+    "short": f"utterances of less than {SHORT_FRAMES} frames, which the encoder sees at once",
     "long": f"utterances of more than {LONG_S:.0f} s",
 }
 
