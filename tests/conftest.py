@@ -16,6 +16,30 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# tests/faults does what has to be done often, hundreds of times; `make test` does a sample of it.
+def pytest_addoption(parser):
+    parser.addoption("--faults", action="store_true", help="all of tests/faults: a quarter hour")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.option.faults:
+        for report in terminalreporter.getreports("passed"):
+            for _, line in report.user_properties:
+                terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def tell(record_property):
+    """Say a line at the end of `make test-faults`."""
+    return lambda line: record_property("count", line)
+
+
+@pytest.fixture
+def times(request):
+    """How often: `times(sample, all)`."""
+    return lambda sample, everything: everything if request.config.option.faults else sample
+
+
 def speech(n_frames: int, seed: int) -> np.ndarray:
     """Features (T, 14) that look like speech: smooth articulators, loudness, pitch in Hz."""
     random = np.random.default_rng(seed)

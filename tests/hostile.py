@@ -52,6 +52,12 @@ def bombs(n_bytes: int = 2 << 30) -> dict[str, bytes]:
     }
 
 
+def names(error: Exception, path) -> None:
+    """Assert that an error is one line that names the file."""
+    assert str(path) in str(error)
+    assert "\n" not in str(error)
+
+
 def _long_list() -> bytes:
     entry = b"PK\1\2" + struct.pack("<H", 20)
     entry += struct.pack("<HHHHHLLLHH", 20, 0, 0, 0, 33, 0, 0, 0, 4, 0)

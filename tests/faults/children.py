@@ -1,0 +1,36 @@
+"""Processes that are killed: forked from one that has imported everything, in milliseconds."""
+
+import multiprocessing
+import os
+import sys
+
+import torch
+
+import train
+from emaae import run_folder
+from emaae.errors import speaking_plainly
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
+    ["children", "emaae.run_folder", "emaae.training", "matplotlib.backends.backend_agg"]
+)
+
+
+def start(work, *arguments) -> multiprocessing.Process:
+    process = context.Process(target=_run, args=(work, arguments), daemon=True)
+    process.start()
+    return process
+
+
+def _run(work, arguments):
+    torch.set_num_threads(1)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    work(*arguments)
+
+
+def training(argv: list[str]) -> None:
+    """`python train.py ARGV`, keeping its state often enough to be interrupted often."""
+    run_folder.KEEP_LAST_EVERY_S = 0.02
+    with speaking_plainly("train.py"):
+        sys.exit(train.main(argv))
