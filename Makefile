@@ -1,12 +1,13 @@
 # make setup   a .venv with what a run and the tests need
 # make demo    compare four alpha schedules on generated data, in minutes
 # make test    lint and tests
+# make test-faults   kills, full disks, broken and hostile files, hundreds of times: a quarter hour
 # make check   lint alone
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test test-faults check format clean
 
 setup: .venv/ready
 
@@ -27,6 +28,9 @@ demo: setup
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-faults: setup
+	$(BIN)/python -m pytest tests/faults --faults
 
 check: setup
 	$(BIN)/ruff check .

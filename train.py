@@ -38,11 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     with RunFolder.open(asked) as run:
         if run.over:
             return 0
+        run.check_space()
         # A sweep's values arrive with the W&B run, whether or not they stand on the command line.
         tracker = wandb_run.start(asked, run.path)
         config = Config.from_args(argv, sweep=tracker.sweep_values)
         run.follow(tracker, config)
-        run.check_space()
         splits = load_splits(config)
 
         torch.manual_seed(config.seed)

@@ -142,6 +142,7 @@ class RunFolder:
     def follow(self, tracker: Tracker, config: Config) -> None:
         """Tell a W&B run everything from now on; the config is final."""
         self.tracker, self.config = tracker, config
+        self.check_space()  # of what the sweep asks for
         tracker.configure(config)
         print(f"W&B {tracker.how}", flush=True)
 

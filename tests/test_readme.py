@@ -101,7 +101,7 @@ def test_every_flag_that_the_readme_names_exists():
         assert flag in known, flag
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "test", "check"])
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "test-faults", "check"])
 def test_the_targets_of_the_makefile_exist(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

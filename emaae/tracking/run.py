@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import netrc
 import os
@@ -203,6 +204,8 @@ def start(config: Config, folder: Path) -> Tracker:
     if mode not in ("online", "offline"):
         raise UserError(f"WANDB_MODE must be online, offline or disabled, got {mode!r}")
     before = read_record(folder)
+    # W&B keeps a log of its own: on a full disk each line of it would print a traceback.
+    logging.raiseExceptions = False
     with _variables(folder, mode):
         import wandb
 
@@ -216,7 +219,7 @@ def start(config: Config, folder: Path) -> Tracker:
                     print(f"W&B cannot be reached ({_line(error)}); going on offline", flush=True)
                     os.environ["WANDB_MODE"] = "offline"
             return Tracker(folder, _init(config, folder, "offline", before), "offline")
-        except (wandb.Error, ValueError) as error:
+        except (wandb.Error, ValueError, OSError) as error:
             raise UserError(
                 f"W&B refuses the run ({_line(error)}): log in with `wandb login`, mend "
                 "--wandb_project or --wandb_entity, or use --wandb offline or disabled"
