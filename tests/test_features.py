@@ -13,7 +13,7 @@ import pytest
 from conftest import speech, write_tree
 
 from emaae.config import Config
-from emaae.data import load_splits
+from emaae.data import load_splits, reading
 from emaae.data.features import check_identity, find_features, read_features
 from emaae.errors import BadFile, UserError
 
@@ -286,7 +286,7 @@ def test_two_members_of_one_name_are_refused(tmp_path, features):
 def test_a_pipe_and_a_device_are_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
     (tmp_path / "zero.npz").symlink_to("/dev/zero")
-    for name, path in find_features(tmp_path, False):
+    for name, path, _ in find_features(tmp_path, False):
         assert "is a pipe or a device" in refused(path), name
 
 
@@ -331,14 +331,38 @@ def test_broken_files_are_left_out_on_request_and_told_once(damaged):
     assert len(told) == 1
     assert splits["train"].names == tuple(f"u{i}" for i in (0, 1, 2, 4, 5, 6, 8))
     assert set(splits["train"].skipped) == {"u3", "u7", "u\n9"}
-    assert splits["val"].skipped == ()
+    assert splits["val"].skipped == {}
 
 
 def test_a_directory_of_broken_files_alone_is_refused(tmp_path, damaged):
     (tmp_path / "v" / "v.npz").write_bytes(b"PK")
     config = Config.from_mapping(damaged | {"on_bad_file": "skip"})
-    with (
-        pytest.warns(UserWarning, match="train: left out"),
-        pytest.raises(UserError, match="holds no file that can be read: 1 of 1 .* v "),
-    ):
+    with pytest.raises(UserError, match="all 1 files are broken: .*v.npz is"):
         load_splits(config)
+
+
+@pytest.mark.parametrize("cache", ["auto", "none"])
+def test_what_was_left_out_is_told_each_time_and_refused_when_it_is_to_be(damaged, cache):
+    """A packed copy remembers what it lacks; who wants all files does not get it."""
+    skip = damaged | {"on_bad_file": "skip", "cache_dir": cache}
+    fingerprints = []
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="left out 3 of 10"):
+            split = load_splits(Config.from_mapping(skip))["train"]
+        assert set(split.skipped) == {"u3", "u7", "u\n9"}
+        fingerprints.append(split.fingerprint())
+    assert fingerprints[0] == fingerprints[1]
+    with pytest.raises(UserError, match="--on_bad_file skip"):
+        load_splits(Config.from_mapping(damaged | {"cache_dir": cache}))
+
+
+def test_several_processes_leave_out_the_same_files_as_one(damaged, monkeypatch):
+    config = Config.from_mapping(damaged | {"on_bad_file": "skip", "cache_dir": "none"})
+    with pytest.warns(UserWarning, match="left out 3 of 10"):
+        one = load_splits(config)["train"]
+    monkeypatch.setattr(reading, "FILES_FOR_PROCESSES", 2)
+    monkeypatch.setattr(reading, "FILES_AT_ONCE", 3)
+    with pytest.warns(UserWarning, match="left out 3 of 10"):
+        several = load_splits(config)["train"]
+    assert (several.names, several.skipped) == (one.names, one.skipped)
+    assert several.fingerprint() == one.fingerprint()

@@ -92,7 +92,7 @@ def flags(trees, out):
         ("keep_best", "best.pth"),
         ("keep_last", "last.pt"),
         ("reconstruct", "v0.npz"),
-        ("finish", "metrics.json"),
+        ("finish", "curves.json"),
     ],
 )
 def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_loses_nothing(
