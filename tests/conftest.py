@@ -112,6 +112,7 @@ def program(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.C
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """What a module's tests share is made once: those that use it go to one process together."""
     for item in items:

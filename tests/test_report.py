@@ -203,6 +203,7 @@ def test_a_row_that_is_clicked_is_edged_in_the_panels_and_shown_below(view, swee
 
 
 def test_the_fronts_on_the_page_are_those_of_the_analysis(view, sweep):
+    show(view, "fronts")
     rows = view.locator("#fronts tbody tr").all()
     found = {cells[0]: cells[1:] for cells in (row.locator("td").all_inner_texts() for row in rows)}
     assert set(found) == {"constant", "linear", "cosine", "all that are shown"}
