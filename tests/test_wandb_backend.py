@@ -386,7 +386,7 @@ run.log({"loss": 1})
     )
     python([*WANDB, "sweep", "--project", "p", "sweep.yaml"])
     (sweep,) = backend.sweeps
-    python([*WANDB, "agent", f"tester/p/{sweep}"])
+    python([*WANDB, "agent", f"tester/p/{sweep}"], timeout=150)
     (run,) = backend.runs.values()
     assert run.state == "finished"
     assert run.summary["loss"] == 1
