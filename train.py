@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from emaae import checkpoint
     from emaae.data import load_splits
-    from emaae.devices import keep_heap, pick_device
+    from emaae.devices import keep_heap, pick_device, repeat_bitwise
     from emaae.evaluation import evaluate
     from emaae.losses import Objective
     from emaae.models import build_model
@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         tracker = wandb_run.start(asked, run.path)
         config = Config.from_args(argv, sweep=tracker.sweep_values)
         run.follow(tracker, config)
+        if config.deterministic:
+            repeat_bitwise()
         if device.type == "cpu":
             keep_heap()
         splits = load_splits(config)

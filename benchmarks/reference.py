@@ -4,6 +4,9 @@ A stack of convolutions and ReLUs of the same widths and kernels as ours, a mask
 comes. It is used here only.
 """
 
+import ctypes
+import sys
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -37,26 +40,43 @@ def _blocks(widths: list[int], n_blocks: int) -> list[nn.Module]:
     return layers
 
 
-def random_batches(split: Split, batch_sz: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Every utterance once, in random batches padded to their longest: x and mask."""
-    order = np.random.default_rng(seed).permutation(len(split))
-    found = []
-    for i in range(0, len(order), batch_sz):
-        utterances = [split[int(j)] for j in order[i : i + batch_sz]]
-        x = nn.utils.rnn.pad_sequence(utterances, batch_first=True).transpose(1, 2)
-        mask = torch.zeros(len(utterances), 1, x.shape[2])
-        for row, utterance in zip(mask, utterances):
-            row[:, : len(utterance)] = 1
-        found.append((x.contiguous(), mask))
-    return found
+def random_order(n: int, batch_sz: int = 32, seed: int = 0) -> list[np.ndarray]:
+    """Every one of n utterances once, in random batches."""
+    order = np.random.default_rng(seed).permutation(n)
+    return [order[i : i + batch_sz] for i in range(0, n, batch_sz)]
+
+
+def padded(split: Split) -> tuple[Tensor, Tensor]:
+    """All utterances of a split as one batch, padded to the longest: x and mask."""
+    utterances = [split[i] for i in range(len(split))]
+    x = nn.utils.rnn.pad_sequence(utterances, batch_first=True).transpose(1, 2).contiguous()
+    mask = torch.arange(x.shape[2]) < torch.from_numpy(split.lengths)[:, None]
+    return x, mask[:, None].float()
+
+
+def loss(model: Reference, x: Tensor, mask: Tensor) -> Tensor:
+    """Masked mean squared error and mean magnitude of the encoding, alpha .25."""
+    y, z = model(x)
+    n_frames = mask.sum()
+    mse = ((y - x).square() * mask).sum() / (x.shape[1] * n_frames)
+    penalty = (z.abs() * mask).sum() / (z.shape[1] * n_frames)
+    return 0.75 * mse + 0.25 * penalty
 
 
 def step(model: Reference, optimizer: torch.optim.Optimizer, x: Tensor, mask: Tensor) -> None:
     """One step on one batch."""
     optimizer.zero_grad()
-    y, z = model(x)
-    n_frames = mask.sum()
-    mse = ((y - x).square() * mask).sum() / (x.shape[1] * n_frames)
-    penalty = (z.abs() * mask).sum() / (z.shape[1] * n_frames)
-    (0.75 * mse + 0.25 * penalty).backward()
+    loss(model, x, mask).backward()
     optimizer.step()
+
+
+def heap_as_it_comes() -> None:
+    """Undo `emaae.devices.keep_heap`: a large array is the system's again.
+
+    The C library raises its threshold for "large" by itself to 32 MiB; what is smaller stays kept,
+    which flatters the reference a little.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        mmap_threshold, mmap_max = -3, -4  # of malloc.h
+        libc.mallopt(mmap_max, 65536)
+        libc.mallopt(mmap_threshold, 32 << 20)

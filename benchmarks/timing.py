@@ -1,7 +1,8 @@
 """How is something timed on a machine that others use too?
 
-Candidates take turns, so that all of them meet the same disturbances; a turn in which other
-processes took more than a tenth of the CPU is dropped; what counts are medians and their ratios.
+Candidates take turns, so that all of them meet the same disturbances; the turns in which other
+processes took more than a tenth of the CPU do not count; what counts are medians and their ratios.
+With one thread CPU time is measured, which others cannot take away, only slow down.
 """
 
 import os
@@ -12,36 +13,39 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-MAX_TURNS = 60
+TURNS = 7
+DISTURBED = 0.1  # fraction of the machine's CPU time that went to other processes
 
 
-def interleaved(
-    candidates: Mapping[str, Callable[[], None]], turns: int = 7, disturbed: float = 0.1
-) -> dict[str, float]:
-    """Median seconds of each candidate over `turns` undisturbed turns; the first call of each is
-    not counted."""
+def interleaved(candidates: Mapping[str, Callable[[], object]], turns: int = TURNS) -> dict:
+    """Median seconds of each candidate over `turns` undisturbed turns; a first call is not counted.
+
+    On a machine that is never quiet, the least disturbed of three times as many turns count, and a
+    line says how disturbed they were.
+    """
     for run in candidates.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    dropped = 0
-    for turn in range(MAX_TURNS):
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    for _ in range(3 * turns):
         for name, run in candidates.items():
-            if len(seconds[name]) >= turns:
-                continue
-            before, own, began = _busy(), time.process_time(), time.perf_counter()
-            run()
-            took = time.perf_counter() - began
-            others = (_busy() - before) - (time.process_time() - own)
-            # After half of the turns a machine that is never quiet is taken as it is.
-            if others > disturbed * took * (os.cpu_count() or 1) and turn < MAX_TURNS // 2:
-                dropped += 1
-                continue
-            seconds[name].append(took)
-        if all(len(found) >= turns for found in seconds.values()):
-            break
-    if dropped:
-        print(f"({dropped} disturbed turns dropped)", flush=True)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+            if sum(others <= DISTURBED for others, _ in found[name]) < turns:
+                found[name].append(_measured(run))
+    best = {name: sorted(measured)[:turns] for name, measured in found.items()}
+    worst = max(others for measured in best.values() for others, _ in measured)
+    if worst > DISTURBED:
+        print(f"(disturbed: others took up to {100 * worst:.0f} % of the CPU)", flush=True)
+    return {name: statistics.median(s for _, s in measured) for name, measured in best.items()}
+
+
+def _measured(run: Callable[[], object]) -> tuple[float, float]:
+    """Fraction of the machine that others took, and the seconds of one call."""
+    busy, own, began = _busy(), time.process_time(), time.perf_counter()
+    run()
+    wall, own = time.perf_counter() - began, time.process_time() - own
+    if torch.get_num_threads() == 1:
+        return 0.0, own
+    others = max(0.0, _busy() - busy - own) / (wall * (os.cpu_count() or 1))
+    return others, wall
 
 
 def _busy() -> float:
@@ -55,16 +59,18 @@ def _busy() -> float:
 
 
 def machine() -> str:
-    """What the numbers were measured on."""
+    """What the numbers were measured on, and when."""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
             name = next(line.split(":")[1].strip() for line in file if "model name" in line)
     except (OSError, StopIteration):
         pass
+    load = f"load {os.getloadavg()[0]:.1f}, " if hasattr(os, "getloadavg") else ""
     return (
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
+        f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores, {load}"
+        f"{torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
     )
 
 

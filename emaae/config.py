@@ -277,6 +277,12 @@ class Config:
         group="training",
         choices=("float32", "float16"),
     )
+    deterministic: bool = knob(
+        False,
+        "the same numbers to the last bit when a run is repeated on the same GPU, slower; on a CPU "
+        "they are so anyway",
+        group="training",
+    )
     early_stop: bool = knob(
         False,
         "stop when val/score has not improved for --patience epochs",

@@ -1,6 +1,7 @@
 """Where does it run, and in which precision?"""
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -11,8 +12,9 @@ from emaae.errors import UserError
 def pick_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the GPU when there is one. Raises UserError.
 
-    Convolutions are computed in full float32 there: TensorFloat-32, cuDNN's default, keeps ten bits
-    of the mantissa, and a model would not give the numbers that were logged for it elsewhere.
+    What is not asked to be bfloat16 (`use_bf16`) is full float32 there: TensorFloat-32, cuDNN's
+    default for convolutions, keeps ten bits of the mantissa, and a model would not give the numbers
+    that were logged for it elsewhere.
     """
     torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
@@ -45,11 +47,24 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
+def repeat_bitwise() -> None:
+    """Let a GPU add in the same order every time; call it before the first computation there.
+
+    What cannot be repeated raises RuntimeError instead of differing.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    # It would write NaN into each new tensor first, against code that reads before it writes.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def keep_heap() -> None:
     """Let the C library keep freed memory instead of giving it back to the system.
 
     The activations of each step are hundreds of MB, and pages that come fresh from the system are
-    cleared first. glibc only; elsewhere nothing happens.
+    cleared first: kept, a step is 1.2 to 1.3 times as fast (benchmarks/RESULTS.md). glibc only;
+    elsewhere nothing happens.
     """
     if sys.platform != "linux":
         return

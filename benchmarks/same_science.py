@@ -1,0 +1,109 @@
+"""Do the fast ways learn the same? `python -m benchmarks.same_science`
+
+Validation numbers of the selected epoch on the demo data, a few seeds for each way: float32 and
+bfloat16, utterances of similar length together and at random. A way is as good as another when
+their means differ by less than the seeds do.
+"""
+
+import argparse
+import contextlib
+import io
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.timing import machine, table
+from emaae import training
+from emaae.config import Config
+from emaae.data import load_splits, training_order
+from emaae.devices import keep_heap
+from emaae.models import build_model
+
+METRICS = ("fvu", "sparsity", "score")
+
+
+class Rows:
+    """A run that remembers its rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, Any]] = []
+
+    def log(self, row, seconds) -> None:
+        """Keep a row."""
+        self.rows.append(row)
+
+    def keep_best(self, model, selected) -> None:
+        """Nothing is kept."""
+
+    def keep_last(self, state, *, now=False) -> None:
+        """Nothing is kept."""
+
+    def reconstruct(self, model, val, epoch) -> None:
+        """Nothing is drawn."""
+
+
+def at_random(lengths: np.ndarray, batch_sz: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The textbook's order."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    return [order[i : i + batch_sz] for i in range(0, len(order), batch_sz)]
+
+
+def selected(config: Config, order: Callable) -> dict[str, float]:
+    """Train; the validation metrics of the selected epoch."""
+    splits, run = load_splits(config, wanted=("train", "val")), Rows()
+    torch.manual_seed(config.seed)
+    model = build_model(**config.architecture)
+    model.normalise(*splits["train"].moments())
+    training.training_order = order
+    with contextlib.redirect_stdout(io.StringIO()):
+        fitted = training.fit(model, splits["train"], splits["val"], config, run)
+    row = run.rows[fitted.selection.epoch - 1]
+    return {name: row[f"val/{name}"] for name in METRICS}
+
+
+def main() -> None:
+    """Train every way with every seed and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=40, help="(default: %(default)s)")
+    parser.add_argument("--inner_size", type=int, default=128, help="(default: %(default)s)")
+    parser.add_argument("--batch_sz", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--alpha", type=float, default=0.25, help="(default: %(default)s)")
+    args = parser.parse_args()
+    keep_heap()
+    ways = {
+        "float32, similar lengths": ("fp32", training_order),
+        "float32, at random": ("fp32", at_random),
+        "bfloat16, similar lengths": ("bf16", training_order),
+    }
+    print(f"# The same science\n\n{machine()}; {vars(args)}\n", flush=True)
+    rows, began = [], time.perf_counter()
+    for way, (precision, order) in ways.items():
+        found = [
+            selected(Config.from_mapping(vars_of(args, seed) | {"precision": precision}), order)
+            for seed in range(args.seeds)
+        ]
+        cells = [
+            f"{statistics.mean(values):.4f} +- {statistics.stdev(values):.4f}"
+            if len(values) > 1
+            else f"{values[0]:.4f}"
+            for values in ([row[name] for row in found] for name in METRICS)
+        ]
+        rows.append([way, *cells])
+    print(table(["way", *(f"val/{name}" for name in METRICS)], rows))
+    print(f"\n{time.perf_counter() - began:.0f} s, mean and standard deviation over seeds")
+
+
+def vars_of(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The knobs of one run, 5/3 blocks as by default."""
+    given = {name: value for name, value in vars(args).items() if name != "seeds"}
+    own = {"seed": seed, "n_encoder": 5, "n_decoder": 3, "cache_dir": "none"}
+    return given | own
+
+
+if __name__ == "__main__":
+    main()
