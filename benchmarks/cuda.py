@@ -1,0 +1,102 @@
+"""How fast is an epoch on a GPU? `python -m benchmarks.cuda`. It needs a CUDA GPU.
+
+As many utterances as LibriSpeech's train-clean-100, of its lengths, of noise, all on the GPU:
+seconds per epoch for each precision, with and without --deterministic, the percentage of the matrix
+peak measured beside it, and the kernels that take the time.
+"""
+
+import argparse
+import contextlib
+import io
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks import corpus
+from benchmarks.step import PRESETS, Silent, flops, model_of
+from benchmarks.timing import machine, table
+from emaae.config import Config
+from emaae.data import Split
+from emaae.devices import pick_device, repeat_bitwise
+from emaae.errors import UserError, speaking_plainly
+from emaae.losses import Objective
+from emaae.training import State, train_epoch
+
+
+def seconds(work: Callable[[], object], turns: int) -> float:
+    """Median over turns, after one that is not counted."""
+    found = []
+    for _ in range(turns + 1):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found[1:])
+
+
+def peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP per second of a large matrix product."""
+    n = 8192
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / seconds(lambda: torch.mm(a, b), 10)
+
+
+def epoch_of(split: Split, precision: str, preset: str, inner_size: int) -> Callable[[], None]:
+    """What trains one epoch."""
+    config = Config.from_mapping({"precision": precision})
+    model = model_of(inner_size, PRESETS[preset]).to(split.frames.device)
+    state = State.begin(model, config)
+
+    def epoch() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            train_epoch(state, split, Objective("l1"), 0.25, config, Silent())
+        state.batch, state.sums, state.active = 0, None, None
+
+    return epoch
+
+
+def main() -> None:
+    """Print the table and the kernels."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n", type=int, default=corpus.N_UTTERANCES, help="(default: all)")
+    parser.add_argument("--inner_size", type=int, default=1024, help="(default: 1024)")
+    parser.add_argument("--turns", type=int, default=7, help="(default: %(default)s)")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise UserError("this benchmark needs a CUDA GPU, and this machine shows none")
+    device = pick_device("cuda")
+    print(f"{machine()}, {torch.cuda.get_device_name(device)}")
+    split = corpus.noise(corpus.lengths(args.n)).to(device)
+    frames, rows = len(split.frames), []
+    peaks = {"fp32": peak(torch.float32, device), "bf16": peak(torch.bfloat16, device)}
+    print(", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in peaks.items()))
+    for exactly in (False, True):  # it cannot be taken back
+        if exactly:
+            repeat_bitwise()
+        for preset, blocks in PRESETS.items():
+            for precision, rate in peaks.items():
+                torch.cuda.reset_peak_memory_stats()
+                took = seconds(epoch_of(split, precision, preset, args.inner_size), args.turns)
+                of = 3 * flops(args.inner_size, blocks) * frames / rate / took
+                gib = torch.cuda.max_memory_allocated() / 2**30
+                what = precision + (" deterministic" if exactly else "")
+                rows.append([preset, what, f"{took:.2f}", f"{100 * of:.0f} %", f"{gib:.1f}"])
+    head = ["blocks", "", "s / epoch", "of the peak", "GiB"]
+    print("\n" + table(head, rows))
+
+    few = split.pick(range(min(len(split), 32 * 20)))
+    epoch = epoch_of(few, "bf16", "5/3", args.inner_size)
+    epoch()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        epoch()
+        torch.cuda.synchronize()
+    print(profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=12))
+
+
+if __name__ == "__main__":
+    with speaking_plainly("benchmarks.cuda"):
+        sys.exit(main())
