@@ -3,11 +3,12 @@
 # make test    lint and tests
 # make test-faults   kills, full disks, broken and hostile files, hundreds of times: a quarter hour
 # make check   lint alone
+# make bench   how fast it is, as Markdown tables, in about ten minutes on two quiet cores
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-faults check format clean
+.PHONY: setup demo test test-faults check bench bench-cuda format clean
 
 setup: .venv/ready
 
@@ -35,6 +36,15 @@ test-faults: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: setup
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.same_science
+	$(BIN)/python -m benchmarks.data_start --n_utterances 3000 --repeats 3
+
+# Needs a GPU.
+bench-cuda: setup
+	$(BIN)/python -m benchmarks.cuda
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -1,19 +1,23 @@
 """The fast step is the plain one: utterance by utterance, no padding, no mask, in float64."""
 
 import itertools
+import sys
 
 import pytest
 import torch
+from conftest import program
 from test_training import split_of
 from torch.nn import functional as F
 
+import train
 from emaae.config import Config
 from emaae.data import batches
-from emaae.devices import use_bf16
+from emaae.devices import repeat_bitwise, use_bf16
 from emaae.losses import Objective
 from emaae.models import FrameNorm, MaskedBatchNorm, build_model
 from emaae.training import State, train_epoch
 
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 PRESETS = list(itertools.product((768, 1024), (2, 3, 4, 5), (2, 3, 4, 5)))
 SPLIT = split_of(41, 38, 40, 9, seed=3)
 
@@ -78,16 +82,17 @@ class Silent:
         pass
 
 
-def trained(precision, epochs=12):
+def trained(precision, epochs=12, device="cpu"):
     config = Config.from_mapping(
         {"inner_size": 32, "n_encoder": 3, "n_decoder": 2, "lr": 0.005, "precision": precision}
     )
     torch.manual_seed(0)
     model = build_model(**config.architecture)
     model.normalise(*SPLIT.moments())
-    state, rows = State.begin(model, config), []
+    model.to(device)
+    state, rows, split = State.begin(model, config), [], SPLIT.to(torch.device(device))
     for _ in range(epochs):
-        rows.append(train_epoch(state, SPLIT, Objective("l1"), 0.1, config, Silent()))
+        rows.append(train_epoch(state, split, Objective("l1"), 0.1, config, Silent()))
         state.batch, state.sums, state.active = 0, None, None
         state.epoch += 1
     return model, rows
@@ -110,3 +115,106 @@ def test_auto_is_bfloat16_where_the_hardware_has_it(monkeypatch):
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda has=has: has)
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
         assert use_bf16("auto", cpu) == has
+
+
+def test_in_bfloat16_zeros_are_exact_and_scale_and_sums_stay_float32_or_wider():
+    torch.manual_seed(0)
+    model, objective = build_model(inner_size=64, n_encoder=3, n_decoder=2), Objective("l1")
+    model.normalise(*SPLIT.moments())
+    ((x, mask),) = batches(SPLIT, [torch.arange(len(SPLIT)).numpy()])
+    plain = model(x, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x, mask)
+        assert torch.equal(model.standardise(x), (x - model.mean[:, None]) / model.sd[:, None])
+    real = mask.bool().expand_as(out.z)
+    assert out.z.dtype == torch.bfloat16
+    assert (out.z >= 0).all()
+    assert not out.z[~real].any()
+    # A unit is on the other side of zero only where it was next to it.
+    differ = real & ((out.z == 0) != (plain.z == 0))
+    assert differ.sum() < 0.02 * real.sum()
+    assert torch.maximum(out.z.float(), plain.z)[differ].max() < 0.02 * plain.z.max()
+    assert out.y.dtype == torch.float32
+    sums = objective.sums(model, x, out, mask)
+    assert {value.dtype for value in sums} == {torch.float32}
+    assert {value.dtype for value in sums.plus(None)} == {torch.float64}
+
+
+FAULTS = """
+import resource, sys, torch
+from emaae.devices import keep_heap
+if sys.argv[1] == "kept":
+    keep_heap()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(50_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(min(faults() for _ in range(3)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the heap is glibc's")
+def test_memory_of_one_step_serves_the_next_without_asking_the_system():
+    kept, as_it_comes = (int(program("-c", FAULTS, how).stdout) for how in ("kept", "as it comes"))
+    assert kept < 10 < as_it_comes
+
+
+def test_a_run_on_a_cpu_keeps_the_heap_and_is_repeated_bitwise_when_asked(small, monkeypatch):
+    called = []
+    for name in ("keep_heap", "repeat_bitwise"):
+        monkeypatch.setattr(f"emaae.devices.{name}", lambda name=name: called.append(name))
+    assert train.main([*small, "--epochs=1"]) == 0
+    assert called == ["keep_heap"]
+    called.clear()
+    assert train.main([*small, "--epochs=1", "--deterministic"]) == 0
+    assert sorted(called) == ["keep_heap", "repeat_bitwise"]
+
+
+@pytest.fixture
+def repeated(monkeypatch):
+    """`repeat_bitwise` for the time of a test."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    benchmark = torch.backends.cudnn.benchmark
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    repeat_bitwise()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = benchmark
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def test_nothing_in_training_is_refused_where_runs_repeat_bitwise(repeated):
+    assert torch.are_deterministic_algorithms_enabled()
+    assert trained("fp32", epochs=2)[1] == trained("fp32", epochs=2)[1]
+
+
+@on_a_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_a_repeated_run_gives_the_same_bits_when_asked(repeated, precision):
+    (one, rows), (other, rows_again) = (trained(precision, 4, "cuda") for _ in range(2))
+    assert rows == rows_again
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+@on_a_gpu
+def test_on_a_gpu_training_is_that_of_the_cpu():
+    rows, rows_cpu = trained("fp32", 4, "cuda")[1], trained("fp32", 4)[1]
+    for row, row_cpu in zip(rows, rows_cpu):
+        assert row == pytest.approx(row_cpu, rel=1e-3)
+
+
+@on_a_gpu
+def test_on_a_gpu_no_step_waits_for_the_one_before(monkeypatch):
+    config = Config.from_mapping({"inner_size": 32, "batch_sz": 1})
+    model = build_model(**config.architecture).cuda()
+    state, split = State.begin(model, config), SPLIT.to(torch.device("cuda"))
+    train_epoch(state, split, Objective("l1"), 0.1, config, Silent())
+
+    class Strict(Silent):
+        def keep_last(self, state, *, now=False):
+            torch.cuda.set_sync_debug_mode("error" if next(left, None) else "default")
+
+    state.batch, state.sums, state.active = 0, None, None
+    left = iter([True] * (len(split) - 1))
+    train_epoch(state, split, Objective("l1"), 0.1, config, Strict())
