@@ -281,9 +281,7 @@ def main() -> None:
     parser.add_argument("--inner_size", type=int, default=1024, help="(default: 1024)")
     parser.add_argument("--turns", type=int, default=TURNS, help="(default: %(default)s)")
     parser.add_argument("--presets", default="5/3,3/3,2/2", help="(default: %(default)s)")
-    parser.add_argument(
-        "--only", help="training, validation, low_pass, scaling or memory"
-    )
+    parser.add_argument("--only", help="training, validation, low_pass, scaling or memory")
     parser.add_argument("--peak_memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_memory_of:
