@@ -71,12 +71,13 @@ def step(model: Reference, optimizer: torch.optim.Optimizer, x: Tensor, mask: Te
 
 
 def heap_as_it_comes() -> None:
-    """Undo `emaae.devices.keep_heap`: a large array is the system's again.
+    """Undo `emaae.devices.keep_heap`: free memory, and what is large from now on, is the system's.
 
-    The C library raises its threshold for "large" by itself to 32 MiB; what is smaller stays kept,
-    which flatters the reference a little.
+    With the thresholds that the C library arrives at by itself after a few steps.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
-        mmap_threshold, mmap_max = -3, -4  # of malloc.h
+        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h
         libc.mallopt(mmap_max, 65536)
         libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 64 << 20)
+        libc.malloc_trim(0)

@@ -49,15 +49,13 @@ def model_of(inner_size: int, blocks: tuple[int, int]) -> CNNAutoEncoder:
 
 
 def ours(
-    split: Split, inner_size: int, blocks: tuple[int, int], precision: str, alone: bool = False
+    split: Split, inner_size: int, blocks: tuple[int, int], precision: str
 ) -> Callable[[], None]:
-    """What trains an epoch; `alone` leaves the C library as it is."""
+    """What trains an epoch."""
     config = Config.from_mapping({"precision": precision})
     state = State.begin(model_of(inner_size, blocks), config)
 
     def epoch() -> None:
-        if not alone:
-            keep_heap()
         # Its progress is not what is asked here.
         with contextlib.redirect_stdout(io.StringIO()):
             train_epoch(state, split, Objective("l1"), 0.25, config, Silent())
@@ -66,38 +64,49 @@ def ours(
     return epoch
 
 
-def textbook(
-    split: Split, inner_size: int, blocks: tuple[int, int], heap: Callable[[], None]
-) -> Callable[[], None]:
-    """What trains the reference on all utterances as one batch; `heap` says who keeps memory."""
+def textbook(split: Split, inner_size: int, blocks: tuple[int, int]) -> Callable[[], None]:
+    """What trains the reference on all utterances as one batch."""
     torch.manual_seed(0)
     model = reference.Reference(inner_size, *blocks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
     x, mask = reference.padded(split)
 
-    def epoch() -> None:
-        heap()
-        reference.step(model, optimizer, x, mask)
+    return lambda: reference.step(model, optimizer, x, mask)
 
-    return epoch
+
+def heaps(theirs: Callable[[], object], ours: Callable[[], object]) -> tuple[Callable, Callable]:
+    """What comes before the reference and before ours: the heap of each, with its steady state."""
+
+    def as_it_comes() -> None:
+        reference.heap_as_it_comes()
+        theirs()
+
+    def kept() -> None:
+        keep_heap()
+        ours()
+
+    return as_it_comes, kept
 
 
 def peaks() -> dict[str, float]:
-    """FLOP per second, a multiply-add being two: the best of a matrix product and a convolution.
+    """FLOP per second, a multiply-add being two: the best of a matrix product and of convolutions.
 
     On some CPUs the library behind the one reaches only half of what the other does.
     """
     found = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        n, k, taps, rows, time = 512, 512, 5, 16, 256
-        a, b = torch.randn(n, k * taps).to(dtype), torch.randn(k * taps, rows * time).to(dtype)
-        x, w = torch.randn(rows, k, time).to(dtype), torch.randn(n, k, taps).to(dtype)
-        ways = {
-            "matrices": lambda a=a, b=b: torch.mm(a, b),
-            "convolution": lambda x=x, w=w: F.conv1d(x, w, padding=2),
-        }
-        with torch.no_grad():
-            found[name] = 2 * n * k * taps * rows * time / min(interleaved(ways).values())
+        rates = []
+        for width, n_frames in ((512, 640), (1024, 640)):
+            x = torch.randn(8, width, n_frames).to(dtype)
+            w = torch.randn(width, width, 3).to(dtype)
+            a, b = w.flatten(1), torch.randn(3 * width, 8 * n_frames).to(dtype)
+            ways = {
+                "matrices": lambda a=a, b=b: torch.mm(a, b),
+                "convolution": lambda x=x, w=w: F.conv1d(x, w, padding=1),
+            }
+            with torch.no_grad():
+                rates.append(2 * w.numel() * 8 * n_frames / min(interleaved(ways).values()))
+        found[name] = max(rates)
     return found
 
 
@@ -119,10 +128,10 @@ def typical_splits(batch_sz: int = 32) -> tuple[Split, Split, str]:
 
 
 def rows_of(
-    label: str, candidates: dict, frames: dict, work: int, rate: dict, turns: int
+    label: str, candidates: dict, before: dict, frames: dict, work: int, rate: dict, turns: int
 ) -> list[list[str]]:
     """Time candidates; the first is what the others are compared with. work: FLOP per frame."""
-    seconds = interleaved(candidates, turns)
+    seconds = interleaved(candidates, turns, before)
     per_frame = {name: took / frames[name] for name, took in seconds.items()}
     first = next(iter(per_frame.values()))
     return [
@@ -141,16 +150,15 @@ def training(inner_size: int, turns: int, presets: list[str], rate: dict) -> Non
     rows = []
     for preset in presets:
         blocks = PRESETS[preset]
-        candidates = {
-            "reference": textbook(theirs, inner_size, blocks, reference.heap_as_it_comes),
-            "reference, heap kept": textbook(theirs, inner_size, blocks, keep_heap),
-        }
+        textbook_step = textbook(theirs, inner_size, blocks)
+        candidates = {"reference": textbook_step, "reference, heap kept": textbook_step}
+        before = dict(zip(candidates, heaps(textbook_step, textbook_step)))
         frames = dict.fromkeys(candidates, len(theirs.frames))
         for name, precision in PRECISIONS.items():
             candidates[name] = ours(own, inner_size, blocks, precision)
             frames[name] = len(own.frames)
         work = 3 * flops(inner_size, blocks)
-        rows += rows_of(preset, candidates, frames, work, rate, turns)
+        rows += rows_of(preset, candidates, before, frames, work, rate, turns)
     print(f"\n## Training\n\n{line}\n\n{table(HEAD, rows)}", flush=True)
 
 
@@ -164,17 +172,14 @@ def validation(inner_size: int, turns: int, rate: dict) -> None:
 
     @torch.no_grad()
     def theirs_once() -> None:
-        reference.heap_as_it_comes()
         reference.loss(textbook_model, x, mask)
 
     def ours_once(batch_sz: int, bf16: bool = False) -> None:
-        keep_heap()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             evaluate(model, own, Objective("l1"), alpha=0.25, batch_sz=batch_sz)
 
     @torch.no_grad()
     def forward_only() -> None:
-        keep_heap()
         model(own_x, own_mask)
 
     candidates = {
@@ -187,7 +192,8 @@ def validation(inner_size: int, turns: int, rate: dict) -> None:
         candidates["(not offered) all metrics, bfloat16"] = lambda: ours_once(32, True)
     frames = dict.fromkeys(candidates, len(own.frames))
     frames["reference, loss alone"] = len(theirs.frames)
-    rows = rows_of("5/3", candidates, frames, flops(inner_size, blocks), rate, turns)
+    before = dict(zip(candidates, heaps(theirs_once, lambda: ours_once(32))))
+    rows = rows_of("5/3", candidates, before, frames, flops(inner_size, blocks), rate, turns)
     print(f"\n## Validation\n\n{table(HEAD, rows)}", flush=True)
 
 
@@ -195,6 +201,7 @@ def validation(inner_size: int, turns: int, rate: dict) -> None:
 def low_pass(inner_size: int, turns: int) -> None:
     """The table of the low-pass evaluation of one utterance."""
     model, rows = model_of(inner_size, PRESETS["5/3"]).eval(), []
+    keep_heap()
     filters = torch.stack([windowed_sinc(LOWPASS_TAPS, cutoff) for cutoff in CUTOFFS])
     for n_frames in (100, 400, 635):
         z = model.encode(torch.randn(1, 13, n_frames))[0]
@@ -218,6 +225,7 @@ def scaling(inner_size: int, turns: int) -> None:
     """The tables of cost against the length and the number of utterances."""
     seconds_each, n_frames, rows = (1, 2, 5, 13, 35), 6000, []
     candidates, frames = {}, {}
+    keep_heap()
     for s in seconds_each:
         split = corpus.noise(np.full(max(1, n_frames // (50 * s)), 50 * s))
         name = f"{s} s"
@@ -265,10 +273,11 @@ def two_steps(name: str, inner_size: int) -> None:
     theirs, own, _ = typical_splits()
     if name != "nothing":
         if name == "reference":
-            step = textbook(theirs, inner_size, PRESETS["5/3"], reference.heap_as_it_comes)
+            step = textbook(theirs, inner_size, PRESETS["5/3"])
         else:
-            precision = PRECISIONS[name.split(",")[0]]
-            step = ours(own, inner_size, PRESETS["5/3"], precision, alone="," in name)
+            if "not kept" not in name:
+                keep_heap()
+            step = ours(own, inner_size, PRESETS["5/3"], PRECISIONS[name.split(",")[0]])
         step(), step()
     # Not getrusage's, which begins with the peak of the process that started this one.
     status = Path("/proc/self/status").read_text()

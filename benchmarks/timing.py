@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 
 import torch
 
@@ -17,20 +18,29 @@ TURNS = 7
 DISTURBED = 0.1  # fraction of the machine's CPU time that went to other processes
 
 
-def interleaved(candidates: Mapping[str, Callable[[], object]], turns: int = TURNS) -> dict:
-    """Median seconds of each candidate over `turns` undisturbed turns; a first call is not counted.
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]],
+    turns: int = TURNS,
+    before: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, float]:
+    """Median seconds of each candidate over `turns` undisturbed turns; a first turn does not count.
 
-    On a machine that is never quiet, the least disturbed of three times as many turns count, and a
-    line says how disturbed they were.
+    before: what a candidate needs to find, done in every turn and not timed. On a machine that is
+    never quiet, the least disturbed of three times as many turns count, and a line says how
+    disturbed they were.
     """
-    for run in candidates.values():
-        run()
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
-    for _ in range(3 * turns):
+    for turn in range(1 + 3 * turns):
         for name, run in candidates.items():
-            if sum(others <= DISTURBED for others, _ in found[name]) < turns:
-                found[name].append(_measured(run))
-    best = {name: sorted(measured)[:turns] for name, measured in found.items()}
+            if before and name in before:
+                before[name]()
+            measured = _measured(run)
+            if turn:
+                found[name].append(measured)
+        quiet = min(sum(o <= DISTURBED for o, _ in measured) for measured in found.values())
+        if quiet >= turns:
+            break
+    best = {name: sorted(measured, key=itemgetter(0))[:turns] for name, measured in found.items()}
     worst = max(others for measured in best.values() for others, _ in measured)
     if worst > DISTURBED:
         print(f"(disturbed: others took up to {100 * worst:.0f} % of the CPU)", flush=True)
