@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from emaae import checkpoint
     from emaae.data import load_splits
-    from emaae.devices import keep_heap, pick_device, repeat_bitwise
+    from emaae.devices import compile_model, keep_heap, pick_device, repeat_bitwise
     from emaae.evaluation import evaluate
     from emaae.losses import Objective
     from emaae.models import build_model
@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         run.describe(model, splits)
 
         model.to(device)
+        if config.compile:
+            compile_model(model, device)
         splits = {name: split.to(device) for name, split in splits.items()}
         if config.eval_only:
             status, measured, alpha, metrics = "finished", list(splits), config.alpha, {}

@@ -283,6 +283,12 @@ class Config:
         "they are so anyway",
         group="training",
     )
+    compile: bool = knob(
+        False,
+        "let torch.compile fuse what follows a convolution, for GPUs: minutes at the first batches, "
+        "and slower on a CPU",
+        group="training",
+    )
     early_stop: bool = knob(
         False,
         "stop when val/score has not improved for --patience epochs",

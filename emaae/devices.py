@@ -5,6 +5,7 @@ import os
 import sys
 
 import torch
+from torch import nn
 
 from emaae.errors import UserError
 
@@ -57,6 +58,23 @@ def repeat_bitwise() -> None:
     torch.backends.cudnn.benchmark = False
     # It would write NaN into each new tensor first, against code that reads before it writes.
     torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def compile_model(model: nn.Module, device: torch.device) -> None:
+    """Let `model(...)` run as torch.compile's code from now on. Raises UserError without compiler.
+
+    Measured on CPUs only, where convolutions are nearly all of a step and it is slower
+    (benchmarks/RESULTS.md); on a GPU it saves launches of small kernels.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as error:  # of dynamo, inductor, triton or a subprocess
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--compile needs a C++ compiler, and on a GPU triton ({reason}): install them, or "
+            "leave the flag out"
+        ) from error
+    model.compile(dynamic=True)  # one program for all lengths
 
 
 def keep_heap() -> None:

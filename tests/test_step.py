@@ -1,7 +1,10 @@
 """The fast step is the plain one: utterance by utterance, no padding, no mask, in float64."""
 
 import itertools
+import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,3 +221,24 @@ def test_on_a_gpu_no_step_waits_for_the_one_before(monkeypatch):
     state.batch, state.sums, state.active = 0, None, None
     left = iter([True] * (len(split) - 1))
     train_epoch(state, split, Objective("l1"), 0.1, config, Strict())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_run_learns_what_a_plain_one_does(small):
+    ends = []
+    for flags in ([], ["--compile"]):
+        done = program("train.py", *small, "--epochs=1", f"--run_name=r{len(flags)}", *flags)
+        assert done.returncode == 0, done.stderr
+        folder = Path(small[-1].split("=")[1]) / f"r{len(flags)}"
+        history = (folder / "history.jsonl").read_text().splitlines()
+        ends.append([json.loads(line)["val/loss"] for line in history])
+    assert ends[1] == pytest.approx(ends[0], rel=1e-4)
+
+
+def test_without_a_compiler_compile_is_refused_with_the_way_out(small, tmp_path):
+    done = program(
+        "train.py", *small, "--compile", PATH="", CXX="none", TORCHINDUCTOR_CACHE_DIR=str(tmp_path)
+    )
+    assert done.returncode == 2
+    assert "--compile needs a C++ compiler" in done.stderr
+    assert "Traceback" not in done.stderr

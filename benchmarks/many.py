@@ -1,0 +1,100 @@
+"""How many points of a sweep should one device train at a time? `python -m benchmarks.many`
+
+Processes that train side by side, each with its share of the cores, against one that has all of
+them: epochs per second of all together. What `python -m emaae sweep --jobs` should be.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+from multiprocessing.synchronize import Barrier
+
+import torch
+
+from benchmarks import corpus
+from benchmarks.step import ours
+from benchmarks.timing import TURNS, machine, table
+from emaae.devices import keep_heap
+
+SIZES = ((1024, (5, 3)), (128, (3, 3)))
+
+
+def train(barrier: Barrier, threads: int, size: tuple, precision: str, device: str, epochs: int):
+    """One member: between two meetings with the others it trains a few epochs."""
+    torch.set_num_threads(threads)
+    keep_heap()
+    split = corpus.noise(corpus.lengths(64)).to(torch.device(device))
+    epoch = ours(split, *size, precision)
+    epoch()
+    while True:
+        barrier.wait()
+        for _ in range(epochs):
+            epoch()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        barrier.wait()
+
+
+class Members:
+    """Processes that train at the same time."""
+
+    def __init__(self, n: int, size: tuple, precision: str, device: str, epochs: int):
+        spawn = multiprocessing.get_context("spawn")
+        self.barrier = spawn.Barrier(n + 1)
+        threads = max(1, (os.cpu_count() or 1) // n)
+        arguments = (self.barrier, threads, size, precision, device, epochs)
+        self.processes = [spawn.Process(target=train, args=arguments) for _ in range(n)]
+        for process in self.processes:
+            process.start()
+
+    def seconds(self) -> float:
+        """Of one turn: from the start of the first to the end of the last."""
+        self.barrier.wait()
+        began = time.perf_counter()
+        self.barrier.wait()
+        return time.perf_counter() - began
+
+    def end(self) -> None:
+        """They wait for the next turn, which does not come."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", default="1,2", help="compared with the first (default: 1,2)")
+    parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--precision", default="fp32", help="(default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=TURNS, help="(default: %(default)s)")
+    args = parser.parse_args()
+    counts = [int(n) for n in args.jobs.split(",")]
+    print(machine())
+    rows = []
+    for size in SIZES:
+        inner_size, blocks = size
+        epochs = 1 if inner_size > 512 else 20
+        teams = {n: Members(n, size, args.precision, args.device, epochs) for n in counts}
+        took: dict[int, list[float]] = {n: [] for n in counts}
+        for turn in range(args.turns + 1):
+            for n, team in teams.items():
+                seconds = team.seconds()
+                if turn:
+                    took[n].append(seconds)
+        for team in teams.values():
+            team.end()
+        rate = {n: n * epochs / statistics.median(took[n]) for n in counts}
+        rows += [
+            [f"{blocks[0]}/{blocks[1]}, {inner_size} units", str(n), f"{rate[n]:.2f}"]
+            + [f"x {rate[n] / rate[counts[0]]:.2f}"]
+            for n in counts
+        ]
+    head = ["model", "processes", "epochs of 64 utterances / s", "against the first"]
+    print("\n" + table(head, rows))
+
+
+if __name__ == "__main__":
+    main()
