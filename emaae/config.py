@@ -285,8 +285,8 @@ class Config:
     )
     compile: bool = knob(
         False,
-        "let torch.compile fuse what follows a convolution, for GPUs: minutes at the first batches, "
-        "and slower on a CPU",
+        "let torch.compile fuse what follows a convolution, for GPUs: minutes at the start, and "
+        "slower on a CPU",
         group="training",
     )
     early_stop: bool = knob(
