@@ -3,7 +3,7 @@
 # make test    lint and tests
 # make test-faults   kills, full disks, broken and hostile files, hundreds of times: a quarter hour
 # make check   lint alone
-# make bench   how fast it is, as Markdown tables, in about ten minutes on two quiet cores
+# make bench   how fast it is, as Markdown tables, in half an hour on two quiet cores
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,12 +39,15 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.convolution
+	$(BIN)/python -m benchmarks.many
 	$(BIN)/python -m benchmarks.same_science
 	$(BIN)/python -m benchmarks.data_start --n_utterances 3000 --repeats 3
 
 # Needs a GPU.
 bench-cuda: setup
 	$(BIN)/python -m benchmarks.cuda
+	$(BIN)/python -m benchmarks.many --device cuda --precision bf16 --jobs 1,2,4
 
 format: setup
 	$(BIN)/ruff check --fix .

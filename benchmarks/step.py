@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,16 @@ from emaae.devices import keep_heap, use_bf16
 from emaae.evaluation import evaluate
 from emaae.losses import Objective
 from emaae.models import CNNAutoEncoder, build_model
-from emaae.shift import CUTOFFS, LOWPASS_TAPS, decode_filtered, filtered, windowed_sinc
+from emaae.shift import (
+    CUTOFFS,
+    LOWPASS_TAPS,
+    decode_filtered,
+    filtered,
+    quick,
+    sample,
+    shift_tolerance,
+    windowed_sinc,
+)
 from emaae.training import State, train_epoch
 
 PRESETS = {"5/3": (5, 3), "3/3": (3, 3), "2/2": (2, 2)}
@@ -197,28 +207,57 @@ def validation(inner_size: int, turns: int, rate: dict) -> None:
     print(f"\n## Validation\n\n{table(HEAD, rows)}", flush=True)
 
 
+def decoded_one_by_one(model: CNNAutoEncoder, z: torch.Tensor, filters: torch.Tensor) -> None:
+    """What `decode_filtered` computes, by its definition."""
+    for filtered_z in filtered(z, filters):
+        model.decode(filtered_z[None])
+
+
 @torch.no_grad()
 def low_pass(inner_size: int, turns: int) -> None:
     """The table of the low-pass evaluation of one utterance."""
     model, rows = model_of(inner_size, PRESETS["5/3"]).eval(), []
     keep_heap()
-    filters = torch.stack([windowed_sinc(LOWPASS_TAPS, cutoff) for cutoff in CUTOFFS])
-    for n_frames in (100, 400, 635):
-        z = model.encode(torch.randn(1, 13, n_frames))[0]
-        seconds = interleaved(
-            {
-                "by definition": lambda z=z: [model.decode(h[None]) for h in filtered(z, filters)],
-                "commuted": lambda z=z: decode_filtered(model, z, filters),
-            },
-            turns,
-        )
-        first = seconds["by definition"]
-        rows += [
-            [str(n_frames), name, f"{1e3 * took:.0f}", f"x {first / took:.2f}"]
-            for name, took in seconds.items()
-        ]
-    head = ["frames", f"{len(CUTOFFS)} cutoffs", "ms / utterance", "against the definition"]
+    for cutoffs in (CUTOFFS, np.linspace(0.05, 0.9, 20)):
+        filters = torch.stack([windowed_sinc(LOWPASS_TAPS, float(cutoff)) for cutoff in cutoffs])
+        for n_frames in (100, 400, 635, 1200):
+            z = model.encode(torch.randn(1, 13, n_frames))[0]
+            ways = {
+                "by definition": partial(decoded_one_by_one, model, z, filters),
+                "commuted": partial(decode_filtered, model, z, filters),
+            }
+            definition, commuted = interleaved(ways, turns).values()
+            rows.append(
+                [str(len(cutoffs)), str(n_frames), f"{1e3 * definition:.0f}"]
+                + [f"{1e3 * commuted:.0f}", f"x {definition / commuted:.1f}"]
+            )
+    head = ["cutoffs", "frames", "by definition, ms / utterance", "commuted, ms", ""]
     print(f"\n## Low-pass evaluation\n\n{table(head, rows)}", flush=True)
+
+
+def metrics(inner_size: int, turns: int) -> None:
+    """The tables of the metrics of shifts: each epoch's few, and all of the selected model."""
+    model, rows = model_of(inner_size, PRESETS["5/3"]), []
+    keep_heap()
+    for n in (28, 320, 2703):
+        split = corpus.noise(corpus.lengths(n) * 7 // 13)  # as long as those of dev-clean
+        ways = {
+            "epoch": partial(evaluate, model, split, Objective("l1"), alpha=0.25, batch_sz=32),
+            "shifts": partial(quick, model, sample(split)),
+        }
+        epoch, shifts = interleaved(ways, turns if n < 1000 else 1).values()
+        rows.append([str(n), f"{epoch:.2f}", f"{shifts:.2f}", f"{100 * shifts / epoch:.1f} %"])
+    head = ["validation utterances", "evaluation, s", "tolerance to shifts, s", "adds"]
+    print(f"\n## Metrics of every epoch\n\n{table(head, rows)}", flush=True)
+
+    split = corpus.noise(corpus.lengths(95))
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = interleaved({"all": lambda: shift_tolerance(model, split)}, 1)
+    print(
+        f"\nAll metrics of the selected model on {len(split.frames) / 50 / 60:.1f} minutes of "
+        f"speech: {found['all']:.0f} s",
+        flush=True,
+    )
 
 
 def scaling(inner_size: int, turns: int) -> None:
@@ -290,7 +329,8 @@ def main() -> None:
     parser.add_argument("--inner_size", type=int, default=1024, help="(default: 1024)")
     parser.add_argument("--turns", type=int, default=TURNS, help="(default: %(default)s)")
     parser.add_argument("--presets", default="5/3,3/3,2/2", help="(default: %(default)s)")
-    parser.add_argument("--only", help="training, validation, low_pass, scaling or memory")
+    tables = ("training", "validation", "low_pass", "metrics", "scaling", "memory")
+    parser.add_argument("--only", choices=tables, help="(default: all of them)")
     parser.add_argument("--peak_memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_memory_of:
@@ -301,16 +341,16 @@ def main() -> None:
     found = ", ".join(f"{name} {value / 1e9:.0f}" for name, value in rate.items())
     print(f"matrix peak, GFLOP/s: {found}", flush=True)
     inner, turns = args.inner_size, args.turns
-    tables = {
+    show = {
         "training": lambda: training(inner, turns, args.presets.split(","), rate),
         "validation": lambda: validation(inner, turns, rate),
         "low_pass": lambda: low_pass(inner, turns),
+        "metrics": lambda: metrics(inner, turns),
         "scaling": lambda: scaling(inner, turns),
         "memory": lambda: memory(inner),
     }
-    for name, show in tables.items():
-        if args.only in (None, name):
-            show()
+    for name in tables if args.only is None else [args.only]:
+        show[name]()
 
 
 if __name__ == "__main__":

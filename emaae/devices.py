@@ -81,8 +81,8 @@ def keep_heap() -> None:
     """Let the C library keep freed memory instead of giving it back to the system.
 
     The activations of each step are hundreds of MB, and pages that come fresh from the system are
-    cleared first: kept, a step is 1.2 to 1.3 times as fast (benchmarks/RESULTS.md). glibc only;
-    elsewhere nothing happens.
+    cleared first: kept, a step takes 4 to 25 % less, by machine and model (benchmarks/RESULTS.md).
+    glibc only; elsewhere nothing happens.
     """
     if sys.platform != "linux":
         return
