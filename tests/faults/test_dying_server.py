@@ -1,0 +1,66 @@
+"""A run outlives its W&B server, whichever request that dies at, and is uploaded later."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+from conftest import program
+from test_wandb import TINY, variables
+from wandb_backend import Backend
+
+FILES = ("best.pth", "config.json", "history.jsonl", "last.pt", "metrics.json", "model_config.json")
+EPOCHS = 5
+
+
+def train(backend, folder, trees, **more) -> tuple[dict[str, str], str]:
+    """A run that the server may not survive: its environment and what it said."""
+    env = variables(backend, folder / "home", trees, EMAAE_OUT_DIR=str(folder / "runs"))
+    env |= {"WANDB_FINISH_TIMEOUT": "15", "WANDB_INIT_TIMEOUT": "10"}
+    flags = [f"--epochs={EPOCHS}", "--wandb=auto", "--wandb_project=speech", "--run_name=r"]
+    done = program("train.py", *TINY, *flags, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return env, done.stdout + done.stderr
+
+
+def outlives(number, folder, trees) -> str:
+    """What the server was asked when it died at that request."""
+    with Backend() as backend:
+        backend.dies_at = number
+        env, said = train(backend, folder, trees)
+        run = folder / "runs" / "r"
+        for name in FILES:
+            assert (run / name).stat().st_size, name
+        assert json.loads((run / "metrics.json").read_text())["status"] == "finished"
+        assert len((run / "history.jsonl").read_text().splitlines()) == EPOCHS
+        if len(backend.requests) <= number:
+            return "nothing: there were fewer requests this time"
+        assert said.count("upload-pending") == 1, said
+
+        operation, _ = backend.requests[number]
+        backend.dies_at = None
+        backend.start()
+        done = program("-m", "emaae", "upload-pending", str(run), **env)
+        assert done.returncode == 0, (operation, done.stdout + done.stderr)
+        (uploaded,) = backend.runs.values()
+        epochs = {row["epoch"] for row in uploaded.history if "epoch" in row}
+        assert epochs == set(range(1, EPOCHS + 1)), operation
+        models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
+        weights = (run / "best.pth").read_bytes()
+        assert any(model.files["best.pth"] == weights for model in models), operation
+        return operation
+
+
+def test_a_run_outlives_its_server_whichever_request_it_dies_at(trees, tmp_path, times, tell):
+    with Backend() as backend:
+        (tmp_path / "whole").mkdir()
+        train(backend, tmp_path / "whole", trees)
+        n = len(backend.requests)
+    numbers = times([n // 2], range(n))
+    folders = [tmp_path / str(number) for number in numbers]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(2) as two:
+        ends = list(two.map(lambda i, folder: outlives(i, folder, trees), numbers, folders))
+    names = {end for end in ends if not end.startswith("nothing")}
+    assert names
+    tell(f"a server that dies at each of {len(ends)} requests of a run: {len(names)} operations")
