@@ -1,10 +1,8 @@
 """The fast step is the plain one: utterance by utterance, no padding, no mask, in float64."""
 
 import itertools
-import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from torch.nn import functional as F
 import train
 from emaae.config import Config
 from emaae.data import batches
-from emaae.devices import repeat_bitwise, use_bf16
+from emaae.devices import compile_model, repeat_bitwise, use_bf16
 from emaae.losses import Objective
 from emaae.models import FrameNorm, MaskedBatchNorm, build_model
 from emaae.training import State, train_epoch
@@ -85,7 +83,7 @@ class Silent:
         pass
 
 
-def trained(precision, epochs=12, device="cpu"):
+def trained(precision, epochs=12, device="cpu", compiled=False):
     config = Config.from_mapping(
         {"inner_size": 32, "n_encoder": 3, "n_decoder": 2, "lr": 0.005, "precision": precision}
     )
@@ -93,6 +91,8 @@ def trained(precision, epochs=12, device="cpu"):
     model = build_model(**config.architecture)
     model.normalise(*SPLIT.moments())
     model.to(device)
+    if compiled:
+        compile_model(model, torch.device(device))
     state, rows, split = State.begin(model, config), [], SPLIT.to(torch.device(device))
     for _ in range(epochs):
         rows.append(train_epoch(state, split, Objective("l1"), 0.1, config, Silent()))
@@ -163,15 +163,15 @@ def test_memory_of_one_step_serves_the_next_without_asking_the_system():
     assert kept < 10 < as_it_comes
 
 
-def test_a_run_on_a_cpu_keeps_the_heap_and_is_repeated_bitwise_when_asked(small, monkeypatch):
+def test_a_run_on_a_cpu_keeps_the_heap_and_and_does_what_it_is_asked(small, monkeypatch):
     called = []
-    for name in ("keep_heap", "repeat_bitwise"):
-        monkeypatch.setattr(f"emaae.devices.{name}", lambda name=name: called.append(name))
+    for name in ("keep_heap", "repeat_bitwise", "compile_model"):
+        monkeypatch.setattr(f"emaae.devices.{name}", lambda *_, name=name: called.append(name))
     assert train.main([*small, "--epochs=1"]) == 0
     assert called == ["keep_heap"]
     called.clear()
-    assert train.main([*small, "--epochs=1", "--deterministic"]) == 0
-    assert sorted(called) == ["keep_heap", "repeat_bitwise"]
+    assert train.main([*small, "--epochs=1", "--deterministic", "--compile"]) == 0
+    assert sorted(called) == ["compile_model", "keep_heap", "repeat_bitwise"]
 
 
 @pytest.fixture
@@ -224,15 +224,12 @@ def test_on_a_gpu_no_step_waits_for_the_one_before(monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_compiled_run_learns_what_a_plain_one_does(small):
-    ends = []
-    for flags in ([], ["--compile"]):
-        done = program("train.py", *small, "--epochs=1", f"--run_name=r{len(flags)}", *flags)
-        assert done.returncode == 0, done.stderr
-        folder = Path(small[-1].split("=")[1]) / f"r{len(flags)}"
-        history = (folder / "history.jsonl").read_text().splitlines()
-        ends.append([json.loads(line)["val/loss"] for line in history])
-    assert ends[1] == pytest.approx(ends[0], rel=1e-4)
+def test_a_compiled_model_learns_what_a_plain_one_does():
+    model, rows = trained("fp32", epochs=2)
+    compiled, rows_compiled = trained("fp32", epochs=2, compiled=True)
+    for row, row_compiled in zip(rows, rows_compiled):
+        assert row_compiled == pytest.approx(row, rel=1e-4)
+    assert compiled.state_dict().keys() == model.state_dict().keys()
 
 
 def test_without_a_compiler_compile_is_refused_with_the_way_out(small, tmp_path):

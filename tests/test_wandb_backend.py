@@ -204,64 +204,10 @@ SWEEP = """
 program: toy.py
 method: grid
 metric: {name: loss, goal: minimize}
-command: ["${interpreter}", "${program}", "${args}"]
 parameters:
   b: {values: [1, 2, 3]}
   a: {values: [10, 20]}
-  fixed: {value: same}
-  nest: {parameters: {inner: {value: 5}}}
 """
-TOY = """
-import wandb
-run = wandb.init()
-c = run.config
-run.log({"epoch": 0, "loss": c["a"] + c["b"], "inner": c["nest"]["inner"]})
-"""
-
-
-def test_two_agents_run_each_point_of_a_grid_once(backend, python, tmp_path):
-    (tmp_path / "sweep.yaml").write_text(SWEEP)
-    (tmp_path / "toy.py").write_text(TOY)
-    out = python([*WANDB, "sweep", "--project", "p", "sweep.yaml"])
-    (sweep,) = backend.sweeps.values()
-    assert f"tester/p/{sweep.id}" in out
-    points = [(p["a"], p["b"]) for p in sweep.points()]
-    assert points == [(10, 1), (10, 2), (10, 3), (20, 1), (20, 2), (20, 3)]
-    agents = [
-        subprocess.Popen(
-            [*WANDB, "agent", f"tester/p/{sweep.id}"],
-            env=clean_environment() | backend.environment(tmp_path / str(i)),
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [agent.communicate(timeout=60)[0] for agent in agents]
-    finally:
-        for agent in agents:
-            agent.kill()
-    assert [agent.returncode for agent in agents] == [0, 0], outputs
-    assert [(r.config["a"], r.config["b"]) for r in sweep.runs] == points, outputs
-    assert {(r.state, r.sweep, r.config["fixed"]) for r in sweep.runs} == {
-        ("finished", sweep.id, "same")
-    }
-    assert [r.summary["loss"] for r in sweep.runs] == [a + b for a, b in points]
-    assert all("starting run" in output for output in outputs)
-    python(f"""
-import wandb
-api = wandb.Api()
-sweep = api.sweep("tester/p/{sweep.id}")
-assert sweep.config["method"] == "grid" and sweep.state == "FINISHED"
-assert len(sweep.runs) == 6 and len(list(sweep.runs)) == 6
-assert sweep.best_run().config["a"] == 10 and sweep.best_run().summary["loss"] == 11
-runs = api.runs("tester/p", filters={{"sweep": "{sweep.id}"}}, per_page=4)
-assert len(list(runs)) == 6 and runs[0].sweep.id == "{sweep.id}"
-""")
-
-
 OFFLINE = """
 import os
 os.environ["WANDB_MODE"] = "offline"
@@ -366,27 +312,3 @@ def test_one_failing_answer_is_tried_again(backend, python):
     python('import wandb; run = wandb.init(project="p", id="a"); run.log({"x": 1}); run.finish()')
     assert backend.runs["a"].state == "finished"
     assert backend.runs["a"].summary["x"] == 1
-
-
-def test_a_preempted_run_of_a_sweep_is_handed_out_again(backend, python, tmp_path):
-    (tmp_path / "sweep.yaml").write_text(
-        SWEEP.replace("[1, 2, 3]", "[1]").replace("[10, 20]", "[1]")
-    )
-    (tmp_path / "toy.py").write_text(
-        """
-import os, sys, wandb
-run = wandb.init()
-if not os.path.exists("once"):
-    open("once", "w").close()
-    run.mark_preempting()
-    run.finish(exit_code=1)
-    sys.exit(1)
-run.log({"loss": 1})
-"""
-    )
-    python([*WANDB, "sweep", "--project", "p", "sweep.yaml"])
-    (sweep,) = backend.sweeps
-    python([*WANDB, "agent", f"tester/p/{sweep}"], timeout=150)
-    (run,) = backend.runs.values()
-    assert run.state == "finished"
-    assert run.summary["loss"] == 1
