@@ -153,14 +153,14 @@ def faults():
     torch.ones(50_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
-print(min(faults() for _ in range(3)))
+print(min(faults() for _ in range(5)))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the heap is glibc's")
 def test_memory_of_one_step_serves_the_next_without_asking_the_system():
     kept, as_it_comes = (int(program("-c", FAULTS, how).stdout) for how in ("kept", "as it comes"))
-    assert kept < 10 < as_it_comes
+    assert 10 * kept < as_it_comes
 
 
 def test_a_run_on_a_cpu_keeps_the_heap_and_and_does_what_it_is_asked(small, monkeypatch):
