@@ -48,7 +48,7 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
 def epoch_of(split: Split, precision: str, preset: str, inner_size: int) -> Callable[[], None]:
     """What trains one epoch."""
     config = Config.from_mapping({"precision": precision})
-    model = model_of(inner_size, PRESETS[preset]).to(split.frames.device)
+    model = model_of(inner_size, PRESETS[preset]).to(split.device)
     state = State.begin(model, config)
 
     def epoch() -> None:

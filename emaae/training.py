@@ -280,7 +280,7 @@ def train_epoch(
     model, optimizer = state.model.train(), state.optimizer
     order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
     what = f"epoch {state.epoch + 1}/{config.epochs}"
-    bf16 = use_bf16(config.precision, split.frames.device)
+    bf16 = use_bf16(config.precision, split.device)
     for x, mask in progress(
         batches(split, order[state.batch :]),
         what,

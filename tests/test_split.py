@@ -50,6 +50,27 @@ def test_a_batch_holds_its_utterances_and_zeros():
     assert mask.tolist() == [[[1, 1, 0, 0, 0, 0, 0]], [[1] * 7]]
 
 
+def test_frames_that_are_too_many_for_a_device_are_sent_to_it_by_the_batch(monkeypatch):
+    split, device = split_of(a=7, b=4, c=9), torch.device("meta")  # a device that every machine has
+    assert split.to(device).frames.device == device
+    monkeypatch.setattr("emaae.data.split.MOST_OF_DEVICE", 0)
+    sent = split.to(device)
+    assert sent.frames is split.frames
+    (x, mask), *_ = batches(sent, [np.array([0, 2, 1])])
+    assert x.device == mask.device == sent[0].device == sent.pick([1])[0].device == device
+    assert (x.shape, mask.shape) == ((3, 13, 9), (3, 1, 9))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_batches_that_are_sent_to_a_gpu_are_those_of_frames_that_lie_there(monkeypatch):
+    split, device = split_of(a=7, b=4, c=9), torch.device("cuda")
+    order = [np.array([0, 2]), np.array([1])]
+    there = list(batches(split.to(device), order))
+    monkeypatch.setattr("emaae.data.split.MOST_OF_DEVICE", 0)
+    for given, expected in zip(batches(split.to(device), order), there):
+        assert all(torch.equal(a, b) and a.device == b.device for a, b in zip(given, expected))
+
+
 def test_every_utterance_comes_once_per_epoch():
     lengths = np.random.default_rng(0).integers(10, 2000, 101)
     for order in (training_order(lengths, 8, 0, 3), evaluation_order(lengths, 8)):

@@ -36,19 +36,28 @@ def _cut(order: np.ndarray, batch_sz: int) -> list[np.ndarray]:
 def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
     """x (batch, D, time) in raw units, zero where padded, and its mask (batch, 1, time).
 
-    Frames are picked where the split lies, and the order goes there once: a split on the GPU is
-    never waited for.
+    Frames are picked where they lie, and the order goes there once: a split on the GPU is never
+    waited for. What lies elsewhere is sent from pinned memory while the step before is computed.
     """
     if not order:
         return
-    device = split.frames.device
-    everything = torch.from_numpy(np.concatenate(order)).to(device)
+    here = split.frames.device
+    everything = torch.from_numpy(np.concatenate(order)).to(here)
     starts, lengths = split.starts[everything], split.sizes[everything]
     begin = 0
     for batch in order:
         of_batch = slice(begin, begin := begin + len(batch))
-        time = torch.arange(int(split.lengths[batch].max()), device=device)
+        time = torch.arange(int(split.lengths[batch].max()), device=here)
         real = time < lengths[of_batch, None]
         frames = split.frames[torch.where(real, starts[of_batch, None] + time, 0)]
         mask = real[:, None].to(torch.float32)
-        yield frames.transpose(1, 2) * mask, mask
+        x = frames.transpose(1, 2) * mask
+        if split.device != here:
+            x, mask = (_sent(tensor, split.device) for tensor in (x, mask))
+        yield x, mask
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,9 @@ from emaae.errors import UserError
 
 # Frames whose moments are summed at a time: a float64 copy of all would be twice the data.
 MOMENTS_AT_ONCE = 1 << 16
+
+# Frames that take more of a GPU's free memory than this stay outside: a step needs some too.
+MOST_OF_DEVICE = 0.5
 
 # LibriSpeech names an utterance speaker-chapter-number.
 LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
@@ -40,7 +44,8 @@ class Split:
 
     names: identities, U of them. frames (N, D): float32 or float16, raw units, all utterances end
     to end. offsets (U + 1,): where each utterance begins. channels: the D column names.
-    skipped: identities that were left out, their files being broken, and why.
+    skipped: identities that were left out, their files being broken, and why. device: where
+    utterances and batches are given; the frames themselves may lie elsewhere, see `to`.
     """
 
     names: tuple[str, ...]
@@ -49,6 +54,7 @@ class Split:
     channels: tuple[str, ...]
     known: Known | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    device: torch.device = torch.device("cpu")
 
     @classmethod
     def from_utterances(
@@ -72,7 +78,7 @@ class Split:
 
     def __getitem__(self, index: int) -> Tensor:
         """Frames (T, D) float32 of one utterance."""
-        return self.frames[self.offsets[index] : self.offsets[index + 1]].float()
+        return self.frames[self.offsets[index] : self.offsets[index + 1]].to(self.device).float()
 
     @property
     def lengths(self) -> np.ndarray:
@@ -90,15 +96,23 @@ class Split:
         return torch.from_numpy(self.lengths).to(self.frames.device)
 
     def to(self, device: torch.device) -> "Split":
-        """The same split with its frames on a device."""
-        return replace(self, frames=self.frames.to(device))
+        """The same split for a model on a device.
+
+        The frames move there when they take less than half of its free memory. Otherwise they stay
+        where they are, and each batch is sent.
+        """
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
+        if self.frames.nbytes > MOST_OF_DEVICE * free:
+            return replace(self, device=device)
+        frames = self.frames.to(device)
+        return replace(self, frames=frames, device=frames.device)
 
     def pick(self, indices: Iterable[int]) -> "Split":
         """The utterances at these indices, in that order; at least one."""
         picked = [self[i] for i in indices]
         names = tuple(self.names[i] for i in indices)
         offsets = edges([len(frames) for frames in picked])
-        return Split(names, torch.cat(picked), offsets, self.channels)
+        return Split(names, torch.cat(picked), offsets, self.channels, device=self.device)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel (D,), in raw units."""
