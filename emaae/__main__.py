@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from emaae.errors import UserError, speaking_plainly
+from emaae.errors import UserError, plainly, speaking_plainly
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,6 +41,24 @@ def check(args: argparse.Namespace) -> int:
     trees = check.check(args.dirs, args.recursive)
     print("\n".join(check.report(trees)))
     return check.exit_status(trees)
+
+
+def extract(args: argparse.Namespace) -> int:
+    """Make features from audio with SPARC; exit status 0 all, 1 some files have none."""
+    from emaae.extract import extract
+
+    if not 0 < args.batch_s < float("inf"):
+        raise UserError(f"--batch_s must be a number of seconds above 0, got {args.batch_s}")
+    result = extract(args.audio_dir, args.out_dir, args.device, args.batch_s)
+    print(
+        f"{args.out_dir}: {result.n_new} utterances extracted, {result.seconds / 3600:.2f} hours; "
+        f"{result.n_kept} were there"
+    )
+    for why in result.broken.values():
+        print(f"no features: {plainly(why)}", file=sys.stderr)
+    if result.broken:
+        print(f"{len(result.broken)} file(s) without features", file=sys.stderr)
+    return 1 if result.broken else 0
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -133,6 +151,18 @@ def main(argv: list[str] | None = None) -> int:
     verb = add(check, "check")
     verb.add_argument("dirs", nargs="+", metavar="DIR", help="a feature tree, such as a split")
     verb.add_argument("--recursive", action="store_true", help="read sub-directories too")
+
+    verb = add(extract, "extract")
+    verb.add_argument(
+        "--audio_dir",
+        required=True,
+        help="directory of .flac and .wav files, with its sub-directories",
+    )
+    verb.add_argument("--out_dir", required=True, help="directory of the feature tree")
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    verb.add_argument(
+        "--batch_s", type=float, default=60.0, help="seconds of audio at once (default: 60)"
+    )
 
     verb = add(sweep, "sweep")
     verb.usage = "python -m emaae sweep FILE.yaml [OPTION ...] [-- FLAGS OF train.py]"

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -17,35 +17,43 @@ def progress(
     items: Iterable[T],
     what: str,
     *,
-    total: int | None = None,
+    total: float | None = None,
     done: int = 0,
     unit: str = "it",
     after: str = "",
+    size: Callable[[T], float] = lambda item: 1,
 ) -> Iterator[T]:
-    """Pass items on, showing `what` and how far they have got; `after` stands behind the bar.
+    """Pass items on, showing `what`, how far they have got and how long the rest will take.
 
-    `done` items of the total came earlier. The bar disappears when it is done: what is worth
-    keeping is printed by the caller.
+    total: of the sizes of all items, in `unit`. done: what came earlier of it. after: stands behind
+    the bar. The bar disappears when it is done: what is worth keeping is printed by the caller.
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items)
     if sys.stderr is not None and sys.stderr.isatty():
-        yield from tqdm(
-            items,
-            what,
-            total,
+        with tqdm(
+            desc=what,
+            total=total,
             initial=done,
             unit=unit,
             leave=False,
             dynamic_ncols=True,
             postfix=after or None,
-        )
+        ) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
         return
     begun = last = time.monotonic()
-    for i, item in enumerate(items, done):
+    far = done
+    for item in items:
         yield item
+        far += size(item)
         now = time.monotonic()
         if now - last >= LINE_EVERY_S:
             last = now
-            of = f" of {total}" if total is not None else ""
-            print(f"{what}: {i + 1}{of} {unit}, {now - begun:.0f} s", flush=True)
+            of, left = "", ""
+            if total is not None:
+                seconds = (now - begun) * (total - far) / (far - done)
+                of, left = f" of {total:.0f}", f", about {tqdm.format_interval(seconds)} left"
+            print(f"{what}: {far:.0f}{of} {unit}, {now - begun:.0f} s{left}", flush=True)

@@ -1,7 +1,7 @@
 """How is a tree of feature files read? One .npz per utterance, as the extractor writes them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ ARTICULATORS = (
 CHANNELS = (*ARTICULATORS, "loudness", "pitch")
 LOUDNESS = CHANNELS.index("loudness")
 FRAME_RATE_HZ = 50
+# A frame's centre: the extractor's windows of 400 samples begin every 320 at 16 kHz.
+FIRST_CENTRE_S = 200 / 16000
 
 
 class FeatureFile(NamedTuple):
@@ -55,6 +57,22 @@ def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
 
 
 def _features_below(root: str, recursive: bool) -> Iterator[FeatureFile]:
+    for folder, entry in entries_below(root, recursive, _is_features):
+        try:
+            now = entry.stat()
+        except OSError as error:
+            raise _unlistable(entry.path, error) from None
+        stamp = (now.st_size, now.st_mtime_ns)
+        yield FeatureFile(folder + entry.name[: -len(".npz")], entry.path, stamp)
+
+
+def entries_below(
+    root: str, recursive: bool, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, os.DirEntry]]:
+    """What has a wanted name in a tree, with the folder below the root that it is in, as `a/b/`.
+
+    Links are followed, and loops of them end. Raises UserError for what cannot be listed.
+    """
     # Listing is most of what a second start of a large corpus does: hence no os.walk and no Path,
     # which would double it.
     waiting, seen = [""], set()
@@ -74,13 +92,8 @@ def _features_below(root: str, recursive: bool) -> Iterator[FeatureFile]:
         for entry in entries:
             if _is_folder(entry):
                 folders.append(entry.name)
-            elif _is_features(entry.name):
-                try:
-                    now = entry.stat()
-                except OSError as error:
-                    raise _unlistable(entry.path, error) from None
-                stamp = (now.st_size, now.st_mtime_ns)
-                yield FeatureFile(folder + entry.name[: -len(".npz")], entry.path, stamp)
+            elif wanted(entry.name):
+                yield folder, entry
         if not recursive:
             return
         waiting += (f"{folder}{name}/" for name in sorted(folders, reverse=True))
@@ -128,6 +141,33 @@ def read_features(path: str | Path, stamp: tuple[int, int] | None = None) -> np.
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror or error}") from None
     return check_features(array, str(path))
+
+
+def read_times(path: str | Path) -> np.ndarray | None:
+    """The array in the times file beside the features at `path`; None without one. BadFile."""
+    beside = f"{str(path).removesuffix('.npz')}_times.npz"
+    try:
+        with open_plain(beside, MOST_BYTES) as file:
+            return load_npz(file, beside, "times")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadFile(f"{beside} cannot be read: {error.strerror or error}") from None
+
+
+def frame_times(n_frames: int, found: np.ndarray | None = None) -> np.ndarray:
+    """Start and end of each frame in seconds, (n_frames, 2), both strictly increasing.
+
+    found: what a times file says. Where that is each frame's own it is kept; where it is the whole
+    utterance's in every row, or says nothing, frames are 20 ms around their centres.
+    """
+    if found is not None and found.shape == (n_frames, 2) and found.dtype.kind == "f":
+        own = np.isfinite(found).all() and (np.diff(found, axis=0) > 0).all()
+        if own and (n_frames > 1 or found[0, 1] - found[0, 0] <= 2 / FRAME_RATE_HZ):
+            return found
+    centres = FIRST_CENTRE_S + np.arange(n_frames) / FRAME_RATE_HZ
+    half = 0.5 / FRAME_RATE_HZ
+    return np.stack([centres - half, centres + half], 1).astype(np.float32)
 
 
 def check_features(array: np.ndarray, where: str) -> np.ndarray:

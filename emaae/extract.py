@@ -1,0 +1,381 @@
+"""How does audio become features? Through SPARC (Cho et al. 2024, arXiv 2406.12998), model "en".
+
+WavLM's ninth layer, low-passed at 10 Hz, gives the articulators, CREPE the pitch, and the waveform
+the loudness. SPARC is an optional extra, imported when it is needed. Two things in it are gone
+round, since an utterance's features must not depend on its neighbours in a batch:
+
+- it filters padded batches to their end and returns them uncut, which moves the last 25 frames of
+  the shorter ones by up to their own standard deviation: here a batch has one number of frames;
+- torchcrepe dithers the pitch with NumPy's global random numbers: here they begin anew with each
+  utterance, from a sum over its file.
+"""
+
+import contextlib
+import importlib.machinery
+import io
+import math
+import sys
+import types
+import warnings
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+
+from emaae.checkpoint import write_whole
+from emaae.data.features import (
+    FRAME_RATE_HZ,
+    check_features,
+    check_identity,
+    entries_below,
+    frame_times,
+    read_features,
+    read_times,
+)
+from emaae.devices import pick_device
+from emaae.errors import BadFile, UserError
+from emaae.files import open_plain, read_text
+from emaae.progress import progress
+
+MODEL = "en"
+SUFFIXES = (".flac", ".wav")
+INSTALL = (
+    "pip install -r requirements-audio.txt && "
+    "pip install --no-deps -r requirements-audio-nodeps.txt"
+)
+# The repositories on the Hugging Face hub that hold the weights, with the files that are needed.
+FETCH = (
+    "hf download cheoljun95/Speech-Articulatory-Coding model_english_1500k.yaml "
+    "model_english_1500k.ckpt && hf download microsoft/wavlm-large config.json pytorch_model.bin"
+)
+
+# WavLM sees windows of 400 samples at 16 kHz, one every 320.
+SAMPLE_RATE_HZ, WINDOW_SAMPLES, HOP_SAMPLES = 16_000, 400, 320
+# What SPARC adds on either side when its settings say zero_pad.
+PAD_SAMPLES = 160
+# The low-pass filter runs over the utterance mirrored by 18 frames, and needs one more.
+FEWEST_FRAMES = 19
+# WavLM's attention takes memory with the square of the length: 2.5 GB here.
+LONGEST_S = 60.0
+# Eight channels of the longest at 192 kHz.
+MOST_VALUES = 100_000_000
+MOST_BYTES = 4 * MOST_VALUES
+
+
+class Audio(NamedTuple):
+    """An audio file.
+
+    identity: its path below the root without suffix, which names its features.
+    n_samples: at 16 kHz, as its header says; 0 before that was read.
+    """
+
+    identity: str
+    path: str
+    n_samples: int = 0
+
+
+@dataclass
+class Extracted:
+    """What became of a tree. broken: the files without features, and why."""
+
+    n_kept: int = 0
+    n_new: int = 0
+    seconds: float = 0.0  # of the new ones
+    broken: dict[str, str] = field(default_factory=dict)
+
+
+def extract(
+    audio_dir: str | Path, out_dir: str | Path, device: str = "auto", batch_s: float = 60.0
+) -> Extracted:
+    """Write the features of every .flac and .wav below `audio_dir`, as a feature tree.
+
+    Per utterance `<out_dir>/<same path>.npz`, key `features`, (T, 14) float32, and beside it
+    `_times.npz`, key `times`, (T, 2) float32, in seconds. What is there and whole is kept. Files
+    that are broken are left out and named in the result. batch_s: seconds of audio at once.
+
+    Raises UserError: no audio, no SPARC, no weights, a full disk.
+    """
+    out, result = Path(out_dir), Extracted()
+    missing = []
+    for audio in progress(_find(audio_dir, result.broken), "looking for features", unit="files"):
+        if _is_there(out, audio.identity):
+            result.n_kept += 1
+        else:
+            missing.append(audio)
+    if not missing:
+        return result
+    target, sparc = pick_device(device), _import_sparc()
+    found = []
+    for audio in progress(missing, "looking at audio", unit="files"):
+        try:
+            found.append(audio._replace(n_samples=_n_samples(audio.path)))
+        except BadFile as error:
+            result.broken[audio.path] = str(error)
+    if not found:
+        return result
+    coder = load_coder(sparc, target)
+    batches = _batches(coder, found, batch_s)
+    work = progress(
+        batches, "extracting", total=sum(map(_seconds, batches)), unit="s of audio", size=_seconds
+    )
+    for batch in work:
+        for audio, features in _features(coder, batch, result.broken):
+            times = frame_times(len(features)) - np.float32(_pad(coder) / SAMPLE_RATE_HZ)
+            _write(out, audio.identity, features, times)
+            result.n_new += 1
+            result.seconds += audio.n_samples / SAMPLE_RATE_HZ
+    return result
+
+
+def _seconds(batch: Sequence[Audio]) -> int:
+    return max(1, round(sum(audio.n_samples for audio in batch) / SAMPLE_RATE_HZ))
+
+
+# ---- files
+
+
+def _find(root: str | Path, broken: dict[str, str]) -> list[Audio]:
+    """The audio below the root, sorted; notes names that cannot be those of features."""
+    root = str(Path(root))
+    if not Path(root).is_dir():
+        what = "is not a directory" if Path(root).exists() else "does not exist"
+        raise UserError(f"--audio_dir {root} {what}: expected a directory of .flac and .wav files")
+    found = defaultdict(list)
+    for folder, entry in entries_below(root, True, _is_audio):
+        found[folder + entry.name.rpartition(".")[0]].append(entry.path)
+    if not found:
+        raise UserError(f"--audio_dir {root} holds no .flac or .wav files: expected some below it")
+    files = []
+    for identity, paths in sorted(found.items()):
+        try:
+            check_identity(identity, paths[0])
+            if identity.endswith("_times"):
+                raise BadFile(f"{paths[0]} has the name of a file of times: rename it")
+            if len(paths) > 1:
+                raise BadFile(
+                    f"{' and '.join(sorted(paths))} would have the same features file "
+                    f"{identity}.npz: rename or remove one"
+                )
+            files.append(Audio(identity, paths[0]))
+        except BadFile as error:
+            broken.update(dict.fromkeys(paths, str(error)))
+    return files
+
+
+def _is_audio(name: str) -> bool:
+    # Names with a leading dot are left behind by file managers.
+    return name.lower().endswith(SUFFIXES) and name[0] != "."
+
+
+def _is_there(out: Path, identity: str) -> bool:
+    """Whether features and times of an utterance are there, and whole."""
+    path = out / f"{identity}.npz"
+    if not path.exists():
+        return False
+    try:
+        times = read_times(path)
+        return times is not None and times.shape == (len(read_features(path)), 2)
+    except BadFile:
+        return False
+
+
+def _write(out: Path, identity: str, features: np.ndarray, times: np.ndarray) -> None:
+    path = out / f"{identity}.npz"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out_dir {out} cannot be written: {error.strerror or error}") from None
+    # In this order: who finds features finds their times.
+    write_whole(
+        path.with_name(f"{path.name.removesuffix('.npz')}_times.npz"),
+        lambda file: np.savez(file, times=times),
+    )
+    write_whole(path, lambda file: np.savez(file, features=features))
+
+
+def _n_samples(path: str) -> int:
+    """Samples at 16 kHz that the file says it holds. Raises BadFile for what cannot be used."""
+    import soundfile
+
+    with _audio_errors_named(path), open_plain(path, MOST_BYTES) as file:
+        header = soundfile.info(file)
+    seconds = header.frames / header.samplerate
+    if seconds > LONGEST_S or header.frames * header.channels > MOST_VALUES:
+        raise BadFile(
+            f"{path} has {seconds:.1f} s, {header.channels} channel(s) and {header.samplerate} Hz: "
+            f"expected at most {LONGEST_S:.0f} s; cut it at pauses"
+        )
+    # As librosa counts.
+    n_samples = math.ceil(header.frames * (SAMPLE_RATE_HZ / header.samplerate))
+    fewest = WINDOW_SAMPLES + (FEWEST_FRAMES - 1) * HOP_SAMPLES
+    if n_samples < fewest:
+        raise BadFile(
+            f"{path} has {seconds:.2f} s: expected at least {fewest / SAMPLE_RATE_HZ:.2f} s; "
+            "remove it"
+        )
+    return n_samples
+
+
+@contextlib.contextmanager
+def _audio_errors_named(path: str) -> Iterator[None]:
+    import soundfile
+
+    try:
+        yield
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from None
+    except soundfile.SoundFileError as error:
+        raise BadFile(f"{path} is no audio that can be read ({_reason(error)})") from None
+
+
+# ---- SPARC
+
+
+def _import_sparc() -> types.ModuleType:
+    """The package `sparc`. Raises UserError when it is not installed."""
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError):
+        # SPARC and torchcrepe import it and call nothing of it here, and its wheels do not load
+        # beside every build of torch.
+        stand_in = types.ModuleType("torchaudio")
+        stand_in.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
+        sys.modules["torchaudio"] = stand_in
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import sparc
+            import torchcrepe  # noqa: F401
+    except ImportError as error:
+        missing = error.name or str(error)
+        raise UserError(f"features from audio need {missing}, not installed: {INSTALL}") from None
+    return sparc
+
+
+def load_coder(sparc: types.ModuleType, device: torch.device) -> Any:
+    """SPARC's model "en" without its synthesiser, in evaluation mode; weights come from the hub.
+
+    `sparc.load_model("en")` itself would run what its YAML names, load the weights onto the device
+    that they were saved from, and build the synthesiser. Raises UserError.
+    """
+    from sparc.sparc import download_huggingface, model_name_map
+
+    name = model_name_map[MODEL]
+    try:
+        settings = yaml.safe_load(read_text(download_huggingface(f"{name}.yaml")))
+        weights = torch.load(
+            download_huggingface(f"{name}.ckpt"), map_location="cpu", weights_only=True
+        )
+        settings |= {
+            "linear_model_path": None,
+            "linear_model_state_dict": weights["state_dict"]["linear_model"],
+            "generator_ckpt": None,
+            "spk_ft_ckpt": None,
+        }
+        return sparc.load_model(config=settings, device=str(device))
+    except Exception as error:  # of the hub, HTTP, YAML, torch and transformers
+        raise UserError(
+            f"SPARC's model cannot be loaded ({_reason(error)}): with a network it is downloaded "
+            f"once; without one, fetch it elsewhere ({FETCH}), copy that machine's "
+            "~/.cache/huggingface and set HF_HUB_OFFLINE=1"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _pad(coder: Any) -> int:
+    return PAD_SAMPLES if coder.inverter.zero_pad else 0
+
+
+def _n_frames(coder: Any, n_samples: int) -> int:
+    return (n_samples + 2 * _pad(coder) - WINDOW_SAMPLES) // HOP_SAMPLES + 1
+
+
+def _batches(coder: Any, files: Sequence[Audio], batch_s: float) -> list[list[Audio]]:
+    """Utterances of one number of frames together, the longest first (so memory fails early)."""
+    alike = defaultdict(list)
+    for audio in files:
+        alike[_n_frames(coder, audio.n_samples)].append(audio)
+    batches = []
+    for n_frames, group in sorted(alike.items(), reverse=True):
+        n = max(1, int(batch_s * FRAME_RATE_HZ / n_frames))
+        batches += (group[i : i + n] for i in range(0, len(group), n))
+    return batches
+
+
+def _features(
+    coder: Any, batch: Sequence[Audio], broken: dict[str, str]
+) -> Iterator[tuple[Audio, np.ndarray]]:
+    """Features (T, 14) of each utterance of a batch; `broken` gets who has none, and why."""
+    waves, seeds = {}, {}
+    for audio in batch:
+        try:
+            waves[audio], seeds[audio] = _read(coder, audio)
+        except BadFile as error:
+            broken[audio.path] = str(error)
+    for audio, ema in _articulators(coder, waves, broken):
+        np.random.seed(seeds[audio])  # noqa: NPY002 - what torchcrepe's dither draws from
+        # A dict of its own: SPARC's default is one that all calls share.
+        source = coder.source_extractor(waves[audio], {})
+        pitch = source["pitch"][0].clip(coder.source_extractor.fmin, coder.source_extractor.fmax)
+        parts = ema, source["loudness"][0], pitch
+        n_frames = min(map(len, parts))  # they differ at their ends
+        features = np.concatenate([part[:n_frames] for part in parts], axis=1)
+        try:
+            yield audio, check_features(features, f"what SPARC makes of {audio.path}")
+        except BadFile as error:
+            broken[audio.path] = str(error)
+
+
+def _read(coder: Any, audio: Audio) -> tuple[Any, int]:
+    """The waveform as SPARC reads it, (1, N) at 16 kHz, of mean 0 and sd 1, and a seed. BadFile."""
+    path = audio.path
+    with _audio_errors_named(path), np.errstate(all="ignore"):
+        with open_plain(path, MOST_BYTES) as file:
+            content = file.read()
+        wave = coder.process_wavfiles([io.BytesIO(content)])
+    n_samples = int(wave.input_lens[0])
+    if n_samples != audio.n_samples:
+        raise BadFile(
+            f"{path} ends after {n_samples / SAMPLE_RATE_HZ:.2f} s and should have "
+            f"{audio.n_samples / SAMPLE_RATE_HZ:.2f} s: copy it again"
+        )
+    if not torch.isfinite(wave.input_values).all():
+        raise BadFile(f"{path} is silent throughout, or holds values that are no numbers")
+    return wave, zlib.crc32(content)
+
+
+def _articulators(
+    coder: Any, waves: dict[Audio, Any], broken: dict[str, str]
+) -> Iterator[tuple[Audio, np.ndarray]]:
+    """Articulators (T, 12) of waveforms of one number of frames; halves what memory refuses."""
+    if not waves:
+        return
+    # They differ by less than a hop, and no window reaches into what is padded.
+    values = [wave.input_values[0] for wave in waves.values()]
+    (one, *_) = waves.values()
+    batch = type(one)(
+        torch.nn.utils.rnn.pad_sequence(values, batch_first=True), np.array([*map(len, values)])
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch will drop some day
+            emas = coder.inverter(batch, {})["ema"]
+    except torch.OutOfMemoryError:
+        if len(waves) == 1:
+            (audio,) = waves
+            broken[audio.path] = f"{audio.path} does not fit into the device's memory: cut it"
+            return
+        items, half = [*waves.items()], len(waves) // 2
+        for part in (items[:half], items[half:]):
+            yield from _articulators(coder, dict(part), broken)
+        return
+    yield from zip(waves, emas)

@@ -1,0 +1,341 @@
+"""Audio becomes features through SPARC's own code, here with a WavLM that the test makes.
+
+It is tiny, and lies where the Hugging Face hub would put it, under the names of the real weights.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import program
+
+from emaae.__main__ import main
+from emaae.data import check
+from emaae.errors import UserError
+from emaae.extract import (
+    INSTALL,
+    Audio,
+    _batches,
+    _import_sparc,
+    _n_frames,
+    extract,
+    load_coder,
+)
+
+soundfile = pytest.importorskip("soundfile", reason=INSTALL)
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("sparc") is None, reason=INSTALL)
+
+RATE = 16_000
+WIDTH = 64
+# CREPE's pitch is dithered by up to 20 cents either way.
+DITHER = 2 ** (40 / 1200) - 1
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> dict[str, str]:
+    """The environment of a machine without a network whose cache holds model "en", but tiny."""
+    home = tmp_path_factory.mktemp("hub")
+    environment = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)  # read when it is imported
+        from transformers import WavLMConfig, WavLMModel
+    torch.manual_seed(0)
+    # WavLM-large's settings, and 3 of its layers.
+    config = WavLMConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=2 * WIDTH,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embedding_groups=4,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+    )
+    model = WavLMModel(config)
+    wavlm = snapshot(home, "microsoft/wavlm-large")
+    (wavlm / "config.json").write_text(json.dumps(config.to_dict()))
+    weights = {as_published(name): value for name, value in model.state_dict().items()}
+    torch.save(weights, wavlm / "pytorch_model.bin")
+
+    sparc = snapshot(home, "cheoljun95/Speech-Articulatory-Coding")
+    settings = {
+        "normalize": True,
+        "crepe_model": "tiny",
+        "pitch_q": 4,
+        "speech_model": "microsoft/wavlm-large",
+        "target_layer": 2,
+        "freqcut": 10,
+        "spk_ft_size": WIDTH,
+        "generator_configs": None,
+        "generator_ckpt": None,
+        "linear_model_path": None,
+        "spk_ft_ckpt": None,
+    }
+    (sparc / "model_english_1500k.yaml").write_text(yaml.safe_dump(settings))
+    linear = {"weight": torch.randn(12, WIDTH) / 4, "bias": torch.randn(12)}
+    state = {"linear_model": linear, "generator": {}, "spk_ft": {}}
+    torch.save({"config": settings, "state_dict": state}, sparc / "model_english_1500k.ckpt")
+    return environment
+
+
+def snapshot(home, repository):
+    folder = home / "hub" / f"models--{repository.replace('/', '--')}"
+    revision = "0" * 40
+    (folder / "snapshots" / revision).mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(revision)
+    return folder / "snapshots" / revision
+
+
+def as_published(name: str) -> str:
+    """The name that a weight has in the published file, which an older PyTorch wrote."""
+    name = name.replace("parametrizations.weight.original0", "weight_g")
+    return name.replace("parametrizations.weight.original1", "weight_v")
+
+
+def voice(seconds: float, seed: int, rate: int = RATE) -> np.ndarray:
+    """A harmonic sound around 120 Hz that swells, with some noise (N,)."""
+    random = np.random.default_rng(seed)
+    t = np.arange(round(seconds * rate)) / rate
+    hz = 120 + 15 * np.sin(2 * np.pi * (0.7 * t + random.random()))
+    phase = 2 * np.pi * np.cumsum(hz) / rate
+    sound = sum(np.sin(k * phase) / k for k in range(1, 9))
+    return 0.1 * sound * (1.1 + np.sin(2 * np.pi * 3 * t)) + 0.003 * random.normal(size=len(t))
+
+
+def write(path, sound: np.ndarray, rate: int = RATE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, sound, rate)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Recordings in LibriSpeech's tree, and beside them what goes wrong with recordings."""
+    root = tmp_path_factory.mktemp("audio")
+    write(root / "103" / "1240" / "103-1240-0000.flac", voice(0.6, 1))
+    write(root / "103" / "1240" / "103-1240-0001.flac", voice(0.595, 2))  # as many frames
+    write(root / "103" / "1241" / "103-1241-0000.WAV", voice(0.5, 3))
+    stereo = np.stack([voice(0.46, 4), voice(0.46, 5)], 1)
+    write(root / "stereo.wav", stereo)
+    write(root / "mixed.wav", stereo.mean(1))
+    write(root / "fast.wav", voice(0.42, 6, 44_100), 44_100)
+    write(root / "shortest.wav", voice(0.385, 7))
+
+    write(root / "bad" / "empty.wav", np.zeros(0))
+    (root / "bad" / "nothing.flac").touch()
+    (root / "bad" / "text.wav").write_text("this is no audio")
+    write(root / "bad" / "short.wav", voice(0.3849, 8))
+    write(root / "bad" / "silent.wav", np.zeros(RATE))
+    write(root / "bad" / "long.flac", np.zeros(61 * RATE))
+    write(root / "bad" / "cut.flac", voice(1.0, 9))
+    whole = (root / "bad" / "cut.flac").read_bytes()
+    (root / "bad" / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    write(root / "bad" / "twice.flac", voice(0.5, 10))
+    write(root / "bad" / "twice.wav", voice(0.5, 11))
+    write(root / "bad" / "x_times.wav", voice(0.5, 12))
+    os.mkfifo(root / "bad" / "pipe.wav")
+    (root / "notes.txt").write_text("not looked at")
+    (root / "._stereo.wav").write_text("left behind by a file manager")
+    return root
+
+
+GOOD = {
+    "103/1240/103-1240-0000": 29,
+    "103/1240/103-1240-0001": 29,
+    "103/1241/103-1241-0000": 24,
+    "stereo": 22,
+    "mixed": 22,
+    "fast": 20,
+    "shortest": 19,
+}
+BAD = {
+    "empty.wav": "at least 0.39 s",
+    "nothing.flac": "no audio",
+    "text.wav": "no audio",
+    "short.wav": "at least 0.39 s",
+    "silent.wav": "silent",
+    "long.flac": "at most 60 s",
+    "cut.flac": "",  # what of it depends on the library
+    "twice.flac": "rename or remove one",
+    "twice.wav": "rename or remove one",
+    "x_times.wav": "file of times",
+    "pipe.wav": "pipe or a device",
+}
+
+
+@pytest.fixture(scope="module")
+def extracted(corpus, hub, tmp_path_factory):
+    """The command as users give it, and where it wrote."""
+    out = tmp_path_factory.mktemp("features")
+    done = program("-m", "emaae", "extract", f"--audio_dir={corpus}", f"--out_dir={out}", **hub)
+    return done, out
+
+
+@pytest.fixture(scope="module")
+def coder(hub):
+    return load_coder(_import_sparc(), torch.device("cpu"))
+
+
+def features(out, identity: str) -> np.ndarray:
+    return np.load(out / f"{identity}.npz")["features"]
+
+
+def test_every_good_file_has_features_of_its_length_and_no_other_has(extracted):
+    done, out = extracted
+    found = {str(p.relative_to(out))[:-4] for p in out.rglob("*.npz")}
+    assert found == set(GOOD) | {f"{name}_times" for name in GOOD}
+    for name, n_frames in GOOD.items():
+        assert features(out, name).shape == (n_frames, 14), name
+    assert f"{len(GOOD)} utterances extracted" in done.stdout
+
+
+def test_bad_files_are_counted_and_named_with_the_reason(extracted):
+    done, _ = extracted
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    for name, why in BAD.items():
+        assert any(f"/bad/{name} " in line and why in line for line in lines), (name, done.stderr)
+    assert lines[-1] == f"{len(BAD)} file(s) without features"
+    assert "Traceback" not in done.stderr
+
+
+def test_the_check_of_feature_trees_finds_nothing_wrong_in_the_columns(extracted):
+    (tree,) = check.check([extracted[1]], True)
+    assert not set(tree.found) - {"sign", "scale", "twice"}  # of random weights; mixed is stereo
+    assert 90 < features(extracted[1], "mixed")[:, 13].mean() < 150  # a voice of 120 Hz
+
+
+def test_frames_have_their_own_times(extracted):
+    times = np.load(extracted[1] / "stereo_times.npz")["times"]
+    assert times.shape == (22, 2)
+    assert times.dtype == np.float32
+    centres = (320 * np.arange(22) + 200) / RATE
+    np.testing.assert_allclose(times.mean(1), centres, atol=1e-6)
+    assert (np.diff(times, axis=0) > 0).all()
+
+
+def test_channels_are_averaged(extracted):
+    stereo, mixed = (features(extracted[1], name) for name in ("stereo", "mixed"))
+    np.testing.assert_allclose(stereo[:, :13], mixed[:, :13], atol=0.03)  # 16 bits, rounded twice
+    np.testing.assert_allclose(stereo[:, 13], mixed[:, 13], rtol=DITHER)
+
+
+def test_another_rate_is_resampled(extracted, coder, tmp_path):
+    write(tmp_path / "fast.wav", voice(0.42, 6))
+    extract(tmp_path, tmp_path / "out")
+    # The noise differs, which is drawn at each rate.
+    a, b = (features(out, "fast")[:, 13] for out in (extracted[1], tmp_path / "out"))
+    np.testing.assert_allclose(a, b, rtol=0.05)
+
+
+def test_columns_are_those_of_sparc_from_the_first_frame_on(extracted, corpus, coder):
+    path = corpus / "103" / "1241" / "103-1241-0000.WAV"
+    code = coder.encode(str(path))
+    found = features(extracted[1], "103/1241/103-1241-0000")
+    assert len(code["ema"]) < len(code["pitch"]) < len(code["loudness"])
+    np.testing.assert_allclose(found[:, :12], code["ema"], atol=1e-5)
+    np.testing.assert_allclose(found[:, 12], code["loudness"][: len(found), 0], atol=1e-6)
+    np.testing.assert_allclose(found[:, 13], code["pitch"][: len(found), 0], rtol=DITHER)
+
+
+def test_features_do_not_depend_on_the_files_beside_them(extracted, corpus, hub, coder, tmp_path):
+    for name in ("103/1240/103-1240-0000", "103/1240/103-1240-0001"):
+        alone = tmp_path / name.rpartition("/")[2]
+        alone.mkdir()
+        (alone / "x.flac").symlink_to(corpus / f"{name}.flac")
+        extract(alone, alone)
+        found, together = features(alone, "x"), features(extracted[1], name)
+        np.testing.assert_allclose(found[:, :12], together[:, :12], atol=1e-5)
+        assert np.array_equal(found[:, 12:], together[:, 12:])
+
+
+def test_a_repeated_run_keeps_what_is_whole_and_makes_the_rest_again(extracted, coder, tmp_path):
+    for i, name in enumerate(("kept", "cut", "untimed", "short")):
+        write(tmp_path / f"{name}.wav", voice(0.5, i))
+    assert extract(tmp_path, tmp_path).n_new == 4
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npz")}
+    whole = (tmp_path / "cut.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:500])
+    (tmp_path / "untimed_times.npz").unlink()
+    np.savez(tmp_path / "short_times.npz", times=np.zeros((3, 2), np.float32))
+    again = extract(tmp_path, tmp_path)
+    assert (again.n_kept, again.n_new) == (1, 3)
+    assert (tmp_path / "cut.npz").read_bytes() == whole
+    for name in ("kept", "kept_times"):
+        path = tmp_path / f"{name}.npz"
+        assert path.stat().st_mtime_ns == before[path]
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+    assert extract(tmp_path, tmp_path).n_kept == 4
+
+
+def test_what_does_not_fit_into_memory_together_goes_in_parts(coder, tmp_path, monkeypatch):
+    for i in range(5):
+        write(tmp_path / f"{i}.wav", voice(0.4, i))
+    inversion = type(coder.inverter)
+    sizes, real = [], inversion.__call__
+
+    def small(self, wavs, outputs):
+        sizes.append(len(wavs))
+        if len(wavs) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, wavs, outputs)
+
+    monkeypatch.setattr(inversion, "__call__", small)
+    result = extract(tmp_path, tmp_path)
+    assert (result.n_new, result.broken) == (5, {})
+    assert max(sizes) == 5
+    assert sizes.count(1) == 5
+
+
+def test_a_batch_holds_no_more_audio_than_it_is_told(coder):
+    files = [Audio(str(i), "", 16000 + 80 * (i % 3)) for i in range(40)]
+    batches = _batches(coder, files, 5.0)
+    assert sorted(a for batch in batches for a in batch) == sorted(files)
+    assert max(len(batch) for batch in batches) == 5
+    assert {len({_n_frames(coder, a.n_samples) for a in batch}) for batch in batches} == {1}
+
+
+def test_settings_that_pad_the_audio_shift_the_times(coder, tmp_path, monkeypatch):
+    write(tmp_path / "a.wav", voice(0.5, 1))
+    extract(tmp_path, tmp_path / "plain")
+    monkeypatch.setattr(coder.inverter, "zero_pad", True)
+    monkeypatch.setattr("emaae.extract.load_coder", lambda *_: coder)
+    extract(tmp_path, tmp_path / "padded")
+    plain, padded = (np.load(tmp_path / n / "a_times.npz")["times"] for n in ("plain", "padded"))
+    assert (len(plain), len(padded)) == (24, 25)
+    np.testing.assert_allclose(plain[:, 0] - padded[:24, 0], 160 / RATE, atol=1e-6)
+
+
+def test_what_is_there_needs_neither_sparc_nor_its_weights(extracted, corpus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sparc", None)
+    assert extract(corpus / "103", extracted[1] / "103").n_kept == 3
+    with pytest.raises(UserError, match="not installed: pip install -r requirements-audio.txt"):
+        extract(corpus / "103", extracted[1] / "elsewhere")
+
+
+def test_weights_that_are_not_there_are_one_line_that_says_how_to_get_them(coder, tmp_path):
+    write(tmp_path / "a.wav", voice(0.5, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(UserError, match="hf download microsoft/wavlm-large") as error:
+            extract(tmp_path, tmp_path)
+    assert "HF_HUB_OFFLINE=1" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--audio_dir=nowhere", "--out_dir=x"], "--audio_dir nowhere does not exist"),
+        (["--audio_dir=tests", "--out_dir=x"], "tests holds no .flac or .wav files"),
+        (["--audio_dir=tests", "--out_dir=x", "--batch_s=nan"], "--batch_s must be a number of"),
+    ],
+)
+def test_a_mistake_is_one_line(flags, line):
+    with pytest.raises(UserError, match=line):
+        main(["extract", *flags])
