@@ -61,7 +61,7 @@ SAMPLE_RATE_HZ, WINDOW_SAMPLES, HOP_SAMPLES = 16_000, 400, 320
 PAD_SAMPLES = 160
 # The low-pass filter runs over the utterance mirrored by 18 frames, and needs one more.
 FEWEST_FRAMES = 19
-# WavLM's attention takes memory with the square of the length: 2.5 GB here.
+# WavLM's attention takes memory with the square of the length: 3.6 GB here, 0.8 GB at 15 s.
 LONGEST_S = 60.0
 # Eight channels of the longest at 192 kHz.
 MOST_VALUES = 100_000_000

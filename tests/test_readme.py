@@ -96,7 +96,7 @@ def test_every_module_is_in_the_tree_and_every_file_of_the_tree_exists():
 def test_every_flag_that_the_readme_names_exists():
     known = set(Config.__dataclass_fields__)
     known |= {"out", "help", "project", "entity", "storage", "jobs", "array", "flag", "dry"}
-    known |= {"format", "only", "utterance"}
+    known |= {"format", "only", "utterance", "audio_dir", "batch_s", "no"}
     for flag in re.findall(r"--([a-z_]+)", README):
         assert flag in known, flag
 
