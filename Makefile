@@ -1,4 +1,4 @@
-# make setup   a .venv with what a run and the tests need
+# make setup   a .venv with what a run needs
 # make demo    compare four alpha schedules on generated data, in minutes
 # make test    lint and tests
 # make test-faults   kills, full disks, broken and hostile files, hundreds of times: a quarter hour
@@ -12,16 +12,19 @@ BIN := .venv/bin
 
 setup: .venv/ready
 
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
 # Installed again when a requirements file changes.
-.venv/ready: $(wildcard requirements*.txt) tests/requirements.txt
+.venv/ready: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements-audio-nodeps.txt
+	$(PIP) -r requirements.txt
+	touch $@
+
+.venv/tests-ready: .venv/ready $(wildcard requirements-*.txt) tests/requirements.txt
+	$(PIP) -r tests/requirements.txt
+	$(PIP) --no-deps -r requirements-audio-nodeps.txt
 	# For W&B's schema of sweep files. Beside the environment, since it wants another numpy.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target .venv/wandb-sweeps sweeps==0.3.0
+	$(PIP) --no-deps --upgrade --target .venv/wandb-sweeps sweeps==0.3.0
 	touch $@
 
 demo: setup
@@ -32,10 +35,10 @@ demo: setup
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-faults: setup
+test-faults: .venv/tests-ready
 	$(BIN)/python -m pytest tests/faults --faults
 
-check: setup
+check: .venv/tests-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -51,7 +54,7 @@ bench-cuda: setup
 	$(BIN)/python -m benchmarks.cuda
 	$(BIN)/python -m benchmarks.many --device cuda --precision bf16 --jobs 1,2,4
 
-format: setup
+format: .venv/tests-ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
