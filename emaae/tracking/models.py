@@ -17,11 +17,12 @@ from typing import Any
 from emaae.checkpoint import write_json
 from emaae.config import read_json
 from emaae.errors import UserError
+from emaae.model_card import CARD, model_card
 from emaae.tracking.artifacts import MODEL, sha256
 from emaae.tracking.run import public_api
 
 FILES = ("best.pth", "model_config.json", "metrics.json")
-CURVES = "curves.json"  # a model may lack it
+MORE = ("curves.json", CARD)  # a model may lack them
 GOOD = ("finished", "early_stopped")
 PROMOTED = "promoted.json"
 
@@ -58,7 +59,8 @@ def pull(ref: str, out: Path) -> Path:
                 "the file was changed or cut short; pull again, or promote again"
             )
         out.mkdir(parents=True, exist_ok=True)
-        (out / CURVES).unlink(missing_ok=True)  # of another model
+        for name in MORE:
+            (out / name).unlink(missing_ok=True)  # of another model
         for name in _files(source):
             shutil.copyfile(source / name, out / name)
     return out
@@ -66,7 +68,7 @@ def pull(ref: str, out: Path) -> Path:
 
 def _files(folder: Path) -> list[str]:
     """The files of the model in a folder."""
-    return [*FILES, *([CURVES] if (folder / CURVES).is_file() else [])]
+    return [*FILES, *(name for name in MORE if (folder / name).is_file())]
 
 
 # ---- a local sweep
@@ -107,6 +109,7 @@ def _promote_local(folder: Path) -> Best:
             for name in _files(run):
                 shutil.copyfile(run / name, beside / name)
             write_json(beside / PROMOTED, chosen)
+            (beside / CARD).write_text(model_card(beside, run.name), encoding="utf-8")
             # Renamed into place, so that nobody loads half of it.
             old = Path(tempfile.mkdtemp(prefix=".old-", dir=folder)) / "best"
             if best.exists():
@@ -141,6 +144,7 @@ def _promote_on_wandb(path: str) -> Best:
             return Best(target, now.metadata.get("run", run_id), score)
         with tempfile.TemporaryDirectory() as scratch:
             files = Path(source.download(root=scratch))
+            (files / CARD).write_text(model_card(files, run_id), encoding="utf-8")
             promoted = wandb.Artifact(
                 collection, type="model", metadata=dict(source.metadata) | {"run": run_id}
             )

@@ -1,0 +1,101 @@
+"""What should who meets a model know of it? The MODEL_CARD.md beside a promoted model."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emaae.config import Config, read_json
+
+CARD = "MODEL_CARD.md"
+MEASURED = (
+    ("fvu", "fraction of variance unexplained, 0 is perfect"),
+    ("r_articulators", "mean correlation of the 12 articulator coordinates"),
+    ("sparsity", "fraction of encoding values that are exactly 0"),
+    ("l0", "units that are not 0, per frame"),
+    ("dead", "fraction of units that are never on"),
+    ("hoyer", "Hoyer's sparseness"),
+)
+
+
+def model_card(folder: Path, run: str) -> str:
+    """Markdown of the model in a folder: its model_config.json and metrics.json; `run` made it."""
+    config, metrics = read_json(folder / "model_config.json"), read_json(folder / "metrics.json")
+    # The knobs of an older or foreign file may be fewer; what it lacks has its default.
+    knobs = Config.from_mapping({"model_config": str(folder / "model_config.json")})
+    get = {**vars(knobs), **config}.get
+    split = "test" if "test/fvu" in metrics else "val"
+    channels = "13 channels (12 articulator coordinates and pitch, without loudness)"
+    if get("keep_loudness"):
+        channels = "14 channels (12 articulator coordinates, loudness and pitch)"
+    where = get(f"{split}_dir") or ("the generated demo data" if not get("train_dir") else "?")
+    return f"""# Sparse encoding of articulation, run {run}
+
+A convolutional autoencoder over EMA features of speech at 50 Hz:
+{channels}, raw, as SPARC gives them;
+the normaliser is inside. It gives {get("inner_size")} non-negative numbers per frame, most of them 0,
+and reconstructs the features from them.
+
+## Use
+
+```python
+import emaae
+
+model = emaae.load_model("{folder.name}")  # this folder
+z = model.encode(x)  # x (batch, {get("input_dim")}, time) -> (batch, {get("inner_size")}, time)
+```
+
+or `python -m emaae encode --model {folder.name} --features DIR --out DIR` for a whole tree.
+
+## Architecture and training
+
+| | |
+|---|---|
+| blocks | {get("n_encoder")} encoder, {get("n_decoder")} decoder, norm {get("norm")} |
+| loss | (1 - alpha) {get("autoencoder_loss")} + alpha {get("sparse_loss")} |
+| alpha | {_alpha(get, metrics)} |
+| selected | epoch {metrics.get("select/epoch", "?")} of {get("epochs")}, by the score on validation |
+| data | {get("train_dir") or "the generated demo data"} |
+| seed, batch, learning rate | {get("seed")}, {get("batch_sz")}, {get("lr")} |
+| run ended | {metrics.get("status", "?")} |
+
+## Measured
+
+On the {split} split ({where}); validation score {_number(metrics.get("select/score"))} (lower is better).
+
+| metric | value | |
+|---|---|---|
+{_rows(metrics, split)}
+
+All numbers are in `metrics.json`; what each means, and how it is computed, is in the project's README.
+
+## Limits
+
+It was trained on features of one kind, from one extractor, and of the speakers in its data: on others,
+look at `python -m emaae evaluate` first. Unvoiced frames carry arbitrary pitch, which it is asked to
+reconstruct all the same. Scores compare models on one data set only. A unit is a feature that this
+training found, not a known gesture.
+"""
+
+
+def _alpha(get: Any, metrics: Mapping[str, Any]) -> str:
+    at_best = f"{_number(metrics.get('select/alpha'))} at the selected epoch"
+    if not get("update"):
+        return f"constant, {at_best}"
+    return (
+        f"{get('penalty_scheduler')} from {get('alpha')}, alpha_max {get('alpha_max')}; {at_best}"
+    )
+
+
+def _rows(metrics: Mapping[str, Any], split: str) -> str:
+    rows = [(f"{split}/{name}", meaning) for name, meaning in MEASURED]
+    rows += [(name, "") for name in sorted(metrics) if name.startswith(("shift/", "lowpass/"))]
+    return "\n".join(
+        f"| `{name}` | {_number(metrics[name])} | {meaning} |"
+        for name, meaning in rows
+        if isinstance(metrics.get(name), (int, float)) or metrics.get(name, 0) is None
+    )
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None or not math.isfinite(value) else f"{value:.4g}"
