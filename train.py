@@ -7,6 +7,7 @@ fit, evaluate, publish. `python train.py --help` lists the flags.
 import gc
 import sys
 
+from emaae import distributed
 from emaae.config import Config
 from emaae.errors import speaking_plainly
 
@@ -71,6 +72,10 @@ def main(argv: list[str] | None = None) -> int:
                 measured = [name for name in splits if name == "test"]
                 metrics = fitted.selection.metrics()
 
+        # What is left, one process measures and tells.
+        distributed.leave()
+        if not distributed.first():
+            return 0
         for name in measured:
             row = evaluate(
                 model,
@@ -91,5 +96,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("train.py"):
+    with speaking_plainly("train.py"), distributed.joined():
         sys.exit(main())

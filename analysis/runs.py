@@ -17,7 +17,7 @@ import numpy as np
 
 import emaae
 from emaae.config import Config, read_json
-from emaae.errors import UserError
+from emaae.errors import UserError, last_words
 from emaae.models import CNNAutoEncoder
 from emaae.reconstructions import Reconstruction
 
@@ -31,8 +31,8 @@ class Run:
 
     name: its folder's name, or its id on W&B. config, metrics, curves: the JSON files of that
     name, {} without one. history: a row per epoch, in order, undefined values None. status: of
-    metrics.json, "unfinished" without one. ref: what `emaae.load_model` takes. said: the last line
-    that it printed, when a sweep kept it.
+    metrics.json, "unfinished" without one. ref: what `emaae.load_model` takes. said: the last error
+    that it printed, else its last line, when a sweep kept them.
     """
 
     name: str
@@ -112,7 +112,7 @@ def read_run(folder: Path) -> Run:
         curves=_json(folder / "curves.json"),
         status=str(metrics.get("status", "unfinished")),
         ref=str(folder),
-        said=_last_line(folder.parent.parent / "logs" / f"{folder.name}.txt"),
+        said=last_words(folder.parent.parent / "logs" / f"{folder.name}.txt"),
         kept=lambda: folder / "reconstructions",
     )
 
@@ -205,14 +205,6 @@ def _history(path: Path) -> list[dict]:
         if isinstance(row, dict) and isinstance(row.get("epoch"), int):
             rows[row["epoch"]] = row
     return [rows[epoch] for epoch in sorted(rows)]
-
-
-def _last_line(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
 def _reconstruction(path: Path) -> Reconstruction | None:

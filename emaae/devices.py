@@ -7,11 +7,14 @@ import sys
 import torch
 from torch import nn
 
+from emaae.distributed import launched, local_rank
 from emaae.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the GPU when there is one. Raises UserError.
+
+    Of several processes each takes a GPU of its own.
 
     What is not asked to be bfloat16 (`use_bf16`) is full float32 there: TensorFloat-32, cuDNN's
     default for convolutions, keeps ten bits of the mantissa, and a model would not give the numbers
@@ -19,7 +22,7 @@ def pick_device(name: str) -> torch.device:
     """
     torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -31,7 +34,22 @@ def pick_device(name: str) -> torch.device:
             f"--device {name} is not there: this machine shows {torch.cuda.device_count()} CUDA "
             "device(s); use --device auto or cpu"
         )
-    return device
+    return _own_gpu(device) if launched() and device.type == "cuda" else device
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    if device.index is not None:
+        raise UserError(
+            f"--device {device} is one GPU, and every process takes another: use --device cuda"
+        )
+    there = torch.cuda.device_count()
+    if local_rank() >= there:
+        raise UserError(
+            f"process {local_rank() + 1} of this machine needs a GPU of its own, and it shows "
+            f"{there}: start fewer by --nproc_per_node, or use --device cpu"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 from emaae.signals import listening
 
@@ -51,6 +52,17 @@ def speaking_plainly(program: str) -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from None
     finally:
         warnings.formatwarning = as_usual
+
+
+def last_words(log: Path) -> str:
+    """The last error in what a program printed into a file, else its last line; "" without one."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line.strip()[:300] for line in reversed(lines) if line.strip()]
+    # torchrun reports at length after what its program has said.
+    return next((line for line in said if ": error: " in line), said[0] if said else "")
 
 
 def plainly(message: str) -> str:

@@ -3,6 +3,7 @@
 import torch
 
 from emaae.data import Split, batches, evaluation_order
+from emaae.distributed import pool, share, stop_together
 from emaae.losses import Objective
 from emaae.metrics import ReconstructionSums, SparsitySums, density_histogram, score
 from emaae.models import CNNAutoEncoder
@@ -25,14 +26,17 @@ def evaluate(
     was_training = model.training
     model.eval()
     reconstruction, sparsity, sums = ReconstructionSums(), SparsitySums(), None
-    for x, mask in batches(split, evaluation_order(split.lengths, batch_sz)):
+    for x, mask in batches(split, share(evaluation_order(split.lengths, batch_sz))):
         out = model(x, mask)
         sums = objective.sums(model, x, out, mask).plus(sums)
         reconstruction.add(model.standardise(x), model.standardise(out.y), mask)
         sparsity.add(out.z, mask)
+        stop_together()
     model.train(was_training)
 
-    terms = objective.terms(model, sums, alpha)
+    pool(reconstruction)
+    pool(sparsity)
+    terms = objective.terms(model, sums.pooled(), alpha)
     row = {name: float(value) for name, value in terms._asdict().items()}
     row |= reconstruction.compute(split.channels)
     row |= sparsity.compute()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from emaae.distributed import pooled
 from emaae.models import CNNAutoEncoder, Output
 
 # A unit is live when its variance exceeds this fraction of the most variable unit's.
@@ -94,6 +95,10 @@ class Sums(NamedTuple):
         """Running total in float64, without the graph; it stays on the device."""
         mine = [value.detach().double() for value in self]
         return Sums(*(a if more is None else a + b for a, b in zip(mine, more or mine)))
+
+    def pooled(self) -> "Sums":
+        """Those of all processes, with the graph."""
+        return Sums(*map(pooled, self))
 
 
 class Terms(NamedTuple):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from emaae.config import ARCHITECTURE
+from emaae.distributed import pooled
 from emaae.errors import UserError
 
 NORMS = ("none", "layer", "batch")
@@ -39,17 +40,17 @@ def _masked(h: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation whose statistics count real frames only. h (batch, channel, time)."""
+    """Batch normalisation by the real frames of all processes' batch. h (batch, channel, time)."""
 
     def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
         if not self.training:
             return super().forward(h)
         if mask is None:
             mask = h.new_ones(h.shape[0], 1, h.shape[2])
-        n_frames = mask.sum()
-        mean = (h * mask).sum((0, 2)) / n_frames
+        n_frames = pooled(mask.sum())
+        mean = pooled((h * mask).sum((0, 2))) / n_frames
         centred = h - mean[:, None]
-        var = (centred.square() * mask).sum((0, 2)) / n_frames
+        var = pooled((centred.square() * mask).sum((0, 2))) / n_frames
         with torch.no_grad():
             unbiased = var * n_frames / (n_frames - 1).clamp(min=1)
             self.running_mean.lerp_(mean, self.momentum)

@@ -21,8 +21,10 @@ from typing import IO, Any
 from emaae import checkpoint, console, reconstructions
 from emaae.config import PLACES, Config, read_json
 from emaae.data import Split
+from emaae.distributed import first, shared
 from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder, weight_bytes
+from emaae.signals import Interrupted, uninterrupted
 from emaae.tracking.run import Tracker
 from emaae.training import Selection
 
@@ -69,11 +71,20 @@ class RunFolder:
         self._kept_last = time.monotonic()
 
     @classmethod
-    def open(cls, config: Config) -> "RunFolder":
+    def open(cls, config: Config) -> "RunFolder | Elsewhere":
         """OUT_DIR/RUN, new and empty; or, when it is to be resumed, as it was left. UserError.
 
-        A name whose run failed before its first epoch may be given again.
+        A name whose run failed before its first epoch may be given again. Of several processes the
+        first has the folder.
         """
+        if not first():
+            return Elsewhere(*shared(None))
+        run = cls._open(config)
+        shared((run.path, run.over, run.last))
+        return run
+
+    @classmethod
+    def _open(cls, config: Config) -> "RunFolder":
         out_dir, name = Path(config.out_dir), config.run_name or _name(config)
         if config.resume and not (config.run_name or _of_agent()):
             raise UserError("--resume needs --run_name NAME, the run to go on with")
@@ -123,7 +134,7 @@ class RunFolder:
         if self._touched and not self._finished:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
             # On a full disk not even the end can be written; what is told is what came first.
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(UserError, Interrupted), uninterrupted():
                 self.finish(self._selected, "preempted" if interrupted else "failed")
         if self._lock is not None:
             self._lock.close()
@@ -288,6 +299,25 @@ class RunFolder:
             self.tracker.finish(finite, status)
         if status not in ("failed", "preempted"):
             print(console.table(metrics, status, self.path, curves), flush=True)
+
+
+class Elsewhere:
+    """The run of a process that is not the first one, which keeps the files and tells W&B."""
+
+    def __init__(self, path: Path, over: bool, last: dict[str, Any] | None):
+        self.path, self.over, self.last = path, over, last
+
+    def __enter__(self) -> "Elsewhere":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def _nothing(self, *_: Any, **more: Any) -> None:
+        """The first process does it."""
+
+    check_space = follow = describe = _nothing
+    log = keep_best = keep_last = reconstruct = _nothing
 
 
 def _of_data(split: Split) -> dict[str, Any]:

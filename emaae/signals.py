@@ -9,7 +9,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 # A terminal and an agent may both pass on one Ctrl-C: only a later one is a second.
@@ -70,3 +70,15 @@ def uninterrupted() -> Iterator[None]:
     if asked.pending and not asked.depth:
         asked.pending = False
         raise Interrupted
+
+
+def pending() -> bool:
+    """Whether the program was told to stop inside the `uninterrupted` block that it is in."""
+    return _asked.pending
+
+
+def interrupt() -> NoReturn:
+    """Stop here, inside an `uninterrupted` block, as if the program had just been told to."""
+    _asked.at = _asked.at or time.monotonic()
+    _asked.pending = False
+    raise Interrupted

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from emaae import sweep_file
-from emaae.errors import INTERRUPTED, UserError
+from emaae.errors import INTERRUPTED, UserError, last_words
 from emaae.sweep_file import Sweep, nested
 from emaae.sweep_queue import DONE, GOOD, Attempt, Queue, held, hold, latest, lock_path, release
 from emaae.sweep_table import Row, Screen, over_seeds, ranked, table, text, write_csv
@@ -218,7 +218,9 @@ class Runner:
         failed = [row for row in rows if row.state == "failed"]
         for row in failed:
             log = self.logs / f"{row.run}.txt"
-            self.screen.say(f"failed: point {row.point:04d} ({_last_line(log)}); see {log}")
+            self.screen.say(
+                f"failed: point {row.point:04d} ({last_words(log) or 'printed nothing'}); see {log}"
+            )
         if interrupted:
             done = sum(row.state in DONE for row in rows)
             of = f"{done} of {self.queue.n_points} points are done"
@@ -295,7 +297,7 @@ class Runner:
         return given | outside | where
 
     def _free_gpu(self) -> str | None:
-        if len(self.devices) < 2:
+        if len(self.devices) < 2 or self.n_jobs == 1:  # which may have several processes
             return None
         busy = [job.gpu for job in self.jobs]
         return min(self.devices, key=busy.count)
@@ -317,7 +319,7 @@ class Runner:
         self.queue.finish(job.attempt, outcome, **attrs)
         self._ask_at = 0.0
         said = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
-        why = f"  ({_last_line(self.logs / f'{job.run}.txt')})" if outcome == "failed" else ""
+        why = f"  ({last_words(self.logs / f'{job.run}.txt')})" if outcome == "failed" else ""
         self.screen.happened(f"{job.run} {outcome}{said}{why}")
 
     def _stop_early(self) -> None:
@@ -463,14 +465,6 @@ def best_of(
     if not values and instead is not None:
         values = [row[instead] for row in history if row.get(instead) is not None]
     return sweep.better(values) if values else None
-
-
-def _last_line(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return "no log"
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "printed nothing")
 
 
 # ---- early termination

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from emaae.config import Config
 from emaae.data import Split, batches, training_order
 from emaae.devices import use_bf16
+from emaae.distributed import parallel, pooled, share, shared, stop_together
 from emaae.errors import UserError
 from emaae.evaluation import evaluate
 from emaae.losses import Objective, Sums
@@ -94,6 +96,7 @@ class State:
     """
 
     model: CNNAutoEncoder
+    forward: nn.Module  # the same, as it is called in training
     optimizer: torch.optim.Optimizer
     schedule: AlphaSchedule
     phase: Phase
@@ -112,6 +115,7 @@ class State:
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
         return cls(
             model=model,
+            forward=parallel(model),
             # Fused: one kernel for all parameters instead of several for each.
             optimizer=kind(model.parameters(), lr=config.lr, fused=True),
             schedule=config.schedule(),
@@ -202,7 +206,9 @@ def fit(
                 "with another --run_name"
             ) from error
     try:
-        status = _epochs(state, train, val, config, run)
+        # Looked for after each batch, which all processes end together.
+        with uninterrupted():
+            status = _epochs(state, train, val, config, run)
     except Interrupted:
         run.keep_last(state.state_dict, now=True)
         raise
@@ -227,36 +233,37 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
             batch_sz=config.batch_sz,
             target_sparsity=config.target_sparsity,
         ) | quick(model, few)
-        with uninterrupted():
-            state.epoch += 1
-            state.batch, state.sums, state.active = 0, None, None
-            diverged = not math.isfinite(measured["loss"])
-            improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
-            if improved:
-                state.best = copy.deepcopy(model.state_dict())
-            row = {"epoch": state.epoch, "alpha": alpha, "lr": config.lr}
-            row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
-            row |= {f"train/{name}": value for name, value in measured.items()}
-            row |= {f"val/{name}": value for name, value in validated.items()}
-            seconds = time.monotonic() - began
-            if diverged:
-                run.log(row, seconds)
-                return "diverged"
-
-            if phase.started is not None:
-                state.schedule.observe(measured["mse"], measured["sparsity"])
-            if phase.ramping(state.epoch):
-                selection.waited = 0  # a ramp is never cut short; patience counts in its tail
-            state.stopped = config.early_stop and selection.waited >= config.patience
-            if state.stopped and phase.started is None:
-                phase.started, selection.waited, state.stopped = state.epoch, 0, False
-            over = state.stopped or state.epoch == config.epochs
-            if over or state.epoch == 1 or state.epoch % every == 0:
-                run.reconstruct(model, val, state.epoch)
+        # The last bits may differ, and what is decided by them may not.
+        measured, validated = shared((measured, validated))
+        state.epoch += 1
+        state.batch, state.sums, state.active = 0, None, None
+        diverged = not math.isfinite(measured["loss"])
+        improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
+        if improved:
+            state.best = copy.deepcopy(model.state_dict())
+        row = {"epoch": state.epoch, "alpha": alpha, "lr": config.lr}
+        row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
+        row |= {f"train/{name}": value for name, value in measured.items()}
+        row |= {f"val/{name}": value for name, value in validated.items()}
+        seconds = time.monotonic() - began
+        if diverged:
             run.log(row, seconds)
-            if improved:
-                run.keep_best(model, selection.metrics())
-            run.keep_last(state.state_dict, now=over)
+            return "diverged"
+
+        if phase.started is not None:
+            state.schedule.observe(measured["mse"], measured["sparsity"])
+        if phase.ramping(state.epoch):
+            selection.waited = 0  # a ramp is never cut short; patience counts in its tail
+        state.stopped = config.early_stop and selection.waited >= config.patience
+        if state.stopped and phase.started is None:
+            phase.started, selection.waited, state.stopped = state.epoch, 0, False
+        over = state.stopped or state.epoch == config.epochs
+        if over or state.epoch == 1 or state.epoch % every == 0:
+            run.reconstruct(model, val, state.epoch)
+        run.log(row, seconds)
+        if improved:
+            run.keep_best(model, selection.metrics())
+        run.keep_last(state.state_dict, now=over)
         news = (
             f"fvu {validated['fvu']:.4f}, sparsity {validated['sparsity']:.3f}, alpha {alpha:.3f}"
         )
@@ -282,25 +289,25 @@ def train_epoch(
     what = f"epoch {state.epoch + 1}/{config.epochs}"
     bf16 = use_bf16(config.precision, split.device)
     for x, mask in progress(
-        batches(split, order[state.batch :]),
+        batches(split, share(order[state.batch :])),
         what,
         total=len(order),
         done=state.batch,
         unit="batches",
         after=news,
     ):
-        with uninterrupted():
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-                out = model(x, mask)
-            sums = objective.sums(model, x, out, mask)
-            objective.terms(model, sums, alpha).loss.backward()
-            optimizer.step()
-            state.sums = sums.plus(state.sums)
-            active = out.z.detach().count_nonzero()
-            state.active = active if state.active is None else state.active + active
-            state.batch += 1
-            run.keep_last(state.state_dict)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            out = state.forward(x, mask)
+        sums = objective.sums(model, x, out, mask).pooled()
+        objective.terms(model, sums, alpha).loss.backward()
+        optimizer.step()
+        state.sums = sums.plus(state.sums)
+        active = pooled(out.z.detach().count_nonzero())
+        state.active = active if state.active is None else state.active + active
+        state.batch += 1
+        run.keep_last(state.state_dict)
+        stop_together()
     with torch.no_grad():
         terms = objective.terms(model, state.sums, alpha)
     measured = {name: float(value) for name, value in terms._asdict().items()}

@@ -8,7 +8,7 @@ import torch
 from synthetic_runs import write_run, write_runs
 
 from analysis.runs import best, final, groups, read_run, read_runs, score, split_of, varying
-from emaae.errors import UserError
+from emaae.errors import UserError, last_words
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,12 @@ def test_why_a_run_of_a_sweep_failed_is_the_last_line_that_it_printed(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "0001.txt").write_text("epoch 1\ntrain.py: error: no memory\n\n")
     assert read_run(folder).said == "train.py: error: no memory"
+
+
+def test_what_torchrun_reports_after_an_error_is_not_why_a_run_failed(tmp_path):
+    log = tmp_path / "0001.txt"
+    log.write_text("epoch 1\ntrain.py: error: no memory\ntrain.py FAILED\n=======\n")
+    assert last_words(log) == "train.py: error: no memory"
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from emaae.data.batches import batches, evaluation_order, training_order
 from emaae.data.features import FeatureFile, check_features, find_features, read_features
 from emaae.data.reading import Form, Reader, Utterance, read, utterance
 from emaae.data.split import Split, check_overlap
+from emaae.distributed import after_the_first
 from emaae.progress import progress
 
 SPLITS = ("train", "val", "test")
@@ -35,10 +36,11 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
         source = _bucket if config.bucket else _tree
         roots = {name: getattr(config, f"{name}_dir") for name in wanted}
         sources = {name: source(name, root, config, form) for name, root in roots.items() if root}
-    splits = {
-        name: store.load(source, config.cache_folder, config.verify_data)
-        for name, source in sources.items()
-    }
+    with after_the_first():  # which packs what is not packed yet, and says how far it is
+        splits = {
+            name: store.load(source, config.cache_folder, config.verify_data)
+            for name, source in sources.items()
+        }
     for name, split in splits.items():
         if split.skipped:
             warnings.warn(f"{name}: left out {told(split)}", stacklevel=2)

@@ -36,8 +36,9 @@ def _cut(order: np.ndarray, batch_sz: int) -> list[np.ndarray]:
 def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
     """x (batch, D, time) in raw units, zero where padded, and its mask (batch, 1, time).
 
-    Frames are picked where they lie, and the order goes there once: a split on the GPU is never
-    waited for. What lies elsewhere is sent from pinned memory while the step before is computed.
+    A batch may be of no utterance. Frames are picked where they lie, and the order goes there once:
+    a split on the GPU is never waited for. What lies elsewhere is sent from pinned memory while the
+    step before is computed.
     """
     if not order:
         return
@@ -47,7 +48,7 @@ def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Ten
     begin = 0
     for batch in order:
         of_batch = slice(begin, begin := begin + len(batch))
-        time = torch.arange(int(split.lengths[batch].max()), device=here)
+        time = torch.arange(int(split.lengths[batch].max(initial=1)), device=here)
         real = time < lengths[of_batch, None]
         frames = split.frames[torch.where(real, starts[of_batch, None] + time, 0)]
         mask = real[:, None].to(torch.float32)

@@ -16,6 +16,7 @@ import yaml
 
 from emaae.checkpoint import write_json
 from emaae.config import Config, read_json
+from emaae.distributed import first, shared
 from emaae.errors import UserError
 from emaae.metrics import DENSITY_EDGES
 
@@ -193,8 +194,15 @@ def start(config: Config, folder: Path) -> Tracker:
 
     --wandb auto is online when a key is configured (WANDB_API_KEY or a netrc file) and offline
     otherwise; WANDB_MODE, when set, decides instead. An online start that fails goes on offline,
-    unless it was asked for by name. Raises UserError.
+    unless it was asked for by name. Of several processes the first has the W&B run, and all the
+    values that a sweep gives it. Raises UserError.
     """
+    tracker = _start(config, folder) if first() else Tracker(folder)
+    tracker.sweep_values = shared(tracker.sweep_values)
+    return tracker
+
+
+def _start(config: Config, folder: Path) -> Tracker:
     mode = config.wandb
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if _key_configured() else "offline")

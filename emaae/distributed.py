@@ -1,0 +1,242 @@
+"""Who else computes this? The other processes of a run that torchrun started; usually nobody.
+
+    torchrun --nproc_per_node=4 train.py ...
+
+Each process holds the whole model and takes its share of the utterances of every batch. What a
+batch adds up is added up over the processes before anything is divided (`pooled`), so that all of
+them have the loss of the whole batch, and the mean of their gradients is its gradient. The first
+process alone keeps files, talks to W&B and prints. In a run of one process nothing here does
+anything.
+"""
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from emaae import signals
+from emaae.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a mistake in a flag is answered before that
+    import numpy as np
+    from torch import Tensor, nn
+
+T = TypeVar("T")
+
+# The others may wait that long for the first one, while it reads a large corpus.
+PATIENCE = timedelta(days=1)
+# Where the process that fails first says so.
+ENDED = "emaae/ended"
+
+
+class _Group:
+    """Which of how many processes this is; `size` is 1 when it computes alone."""
+
+    rank, size = 0, 1
+
+
+def launched() -> bool:
+    """Whether torchrun started this process and others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def local_rank() -> int:
+    """Which of the processes on this machine it is, from 0 on; so that each takes another GPU."""
+    return int(os.environ["LOCAL_RANK"]) if launched() else 0
+
+
+def first() -> bool:
+    """Whether this process is the one that keeps files, talks to W&B and prints."""
+    return _Group.rank == 0
+
+
+# ---- the life of a group
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Compute together with the processes that torchrun started, if it did, until the block ends.
+
+    Only the first one is heard. An error that ends them all is raised in one process, the first
+    that met it; in the others it is the end of the program, without a word, with exit status 0.
+    """
+    if not launched():
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    launcher = os.getppid()
+    _end_with_the_launcher()
+    store, _Group.rank, _Group.size = next(rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(
+        # What the processes tell each other is in main memory, what they compute where they do.
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=store,
+        rank=_Group.rank,
+        world_size=_Group.size,
+        timeout=PATIENCE,
+    )
+    try:
+        with contextlib.nullcontext() if first() else _unheard():
+            yield
+    except SystemExit:
+        raise
+    except BaseException as error:
+        # Without torchrun there is no store either.
+        if first() if os.getppid() != launcher else _speaks(store, error):
+            raise _plainly(error) from None
+        raise SystemExit(0) from None
+    finally:
+        leave()
+
+
+def leave() -> None:
+    """Compute alone from now on; to be called by all."""
+    if _Group.size > 1:
+        import torch.distributed as dist
+
+        _Group.size = 1
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Print nothing, and leave it to the first process to react to signals."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        signals.uninterrupted(),
+    ):
+        yield
+
+
+def _speaks(store: Any, error: BaseException) -> bool:
+    """Whether the error is this process's to tell: what the others met may be its consequence."""
+    if isinstance(error, KeyboardInterrupt) and not first():
+        return False
+    return store.compare_set(ENDED, "", str(_Group.rank)).decode() == str(_Group.rank)
+
+
+def _plainly(error: BaseException) -> BaseException:
+    """What a person should read when another process was killed: the connection to it broke."""
+    if not (isinstance(error, RuntimeError) and "gloo" in str(error)):
+        return error
+    return UserError(
+        "another process of this run is gone, killed perhaps for lack of memory: free some, or "
+        "start fewer by --nproc_per_node; --resume goes on from what was kept"
+    )
+
+
+def _end_with_the_launcher() -> None:
+    """Be told to stop when torchrun dies: it passes on SIGTERM, but SIGKILL and SIGUSR1 end it."""
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+
+
+# ---- what they tell each other
+
+
+def shared(value: T) -> T:
+    """The first process's value, in every process; the others wait for it."""
+    if _Group.size == 1:
+        return value
+    import torch
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+@contextlib.contextmanager
+def after_the_first() -> Iterator[None]:
+    """A block that the first process leaves before the others enter it."""
+    if not first():
+        shared(None)
+    yield
+    if first():
+        shared(None)
+
+
+def stop_together() -> None:
+    """Raise `Interrupted` in every process when one was told to stop, so that none waits.
+
+    To be called within `signals.uninterrupted`, where nothing is half done.
+    """
+    asked = signals.pending()
+    if _Group.size > 1:
+        import torch
+        import torch.distributed as dist
+
+        flag = torch.tensor(int(asked))
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        asked = bool(flag)
+    if asked:
+        signals.interrupt()
+
+
+# ---- what they compute together
+
+
+def share(order: "Sequence[np.ndarray]") -> "list[np.ndarray]":
+    """What this process takes of each batch of utterances; of the last ones it may be none."""
+    return [batch[_Group.rank :: _Group.size] for batch in order]
+
+
+def pooled(tensor: "Tensor") -> "Tensor":
+    """The sum of a tensor of any shape over the processes, for each; gradients are summed too."""
+    return tensor if _Group.size == 1 else _sum_over_processes()(tensor)
+
+
+def pool(sums: object) -> None:
+    """Make every attribute of an object, all of them sums, that of all processes."""
+    if _Group.size > 1:
+        for name, value in vars(sums).items():
+            setattr(sums, name, pooled(value))
+
+
+@functools.cache
+def _sum_over_processes() -> "Callable[[Tensor], Tensor]":
+    import torch
+    import torch.distributed as dist
+
+    class SumOverProcesses(torch.autograd.Function):
+        """Each process reads the sum, so the gradient of its part is the sum of their gradients."""
+
+        @staticmethod
+        def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+            total = tensor.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(total)
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return SumOverProcesses.forward(ctx, gradient)
+
+    return SumOverProcesses.apply
+
+
+def parallel(model: "nn.Module") -> "nn.Module":
+    """The model to call in training, whose gradients are the mean of those of all processes.
+
+    Weights and state stay those of `model`, and start as those of the first process.
+    """
+    if _Group.size == 1:
+        return model
+    from torch.nn.parallel import DistributedDataParallel
+
+    with warnings.catch_warnings():
+        # torch 2.13 has a new name for it, which the versions before do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Running statistics are pooled where they are computed.
+        return DistributedDataParallel(model, broadcast_buffers=False)

@@ -1,0 +1,86 @@
+"""Every penalty with every norm, trained by as many processes as torchrun starts.
+
+`test_distributed.py` starts it, and trains the same in one process.
+"""
+
+import contextlib
+import copy
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from emaae import distributed
+from emaae.config import Config
+from emaae.data import Split
+from emaae.losses import PENALTIES
+from emaae.models import NORMS, build_model
+from emaae.signals import Interrupted, listening
+from emaae.training import fit
+
+CASES = [(penalty, norm) for penalty in PENALTIES for norm in NORMS]
+# 24 steps. The last batch of each epoch is of one utterance: one process has none of it.
+KNOBS = {"inner_size": 16, "n_encoder": 2, "n_decoder": 2, "epochs": 8, "batch_sz": 3}
+KNOBS |= {"alpha": 0.3, "weight_penalty": True, "precision": "fp32"}
+
+
+def split_of(*lengths: int, seed: int) -> Split:
+    random = np.random.default_rng(seed)
+    features = (random.normal(size=(n, 14)).cumsum(0) for n in lengths)
+    return Split.from_utterances(
+        (f"u{i}", walk.astype(np.float32)) for i, walk in enumerate(features)
+    )
+
+
+class Notes:
+    """A run that remembers its rows; asked to, one process of it is told to stop."""
+
+    def __init__(self, stop_after: int | None = None):
+        self.rows, self.left, self.last = [], stop_after, None
+
+    def log(self, row, seconds):
+        self.rows.append(row)
+
+    def keep_last(self, state, *, now=False):
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0 and not distributed.first():
+                signal.raise_signal(signal.SIGTERM)
+        if now:
+            self.last = copy.deepcopy(state())
+
+    def nothing(self, *args, **more):
+        pass
+
+    keep_best = reconstruct = nothing
+
+
+def train(penalty: str, norm: str, notes: Notes | None = None, last: dict | None = None) -> dict:
+    config = Config.from_mapping(KNOBS | {"sparse_loss": penalty, "norm": norm})
+    # Weights begin as those of the first process, whatever they are in the others.
+    torch.manual_seed(0 if distributed.first() else 1)
+    model = build_model(**config.architecture)
+    data, val = split_of(40, 25, 60, 8, 31, 50, 12, seed=1), split_of(30, 12, 9, seed=2)
+    model.normalise(*data.moments())
+    notes = notes or Notes()
+    fit(model, data, val, config, notes, last)
+    return {"rows": notes.rows, "weights": model.state_dict()}
+
+
+def main(folder: str) -> None:
+    found = {"cases": {case: train(*case) for case in CASES}}
+    # An epoch keeps its state after each of its three batches and at its end.
+    notes = Notes(stop_after=3 * 4 + 2)
+    with contextlib.suppress(Interrupted), listening():
+        train(*CASES[0], notes)
+    found["stopped"] = notes.last["epoch"], notes.last["batch"]
+    found["continued"] = train(*CASES[0], last=notes.last)
+    torch.save(found, Path(folder, f"{distributed._Group.rank}.pt"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with distributed.joined():
+        main(sys.argv[1])
