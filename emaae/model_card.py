@@ -33,19 +33,19 @@ def model_card(folder: Path, run: str) -> str:
 
 A convolutional autoencoder over EMA features of speech at 50 Hz:
 {channels}, raw, as SPARC gives them;
-the normaliser is inside. It gives {get("inner_size")} non-negative numbers per frame, most of them 0,
-and reconstructs the features from them.
+the normaliser is inside. It gives {get("inner_size")} non-negative numbers per frame, most of them
+0, and reconstructs the features from them.
 
 ## Use
 
 ```python
 import emaae
 
-model = emaae.load_model("{folder.name}")  # this folder
+model = emaae.load_model("FOLDER")  # where this card lies
 z = model.encode(x)  # x (batch, {get("input_dim")}, time) -> (batch, {get("inner_size")}, time)
 ```
 
-or `python -m emaae encode --model {folder.name} --features DIR --out DIR` for a whole tree.
+or `python -m emaae encode --model FOLDER --features DIR --out DIR` for a whole tree.
 
 ## Architecture and training
 
@@ -54,27 +54,28 @@ or `python -m emaae encode --model {folder.name} --features DIR --out DIR` for a
 | blocks | {get("n_encoder")} encoder, {get("n_decoder")} decoder, norm {get("norm")} |
 | loss | (1 - alpha) {get("autoencoder_loss")} + alpha {get("sparse_loss")} |
 | alpha | {_alpha(get, metrics)} |
-| selected | epoch {metrics.get("select/epoch", "?")} of {get("epochs")}, by the score on validation |
+| selected | epoch {metrics.get("select/epoch")} of {get("epochs")}, by validation score |
 | data | {get("train_dir") or "the generated demo data"} |
 | seed, batch, learning rate | {get("seed")}, {get("batch_sz")}, {get("lr")} |
 | run ended | {metrics.get("status", "?")} |
 
 ## Measured
 
-On the {split} split ({where}); validation score {_number(metrics.get("select/score"))} (lower is better).
+On the {split} split ({where}).
+The validation score is {_number(metrics.get("select/score"))}, lower is better.
 
 | metric | value | |
 |---|---|---|
 {_rows(metrics, split)}
 
-All numbers are in `metrics.json`; what each means, and how it is computed, is in the project's README.
+All numbers are in `metrics.json`; the project's README says what each means.
 
 ## Limits
 
-It was trained on features of one kind, from one extractor, and of the speakers in its data: on others,
-look at `python -m emaae evaluate` first. Unvoiced frames carry arbitrary pitch, which it is asked to
-reconstruct all the same. Scores compare models on one data set only. A unit is a feature that this
-training found, not a known gesture.
+It was trained on features of one extractor and on the speakers of its data: for others, look at
+`python -m emaae evaluate` first. Unvoiced frames carry arbitrary pitch, which it is asked to
+reconstruct all the same. Scores compare models on one data set only. A unit is a feature that
+this training found, not a known gesture.
 """
 
 

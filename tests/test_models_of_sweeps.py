@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -87,6 +88,7 @@ def test_pull_copies_the_promoted_model_and_what_goes_with_it(sweep, tmp_path):
     promote(str(folder))
     pull(str(folder), tmp_path / "mine")
     assert sorted(os.listdir(tmp_path / "mine")) == [
+        "MODEL_CARD.md",
         "best.pth",
         "metrics.json",
         "model_config.json",
@@ -102,6 +104,28 @@ def test_curves_go_with_the_model_that_they_are_of(sweep, tmp_path):
     for source, expected in ((folder, True), (without, False), (with_curves, True)):
         pull(str(source), tmp_path / "mine")
         assert (tmp_path / "mine" / "curves.json").is_file() == expected
+
+
+def test_the_card_of_a_promoted_model_says_what_it_is_and_how_to_use_it(sweep, tmp_path):
+    folder, models = sweep
+    measured = {"test/fvu": 0.0625, "test/sparsity": 0.875, "shift/half_life_ms": None}
+    measured |= {"status": "early_stopped", "select/score": 0.2, "select/alpha": 0.125}
+    checkpoint.write_json(folder / "runs/0001/metrics.json", measured)
+    promote(str(folder))
+    pull(str(folder), tmp_path / "mine")
+    card = (tmp_path / "mine" / "MODEL_CARD.md").read_text()
+    assert card == (folder / "best" / "MODEL_CARD.md").read_text()
+    assert "run 0001" in card.splitlines()[0]
+    assert "2 encoder, 2 decoder" in card
+    assert "| alpha | constant, 0.125 at the selected epoch |" in card
+    assert "| `test/fvu` | 0.0625 |" in card
+    assert "| `shift/half_life_ms` | undefined |" in card
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    snippet = snippet.replace('"FOLDER"', repr(str(folder / "best")))
+    names = {"x": torch.randn(2, 13, 9)}
+    exec(snippet, names)
+    assert names["z"].shape == (2, 8, 9)
+    assert torch.equal(names["z"], models["0001"].eval().encode(names["x"]))
 
 
 def test_pull_takes_a_run_or_the_best_run_when_nothing_was_promoted(sweep, tmp_path):

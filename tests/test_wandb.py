@@ -184,6 +184,7 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     assert (tmp_path / "best/curves.json").read_bytes() == (folder / "curves.json").read_bytes()
     x = torch.randn(1, 13, 30)
     assert torch.equal(pulled.encode(x), trained.encode(x))
+    assert f"run {best_id}" in (tmp_path / "best/MODEL_CARD.md").read_text().splitlines()[0]
 
     ref = f"wandb:{entity}/{project}/emaae-{sweep}:best"
     code = f"import emaae; print(emaae.load_model({ref!r}).get_type())"
