@@ -1,7 +1,7 @@
 # make setup   a .venv with what a run needs
 # make demo    compare four alpha schedules on generated data, in minutes
 # make test    lint and tests
-# make test-faults   kills, full disks, broken and hostile files, hundreds of times: a quarter hour
+# make test-faults   kills, full disks, broken and hostile files, hundreds of times: half an hour
 # make check   lint alone
 # make bench   how fast it is, as Markdown tables, in half an hour on two quiet cores
 

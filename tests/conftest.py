@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # tests/faults does what has to be done often, hundreds of times; `make test` does a sample of it.
 def pytest_addoption(parser):
-    parser.addoption("--faults", action="store_true", help="all of tests/faults: a quarter hour")
+    parser.addoption("--faults", action="store_true", help="all of tests/faults: half an hour")
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -210,6 +210,41 @@ def test_many_files_are_read_by_several_processes_in_their_order(tmp_path, folde
     assert not multiprocessing.active_children()
 
 
+def test_broken_files_that_are_left_out_are_left_out_of_the_store_and_named(
+    tree, folder, monkeypatch
+):
+    (tree / "b" / "x.npz").write_bytes(b"broken")
+    left_out = "left out 1 of 5 files, which are broken: b/x"
+    with pytest.warns(UserWarning, match=left_out):
+        read = split_of(tree, "none", on_bad_file="skip")
+    assert list(read.skipped) == ["b/x"]
+    with pytest.warns(UserWarning, match=left_out):
+        packed = split_of(tree, folder, on_bad_file="skip")
+    with monkeypatch.context() as patch:
+        patch.setattr("emaae.data.read_features", lambda *args: pytest.fail("a file is read"))
+        with pytest.warns(UserWarning, match=left_out):
+            mapped = split_of(tree, folder, on_bad_file="skip")
+    assert same(packed, read)
+    assert same(mapped, read)
+    assert mapped.skipped == read.skipped
+    with pytest.raises(UserError, match="b/x.npz is not an .npz"):
+        split_of(tree, folder, on_bad_file="stop")  # what was packed without it does not count
+
+
+@pytest.mark.filterwarnings("ignore:train. left out")
+def test_several_processes_leave_out_the_same_files_as_one(tmp_path, folder, monkeypatch):
+    many = write_tree(tmp_path / "many", {f"{i:03d}": 1 + i % 7 for i in range(30)})
+    for name in ("007", "021"):
+        (many / f"{name}.npz").write_bytes(b"broken")
+    alone = split_of(many, "none", on_bad_file="skip")
+    monkeypatch.setattr(reading, "FILES_FOR_PROCESSES", 10)
+    monkeypatch.setattr(reading, "FILES_AT_ONCE", 4)
+    for cache in ("none", folder):
+        split = split_of(many, cache, on_bad_file="skip")
+        assert same(split, alone)
+        assert list(split.skipped) == list(alone.skipped) == ["007", "021"]
+
+
 def test_a_process_that_is_killed_while_it_reads_is_told_about(tmp_path, folder, monkeypatch):
     many = write_tree(tmp_path / "many", {f"{i:03d}": 2 for i in range(12)})
     monkeypatch.setattr(reading, "FILES_FOR_PROCESSES", 10)

@@ -100,7 +100,9 @@ def test_an_npz_is_read_or_refused(fuzz):
     headers = edited(ARRAY[:128]).map(
         lambda head: zipped({"features.npy": head + ARRAY[128:]}),
     )
-    names = st.dictionaries(st.text(min_size=1, max_size=8), st.just(ARRAY), max_size=3).map(zipped)
+    # zipfile cannot write a name that begins with it.
+    name = st.text(min_size=1, max_size=8).filter(lambda name: name[0] != "\0")
+    names = st.dictionaries(name, st.just(ARRAY), max_size=3).map(zipped)
     known = [whole, *hostile.bombs(1 << 20).values()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of zipfile, names that stand twice
@@ -166,7 +168,8 @@ def a_config_or_one_line(given: dict) -> None:
         json.dumps(config.asdict(), allow_nan=False)
         config.schedule().alpha(3)
     except UserError as error:
-        hostile.names(error, "--")
+        # A file that is not there is named itself.
+        hostile.names(error, "--" if "--" in str(error) else given["model_config"])
 
 
 def test_a_config_is_valid_or_refused(fuzz):
