@@ -5,7 +5,12 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from emaae.config import FORMS, Config
 from emaae.errors import UserError, plainly, speaking_plainly
+
+# Knobs of a run that `evaluate` has too.
+MEASURED = ("bucket", "recursive", "on_bad_file", "cache_dir", "batch_sz", "target_sparsity")
+MEASURED += ("device",)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -124,6 +129,66 @@ def publish(args: argparse.Namespace) -> None:
     print(f"sweep: {publish(Path(args.folder), args.project, args.entity)}")
 
 
+def encode(args: argparse.Namespace) -> None:
+    """Write the encodings of all utterances of a feature tree or a bucket; again to go on."""
+    from pathlib import Path
+
+    from emaae.data import listed
+    from emaae.encode import encode_tree, opened
+
+    listing = listed(args.features, args.recursive, args.bucket)
+    skip = args.on_bad_file == "skip"
+    with opened(args.model, args.device) as (model, made_by):
+        done = encode_tree(model, listing, Path(args.out), args.format, made_by, skip_broken=skip)
+    print(done.told(args.out))
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Write the features that a tree of encodings stands for; again to go on."""
+    from pathlib import Path
+
+    from emaae.encode import decode_tree, opened
+
+    with opened(args.model, args.device) as (model, made_by):
+        done = decode_tree(model, args.encodings, Path(args.out), made_by, recursive=args.recursive)
+    print(done.told(args.out))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure a model on a feature tree or a bucket, by the loss of the run that made it."""
+    import contextlib
+    import json
+    from pathlib import Path
+
+    from emaae.checkpoint import write_json
+    from emaae.console import metric_lines
+    from emaae.evaluation import evaluate_ref
+    from emaae.run_folder import plain
+
+    knobs = {name: getattr(args, name) for name in MEASURED}
+    # What is told of the data on the way is no part of the answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        row = plain(evaluate_ref(args.model, args.features, **knobs))
+    if args.out:
+        write_json(Path(args.out), row)
+    print(json.dumps(row, allow_nan=False) if args.json else metric_lines(row))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a model as files of the original project, for code that expects its class."""
+    from pathlib import Path
+
+    from emaae import original
+    from emaae.checkpoint import export_original, load_model, model_file
+
+    with model_file(args.model) as path:
+        weights = load_model(path)
+        settings = original.settings_beside(path)
+    print(f"model: {export_original(weights, Path(args.out), settings)}")
+    if not original.decodes_the_same(weights):
+        print("encodings are the same; reconstructions end in a ReLU there: below 0 they are 0")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
@@ -199,6 +264,46 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_argument("folder", metavar="DIR", help="the folder of a local sweep")
     verb.add_argument("--project", required=True, help="W&B project")
     verb.add_argument("--entity", help="W&B user or team (default: your own)")
+
+    def add_model(run: Callable[[argparse.Namespace], None], name: str) -> argparse.ArgumentParser:
+        verb = add(run, name)
+        text = "run folder, .pth beside its model_config.json, wandb:ENTITY/PROJECT/NAME:ALIAS"
+        verb.add_argument("--model", required=True, metavar="REF", help=text)
+        return verb
+
+    def add_knobs(verb: argparse.ArgumentParser, *names: str) -> None:
+        for name in names:
+            knob = Config.__dataclass_fields__[name]
+            flag = {"action": "store_true"} if knob.type is bool else {"default": knob.default}
+            if knob.metadata["choices"]:
+                flag["choices"] = knob.metadata["choices"]
+            verb.add_argument(f"--{name}", help=knob.metadata["text"], **flag)
+
+    verb = add_model(encode, "encode")
+    verb.add_argument("--features", required=True, metavar="DIR", help="feature tree, or a prefix")
+    verb.add_argument("--out", required=True, metavar="DIR", help="tree of encodings, made or kept")
+    verb.add_argument(
+        "--format",
+        choices=FORMS,
+        default=FORMS[0],
+        help="arrays of these numbers, or a CSR matrix for scipy.sparse.load_npz",
+    )
+    add_knobs(verb, "recursive", "bucket", "on_bad_file", "device")
+
+    verb = add_model(decode, "decode")
+    verb.add_argument("--encodings", required=True, metavar="DIR", help="tree that encode wrote")
+    verb.add_argument("--out", required=True, metavar="DIR", help="feature tree, made or kept")
+    add_knobs(verb, "recursive", "device")
+
+    verb = add_model(evaluate, "evaluate")
+    verb.add_argument("--features", required=True, metavar="DIR", help="feature tree, or a prefix")
+    add_knobs(verb, *MEASURED)
+    verb.add_argument("--json", action="store_true", help="print one line of JSON")
+    verb.add_argument("--out", metavar="FILE", help="write the metrics there as JSON too")
+
+    verb = add_model(export, "export")
+    verb.add_argument("--format", required=True, choices=("original",), help="whose files to write")
+    verb.add_argument("--out", required=True, metavar="DIR", help="folder for the files")
 
     args = parser.parse_args(argv)
     if flags and args.verb != "sweep":

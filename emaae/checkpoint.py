@@ -7,12 +7,13 @@ import pickle
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from emaae import original
 from emaae.config import Config
 from emaae.errors import BadFile, UserError
 from emaae.files import PIECE, Pieces, open_plain
@@ -69,7 +70,7 @@ def not_written(path: Path, error: OSError) -> str:
     """What a person reads when a disk is full or gone."""
     return (
         f"{path} cannot be written ({error.strerror or error}): make room; what was written before "
-        "is intact, and --resume goes on from it"
+        "is intact, and the same command (--resume, of a run) goes on from it"
     )
 
 
@@ -174,7 +175,10 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int, path: str | Pa
 
 
 def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
-    """Put the state_dict of a .pth into a model of the same architecture. Raises UserError."""
+    """Put the state_dict of a .pth into a model of the same architecture. Raises UserError.
+
+    One of the original project is read by the names of `emaae.original`.
+    """
     if os.path.isdir(path):
         raise UserError(f"{path} is a directory: name the weights in it, such as {path}/best.pth")
     expected = model.state_dict()
@@ -184,6 +188,7 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
         raise UserError(
             f"{path} holds the whole state of a run, not weights alone: use the best.pth beside it"
         )
+    found = original.renamed(found, model.input_dim)
     for name, tensor in expected.items():
         if name not in found:
             raise UserError(
@@ -201,10 +206,13 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
                 f"{path}: {name} has dtype {found[name].dtype}, expected {tensor.dtype}: the "
                 "model is broken, use another"
             )
-        if not torch.isfinite(found[name]).all() or (name == "sd" and (found[name] <= 0).any()):
+        no_spread = (name == "sd" and (found[name] <= 0).any()) or (
+            name.endswith("running_var") and (found[name] < 0).any()
+        )
+        if no_spread or not torch.isfinite(found[name]).all():
             raise UserError(
-                f"{path}: {name} holds numbers that are not finite, or a standard deviation of 0: "
-                "the model is broken, use another"
+                f"{path}: {name} holds numbers that are not finite, a standard deviation of 0, or "
+                "a negative variance: the model is broken, use another"
             )
     unknown = sorted(set(found) - set(expected), key=str)
     if unknown:
@@ -220,19 +228,30 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
 def load_model(ref: str | os.PathLike, device: torch.device | str = "cpu") -> CNNAutoEncoder:
     """A trained model in evaluation mode, with its normaliser.
 
-    ref: a `.pth` beside its `model_config.json`; a run's folder; the folder of a local sweep whose
-    best model was promoted; or `wandb:` and what `python -m emaae pull` takes, such as
-    `wandb:ENTITY/PROJECT/NAME:ALIAS`. Raises UserError.
+    ref: see `model_file`. Raises UserError.
+    """
+    with model_file(ref) as path:
+        return _model_in(path, device)
+
+
+@contextlib.contextmanager
+def model_file(ref: str | os.PathLike) -> Iterator[Path]:
+    """The `.pth` that `ref` means, which lies beside its model_config.json.
+
+    ref: a `.pth`; a run's folder, or another with one `.pth` in it; the folder of a local sweep
+    whose best model was promoted; or `wandb:` and what `python -m emaae pull` takes, such as
+    `wandb:ENTITY/PROJECT/NAME:ALIAS`, which is there as long as the context is. Raises UserError.
     """
     if str(ref).startswith("wandb:"):
         from emaae.tracking.models import pull
 
         with tempfile.TemporaryDirectory() as folder:
-            return load_model(pull(str(ref).removeprefix("wandb:"), Path(folder)), device)
+            yield pull(str(ref).removeprefix("wandb:"), Path(folder)) / "best.pth"
+        return
     path = Path(ref)
     if os.path.isdir(path):
-        promoted = path / "best" / "best.pth"
-        path = promoted if promoted.is_file() else path / "best.pth"
+        known = [path / "best" / "best.pth", path / "best.pth"]
+        path = next((p for p in (*known, *_only(path.glob("*.pth"))) if p.is_file()), known[1])
     if not os.path.isfile(path):
         raise UserError(
             f"no model at {ref}: expected a .pth file, a run's folder with best.pth in it, a "
@@ -241,9 +260,35 @@ def load_model(ref: str | os.PathLike, device: torch.device | str = "cpu") -> CN
     beside = path.parent / "model_config.json"
     if not os.path.isfile(beside):
         raise UserError(f"{beside} is missing: a model needs the model_config.json beside it")
-    config = Config.from_mapping({"model_config": str(beside)})
+    yield path
+
+
+def _only(paths: Iterable[Path]) -> list[Path]:
+    found = list(paths)
+    return found if len(found) == 1 else []
+
+
+def _model_in(path: Path, device: torch.device | str) -> CNNAutoEncoder:
+    config = Config.from_mapping({"model_config": str(path.parent / "model_config.json")})
     # A model_config.json may say any size: memory is taken when the weights have it too.
     with torch.device("meta"):
         model = build_model(**config.architecture)
     load_weights(model, path)
     return model.to(device).eval()
+
+
+def export_original(model: CNNAutoEncoder, out: Path, settings: Mapping[str, Any]) -> Path:
+    """Write the files that the original class reads into the folder `out`; returns the weights'.
+
+    settings: of the run, see `emaae.original.SETTINGS`. Raises UserError for what cannot be said
+    there, or written.
+    """
+    state, config = original.state_dict(model), original.model_config(model, settings)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}): name another folder") from None
+    write_json(out / "model_config.json", config)
+    weights = out / f"{model.get_type()}.pth"
+    save(weights, state)
+    return weights

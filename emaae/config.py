@@ -25,6 +25,8 @@ from emaae.schedules import SCHEDULES, AlphaSchedule, Ramp
 
 # What a model needs besides its weights: arguments of `models.build_model`.
 ARCHITECTURE = ("model_type", "input_dim", "inner_size", "n_encoder", "n_decoder", "norm")
+# How `python -m emaae encode` keeps encodings, see emaae.encodings.
+FORMS = ("float32", "float16", "sparse")
 # The groups of knobs that say where the data are and where a run goes.
 PLACES = ("data", "run")
 # Schedules that start at `alpha` and never pass `alpha_max`.
@@ -133,9 +135,10 @@ class Config:
     )
     norm: str = knob(
         "none",
-        "normalisation after each convolution but the last",
+        "normalisation after each convolution but the last; original, for the original project's "
+        "checkpoints: batch, before each, and a reconstruction that ends in a ReLU",
         group="model",
-        choices=("none", "layer", "batch"),
+        choices=("none", "layer", "batch", "original"),
     )
     checkpoint: str | None = knob(
         None,
@@ -760,6 +763,9 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
         return values
     found = read_model_config(path)
     architecture = said_by(path, found, [name for name in ARCHITECTURE if name != "input_dim"])
+    if "norm" not in found:
+        # The original project had one architecture, and no word for it.
+        architecture["norm"] = values.get("norm", "original")
     input_dim = found.get("input_dim")
     if input_dim is not None:
         if str(input_dim) not in ("13", "14"):

@@ -1,5 +1,6 @@
 """What does a person read of a run in the terminal?"""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ def epoch_line(row: Mapping[str, Any], epochs: int, seconds: float) -> str:
         f"  sparsity {row['val/sparsity']:.3f}  dead {row['val/dead']:.3f}"
         f"  score {row['val/score']:.4f}  {seconds:.1f} s"
     )
+
+
+def metric_lines(row: Mapping[str, Any]) -> str:
+    """Every metric of a row on a line of its own; undefined ones are null."""
+    width = max(len(name) for name in row)
+    return "\n".join(f"{name:<{width}}  {_number(value)}" for name, value in row.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
 
 
 def table(

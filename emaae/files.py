@@ -1,11 +1,13 @@
 """How is a file opened that nobody vouches for? As a plain file, and no larger than it can be."""
 
+import fcntl
+import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
-from emaae.errors import BadFile
+from emaae.errors import BadFile, UserError
 
 # Settings, metrics and sweep files are some kilobytes.
 MOST_TEXT = 1 << 20
@@ -38,6 +40,24 @@ def read_text(path: str | Path) -> str:
     """The text of a small plain file in UTF-8. Raises OSError, UnicodeDecodeError, BadFile."""
     with open_plain(path, MOST_TEXT) as file:
         return file.read().decode("utf-8")
+
+
+def own(folder: Path) -> IO[str] | None:
+    """A lock on the folder, which ends with this process however that ends. Raises UserError."""
+    file = open(folder / ".lock", "w")  # noqa: SIM115 - open for as long as the lock is held
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is writing {folder}: wait until it has ended") from None
+    except OSError:  # a shared disk without locks
+        file.close()
+        return None
+    return file
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Pieces:

@@ -12,7 +12,7 @@ from emaae.config import ARCHITECTURE
 from emaae.distributed import pooled
 from emaae.errors import UserError
 
-NORMS = ("none", "layer", "batch")
+NORMS = ("none", "layer", "batch", "original")
 
 
 def stack_widths(inner_size: int, n_blocks: int) -> list[int]:
@@ -40,11 +40,15 @@ def _masked(h: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation by the real frames of all processes' batch. h (batch, channel, time)."""
+    """Batch normalisation by the real frames of all processes' batch. h (batch, channel, time).
 
-    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
-        if not self.training:
-            return super().forward(h)
+    Learning, it normalises by the batch and follows it; otherwise by what it has learnt.
+    """
+
+    def forward(self, h: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
+        if not learning:
+            known = self.running_mean, self.running_var, self.weight, self.bias
+            return F.batch_norm(h, *known, eps=self.eps)
         if mask is None:
             mask = h.new_ones(h.shape[0], 1, h.shape[2])
         n_frames = pooled(mask.sum())
@@ -63,31 +67,44 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 class FrameNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each frame. h (batch, channel, time)."""
 
-    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, h: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
         return rearrange(super().forward(rearrange(h, "b c t -> b t c")), "b t c -> b c t")
 
 
 class Block(nn.Module):
-    """Mask, convolution that keeps the length, normalisation, ReLU. h (batch, channel, time)."""
+    """Mask, convolution that keeps the length, normalisation, ReLU. h (batch, channel, time).
+
+    With norm "original" batch normalisation comes first, before the mask. A linear block ends with
+    its convolution.
+    """
 
     def __init__(self, in_size: int, out_size: int, kernel_size: int, norm: str, linear: bool):
         super().__init__()
         self.conv = nn.Conv1d(in_size, out_size, kernel_size, padding=kernel_size // 2)
+        self.norm_first = norm == "original"
         self.norm = None
-        if not linear and norm != "none":
+        if self.norm_first:
+            self.norm = MaskedBatchNorm(in_size)
+        elif not linear and norm != "none":
             self.norm = {"batch": MaskedBatchNorm, "layer": FrameNorm}[norm](out_size)
         self.linear = linear
 
-    def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
         # Biases make padded frames non-zero, and the next convolution would read them into the
         # last real ones: hence the mask before each convolution.
-        return self.activate(self.conv(_masked(h, mask)), mask)
+        h = self.conv(_masked(self.prepare(h, mask, learning), mask))
+        return self.activate(h, mask, learning)
 
-    def activate(self, h: Tensor, mask: Tensor | None) -> Tensor:
+    def prepare(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
+        """What precedes mask and convolution: normalisation, or nothing."""
+        return self.norm(h, mask, learning) if self.norm_first else h
+
+    def activate(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
         """What follows the convolution: normalisation and ReLU, or nothing."""
         if self.linear:
             return h
-        return F.relu(h if self.norm is None else self.norm(h, mask))
+        after = self.norm is not None and not self.norm_first
+        return F.relu(self.norm(h, mask, learning) if after else h)
 
 
 class Output(NamedTuple):
@@ -105,12 +122,17 @@ class CNNAutoEncoder(nn.Module):
         inner_size: units of the encoding, C.
         n_encoder, n_decoder: blocks, 2 to 5 each.
         norm: "none", "layer" (per frame) or "batch" (over real frames), after each convolution
-            but the last.
+            but the last. "original" is the original project's: batch normalisation before each
+            convolution, and a ReLU after the last one too.
 
     It takes raw features x (batch, input_dim, time) and gives raw-scale reconstructions: the
     train split's mean and standard deviation are the buffers `mean` and `sd` (see `normalise`).
     An optional mask (batch, 1, time) in {0, 1} marks real frames; without one all are real. The
-    encoding ends in a ReLU, so zeros are exact; the reconstruction is linear.
+    encoding ends in a ReLU, so zeros are exact; the reconstruction is linear, but for norm
+    "original", which cannot go below the mean.
+
+    Only `forward` of a model in training mode uses and changes statistics of batch normalisation.
+    `encode` and `decode` change nothing and give the same numbers in either mode.
     """
 
     def __init__(
@@ -141,7 +163,7 @@ class CNNAutoEncoder(nn.Module):
         if n_decoder == 5:
             outward = [inner_size, *outward]
         self.encoder = _stack(inward, norm, linear_end=False)
-        self.decoder = _stack(outward, norm, linear_end=True)
+        self.decoder = _stack(outward, norm, linear_end=norm != "original")
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("sd", torch.ones(input_dim))
 
@@ -159,22 +181,28 @@ class CNNAutoEncoder(nn.Module):
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Raw features (batch, input_dim, time) -> encoding (batch, inner_size, time), >= 0."""
-        h = self.standardise(x)
-        for block in self.encoder:
-            h = block(h, mask)
-        return _masked(h, mask)
+        return self._encode(x, mask, learning=False)
 
     def decode(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoding (batch, inner_size, time) -> raw features (batch, input_dim, time)."""
-        for block in self.decoder:
-            z = block(z, mask)
-        y = z * self.sd[:, None] + self.mean[:, None]
-        return _masked(y, mask)
+        return self._decode(z, mask, learning=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Output:
         """Reconstruction and encoding of raw features x (batch, input_dim, time)."""
-        z = self.encode(x, mask)
-        return Output(self.decode(z, mask), z)
+        z = self._encode(x, mask, self.training)
+        return Output(self._decode(z, mask, self.training), z)
+
+    def _encode(self, x: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
+        h = self.standardise(x)
+        for block in self.encoder:
+            h = block(h, mask, learning)
+        return _masked(h, mask)
+
+    def _decode(self, z: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
+        for block in self.decoder:
+            z = block(z, mask, learning)
+        y = z * self.sd[:, None] + self.mean[:, None]
+        return _masked(y, mask)
 
     def get_type(self) -> str:
         """A name that tells the architecture, e.g. CNN_Autoencoder_ne5_nd3_innersz1024."""
@@ -196,7 +224,15 @@ class CNNAutoEncoder(nn.Module):
 
     def receptive_field(self) -> int:
         """Frames of input that one frame of the encoding sees."""
-        return 1 + sum(block.conv.kernel_size[0] - 1 for block in self.encoder)
+        return _field(self.encoder)
+
+    def decoder_receptive_field(self) -> int:
+        """Frames of the encoding that one frame of the reconstruction sees."""
+        return _field(self.decoder)
+
+
+def _field(blocks: nn.ModuleList) -> int:
+    return 1 + sum(block.conv.kernel_size[0] - 1 for block in blocks)
 
 
 def _stack(widths: list[int], norm: str, *, linear_end: bool) -> nn.ModuleList:

@@ -1,7 +1,6 @@
 """What does a run leave behind? OUT_DIR/RUN, complete without a network."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -16,13 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from emaae import checkpoint, console, reconstructions
 from emaae.config import PLACES, Config, read_json
 from emaae.data import Split
 from emaae.distributed import first, shared
 from emaae.errors import UserError
+from emaae.files import own
 from emaae.models import CNNAutoEncoder, weight_bytes
 from emaae.signals import Interrupted, uninterrupted
 from emaae.tracking.run import Tracker
@@ -63,7 +63,7 @@ class RunFolder:
         self.tracker = Tracker(path)
         self.last: dict[str, Any] | None = None  # the state to go on with
         self.over = False  # the run that is resumed has nothing left to do
-        self._lock = _own(path)
+        self._lock = own(path)
         # A run that is resumed stays as it is until settings and data are known to be the same.
         self._touched = True
         self._finished = False
@@ -331,19 +331,6 @@ def _of_data(split: Split) -> dict[str, Any]:
 def _same(data: Any) -> Any:
     """What of a split's entry must be the same: not which broken files were left out of it."""
     return {k: v for k, v in data.items() if k != "skipped"} if isinstance(data, dict) else data
-
-
-def _own(folder: Path) -> IO[str] | None:
-    """A lock on the folder, which ends with this process however that ends. Raises UserError."""
-    file = open(folder / ".lock", "w")  # noqa: SIM115 - open for as long as the lock is held
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process is writing {folder}: wait until it has ended") from None
-    except OSError:  # a shared disk without locks
-        file.close()
-        return None
-    return file
 
 
 def _of_agent() -> bool:

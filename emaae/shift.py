@@ -80,12 +80,14 @@ def filtered(x: Tensor, filters: Tensor) -> Tensor:
 def decode_filtered(model: CNNAutoEncoder, z: Tensor, filters: Tensor) -> Tensor:
     """decode(LP z) for each low-pass filter (F, taps), in units of sd: z (C, T) -> (F, D, T).
 
-    The filter commutes with the decoder's first convolution: that is computed once, and has fewer
-    channels to filter than z (a bias passes a DC gain of 1 unchanged). But the convolution reads
+    The filter commutes with the decoder's first convolution, and with a normalisation before it:
+    they are computed once, and there are fewer channels to filter than in z (a bias passes a DC
+    gain of 1 unchanged). But the convolution reads
     zeros beyond the ends of LP z, where the filter holds what is there: the frames that those
     zeros reach are made in the order of the definition.
     """
     first, n_frames = model.decoder[0], z.shape[1]
+    z = first.prepare(z[None], None)[0]
     weight, bias = first.conv.weight, first.conv.bias
     reach, wide = weight.shape[2] // 2, filters.shape[1] // 2
     once = held(F.conv1d(held(z, 2 * reach), weight, bias), wide - reach)

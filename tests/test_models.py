@@ -95,7 +95,7 @@ def test_the_output_is_linear_and_reaches_its_bias():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_padding_changes_no_number(model, training):
-    if training and model.norm == "batch":
+    if training and model.norm in ("batch", "original"):
         pytest.skip("batch statistics depend on the batch by definition; see the test below")
     model.train(training)
     x = torch.randn(1, 13, 30)
@@ -115,12 +115,12 @@ def test_batch_statistics_count_real_frames_only():
     mask = torch.stack([(torch.arange(20) < n).float()[None] for n in lengths])
     real = torch.cat([h[i, :, :n] for i, n in enumerate(lengths)], 1)[None]
     masked, plain = MaskedBatchNorm(5), torch.nn.BatchNorm1d(5)
-    out, expected = masked(torch.where(mask > 0, h, 1e3), mask), plain(real)
+    out, expected = masked(torch.where(mask > 0, h, 1e3), mask, True), plain(real)
     got = torch.cat([out[i, :, :n] for i, n in enumerate(lengths)], 1)[None]
     assert torch.allclose(got, expected, atol=1e-5)
     assert torch.allclose(masked.running_mean, plain.running_mean, atol=1e-6)
     assert torch.allclose(masked.running_var, plain.running_var, atol=1e-5)
-    masked.eval(), plain.eval()
+    plain.eval()
     assert torch.allclose(masked(h, mask), plain(h), atol=1e-6)
 
 
@@ -184,7 +184,7 @@ def test_the_type_names_the_architecture_and_the_architecture_rebuilds_it(model)
     [
         ({"n_encoder": 6}, "n_encoder must be 2, 3, 4 or 5 blocks, got 6"),
         ({"inner_size": 0}, "must be at least 1, got 0"),
-        ({"norm": "group"}, "norm must be one of none, layer, batch, got 'group'"),
+        ({"norm": "group"}, "norm must be one of none, layer, batch, original, got 'group'"),
     ],
 )
 def test_impossible_architectures_are_refused(wrong, message):

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ import numpy as np
 from emaae.config import Config
 from emaae.data import store
 from emaae.data.batches import batches, evaluation_order, training_order
-from emaae.data.features import FeatureFile, check_features, find_features, read_features
+from emaae.data.features import (
+    FeatureFile,
+    check_features,
+    find_features,
+    read_features,
+    read_times,
+)
 from emaae.data.reading import Form, Reader, Utterance, read, utterance
 from emaae.data.split import Split, check_overlap
 from emaae.distributed import after_the_first
@@ -33,9 +40,8 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
         given = ("test",) if config.eval_only else SPLITS
         sources = {name: _demo(name, form) for name in given if name in wanted}
     else:
-        source = _bucket if config.bucket else _tree
         roots = {name: getattr(config, f"{name}_dir") for name in wanted}
-        sources = {name: source(name, root, config, form) for name, root in roots.items() if root}
+        sources = {name: _source(name, root, config, form) for name, root in roots.items() if root}
     with after_the_first():  # which packs what is not packed yet, and says how far it is
         splits = {
             name: store.load(source, config.cache_folder, config.verify_data)
@@ -56,53 +62,72 @@ def told(split: Split) -> str:
     return f"{len(names)} of {n_files} files, which are broken: {few} ({split.skipped[names[0]]})"
 
 
-def _tree(name: str, root: str, config: Config, form: Form) -> store.Source:
+@dataclass(frozen=True)
+class Listing:
+    """The features in a tree or under a prefix of a bucket, listed and not read.
+
+    where: what a person calls it. place: what stays when the content changes. files: sorted by
+    identity. connect, connect_times: called once in each process that reads, they give what reads
+    the features (T, 14) of one file, checked, and its times, None where it has none.
+    """
+
+    where: str
+    place: tuple
+    files: list[FeatureFile]
+    connect: Callable[[], Reader]
+    connect_times: Callable[[], Callable[[FeatureFile], np.ndarray | None]]
+
+
+def listed(root: str, recursive: bool, bucket: str | None = None) -> Listing:
+    """The features below a directory, or below a prefix of a bucket. Raises UserError."""
+    return _in_bucket(bucket, root, recursive) if bucket else _in_tree(root, recursive)
+
+
+def _in_tree(root: str, recursive: bool) -> Listing:
+    return Listing(
+        root,
+        ("tree", os.path.realpath(root), recursive),
+        find_features(root, recursive),
+        lambda: lambda file: read_features(file.path, file.stamp),
+        lambda: lambda file: read_times(file.path),
+    )
+
+
+def _in_bucket(name: str, prefix: str, recursive: bool) -> Listing:
+    from emaae.data import bucket
+
+    where = f"s3://{name}/{prefix.strip('/')}"
+
+    # A connection belongs to the process that opened it.
     def connect() -> Reader:
-        return lambda file: read_features(file.path, file.stamp)
-
-    files = find_features(root, config.recursive)
-    place = ("tree", os.path.realpath(root), config.recursive)
-    return _listed(name, root, place, files, connect, form, config)
-
-
-def _bucket(name: str, prefix: str, config: Config, form: Form) -> store.Source:
-    from emaae.data.bucket import endpoint, list_features, open_bucket, read_array
-
-    where = f"s3://{config.bucket}/{prefix.strip('/')}"
-
-    def connect() -> Reader:
-        # A connection belongs to the process that opened it.
-        bucket = open_bucket(config.bucket)
+        handle = bucket.open_bucket(name)
 
         def read_object(file: FeatureFile) -> np.ndarray:
-            array = read_array(bucket, file.path, file.stamp[1])
-            return check_features(array, f"s3://{config.bucket}/{file.path}")
+            array = bucket.read_array(handle, file.path, file.stamp[1])
+            return check_features(array, f"s3://{name}/{file.path}")
 
         return read_object
 
-    files = list_features(open_bucket(config.bucket), prefix, config.recursive)
-    place = ("bucket", endpoint(), where, config.recursive)
-    return _listed(name, where, place, files, connect, form, config)
+    def connect_times() -> Callable[[FeatureFile], np.ndarray | None]:
+        handle = bucket.open_bucket(name)
+        return lambda file: bucket.read_times(handle, file.path)
+
+    files = bucket.list_features(bucket.open_bucket(name), prefix, recursive)
+    place = ("bucket", bucket.endpoint(), where, recursive)
+    return Listing(where, place, files, connect, connect_times)
 
 
-def _listed(
-    name: str,
-    where: str,
-    place: tuple,
-    files: list[FeatureFile],
-    connect: Callable[[], Reader],
-    form: Form,
-    config: Config,
-) -> store.Source:
+def _source(name: str, root: str, config: Config, form: Form) -> store.Source:
+    found = listed(root, config.recursive, config.bucket)
     broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
 
     def read_all() -> Iterator[Utterance]:
-        utterances = read(files, connect, form, broken)
-        return progress(utterances, f"reading {name}", total=len(files), unit="utterances")
+        utterances = read(found.files, found.connect, form, broken)
+        return progress(utterances, f"reading {name}", total=len(found.files), unit="utterances")
 
-    names = tuple(file.identity for file in files)
-    state = store.key("\n".join(f"{name}\0{stamp}" for name, _, stamp in files))
-    return store.Source(where, place, state, form, read_all, names, broken)
+    names = tuple(file.identity for file in found.files)
+    state = store.key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))
+    return store.Source(found.where, found.place, state, form, read_all, names, broken)
 
 
 def _demo(name: str, form: Form) -> store.Source:

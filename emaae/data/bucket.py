@@ -104,10 +104,11 @@ def list_features(handle: Any, prefix: str, recursive: bool) -> list[FeatureFile
     return sorted(features.values())
 
 
-def read_array(handle: Any, key: str, etag: str | None = None) -> np.ndarray:
-    """The array in the object `key`: a raw array, or the features in an `.npz`. Raises UserError.
+def read_array(handle: Any, key: str, etag: str | None = None, of: str = "features") -> np.ndarray:
+    """The array in the object `key`: a raw array, or that of an `.npz`. Raises UserError.
 
-    etag: of the object when it was listed; one that has changed since is refused.
+    etag: of the object when it was listed; one that has changed since is refused. of: the key of
+    the array in an `.npz`.
 
     One request instead of the five of cottoncandy's download_raw_array, which also ignores bytes
     beyond the array's end and leaves the choice of codec to the object.
@@ -121,8 +122,21 @@ def read_array(handle: Any, key: str, etag: str | None = None) -> np.ndarray:
     if etag is not None and answer["ETag"] != etag:
         raise UserError(f"{where} has changed since it was listed: start again")
     if key.endswith(".npz"):
-        return load_npz(io.BytesIO(content), where)
+        return load_npz(io.BytesIO(content), where, of)
     return _raw_array(content, answer["Metadata"], where)
+
+
+def read_times(handle: Any, key: str) -> np.ndarray | None:
+    """The times beside the features in the object `key`; None without any. Raises UserError."""
+    suffix = ".npz" if key.endswith(".npz") else ""
+    try:
+        return read_array(handle, f"{key.removesuffix('.npz')}_times{suffix}", of="times")
+    except _NoObject:
+        return None
+
+
+class _NoObject(UserError):
+    """An object that is not there."""
 
 
 def _import_cottoncandy() -> ModuleType:
@@ -320,7 +334,7 @@ def _explained(where: str) -> Iterator[None]:
         if code == "NoSuchBucket":
             raise UserError(_no_such_bucket(where)) from error
         if code in ("NoSuchKey", "404"):
-            raise UserError(
+            raise _NoObject(
                 f"{where} does not exist, expected a raw array or an .npz: list the bucket again"
             ) from error
         if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:

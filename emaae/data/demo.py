@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage, signal
 
-from emaae.data.features import ARTICULATORS
+from emaae.data.features import ARTICULATORS, frame_times
 
 SAMPLE_RATE_HZ = 16_000
 HOP_SAMPLES = 320
@@ -490,7 +490,6 @@ def _utterance(
     pitch_hz = _pitch(rng, phones, centres_s, speaker.pitch_hz)
 
     features = np.column_stack([articulators, loudness, pitch_hz])
-    times = np.column_stack([centres_s - FRAME_S / 2, centres_s + FRAME_S / 2])
     gestures = [
         Gesture(
             ARTICULATORS[i],
@@ -504,7 +503,7 @@ def _utterance(
         for targets in [token.target * np.diag(speaker.transform) + speaker.offset]
         for i in np.flatnonzero(token.weight)
     ]
-    return Utterance(name, features.astype(np.float32), times.astype(np.float32), phones, gestures)
+    return Utterance(name, features.astype(np.float32), frame_times(n_frames), phones, gestures)
 
 
 def _loudness(phones: list[Phone], n_instants: int) -> np.ndarray:

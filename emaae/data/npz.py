@@ -8,6 +8,7 @@ array is inflated that is not asked for. Nothing is unpickled.
 import contextlib
 import math
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -32,6 +33,13 @@ def load_npz(file: BinaryIO, where: str, key: str = "features") -> np.ndarray:
 
     `where` names the file in errors. Raises BadFile.
     """
+    with open_npz(file, where) as archive:
+        return read_member(archive, key, where)
+
+
+@contextlib.contextmanager
+def open_npz(file: BinaryIO, where: str, at_most: int = MOST_BYTES) -> Iterator[zipfile.ZipFile]:
+    """The archive in a file of at most so many bytes; what fails while it is open is a BadFile."""
     with _errors_named(where):
         begins = file.read(6)
         size = file.seek(0, os.SEEK_END)
@@ -39,15 +47,49 @@ def load_npz(file: BinaryIO, where: str, key: str = "features") -> np.ndarray:
         if not size:
             raise BadFile(f"{where} is empty: {AGAIN}")
         if begins.startswith(b"\x93NUMPY"):
-            raise BadFile(f"{where} is a bare array: expected an .npz with the key `{key}`")
+            raise BadFile(f"{where} is a bare array: expected an .npz, as np.savez writes it")
         if begins.startswith(b"\x80"):
             raise BadFile(_pickled(where))
         if not begins.startswith(b"PK"):
             raise BadFile(f"{where} is not an .npz (it begins {begins!r}): {AGAIN}")
-        if size > MOST_BYTES:
+        if size > at_most:
             raise BadFile(too_large(where, "it", size))
         with zipfile.ZipFile(Pieces(file, where)) as archive:
-            return _array(archive, _member(archive, where, key), where)
+            yield archive
+
+
+class Rows:
+    """An array in an open archive that is read in order, some rows at a time.
+
+    shape: as its header says; nothing is read before it is asked for, so that any size will do.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, key: str, where: str) -> None:
+        info = _member(archive, where, key)
+        self._where, self._stream = where, _opened(archive, info, where)
+        self.shape, fortran, self._dtype = _header(self._stream, info, where, sys.maxsize)
+        if not self.shape or (fortran and len(self.shape) > 1) or self._dtype.kind not in "fiu":
+            raise BadFile(
+                f"{where}: {info.filename} is {self._dtype} of shape {self.shape}"
+                f"{' in Fortran order' * fortran}: expected rows of plain numbers"
+            )
+
+    def read(self, n: int) -> np.ndarray:
+        """The next n rows, (n, ...). Raises BadFile when they are not there."""
+        shape = (n, *self.shape[1:])
+        n_bytes, content = math.prod(shape) * self._dtype.itemsize, bytearray()
+        with _errors_named(self._where):
+            while len(content) < n_bytes:
+                piece = self._stream.read(min(PIECE, n_bytes - len(content)))
+                if not piece:
+                    raise EOFError
+                content += piece
+        return np.frombuffer(content, self._dtype).reshape(shape)
+
+
+def read_member(archive: zipfile.ZipFile, key: str, where: str) -> np.ndarray:
+    """The array `key` in an open archive, whole. Raises BadFile."""
+    return _array(archive, _member(archive, where, key), where)
 
 
 def _member(archive: zipfile.ZipFile, where: str, key: str) -> zipfile.ZipInfo:
@@ -91,7 +133,9 @@ def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Any:
     return archive.open(info)
 
 
-def _header(member: Any, info: zipfile.ZipInfo, where: str) -> tuple[tuple[int, ...], bool, Any]:
+def _header(
+    member: Any, info: zipfile.ZipInfo, where: str, at_most: int = MOST_BYTES
+) -> tuple[tuple[int, ...], bool, Any]:
     """Shape, whether in Fortran order, and dtype of a member, whose size they explain exactly."""
     version = np.lib.format.read_magic(member)
     read = {
@@ -105,7 +149,7 @@ def _header(member: Any, info: zipfile.ZipInfo, where: str) -> tuple[tuple[int, 
         raise BadFile(_pickled(where))
     claimed = math.prod(shape) * dtype.itemsize
     held = info.file_size - member.tell()
-    if max(claimed, held) > MOST_BYTES:
+    if max(claimed, held) > at_most:
         raise BadFile(too_large(where, f"its array {info.filename!r}", max(claimed, held)))
     if claimed != held or min(shape, default=0) < 0:
         raise BadFile(

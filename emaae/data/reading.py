@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ MAX_PROCESSES = 8
 # Files that a process reads before it hands them over: 32 of LibriSpeech's fill a megabyte.
 FILES_AT_ONCE = 32
 
+T = TypeVar("T")
 Reader = Callable[[FeatureFile], np.ndarray]
 
 
@@ -76,20 +77,34 @@ def read(
     form: Form,
     broken: dict[str, str] | None = None,
 ) -> Iterator[Utterance]:
-    """The utterances in `files`, in their order, whatever the number of processes.
+    """The utterances in `files`, in their order, see `each`."""
+
+    def connected() -> Callable[[FeatureFile], Utterance]:
+        reader = connect()
+        return lambda file: utterance(file.identity, reader(file), form)
+
+    return each(files, connected, broken)
+
+
+def each(
+    files: Sequence[FeatureFile],
+    connect: Callable[[], Callable[[FeatureFile], T]],
+    broken: dict[str, str] | None = None,
+) -> Iterator[T]:
+    """What is read of each of the files, in their order, whatever the number of processes.
 
     connect: called once in each process that reads; gives what reads one file, or raises UserError.
     broken: gets the identities of broken files and why they are; without it, the first file, in
     their order, that raises an error does so here. Raises UserError when all are broken.
     """
 
-    def connected() -> Callable[[Sequence[FeatureFile]], list[Utterance | Broken]]:
+    def connected() -> Callable[[Sequence[FeatureFile]], list[T | Broken]]:
         reader = connect()
 
-        def one(file: FeatureFile) -> Utterance | Broken:
+        def one(file: FeatureFile) -> T | Broken:
             try:
                 check_identity(file.identity, file.path)
-                return utterance(file.identity, reader(file), form)
+                return reader(file)
             except BadFile as error:
                 if broken is not None:
                     return Broken(file.identity, str(error))
@@ -101,15 +116,15 @@ def read(
     if broken is not None:
         broken.clear()
     for found in _in_order(files, connected):
-        if isinstance(found, Utterance):
-            yield found
-        else:
+        if isinstance(found, Broken):
             broken[found.name] = found.why
+        else:
+            yield found
     if broken and len(broken) == len(files):
         raise UserError(f"all {len(files)} files are broken: {next(iter(broken.values()))}")
 
 
-def _in_order(files: Sequence[FeatureFile], connected: Callable) -> Iterator[Utterance | Broken]:
+def _in_order(files: Sequence[FeatureFile], connected: Callable) -> Iterator:
     if len(files) < FILES_FOR_PROCESSES:
         work = connected()
         for file in files:

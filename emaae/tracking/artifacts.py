@@ -1,6 +1,5 @@
 """Which artifacts does a run's folder become? The same ones at its end and when uploaded later."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from emaae.config import read_json
+from emaae.files import sha256
 
 # As their collections are named: PREFIX-<id of the W&B run>.
 MODEL, RECONSTRUCTIONS = "emaae", "reconstructions"
@@ -84,11 +84,6 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
         for path in sorted(p for p in epoch.rglob("*") if p.suffix in (".npz", ".png")):
             _add(artifact, path, path.relative_to(folder / "reconstructions").as_posix())
     return artifact
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _model_aliases(folder: Path) -> list[str]:

@@ -17,8 +17,9 @@ from typing import Any
 from emaae.checkpoint import write_json
 from emaae.config import read_json
 from emaae.errors import UserError
+from emaae.files import sha256
 from emaae.model_card import CARD, model_card
-from emaae.tracking.artifacts import MODEL, sha256
+from emaae.tracking.artifacts import MODEL
 from emaae.tracking.run import public_api
 
 FILES = ("best.pth", "model_config.json", "metrics.json")

@@ -1,0 +1,325 @@
+"""How do whole corpora go through a model? In windows, so that no length needs more memory.
+
+A window is some frames of an utterance and, on either side, those that its own frames see through
+the convolutions (half a receptive field). What is computed for its own frames is what the whole
+utterance would give, up to rounding, and windows of several utterances share a batch in which
+padding changes nothing. Utterances, windows and what is written follow each other: memory holds one
+batch and the utterance that is being cut, whatever the corpus.
+
+    from emaae.encode import encode
+
+    z = encode(model, features)  # (T, D) -> (T, units), any T
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emaae import encodings
+from emaae.checkpoint import load_model, model_file
+from emaae.data import Listing
+from emaae.data.features import CHANNELS, FeatureFile, find_features, frame_times, read_times
+from emaae.data.reading import Form, each, utterance
+from emaae.devices import pick_device
+from emaae.errors import BadFile, UserError, plainly
+from emaae.files import own, sha256
+from emaae.models import CNNAutoEncoder
+from emaae.progress import progress
+from emaae.run_folder import git_commit, versions
+
+# Frames in a batch, padding included, and in a window. At 1024 units the widest activations of a
+# batch are 16 MB on a CPU, about its cache, and 256 MB on a GPU.
+FRAMES_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 16}
+
+
+# ---- any sequence through a model
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A sequence to be read in order: a name, its frames, and what reads the next n (n, D)."""
+
+    name: Any
+    n_frames: int
+    read: Callable[[int], np.ndarray]
+
+
+class _Window(NamedTuple):
+    source: Source
+    frames: np.ndarray  # (t, D), its own and what those see
+    own: slice
+
+
+def encode(model: CNNAutoEncoder, features: np.ndarray, at_once: int | None = None) -> np.ndarray:
+    """The encoding (T, units) float32 of one utterance of raw features (T, D), on model's device.
+
+    at_once: frames in a window (default: `FRAMES_AT_ONCE`); the result does not depend on it.
+    """
+    ((_, parts),) = encode_each(model, [_in_memory(features)], at_once)
+    return np.concatenate(list(parts))
+
+
+def decode(model: CNNAutoEncoder, z: np.ndarray, at_once: int | None = None) -> np.ndarray:
+    """The raw features (T, D) float32 that an encoding (T, units) stands for, as `encode`."""
+    ((_, parts),) = decode_each(model, [_in_memory(z)], at_once)
+    return np.concatenate(list(parts))
+
+
+def _in_memory(frames: np.ndarray, name: Any = None) -> Source:
+    if frames.ndim != 2 or not len(frames):
+        raise ValueError(f"expected one utterance (T, D) with frames, got shape {frames.shape}")
+    done = 0
+
+    def read(n: int) -> np.ndarray:
+        nonlocal done
+        done += n
+        return frames[done - n : done]
+
+    return Source(name, len(frames), read)
+
+
+def encode_each(
+    model: CNNAutoEncoder, sources: Iterable[Source], at_once: int | None = None
+) -> Iterator[tuple[Source, Iterator[np.ndarray]]]:
+    """Each source of raw features (T, D) with the parts (t, units) of its encoding, in order.
+
+    The parts of one must be taken before the next. Sources of similar length that follow each other
+    share batches best.
+    """
+    return _through(model, model.encode, model.receptive_field(), sources, at_once)
+
+
+def decode_each(
+    model: CNNAutoEncoder, sources: Iterable[Source], at_once: int | None = None
+) -> Iterator[tuple[Source, Iterator[np.ndarray]]]:
+    """Each source of encodings (T, units) with the parts (t, D) of raw features, see above."""
+    return _through(model, model.decode, model.decoder_receptive_field(), sources, at_once)
+
+
+def _through(
+    model: CNNAutoEncoder,
+    run: Callable[[Tensor, Tensor], Tensor],
+    receptive_field: int,
+    sources: Iterable[Source],
+    at_once: int | None,
+) -> Iterator[tuple[Source, Iterator[np.ndarray]]]:
+    device, dtype = model.mean.device, model.mean.dtype
+    at_once = at_once or FRAMES_AT_ONCE[device.type]
+    reach = receptive_field // 2
+    windows = (w for source in sources for w in _windows(source, reach, at_once))
+
+    def parts() -> Iterator[tuple[Source, np.ndarray]]:
+        for batch in _batches(windows, at_once + 2 * reach):
+            x, mask = _padded([w.frames for w in batch])
+            with torch.inference_mode():
+                out = run(x.to(device, dtype), mask.to(device))
+            for window, one in zip(batch, out.float().cpu().numpy()):
+                yield window.source, one[:, window.own].T
+
+    for source, group in groupby(parts(), key=lambda part: part[0]):
+        yield source, (part for _, part in group)
+
+
+def _windows(source: Source, reach: int, size: int) -> Iterator[_Window]:
+    """Windows with at most `size` frames of their own and `reach` more on either side."""
+    held, first = None, 0  # what was read and is still needed; which frame it begins with
+    for begin in range(0, source.n_frames, size):
+        end = min(begin + size, source.n_frames)
+        start, stop = max(0, begin - reach), min(end + reach, source.n_frames)
+        seen = 0 if held is None else first + len(held)
+        more = source.read(stop - seen) if stop > seen else None
+        there = [part for part in (held, more) if part is not None]
+        held = np.concatenate(there)[start - first :]
+        first = start
+        yield _Window(source, held, slice(begin - start, end - start))
+
+
+def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
+    """Windows that follow each other, of at most so many frames when padded."""
+    batch, longest = [], 0
+    for window in windows:
+        longest = max(longest, len(window.frames))
+        if batch and longest * (len(batch) + 1) > most:
+            yield batch
+            batch, longest = [], len(window.frames)
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def _padded(arrays: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """x (batch, D, time), zero where padded, and its mask (batch, 1, time)."""
+    longest = max(len(array) for array in arrays)
+    x = np.zeros((len(arrays), arrays[0].shape[1], longest), np.float32)
+    mask = np.zeros((len(arrays), 1, longest), np.float32)
+    for i, array in enumerate(arrays):
+        x[i, :, : len(array)] = array.T
+        mask[i, :, : len(array)] = 1
+    return torch.from_numpy(x), torch.from_numpy(mask)
+
+
+# ---- trees
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a tree: utterances written now, there before, left out and why."""
+
+    written: int
+    kept: int
+    skipped: Mapping[str, str]
+
+    def told(self, out: Path) -> str:
+        """What a person reads of it."""
+        kept = f", {self.kept} were there" if self.kept else ""
+        lines = [f"{out}: {self.written} utterances written{kept}"]
+        lines += [f"left out: {name} ({why})" for name, why in self.skipped.items()]
+        return "\n".join(plainly(line) for line in lines)
+
+
+@contextlib.contextmanager
+def opened(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder, dict[str, Any]]]:
+    """The model of a reference on a device, and what the manifest of a tree says of it. UserError.
+
+    ref: see `checkpoint.model_file`.
+    """
+    with model_file(ref) as path:
+        model = load_model(path, pick_device(device))
+        entry = {"ref": str(ref), "type": model.get_type(), "sha256": sha256(path)}
+        yield model, {"model": entry, "versions": versions(), "git_commit": git_commit()}
+
+
+class _Read(NamedTuple):
+    file: FeatureFile
+    frames: np.ndarray
+    times: np.ndarray | None
+
+
+def encode_tree(
+    model: CNNAutoEncoder,
+    listing: Listing,
+    out: Path,
+    form: str,
+    made_by: Mapping[str, Any],
+    *,
+    skip_broken: bool = False,
+) -> Written:
+    """Write the encodings of all utterances of a listing (`emaae.data.listed`) into a tree.
+
+    form: of `config.FORMS`. made_by: the `model`, with its `sha256`, and what else the manifest
+    should say. What is there already, whole and of the same state of its features, is kept; a tree
+    of another model or form is refused. skip_broken: leave broken files out instead of ending.
+    Raises UserError.
+    """
+    columns = Form.of(keep_loudness=model.input_dim == len(CHANNELS))
+
+    def connect() -> Callable[[FeatureFile], _Read]:
+        read, times_of = listing.connect(), listing.connect_times()
+        return lambda file: _Read(
+            file, utterance(file.identity, read(file), columns).frames, times_of(file)
+        )
+
+    def write(found: _Read, parts: Iterator[np.ndarray], path: Path, made_from: str) -> None:
+        encodings.write_times(path, frame_times(len(found.frames), found.times))
+        shape = (len(found.frames), model.inner_size)
+        encodings.write_encoding(path, parts, shape, form, made_from)
+
+    broken: dict[str, str] | None = {} if skip_broken else None
+    with _claimed(out, {"made": "encodings", "form": form} | dict(made_by)):
+        todo, kept = _todo(listing.files, out)
+        sources = (_in_memory(found.frames, found) for found in each(todo, connect, broken))
+        done = encode_each(model, sources)
+        written = 0
+        for source, parts in progress(
+            done, "encoding", total=len(listing.files), done=kept, unit="utterances"
+        ):
+            path = _path(out, source.name.file)
+            write(source.name, parts, path, _state(source.name.file))
+            written += 1
+    return Written(written, kept, broken or {})
+
+
+def decode_tree(
+    model: CNNAutoEncoder, root: str, out: Path, made_by: Mapping[str, Any], *, recursive: bool
+) -> Written:
+    """Write the features (T, 14) that a tree of encodings stands for, as a tree of features.
+
+    A model that does not see loudness gives none: it is 0 there. Times are those of the encodings.
+    What is kept and what is refused is said at `encode_tree`. Raises UserError.
+    """
+    columns = [CHANNELS.index(c) for c in Form.of(model.input_dim == len(CHANNELS)).channels]
+
+    def sources(todo: Iterable[FeatureFile]) -> Iterator[Source]:
+        for file in todo:
+            with encodings.open_encoding(file.path) as found:
+                if found.n_units != model.inner_size or not found.n_frames:
+                    raise BadFile(
+                        f"{file.path} has {found.n_frames} frames of {found.n_units} units: "
+                        f"expected frames of {model.inner_size}, as {model.get_type()} encodes "
+                        "them; name the --model that made them"
+                    )
+                yield Source(file, found.n_frames, found.read)
+
+    def widened(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for part in parts:
+            features = np.zeros((len(part), len(CHANNELS)), np.float32)
+            features[:, columns] = part
+            yield features
+
+    files = find_features(root, recursive)
+    with _claimed(out, {"made": "features", "form": "float32"} | dict(made_by)):
+        todo, kept = _todo(files, out)
+        done = decode_each(model, sources(todo))
+        for source, parts in progress(
+            done, "decoding", total=len(files), done=kept, unit="utterances"
+        ):
+            path, n_frames = _path(out, source.name), source.n_frames
+            times = frame_times(n_frames, read_times(source.name.path))
+            encodings.write_times(path, times)
+            shape, state = (n_frames, len(CHANNELS)), _state(source.name)
+            encodings.write_encoding(path, widened(parts), shape, "float32", state)
+    return Written(len(todo), kept, {})
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, manifest: Mapping[str, Any]) -> Iterator[None]:
+    """The folder `out` for this process alone, with its manifest and nothing half done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = own(out)
+    except OSError as error:
+        raise UserError(
+            f"--out {out} cannot be written ({error.strerror or error}): name another folder"
+        ) from None
+    try:
+        encodings.claim(out, manifest)
+        for stray in out.rglob(".*.tmp"):
+            stray.unlink()  # of a process that was killed while it wrote
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _todo(files: list[FeatureFile], out: Path) -> tuple[list[FeatureFile], int]:
+    """The files that still have to be done, the largest first, and how many are done."""
+    todo = [file for file in files if encodings.made_from(_path(out, file)) != _state(file)]
+    # By size, so that neighbours are of similar length, and what needs most memory comes first.
+    return sorted(todo, key=lambda file: -file.stamp[0]), len(files) - len(todo)
+
+
+def _path(out: Path, file: FeatureFile) -> Path:
+    return out / f"{file.identity}.npz"
+
+
+def _state(file: FeatureFile) -> str:
+    """What changes when a file does."""
+    return json.dumps([file.identity, *file.stamp])

@@ -1,0 +1,133 @@
+"""How are the original project's files read and written?
+
+There a block is batch normalisation, convolution, ReLU, the last one too, and nothing standardises
+the input. Its names of the tensors are ours, block by block:
+
+    model.encoder.blockN.conv.NAME         encoder.N.conv.NAME      (decoder alike)
+    model.encoder.blockN.batchnorm.NAME    encoder.N.norm.NAME
+
+Such a model is `CNNAutoEncoder(norm="original")` with mean 0 and standard deviation 1.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emaae.config import Config, read_model_config, said_by
+from emaae.errors import UserError
+from emaae.models import Block, CNNAutoEncoder
+
+THEIRS = re.compile(r"model\.(encoder|decoder)\.block(\d)\.(batchnorm|conv)\.(\w+)")
+LAYERS = {"batchnorm": "norm", "conv": "conv"}
+# What their model_config.json says besides the architecture; lr is `learning_rate` there.
+SETTINGS = ("checkpoint", "epochs", "lr", "batch_sz", "optimizer", "autoencoder_loss")
+SETTINGS += ("sparse_loss", "penalty_scheduler", "weight_penalty", "alpha", "alpha_epochs")
+SETTINGS += ("update", "early_stop")
+EPS = 1e-5  # of their batch normalisation, PyTorch's default
+
+
+def renamed(state: Mapping[str, Any], input_dim: int) -> dict[str, Any]:
+    """A state_dict of theirs by our names; every other one as it is."""
+    names = {name: THEIRS.fullmatch(name) for name in state if isinstance(name, str)}
+    if not any(names.values()):
+        return dict(state)
+    ours = {"mean": torch.zeros(input_dim), "sd": torch.ones(input_dim)}
+    for name, value in state.items():
+        match = names.get(name)
+        if match:
+            stack, number, layer, rest = match.groups()
+            name = f"{stack}.{number}.{LAYERS[layer]}.{rest}"
+        ours[name] = value
+    return ours
+
+
+def settings_beside(weights: Path) -> dict[str, Any]:
+    """The `SETTINGS` that the model_config.json beside a `.pth` tells. Raises UserError."""
+    path = weights.parent / "model_config.json"
+    found = {name: value for name, value in read_model_config(path).items() if value is not None}
+    if "learning_rate" in found:
+        found["lr"] = found["learning_rate"]
+    return said_by(path, found, SETTINGS)
+
+
+def model_config(model: CNNAutoEncoder, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Their model_config.json for a model, with those `SETTINGS` of a run that are known."""
+    known = Config().asdict() | dict(settings)
+    theirs = {"learning_rate" if name == "lr" else name: known[name] for name in SETTINGS}
+    return {k: v for k, v in model.architecture().items() if k != "norm"} | theirs
+
+
+def decodes_the_same(model: CNNAutoEncoder) -> bool:
+    """Whether their class also gives a model's reconstructions, which it ends by a ReLU.
+
+    It does for a model that came from there. Of any other it gives what is positive, and else 0.
+    """
+    return model.norm == "original" and not model.mean.any()
+
+
+@torch.no_grad()
+def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
+    """The weights by their names, for the same encodings up to rounding. UserError for norm layer.
+
+    The standardiser becomes part of the first batch normalisation, the raw scale part of the last
+    convolution; batch normalisation after a convolution becomes part of that.
+    """
+    return dict(_tensors(model))
+
+
+def _tensors(model: CNNAutoEncoder) -> Iterator[tuple[str, Tensor]]:
+    if model.norm == "layer":
+        raise UserError(
+            "norm layer cannot be said in the original format, which has batch normalisation "
+            "before each convolution: expected a model of norm none, batch or original"
+        )
+    for stack in ("encoder", "decoder"):
+        blocks = getattr(model, stack)
+        for i, block in enumerate(blocks):
+            first, last = (stack, i) == ("encoder", 0), block is model.decoder[-1]
+            norm = _norm_before(model, block, first)
+            conv = _conv(model, block, last)
+            for layer, tensors in (("batchnorm", norm), ("conv", conv)):
+                for name, tensor in tensors.items():
+                    tensor = tensor if name == "num_batches_tracked" else tensor.float()
+                    yield f"model.{stack}.block{i}.{layer}.{name}", tensor.cpu().clone()
+
+
+def _norm_before(model: CNNAutoEncoder, block: Block, first: bool) -> dict[str, Tensor]:
+    """Their batch normalisation before a convolution; the first one standardises raw features."""
+    size = block.conv.in_channels
+    centre, spread = torch.zeros(size).double(), torch.ones(size).double()
+    weight, bias = torch.ones(size).double(), torch.zeros(size).double()
+    n_batches = torch.tensor(0)
+    if block.norm_first:
+        norm = block.norm
+        centre, spread = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
+        weight, bias, n_batches = norm.weight, norm.bias, norm.num_batches_tracked
+    if first:
+        mean, sd = model.mean.double(), model.sd.double()
+        centre, spread = mean + sd * centre.to(mean), sd * spread.to(sd)
+    variance = (spread.square() - EPS).clamp(min=0)
+    return {
+        "weight": weight * (variance + EPS).sqrt() / spread,
+        "bias": bias,
+        "running_mean": centre,
+        "running_var": variance,
+        "num_batches_tracked": n_batches,
+    }
+
+
+def _conv(model: CNNAutoEncoder, block: Block, last: bool) -> dict[str, Tensor]:
+    """The convolution, with all that is linear between it and the ReLU after it."""
+    weight, bias = block.conv.weight.double(), block.conv.bias.double()
+    if isinstance(block.norm, nn.BatchNorm1d) and not block.norm_first:
+        norm = block.norm
+        scale = norm.weight / (norm.running_var.double() + norm.eps).sqrt()
+        weight = weight * scale[:, None, None]
+        bias = (bias - norm.running_mean) * scale + norm.bias
+    if last:
+        weight, bias = weight * model.sd[:, None, None], bias * model.sd + model.mean
+    return {"weight": weight, "bias": bias}
