@@ -138,7 +138,7 @@ def encode(args: argparse.Namespace) -> None:
 
     listing = listed(args.features, args.recursive, args.bucket)
     skip = args.on_bad_file == "skip"
-    with opened(args.model, args.device) as (model, made_by):
+    with opened(args.model, args.device or "auto") as (model, made_by):
         done = encode_tree(model, listing, Path(args.out), args.format, made_by, skip_broken=skip)
     print(done.told(args.out))
 
@@ -149,7 +149,7 @@ def decode(args: argparse.Namespace) -> None:
 
     from emaae.encode import decode_tree, opened
 
-    with opened(args.model, args.device) as (model, made_by):
+    with opened(args.model, args.device or "auto") as (model, made_by):
         done = decode_tree(model, args.encodings, Path(args.out), made_by, recursive=args.recursive)
     print(done.told(args.out))
 
@@ -274,10 +274,9 @@ def main(argv: list[str] | None = None) -> int:
     def add_knobs(verb: argparse.ArgumentParser, *names: str) -> None:
         for name in names:
             knob = Config.__dataclass_fields__[name]
-            flag = {"action": "store_true"} if knob.type is bool else {"default": knob.default}
-            if knob.metadata["choices"]:
-                flag["choices"] = knob.metadata["choices"]
-            verb.add_argument(f"--{name}", help=knob.metadata["text"], **flag)
+            switch = knob.type is bool
+            value = {"action": "store_true"} if switch else {"choices": knob.metadata["choices"]}
+            verb.add_argument(f"--{name}", help=knob.metadata["text"], **value)
 
     verb = add_model(encode, "encode")
     verb.add_argument("--features", required=True, metavar="DIR", help="feature tree, or a prefix")

@@ -26,7 +26,14 @@ from torch import Tensor
 from emaae import encodings
 from emaae.checkpoint import load_model, model_file
 from emaae.data import Listing
-from emaae.data.features import CHANNELS, FeatureFile, find_features, frame_times, read_times
+from emaae.data.features import (
+    CHANNELS,
+    FRAME_RATE_HZ,
+    FeatureFile,
+    find_features,
+    frame_times,
+    read_times,
+)
 from emaae.data.reading import Form, each, utterance
 from emaae.devices import pick_device
 from emaae.errors import BadFile, UserError, plainly
@@ -38,6 +45,8 @@ from emaae.run_folder import git_commit, versions
 # Frames in a batch, padding included, and in a window. At 1024 units the widest activations of a
 # batch are 16 MB on a CPU, about its cache, and 256 MB on a GPU.
 FRAMES_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 16}
+# Of an utterance that is longer than five minutes its own progress is shown.
+LONG_FRAMES = 5 * 60 * FRAME_RATE_HZ
 
 
 # ---- any sequence through a model
@@ -63,13 +72,13 @@ def encode(model: CNNAutoEncoder, features: np.ndarray, at_once: int | None = No
 
     at_once: frames in a window (default: `FRAMES_AT_ONCE`); the result does not depend on it.
     """
-    ((_, parts),) = encode_each(model, [_in_memory(features)], at_once)
+    _, parts = next(encode_each(model, [_in_memory(features)], at_once))
     return np.concatenate(list(parts))
 
 
 def decode(model: CNNAutoEncoder, z: np.ndarray, at_once: int | None = None) -> np.ndarray:
     """The raw features (T, D) float32 that an encoding (T, units) stands for, as `encode`."""
-    ((_, parts),) = decode_each(model, [_in_memory(z)], at_once)
+    _, parts = next(decode_each(model, [_in_memory(z)], at_once))
     return np.concatenate(list(parts))
 
 
@@ -197,9 +206,10 @@ def opened(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder, dic
         yield model, {"model": entry, "versions": versions(), "git_commit": git_commit()}
 
 
-class _Read(NamedTuple):
+class _Item(NamedTuple):
+    """What a source of a tree is called: its file, and what a times file says of it."""
+
     file: FeatureFile
-    frames: np.ndarray
     times: np.ndarray | None
 
 
@@ -220,30 +230,26 @@ def encode_tree(
     Raises UserError.
     """
     columns = Form.of(keep_loudness=model.input_dim == len(CHANNELS))
+    broken: dict[str, str] | None = {} if skip_broken else None
 
-    def connect() -> Callable[[FeatureFile], _Read]:
-        read, times_of = listing.connect(), listing.connect_times()
-        return lambda file: _Read(
-            file, utterance(file.identity, read(file), columns).frames, times_of(file)
+    def connect() -> Callable[[FeatureFile], tuple[np.ndarray, _Item]]:
+        read, times = listing.connect(), listing.connect_times()
+        return lambda file: (
+            utterance(file.identity, read(file), columns).frames,
+            _Item(file, times(file)),
         )
 
-    def write(found: _Read, parts: Iterator[np.ndarray], path: Path, made_from: str) -> None:
-        encodings.write_times(path, frame_times(len(found.frames), found.times))
-        shape = (len(found.frames), model.inner_size)
-        encodings.write_encoding(path, parts, shape, form, made_from)
-
-    broken: dict[str, str] | None = {} if skip_broken else None
-    with _claimed(out, {"made": "encodings", "form": form} | dict(made_by)):
+    with _claimed(out, listing.root, {"made": "encodings", "form": form} | dict(made_by)):
         todo, kept = _todo(listing.files, out)
-        sources = (_in_memory(found.frames, found) for found in each(todo, connect, broken))
-        done = encode_each(model, sources)
-        written = 0
-        for source, parts in progress(
-            done, "encoding", total=len(listing.files), done=kept, unit="utterances"
-        ):
-            path = _path(out, source.name.file)
-            write(source.name, parts, path, _state(source.name.file))
-            written += 1
+        sources = (_in_memory(*found) for found in each(todo, connect, broken))
+        done = progress(
+            encode_each(model, sources),
+            "encoding",
+            total=len(listing.files),
+            done=kept,
+            unit="utterances",
+        )
+        written = _write(done, out, form, model.inner_size)
     return Written(written, kept, broken or {})
 
 
@@ -266,7 +272,7 @@ def decode_tree(
                         f"expected frames of {model.inner_size}, as {model.get_type()} encodes "
                         "them; name the --model that made them"
                     )
-                yield Source(file, found.n_frames, found.read)
+                yield Source(_Item(file, read_times(file.path)), found.n_frames, found.read)
 
     def widened(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for part in parts:
@@ -275,23 +281,41 @@ def decode_tree(
             yield features
 
     files = find_features(root, recursive)
-    with _claimed(out, {"made": "features", "form": "float32"} | dict(made_by)):
+    with _claimed(out, root, {"made": "features", "form": "float32"} | dict(made_by)):
         todo, kept = _todo(files, out)
-        done = decode_each(model, sources(todo))
-        for source, parts in progress(
-            done, "decoding", total=len(files), done=kept, unit="utterances"
-        ):
-            path, n_frames = _path(out, source.name), source.n_frames
-            times = frame_times(n_frames, read_times(source.name.path))
-            encodings.write_times(path, times)
-            shape, state = (n_frames, len(CHANNELS)), _state(source.name)
-            encodings.write_encoding(path, widened(parts), shape, "float32", state)
-    return Written(len(todo), kept, {})
+        decoded = ((source, widened(y)) for source, y in decode_each(model, sources(todo)))
+        done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
+        written = _write(done, out, "float32", len(CHANNELS))
+    return Written(written, kept, {})
+
+
+def _write(
+    done: Iterable[tuple[Source, Iterator[np.ndarray]]], out: Path, form: str, n_columns: int
+) -> int:
+    """Write what is done into a tree; returns of how many utterances."""
+    n = 0
+    for source, parts in done:
+        (file, times), shape = source.name, (source.n_frames, n_columns)
+        if source.n_frames > LONG_FRAMES:
+            parts = progress(parts, file.identity, unit="windows")
+        path = _path(out, file)
+        encodings.write_times(path, frame_times(source.n_frames, times))
+        encodings.write_encoding(path, parts, shape, form, _state(file))
+        n += 1
+    return n
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, manifest: Mapping[str, Any]) -> Iterator[None]:
-    """The folder `out` for this process alone, with its manifest and nothing half done."""
+def _claimed(out: Path, root: str | None, manifest: Mapping[str, Any]) -> Iterator[None]:
+    """The folder `out` for this process alone, with its manifest and nothing half done.
+
+    root: the tree that is read, in which it must not be.
+    """
+    if root is not None and out.resolve().is_relative_to(Path(root).resolve()):
+        raise UserError(
+            f"--out {out} is in {root}, which is read: what is written there would be read the "
+            "next time; name a folder outside"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = own(out)

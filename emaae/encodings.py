@@ -205,7 +205,7 @@ def _finite(z: np.ndarray, where: str) -> np.ndarray:
 def claim(out: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of a tree, or compare it with the one that is there. Raises UserError.
 
-    Entries `model` and `form` must be the same; versions and the rest may differ.
+    What was made, by which model and in which form must be the same; the rest may differ.
     """
     path = out / MANIFEST
     if not path.is_file():
@@ -218,14 +218,16 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> None:
         write_json(path, manifest)
         return
     before = read_json(path)
-    for what, tell in (("made", str), ("model", _model), ("form", str)):
-        was, now = before.get(what), manifest[what]
-        if tell(was) != tell(now):
-            raise UserError(
-                f"{out} holds {before.get('made')} of {what} {tell(was)}, and {tell(now)} was "
-                "asked for: give another --out, or remove that folder"
-            )
+    was, now = _told(before), _told(manifest)
+    if was != now:
+        raise UserError(
+            f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
+            "folder"
+        )
 
 
-def _model(entry: Any) -> str:
-    return str(entry.get("sha256"))[:12] if isinstance(entry, dict) else str(entry)
+def _told(manifest: Mapping[str, Any]) -> str:
+    """What must be the same of all files in a tree."""
+    model = manifest.get("model")
+    sha256 = str(model.get("sha256") if isinstance(model, dict) else model)[:12]
+    return f"{manifest.get('made')} by model {sha256} as {manifest.get('form')}"

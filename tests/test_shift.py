@@ -8,7 +8,7 @@ import torch
 from conftest import speech
 
 from emaae.data import Split
-from emaae.models import CNNAutoEncoder
+from emaae.models import NORMS, CNNAutoEncoder
 from emaae.shift import (
     CUTOFFS,
     LAGS,
@@ -196,7 +196,7 @@ def test_a_low_pass_filter_halves_its_cutoff_keeps_what_is_below_and_stops_what_
             assert torch.allclose(out, gain * sine[:, 100:-100], atol=6e-3), (cutoff, frequency)
 
 
-@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("n_decoder", [2, 3, 5])
 def test_filtering_after_the_first_convolution_is_filtering_the_encoding(norm, n_decoder):
     model = random_model(split_of(60), norm, n_decoder).double()
@@ -365,7 +365,7 @@ def test_one_unit_works():
     assert all(math.isfinite(value) for value in row.values())
 
 
-@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_neither_the_order_of_files_nor_another_call_changes_a_number(norm):
     pairs = [(f"u{i}", speech(n, seed=i)) for i, n in enumerate((80, 7, 110, 50))]
     split = Split.from_utterances(pairs)

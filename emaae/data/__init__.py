@@ -66,12 +66,14 @@ def told(split: Split) -> str:
 class Listing:
     """The features in a tree or under a prefix of a bucket, listed and not read.
 
-    where: what a person calls it. place: what stays when the content changes. files: sorted by
-    identity. connect, connect_times: called once in each process that reads, they give what reads
-    the features (T, 14) of one file, checked, and its times, None where it has none.
+    where: what a person calls it. root: of the tree; None in a bucket. place: what stays when the
+    content changes. files: sorted by identity. connect, connect_times: called once in each process
+    that reads, they give what reads the features (T, 14) of one file, checked, and its times, None
+    where it has none.
     """
 
     where: str
+    root: str | None
     place: tuple
     files: list[FeatureFile]
     connect: Callable[[], Reader]
@@ -85,6 +87,7 @@ def listed(root: str, recursive: bool, bucket: str | None = None) -> Listing:
 
 def _in_tree(root: str, recursive: bool) -> Listing:
     return Listing(
+        root,
         root,
         ("tree", os.path.realpath(root), recursive),
         find_features(root, recursive),
@@ -114,7 +117,7 @@ def _in_bucket(name: str, prefix: str, recursive: bool) -> Listing:
 
     files = bucket.list_features(bucket.open_bucket(name), prefix, recursive)
     place = ("bucket", bucket.endpoint(), where, recursive)
-    return Listing(where, place, files, connect, connect_times)
+    return Listing(where, None, place, files, connect, connect_times)
 
 
 def _source(name: str, root: str, config: Config, form: Form) -> store.Source:
