@@ -34,26 +34,29 @@ MOST_OF_WEIGHTS = 8
 MOST_PICKLE = 60_000
 
 
-def write_whole(path: Path, write: Any, keep: Path | None = None) -> None:
+def write_whole(path: Path, write: Any, keep: Path | None = None, *, flushed: bool = True) -> None:
     """Call write(file) on a file beside `path`, flush it to disk and rename it over `path`.
 
     Whoever looks finds the old file or the new one, never half of one, whenever the power fails.
-    keep: where the old file stays. Raises UserError when the disk does not take it.
+    keep: where the old file stays. flushed: wait for the disk; without it only a process may fail,
+    not the power. Raises UserError when the disk does not take it.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(beside, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if flushed:
+                os.fsync(file.fileno())
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(beside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the names too
-        finally:
-            os.close(folder)
+        if flushed:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the names too
+            finally:
+                os.close(folder)
     except (OSError, RuntimeError) as error:
         # torch.save says something of positions, in the context of what the disk said.
         while error is not None and not isinstance(error, OSError):

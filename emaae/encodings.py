@@ -6,8 +6,8 @@
 
 In the form `sparse` a file is what scipy.sparse.save_npz writes, and scipy.sparse.load_npz reads:
 a CSR matrix (T, units) of float32. A file is written frame by frame, whatever its length, and is
-there as a whole or not at all. The comment of its archive says which state of which file it was
-made from.
+there as a whole or not at all; what a power cut truncates is noticed the next time. The comment of
+its archive says which state of which file it was made from.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def write_encoding(
                 rows = (_narrowed(part, form, path).data for part in parts)
                 _write_array(archive, "features", form, shape, rows)
 
-    write_whole(path, write)
+    write_whole(path, write, flushed=False)
 
 
 def write_times(path: Path, times: np.ndarray) -> None:
@@ -60,7 +60,7 @@ def write_times(path: Path, times: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(not_written(path, error)) from None
-    write_whole(_beside(path), lambda file: np.savez(file, times=times))
+    write_whole(_beside(path), lambda file: np.savez(file, times=times), flushed=False)
 
 
 def made_from(path: Path) -> str | None:

@@ -16,12 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import speech
 
+from emaae import checkpoint
+from emaae.__main__ import main
 from emaae.config import Config
 from emaae.data import load_splits
 from emaae.data.bucket import list_features, open_bucket, read_array
-from emaae.data.features import find_features, read_features
+from emaae.data.features import find_features, frame_times, read_features
 from emaae.errors import UserError
+from emaae.models import CNNAutoEncoder
 
 moto_server = pytest.importorskip("moto.server")
 boto3 = pytest.importorskip("boto3")
@@ -491,3 +496,90 @@ def test_an_object_with_the_wrong_columns_is_named(handle):
     config = {"bucket": "speech", "train_dir": "narrow/train", "val_dir": "narrow/train"}
     with pytest.raises(UserError, match=r"s3://speech/narrow/train/x has shape \(5, 3\): expected"):
         load_splits(Config.from_mapping(config))
+
+
+# ---- a model on a bucket
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a small model."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    net = CNNAutoEncoder(13, 16, 2, 2)
+    net.normalise(torch.full((13,), 1.0), torch.full((13,), 30.0))
+    checkpoint.save(folder / "best.pth", net.state_dict())
+    checkpoint.write_json(folder / "model_config.json", net.architecture())
+    return folder
+
+
+def test_1100_objects_are_encoded_and_measured_as_from_a_folder(
+    handle, environment, model, tmp_path, monkeypatch
+):
+    connection = http.client.HTTPConnection(*environment)
+    raw = {f"x-amz-meta-{k}": v for k, v in RAW.items()} | {"x-amz-meta-compression": "False"}
+    for i in range(1100):
+        features = speech(2 + i % 3, seed=i)
+        write = tmp_path / f"features/{i % 7}/{i:04d}.npz"
+        write.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(write, features=features)
+        headers = raw | {"x-amz-meta-shape": f"{len(features)},14"}
+        connection.request("PUT", f"/speech/all/{i % 7}/{i:04d}", features.tobytes(), headers)
+        connection.getresponse().read()
+    connection.close()
+    # What the time goes into is no matter of where the features come from.
+    monkeypatch.setattr("emaae.evaluation.shift_tolerance", lambda model, split: ({}, {}))
+    measured = []
+    for where in (["--features=all", "--bucket=speech"], [f"--features={tmp_path / 'features'}"]):
+        given = [f"--model={model}", *where, "--recursive", "--device=cpu"]
+        out = tmp_path / str(len(measured))
+        assert main(["encode", *given, f"--out={out}"]) == 0
+        assert main(["evaluate", *given, f"--out={out}.json"]) == 0
+        measured.append(json.loads(Path(f"{out}.json").read_text()))
+    assert measured[0] == measured[1]
+    found = sorted(path.relative_to(tmp_path / "0") for path in tmp_path.glob("0/*/*.npz"))
+    assert len(found) == 2200
+    for path in found:
+        one, other = (np.load(tmp_path / which / path) for which in "01")
+        for key in one.files:
+            np.testing.assert_allclose(one[key], other[key], atol=1e-6)
+
+
+def test_times_and_npz_in_a_bucket_are_read_and_what_is_done_is_kept(
+    handle, model, tmp_path, capsys
+):
+    own = frame_times(20) + np.float32(3)
+    handle.upload_raw_array("timed/raw", speech(20, 0))
+    handle.upload_raw_array("timed/raw_times", own)
+    put("timed/saved.npz", npz(features=speech(20, 1)))
+    put("timed/saved_times.npz", npz(times=own))
+    handle.upload_raw_array("timed/without", speech(20, 2))
+    given = [f"--model={model}", "--features=timed", "--bucket=speech", f"--out={tmp_path / 'o'}"]
+    for told in ("3 utterances written\n", "0 utterances written, 3 were there\n"):
+        assert main(["encode", *given]) == 0
+        assert capsys.readouterr().out.endswith(told)
+    for name, times in {"raw": own, "saved": own, "without": frame_times(20)}.items():
+        assert np.array_equal(np.load(tmp_path / f"o/{name}_times.npz")["times"], times)
+        assert np.load(tmp_path / f"o/{name}.npz")["features"].shape == (20, 16)
+    handle.upload_raw_array("timed/raw", speech(9, 5))
+    assert main(["encode", *given]) == 0
+    assert "1 utterances written, 2 were there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["encode", "evaluate"])
+@pytest.mark.parametrize(
+    ("prefix", "bucket", "message"),
+    [
+        ("trian", "speech", "no objects under s3://speech/trian/"),
+        ("train", "speach", "s3://speach does not exist"),
+        ("narrow", "speech", r"s3://speech/narrow/x has shape \(5, 3\)"),
+    ],
+)
+def test_a_mistake_with_a_bucket_is_one_line_of_a_verb(
+    handle, model, tmp_path, verb, prefix, bucket, message
+):
+    handle.upload_raw_array("narrow/x", X)
+    given = [f"--features={prefix}", f"--bucket={bucket}", f"--out={tmp_path / 'o'}"]
+    with pytest.raises(UserError, match=message) as caught:
+        main([verb, f"--model={model}", *given])
+    one_line(caught)

@@ -113,7 +113,13 @@ def _in_bucket(name: str, prefix: str, recursive: bool) -> Listing:
 
     def connect_times() -> Callable[[FeatureFile], np.ndarray | None]:
         handle = bucket.open_bucket(name)
-        return lambda file: bucket.read_times(handle, file.path)
+        there = bucket.list_times(handle, prefix, recursive)
+
+        def read_object(file: FeatureFile) -> np.ndarray | None:
+            key = bucket.times_key(file.path)
+            return bucket.read_array(handle, key, of="times") if key in there else None
+
+        return read_object
 
     files = bucket.list_features(bucket.open_bucket(name), prefix, recursive)
     place = ("bucket", bucket.endpoint(), where, recursive)

@@ -76,16 +76,9 @@ def list_features(handle: Any, prefix: str, recursive: bool) -> list[FeatureFile
     The identity is the key relative to the prefix, without `.npz`. `recursive` looks into
     folders too. Times (`<name>_times`) and files of other kinds are left out. Raises UserError.
     """
-    folder = prefix.strip("/")
-    folder = f"{folder}/" if folder else ""
+    folder = _folder(prefix)
     where = f"s3://{handle.bucket_name}/{folder}"
-    query = {"Prefix": folder} if recursive else {"Prefix": folder, "Delimiter": "/"}
-    with _explained(where):
-        # The one listing of cottoncandy's that is complete and literal: ls and lsdir stop at 1,000
-        # objects, glob decodes %20 in names and takes [ and * in a prefix for patterns.
-        found = handle.get_objects(filter=query, limit=None)
-        stamps = {item.key: (item.size, item.e_tag) for item in found}
-
+    stamps = _listed(handle, folder, recursive)
     features = {}
     for key, stamp in stamps.items():
         identity = _identity(key[len(folder) :])
@@ -102,6 +95,33 @@ def list_features(handle: Any, prefix: str, recursive: bool) -> list[FeatureFile
             reason = _no_features(handle, folder, list(stamps), recursive)
         raise UserError(reason)
     return sorted(features.values())
+
+
+def list_times(handle: Any, prefix: str, recursive: bool) -> frozenset[str]:
+    """The keys of the times under `prefix`. Raises UserError."""
+    keys = _listed(handle, _folder(prefix), recursive)
+    return frozenset(key for key in keys if key.removesuffix(".npz").endswith("_times"))
+
+
+def times_key(key: str) -> str:
+    """Where the times of the features in the object `key` are, if there are any."""
+    return f"{key.removesuffix('.npz')}_times{'.npz' * key.endswith('.npz')}"
+
+
+def _folder(prefix: str) -> str:
+    """A prefix as the beginning of keys: empty, or with a slash at its end."""
+    folder = prefix.strip("/")
+    return f"{folder}/" if folder else ""
+
+
+def _listed(handle: Any, folder: str, recursive: bool) -> dict[str, tuple[int, str]]:
+    """Bytes and ETag of every object, by key. Raises UserError."""
+    query = {"Prefix": folder} if recursive else {"Prefix": folder, "Delimiter": "/"}
+    with _explained(f"s3://{handle.bucket_name}/{folder}"):
+        # The one listing of cottoncandy's that is complete and literal: ls and lsdir stop at 1,000
+        # objects, glob decodes %20 in names and takes [ and * in a prefix for patterns.
+        found = handle.get_objects(filter=query, limit=None)
+        return {item.key: (item.size, item.e_tag) for item in found}
 
 
 def read_array(handle: Any, key: str, etag: str | None = None, of: str = "features") -> np.ndarray:
@@ -124,19 +144,6 @@ def read_array(handle: Any, key: str, etag: str | None = None, of: str = "featur
     if key.endswith(".npz"):
         return load_npz(io.BytesIO(content), where, of)
     return _raw_array(content, answer["Metadata"], where)
-
-
-def read_times(handle: Any, key: str) -> np.ndarray | None:
-    """The times beside the features in the object `key`; None without any. Raises UserError."""
-    suffix = ".npz" if key.endswith(".npz") else ""
-    try:
-        return read_array(handle, f"{key.removesuffix('.npz')}_times{suffix}", of="times")
-    except _NoObject:
-        return None
-
-
-class _NoObject(UserError):
-    """An object that is not there."""
 
 
 def _import_cottoncandy() -> ModuleType:
@@ -334,7 +341,7 @@ def _explained(where: str) -> Iterator[None]:
         if code == "NoSuchBucket":
             raise UserError(_no_such_bucket(where)) from error
         if code in ("NoSuchKey", "404"):
-            raise _NoObject(
+            raise UserError(
                 f"{where} does not exist, expected a raw array or an .npz: list the bucket again"
             ) from error
         if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
