@@ -147,16 +147,24 @@ def test_names_are_taken_literally(handle):
     np.testing.assert_array_equal(read_array(handle, "literal/[1]/a%20b"), X)
 
 
-def test_a_listing_longer_than_a_page_is_complete(handle, environment):
+@pytest.fixture(scope="module")
+def many(handle, environment):
+    """The features of 1,100 short utterances by their names, which are under speech/many."""
     # Plain requests, which the test server does not ask to be signed: half the time of boto3's.
     connection = http.client.HTTPConnection(*environment)
-    names = [f"{i:04d}" for i in range(1100)]
-    for name in names:
-        connection.request("PUT", f"/speech/many/{name}")
+    features = {f"{i:04d}": speech(2 + i % 3, seed=i) for i in range(1100)}
+    for name, array in features.items():
+        about = RAW | {"compression": "False", "shape": f"{len(array)},14"}
+        headers = {f"x-amz-meta-{key}": text for key, text in about.items()}
+        connection.request("PUT", f"/speech/many/{name}", array.tobytes(), headers)
         connection.getresponse().read()
     connection.close()
-    assert identities(handle, "many", recursive=True) == names
-    assert identities(handle, "many", recursive=False) == names
+    return features
+
+
+def test_a_listing_longer_than_a_page_is_complete(handle, many):
+    assert identities(handle, "many", recursive=True) == list(many)
+    assert identities(handle, "many", recursive=False) == list(many)
 
 
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "<f2", "<i2", "|b1"])
@@ -513,34 +521,31 @@ def model(tmp_path_factory):
     return folder
 
 
-def test_1100_objects_are_encoded_as_from_a_folder_and_some_of_them_measured(
-    handle, environment, model, tmp_path
-):
-    connection = http.client.HTTPConnection(*environment)
-    raw = {f"x-amz-meta-{k}": v for k, v in RAW.items()} | {"x-amz-meta-compression": "False"}
-    for i in range(1100):
-        features = speech(2 + i % 3, seed=i)
-        write = tmp_path / f"features/{i % 7}/{i:04d}.npz"
-        write.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(write, features=features)
-        headers = raw | {"x-amz-meta-shape": f"{len(features)},14"}
-        connection.request("PUT", f"/speech/all/{i % 7}/{i:04d}", features.tobytes(), headers)
-        connection.getresponse().read()
-    connection.close()
-    measured = []
-    for where in (["--features=all", "--bucket=speech"], [f"--features={tmp_path / 'features'}"]):
-        out, given = tmp_path / str(len(measured)), [f"--model={model}", "--device=cpu"]
-        assert main(["encode", *given, *where, "--recursive", f"--out={out}"]) == 0
-        where[0] += "/3"
-        assert main(["evaluate", *given, *where, f"--out={out}.json"]) == 0
-        measured.append(json.loads(Path(f"{out}.json").read_text()))
-    assert measured[0] == measured[1]
-    found = sorted(path.relative_to(tmp_path / "0") for path in tmp_path.glob("0/*/*.npz"))
-    assert len(found) == 2200
-    for path in found:
-        one, other = (np.load(tmp_path / which / path) for which in "01")
+def test_1100_objects_are_encoded_as_from_a_folder(handle, many, model, tmp_path):
+    (tmp_path / "features").mkdir()
+    for name, features in many.items():
+        np.savez(tmp_path / f"features/{name}.npz", features=features)
+    for i, where in enumerate((["many", "--bucket=speech"], [str(tmp_path / "features")])):
+        given = [f"--model={model}", "--device=cpu", f"--out={tmp_path / str(i)}", "--features"]
+        assert main(["encode", *given, *where]) == 0
+    found = sorted(path.name for path in (tmp_path / "0").glob("*.npz"))
+    assert len(found) == 2 * len(many)
+    for name in found:
+        one, other = (np.load(tmp_path / which / name) for which in "01")
         for key in one.files:
             np.testing.assert_allclose(one[key], other[key], atol=1e-6)
+
+
+def test_a_model_is_measured_on_a_bucket_as_on_a_folder(handle, model, trees, tmp_path):
+    for name, file, _ in find_features(trees["val"], recursive=True):
+        handle.upload_raw_array(f"measured/{name}", read_features(file))
+    rows = []
+    for where in (["measured", "--bucket=speech"], [str(trees["val"])]):
+        out = tmp_path / "row.json"
+        assert main(["evaluate", f"--model={model}", f"--out={out}", "--features", *where]) == 0
+        rows.append(json.loads(out.read_text()))
+    assert rows[0] == rows[1]
+    assert rows[0]["fvu"] > 0
 
 
 def test_times_and_npz_in_a_bucket_are_read_and_what_is_done_is_kept(
