@@ -9,7 +9,7 @@ The way down this file: score, movement, speaker, frames.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage, signal
 
+from emaae.config import read_json
 from emaae.data.features import ARTICULATORS, frame_times
+from emaae.errors import BadFile, UserError
 
 SAMPLE_RATE_HZ = 16_000
 HOP_SAMPLES = 320
@@ -309,6 +311,34 @@ def write_tree(
     return counts
 
 
+def read_score(path: str | Path) -> tuple[list[Phone], list[Gesture]]:
+    """Phones and gestures of the utterance whose features are in the file at `path`. UserError."""
+    score = Path(f"{str(path).removesuffix('.npz')}_score.json")
+    if not score.is_file():
+        raise UserError(
+            f"{path} has no {score.name} beside it: phones and gestures are known of generated "
+            "speech alone; expected a tree that `python -m emaae demo-data --out DIR` wrote"
+        )
+    found = read_json(score)
+    try:
+        phones = [Phone(**entry) for entry in found["phones"]]
+        gestures = [Gesture(**entry) for entry in found["gestures"]]
+        numbers = [(phone.start_s, phone.end_s) for phone in phones]
+        numbers += [(gesture.start_s, gesture.end_s) for gesture in gestures]
+        words = [phone.label for phone in phones]
+        words += [word for gesture in gestures for word in (gesture.channel, gesture.phone)]
+        usable = bool(phones) and all(isinstance(word, str) for word in words)
+        usable = usable and np.isfinite(np.array(numbers, dtype=float)).all()
+    except (KeyError, TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise BadFile(
+            f"{score} is not a score as `python -m emaae demo-data` writes it: expected phones and "
+            "gestures with their times; write the tree again"
+        )
+    return phones, gestures
+
+
 def _rng(seed: int, *stream: str | int) -> np.random.Generator:
     """An independent generator for each named stream of random numbers."""
     words = [
@@ -510,7 +540,7 @@ def _loudness(phones: list[Phone], n_instants: int) -> np.ndarray:
     """(n_instants,) relative amplitude: one level per kind of sound, smoothed."""
     instants_s = FIRST_INSTANT_S + STEP_S * np.arange(n_instants)
     levels = np.array([LOUDNESS[phone.label] for phone in phones])
-    levels = levels[_phone_at(phones, instants_s)]
+    levels = levels[phone_at(phones, instants_s)]
     return ndimage.uniform_filter1d(levels, round(LOUDNESS_SMOOTHING_S / STEP_S), mode="nearest")
 
 
@@ -537,7 +567,7 @@ def _pitch(
             semitones += rng.uniform(2, 5) * np.cos(np.pi * distance)
     semitones += rng.normal(0, 0.3, n_frames)
 
-    labels = np.array([phone.label for phone in phones])[_phone_at(phones, centres_s)]
+    labels = np.array([phone.label for phone in phones])[phone_at(phones, centres_s)]
     silent = labels == SILENCE
     voiceless = np.isin(labels, list(VOICELESS)) & ~silent
     voiced = ~voiceless & ~silent
@@ -554,7 +584,7 @@ def _pitch(
     return np.clip(base_hz * 2 ** (semitones / 12), 50, 550)
 
 
-def _phone_at(phones: list[Phone], instants_s: np.ndarray) -> np.ndarray:
-    """Index of the phone that contains each instant."""
+def phone_at(phones: Sequence[Phone], instants_s: np.ndarray) -> np.ndarray:
+    """Index of the phone that contains each instant, the last one's beyond the end."""
     ends_s = np.array([phone.end_s for phone in phones])
     return np.minimum(np.searchsorted(ends_s, instants_s, side="right"), len(phones) - 1)

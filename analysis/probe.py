@@ -1,0 +1,501 @@
+"""What is an encoding good for? `python -m analysis.probe REF...` reads phones and gestures off it.
+
+A linear probe (Alain & Bengio 2016, "Understanding intermediate layers using linear classifier
+probes"): multinomial logistic regression from one frame of a frozen encoding to the label of that
+frame. It is fitted to the train split, its L2 penalty is chosen on val, and its accuracy is that on
+test, which has other speakers. Labels come from the score of generated speech.
+
+A wide encoding may win by what has nothing to do with training. So the same probe reads the raw
+features of that frame, those of all frames that the encoder sees, and the encoding of an untrained
+model of the same architecture.
+
+Shifts are as in `emaae.shift`: the input is delayed, its ends are held, the labels stay where they
+are. The probe never saw a shifted input.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+import emaae
+from analysis.tables import write_csv
+from emaae.data import SPLITS, listed
+from emaae.data.demo import Gesture, Phone, generate, phone_at, read_score
+from emaae.data.features import ARTICULATORS, CHANNELS, FRAME_RATE_HZ, frame_times
+from emaae.data.reading import Form, utterance
+from emaae.data.split import moments
+from emaae.encode import encode
+from emaae.errors import UserError, speaking_plainly
+from emaae.models import CNNAutoEncoder, build_model
+from emaae.progress import progress
+
+SHIFTS = (1, 2, 3)  # frames, to either side
+DELAYS = (*(-n for n in reversed(SHIFTS)), 0, *SHIFTS)
+# Of the mean cross-entropy; from the strongest on, so that each fit begins where the last ended.
+L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+MOST_STEPS = 500
+# What differs by less than this many standard errors is called the same.
+CLEAR = 2
+
+LABELS = ("phone", "gesture")
+REST = "rest"
+ENCODING = "encoding"
+
+Row = dict[str, Any]
+# Raw features (T, 14) of one utterance -> what the probe reads (T, n).
+View = Callable[[np.ndarray], np.ndarray]
+
+
+# ---- labels
+
+
+class Labelled(NamedTuple):
+    """One utterance: features (T, 14), and the label of each frame (T,) by the name of the set."""
+
+    features: np.ndarray
+    labels: Mapping[str, np.ndarray]
+
+
+def phone_labels(phones: Sequence[Phone], centres_s: np.ndarray) -> np.ndarray:
+    """The phone (T,) at each frame's centre."""
+    return np.array([phone.label for phone in phones])[phone_at(phones, centres_s)]
+
+
+def gesture_labels(gestures: Sequence[Gesture], centres_s: np.ndarray) -> np.ndarray:
+    """The articulators (T,) that the uppermost gesture at each frame's centre binds.
+
+    Consonants lie over vowels, which bind all articulators, and what begins later over what began
+    before. Phones that bind the same articulators are the same gesture; `rest` is none.
+    """
+    bound: dict[tuple[float, float, str], list[str]] = {}
+    for gesture in gestures:
+        if gesture.weight == 1:
+            key = (gesture.start_s, gesture.end_s, gesture.phone)
+            bound.setdefault(key, []).append(gesture.channel)
+    vowels_first = sorted(bound, key=lambda key: (len(bound[key]) < len(ARTICULATORS), key))
+    labels = np.full(len(centres_s), REST, dtype=object)
+    for start_s, end_s, phone in vowels_first:
+        active = (start_s <= centres_s) & (centres_s < end_s)
+        labels[active] = " ".join(bound[start_s, end_s, phone])
+    return labels.astype(str)
+
+
+def labelled(
+    features: np.ndarray,
+    times: np.ndarray | None,
+    phones: Sequence[Phone],
+    gestures: Sequence[Gesture],
+) -> Labelled:
+    """Features (T, 14) with the labels at the middle of each frame's time."""
+    centres_s = frame_times(len(features), times).mean(1, dtype=np.float64)
+    return Labelled(
+        features,
+        {
+            "phone": phone_labels(phones, centres_s),
+            "gesture": gesture_labels(gestures, centres_s),
+        },
+    )
+
+
+def read_splits(data: Path | None) -> dict[str, list[Labelled]]:
+    """Train, val and test of a tree that demo-data wrote, or of the demo data. Raises UserError."""
+    if data is None:
+        return {
+            split: [labelled(u.features, u.times, u.phones, u.gestures) for u in generate(split)]
+            for split in SPLITS
+        }
+    splits = {}
+    for split in SPLITS:
+        listing = listed(str(data / split), recursive=True)
+        read, times = listing.connect(), listing.connect_times()
+        splits[split] = [
+            labelled(read(file), times(file), *read_score(file.path)) for file in listing.files
+        ]
+    return splits
+
+
+# ---- what a probe reads
+
+
+def shifted(frames: np.ndarray, delay: int) -> np.ndarray:
+    """Frames (T, ...) that come `delay` frames later, their first and last held at the ends."""
+    return frames[np.clip(np.arange(len(frames)) - delay, 0, len(frames) - 1)]
+
+
+def raw(n_channels: int, n_frames: int = 1) -> View:
+    """The view of n_frames frames around each, odd, ends held: (T, n_channels * n_frames)."""
+    form = Form.of(keep_loudness=n_channels == len(CHANNELS))
+    reach = n_frames // 2
+
+    def view(features: np.ndarray) -> np.ndarray:
+        frames = utterance("", features, form).frames
+        return np.concatenate([shifted(frames, d) for d in range(-reach, reach + 1)], axis=1)
+
+    return view
+
+
+def encoding(model: CNNAutoEncoder) -> View:
+    """The view of a model's encoding (T, units)."""
+    frames = raw(model.input_dim)
+    return lambda features: encode(model, frames(features))
+
+
+def untrained(model: CNNAutoEncoder, train: Sequence[Labelled]) -> CNNAutoEncoder:
+    """A model of the same architecture, random weights (seed 0), that standardises by `train`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fresh = build_model(**model.architecture())
+    frames = np.concatenate([raw(model.input_dim)(u.features) for u in train])
+    fresh.normalise(*map(torch.from_numpy, moments(frames)))
+    return fresh.eval()
+
+
+# ---- the probe
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier of frames.
+
+    classes (K,): sorted labels. mean, scale (n,): of the inputs. weights (n, K), bias (K,): of the
+    standardised inputs. l2: the strength of the penalty.
+    """
+
+    classes: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+    l2: float
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """The label (N,) of each frame x (N, n)."""
+        logits = (x - self.mean) / self.scale @ self.weights + self.bias
+        return self.classes[logits.argmax(1)]
+
+
+def fit(
+    x: np.ndarray,
+    labels: np.ndarray,
+    x_val: np.ndarray,
+    labels_val: np.ndarray,
+    strengths: Sequence[float] = L2,
+) -> Probe:
+    """The probe of frames x (N, n) and their labels (N,) that is most often right on val.
+
+    It minimises the mean cross-entropy + l2 / 2 ||weights||^2, which has one minimum, by L-BFGS.
+    Strengths are tried from the strongest on, until val gets worse; of two that are as good the
+    stronger is taken. An input that is constant on these frames is centred and left at its scale.
+    """
+    classes, target = np.unique(labels, return_inverse=True)
+    mean, sd = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    # What float32 makes of a constant is not spread.
+    scale = np.where(sd > 1e-6 * np.abs(mean), sd, 1.0)
+    mean, scale = mean.astype(np.float32), scale.astype(np.float32)
+    inputs = (x - mean) / scale
+    # The same minimum is found in fewer steps along directions that are independent and equally
+    # steep, above all where inputs are neighbouring frames.
+    energy, axes = np.linalg.eigh((inputs.T @ inputs).astype(np.float64) / len(inputs))
+    inputs = inputs @ axes.astype(np.float32)
+    n_inputs, n_classes = inputs.shape[1], len(classes)
+
+    def loss(flat: np.ndarray, l2: float, steep: np.ndarray) -> tuple[float, np.ndarray]:
+        scaled, bias = np.split(flat.reshape(-1, n_classes), [n_inputs])
+        weights = scaled / steep
+        log_p = log_softmax(inputs @ weights.astype(np.float32) + bias, axis=1)
+        correct = log_p[np.arange(len(target)), target].mean()
+        error = np.exp(log_p)
+        error[np.arange(len(target)), target] -= 1
+        error /= len(target)
+        slope = (inputs.T @ error.astype(np.float32) + l2 * weights) / steep
+        value = l2 / 2 * np.square(weights).sum() - correct
+        return value, np.vstack([slope, error.sum(0)]).ravel()
+
+    weights, bias = np.zeros((n_inputs, n_classes)), np.zeros((1, n_classes))
+    best, best_accuracy = None, -1.0
+    for l2 in sorted(strengths, reverse=True):
+        steep = np.sqrt(energy.clip(min=0) + l2)[:, None]
+        start = np.vstack([weights * steep, bias]).ravel()
+        options = {"maxiter": MOST_STEPS, "ftol": 1e-6, "gtol": 1e-5}
+        found = minimize(loss, start, (l2, steep), "L-BFGS-B", jac=True, options=options).x
+        scaled, bias = np.split(found.reshape(-1, n_classes), [n_inputs])
+        weights = scaled / steep
+        probe = Probe(classes, mean, scale, (axes @ weights).astype(np.float32), bias[0], l2)
+        accuracy = float((probe.predict(x_val) == labels_val).mean())
+        if accuracy < best_accuracy:
+            break
+        if accuracy > best_accuracy:
+            best, best_accuracy = probe, accuracy
+    return best
+
+
+def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean over the classes in `labels` (N,) of the fraction of their frames that are right, 0..1.
+
+    Always the same answer gives 1 / classes.
+    """
+    return float(np.mean([(predicted[labels == c] == c).mean() for c in np.unique(labels)]))
+
+
+# ---- the comparison
+
+
+@dataclass(frozen=True)
+class Result:
+    """What reads which labels how well, on the test split.
+
+    model: "" for what needs none. correct: delay in frames -> per utterance, which frames (T,) are
+    right. l2: of the probe, NaN where there is none.
+    """
+
+    model: str
+    labels: str
+    input: str
+    n_inputs: int
+    l2: float
+    balanced: float
+    correct: Mapping[int, list[np.ndarray]]
+
+    def accuracy(self, delay: int = 0) -> float:
+        """The fraction of all frames that are right, 0..1."""
+        return float(np.concatenate(self.correct[delay]).mean())
+
+    def moved(self, n_frames: int) -> float:
+        """The accuracy under shifts by n_frames, mean of early and late."""
+        return (self.accuracy(-n_frames) + self.accuracy(n_frames)) / 2
+
+    def kept(self, n_frames: int) -> float:
+        """The accuracy under shifts by n_frames in fractions of that without; NaN of none."""
+        return self.moved(n_frames) / self.accuracy() if self.accuracy() else math.nan
+
+    def row(self) -> Row:
+        """The result as a row of a table."""
+        row = {
+            "model": self.model,
+            "labels": self.labels,
+            "input": self.input,
+            "n_inputs": self.n_inputs,
+            "l2": self.l2,
+            "accuracy": self.accuracy(),
+            "balanced_accuracy": self.balanced,
+        }
+        row |= {f"kept_{_ms(n)}ms": self.kept(n) for n in SHIFTS}
+        for n in SHIFTS:
+            row[f"accuracy_{_ms(n)}ms_early"] = self.accuracy(-n)
+            row[f"accuracy_{_ms(n)}ms_late"] = self.accuracy(n)
+        return row
+
+
+def _ms(n_frames: int) -> int:
+    return n_frames * 1000 // FRAME_RATE_HZ
+
+
+def measure(
+    splits: Mapping[str, Sequence[Labelled]], model: str, input: str, view: View
+) -> list[Result]:
+    """A probe of each set of labels, fitted to a view of the train split, measured on test."""
+    x, x_val = (np.concatenate([view(u.features) for u in splits[s]]) for s in ("train", "val"))
+    x_test = {d: [view(shifted(u.features, d)) for u in splits["test"]] for d in DELAYS}
+    results = []
+    for name in LABELS:
+        probe = fit(x, _all(splits["train"], name), x_val, _all(splits["val"], name))
+        predicted = {d: [probe.predict(one) for one in x_test[d]] for d in DELAYS}
+        results.append(_result(splits, model, name, input, x.shape[1], probe.l2, predicted))
+    return results
+
+
+def references(splits: Mapping[str, Sequence[Labelled]], name: str) -> list[Result]:
+    """Always the train split's most frequent label; and labels that are known, but shifted."""
+    classes, counts = np.unique(_all(splits["train"], name), return_counts=True)
+    majority = classes[counts.argmax()]
+    test = [u.labels[name] for u in splits["test"]]
+    same = dict.fromkeys(DELAYS, [np.full(len(labels), majority) for labels in test])
+    known = {d: [shifted(labels, d) for labels in test] for d in DELAYS}
+    return [
+        _result(splits, "", name, "most frequent label", 0, math.nan, same),
+        _result(splits, "", name, "labels themselves", 0, math.nan, known),
+    ]
+
+
+def _result(
+    splits: Mapping[str, Sequence[Labelled]],
+    model: str,
+    name: str,
+    input: str,
+    n_inputs: int,
+    l2: float,
+    predicted: Mapping[int, list[np.ndarray]],
+) -> Result:
+    test = [u.labels[name] for u in splits["test"]]
+    correct = {d: [a == b for a, b in zip(test, found)] for d, found in predicted.items()}
+    balanced = balanced_accuracy(np.concatenate(test), np.concatenate(predicted[0]))
+    return Result(model, name, input, n_inputs, l2, balanced, correct)
+
+
+def _all(utterances: Sequence[Labelled], name: str) -> np.ndarray:
+    return np.concatenate([u.labels[name] for u in utterances])
+
+
+def compare(
+    models: Mapping[str, CNNAutoEncoder], splits: Mapping[str, Sequence[Labelled]]
+) -> list[Result]:
+    """Every input for every model and set of labels; what models have in common is there once."""
+    views: dict[tuple[str, str], View] = {}
+    for name, model in models.items():
+        n, field = model.input_dim, model.receptive_field()
+        frame, context, fresh = rivals(model)
+        views["", frame], views["", context] = raw(n), raw(n, field)
+        views["", fresh] = encoding(untrained(model, splits["train"]))
+        views[name, ENCODING] = encoding(model)
+    results = [one for labels in LABELS for one in references(splits, labels)]
+    for (name, input), view in progress(views.items(), "probing", total=len(views), unit="inputs"):
+        results += measure(splits, name, input, view)
+    order = ["", *models]
+    return sorted(results, key=lambda r: (LABELS.index(r.labels), order.index(r.model)))
+
+
+def rivals(model: CNNAutoEncoder) -> tuple[str, str, str]:
+    """What the encoding of a model is compared with: one frame, all that it sees, no training."""
+    loudness = " with loudness" if model.input_dim == len(CHANNELS) else ""
+    norm = "" if model.norm == "none" else f", norm {model.norm}"
+    return (
+        f"raw{loudness}, 1 frame",
+        f"raw{loudness}, {model.receptive_field()} frames",
+        f"untrained{loudness}, {model.n_encoder} blocks, {model.inner_size} units{norm}",
+    )
+
+
+def difference(a: Result, b: Result) -> tuple[float, float]:
+    """The accuracy of a less that of b, and its standard error over utterances.
+
+    Frames of an utterance are not independent: it is utterances that are counted (the ratio
+    estimator of cluster sampling, Cochran 1977, ch. 6). NaN for a single utterance.
+    """
+    n_frames = np.array([len(one) for one in a.correct[0]])
+    gained = np.array([p.sum() - q.sum() for p, q in zip(*map(_at_rest, (a, b)))])
+    mean = gained.sum() / n_frames.sum()
+    n = len(n_frames)
+    spread = np.square(gained - mean * n_frames).sum() * n / (n - 1) if n > 1 else math.nan
+    return float(mean), float(math.sqrt(spread) / n_frames.sum())
+
+
+def _at_rest(result: Result) -> list[np.ndarray]:
+    return [one.astype(int) for one in result.correct[0]]
+
+
+# ---- what a person reads
+
+
+def table(results: Sequence[Result]) -> str:
+    """Columns that stand below each other, a line per result."""
+    head = ["labels", "model", "input", "n", "l2", "accuracy", "balanced"]
+    lines = [head + [f"±{_ms(n)} ms" for n in SHIFTS]]
+    for r in results:
+        l2 = "-" if math.isnan(r.l2) else f"{r.l2:g}"
+        cells = [r.labels, r.model or "-", r.input, str(r.n_inputs or "-"), l2]
+        cells += [f"{r.accuracy():.3f}", f"{r.balanced:.3f}"]
+        lines.append(cells + [f"{r.moved(n):.3f} ({r.kept(n):4.0%})" for n in SHIFTS])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    words = head.index("n")
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < words else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths))
+        )
+        for line in lines
+    )
+
+
+# What it means to beat, tie with and lose to each of the `rivals`.
+MEANING = (
+    (
+        "more of the label is linear in the encoding than in the frame",
+        "the label is no more linear in the encoding than in the frame",
+        "what the frame shows of the label was lost, or is no longer linear",
+    ),
+    (
+        "the encoding makes more of its neighbours than a linear probe of them",
+        "seeing its neighbours gives as much: what it has over one frame is context",
+        "seeing its neighbours gives more: the encoding lost some of it, or bent it",
+    ),
+    (
+        "training made it so, not width and context alone",
+        "random weights do as well: width and context, not training",
+        "random weights do better: training has cost some of it",
+    ),
+)
+
+
+def verdicts(results: Sequence[Result], models: Mapping[str, CNNAutoEncoder]) -> str:
+    """For each set of labels and model, what the encoding beats and loses to, and what it means."""
+    found = {(r.labels, r.model, r.input): r for r in results}
+    lines = []
+    for labels in LABELS:
+        for name, model in models.items():
+            ours = found[labels, name, ENCODING]
+            lines.append(f"{labels}, encoding of {name}:")
+            for rival, meaning in zip(rivals(model), MEANING):
+                gain, error = difference(ours, found[labels, "", rival])
+                # Not the other way round: an undefined error is no evidence.
+                clear = abs(gain) > CLEAR * error
+                outcome = 1 if not clear else 0 if gain > 0 else 2
+                verb = ("beats", "ties with", "loses to")[outcome]
+                lines.append(f"  {verb} {rival} ({gain:+.3f} ± {error:.3f}): {meaning[outcome]}")
+    return "\n".join(lines)
+
+
+HOW_TO_READ = """\
+accuracy: fraction of test frames that are right; balanced: mean over the labels, so that rare ones
+count as much. ± ms: accuracy when the input comes so much early or late, mean of the two, and how
+much of the accuracy that keeps. `labels themselves` is a probe that is never wrong, shifted too.
+What is hardly better than the most frequent label keeps much and says little."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Probe the models, print the table and what it means, and write it if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.probe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "refs",
+        nargs="+",
+        metavar="REF",
+        help="a model: a run's folder, a sweep's after promote, a .pth beside its "
+        "model_config.json, wandb:ENTITY/PROJECT/NAME:ALIAS",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="a tree that `python -m emaae demo-data` wrote (default: the demo data)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the table there too")
+    args = parser.parse_args(argv)
+    if args.out is not None and args.out.suffix != ".csv":
+        raise UserError(f"--out must name a .csv file, got {args.out}")
+    models = {ref: emaae.load_model(ref) for ref in args.refs}
+    splits = read_splits(args.data)
+    results = compare(models, splits)
+    print(f"{table(results)}\n\n{HOW_TO_READ}\n\n{verdicts(results, models)}")
+    if args.out is not None:
+        try:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_csv([result.row() for result in results], args.out)
+        except OSError as error:
+            raise UserError(f"{args.out} cannot be written: {error.strerror or error}") from None
+
+
+if __name__ == "__main__":
+    with speaking_plainly("python -m analysis.probe"):
+        sys.exit(main())

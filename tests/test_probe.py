@@ -1,0 +1,352 @@
+"""A probe reads what is linear in a frame, and shifts move the input alone."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import program
+
+from analysis import probe
+from emaae.data.demo import Gesture, Phone, generate, read_score, write_tree
+from emaae.models import build_model
+from emaae.shift import SHIFT_TAPS, filtered, windowed_sinc
+
+PHONES = [Phone("SIL", 0.0, 0.1), Phone("B", 0.1, 0.2), Phone("IY", 0.2, 0.3)]
+LIPS = ("ULX", "LLX")
+
+
+def gesture(channels, phone, start_s, end_s, weight=1.0):
+    return [Gesture(channel, phone, 0.0, weight, start_s, end_s) for channel in channels]
+
+
+def of(labels):
+    """An utterance whose features are noise and whose phones and gestures are these."""
+    features = np.random.default_rng(len(labels)).normal(size=(len(labels), 14))
+    labels = np.array([*labels])
+    return probe.Labelled(features.astype(np.float32), {"phone": labels, "gesture": labels})
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Generated speech as a tree, some seconds of each split."""
+    root = tmp_path_factory.mktemp("speech")
+    write_tree(root, n_utterances=2, scale=0.1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    return build_model(inner_size=16, n_encoder=3, n_decoder=2).eval()
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    """The folder of a model as a run leaves it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save(model.state_dict(), folder / "best.pth")
+    (folder / "model_config.json").write_text(json.dumps(model.architecture()))
+    return folder
+
+
+# ---- labels
+
+
+def test_a_frame_has_the_phone_that_sounds_at_its_centre():
+    labels = probe.phone_labels(PHONES, np.array([0.0, 0.0999, 0.1, 0.25, 0.9]))
+    assert labels.tolist() == ["SIL", "SIL", "B", "IY", "IY"]
+
+
+def test_consonants_lie_over_vowels_and_what_begins_later_over_what_began_before():
+    gestures = [
+        *gesture(LIPS, "W", 0.0, 0.3),
+        *gesture(("LIY",), "W", 0.0, 0.3, weight=0.15),  # it only follows
+        *gesture(probe.ARTICULATORS, "IY", 0.1, 0.5),
+        *gesture(("TTY",), "T", 0.2, 0.4),
+        *gesture(("TTY",), "S", 0.6, 0.7),
+    ]
+    centres_s = np.array([-0.1, 0.0, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65])
+    everything = " ".join(probe.ARTICULATORS)
+    expected = ["rest", "ULX LLX", "ULX LLX", "TTY", "TTY", everything, "rest", "TTY"]
+    assert probe.gesture_labels(gestures, centres_s).tolist() == expected
+
+
+def test_generated_frames_have_the_labels_of_their_score():
+    (utterance,) = generate("test", n_utterances=1)
+    found = probe.labelled(
+        utterance.features, utterance.times, utterance.phones, utterance.gestures
+    )
+    for i, (start_s, end_s) in enumerate(utterance.times):
+        (phone,) = (p for p in utterance.phones if p.start_s <= (start_s + end_s) / 2 < p.end_s)
+        assert found.labels["phone"][i] == phone.label
+    vowels = np.char.count(found.labels["gesture"], " ") == 11
+    assert set(found.labels["phone"][vowels]) & {"IY", "AA", "UW", "AE", "AO"}
+
+
+def test_a_tree_gives_the_labels_of_the_corpus_that_it_was_written_from(tree):
+    read = probe.read_splits(tree)
+    for split, utterances in read.items():
+        made = sorted(generate(split, n_utterances=2, scale=0.1), key=lambda u: u.name)
+        for ours, u in zip(utterances, made, strict=True):
+            again = probe.labelled(u.features, u.times, u.phones, u.gestures)
+            assert np.array_equal(ours.features, again.features)
+            for name in probe.LABELS:
+                assert ours.labels[name].tolist() == again.labels[name].tolist()
+
+
+# ---- the probe
+
+
+def test_a_probe_of_the_labels_as_one_hot_is_always_right():
+    labels = np.array(list("abcb") * 25)
+    x = np.float32([[label == c for c in "abc"] for label in labels])
+    found = probe.fit(x, labels, x, labels)
+    assert (found.predict(x) == labels).all()
+
+
+def test_a_probe_of_noise_is_right_by_chance():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(6000, 8)).astype(np.float32)
+    labels = random.choice(list("abcd"), 6000)
+    parts = x[:3000], labels[:3000], x[3000:4500], labels[3000:4500]
+    accuracy = probe.balanced_accuracy(labels[4500:], probe.fit(*parts).predict(x[4500:]))
+    assert accuracy == pytest.approx(1 / 4, abs=0.04)  # three standard errors are .034
+
+
+def test_the_fit_is_where_the_penalised_cross_entropy_is_smallest():
+    random = np.random.default_rng(1)
+    x = random.normal(size=(300, 5)).astype(np.float32) @ random.normal(size=(5, 5))
+    x = x.astype(np.float32)
+    labels = random.choice(list("abc"), 300)
+    found = probe.fit(x, labels, x, labels, strengths=[0.01])
+    weights = torch.zeros(5, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    z = torch.from_numpy((x - x.mean(0)) / x.std(0)).double()
+    target = torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+
+    def loss(weights, bias):
+        entropy = torch.nn.functional.cross_entropy(z @ weights + bias, target)
+        return entropy + 0.01 / 2 * weights.square().sum()
+
+    reference = torch.optim.LBFGS([weights, bias], max_iter=500, line_search_fn="strong_wolfe")
+
+    def closure():
+        reference.zero_grad()
+        value = loss(weights, bias)
+        value.backward()
+        return value
+
+    reference.step(closure)
+    ours = loss(torch.from_numpy(found.weights).double(), torch.from_numpy(found.bias).double())
+    assert ours.item() == pytest.approx(loss(weights, bias).item(), abs=1e-5)
+
+
+def test_units_and_offsets_of_the_inputs_change_nothing_and_constants_say_nothing():
+    random = np.random.default_rng(2)
+    labels = random.choice(list("abc"), 400)
+    x = (random.normal(size=(400, 4)) + 2 * (labels == "b")[:, None]).astype(np.float32)
+    other = np.hstack([1000 * x + 50, np.full((400, 1), 0.1, np.float32)]).astype(np.float32)
+    one, two = (probe.fit(a, labels, a, labels, [0.01]) for a in (x, other))
+    assert np.allclose(one.weights, two.weights[:4], atol=1e-3)
+    assert np.allclose(two.weights[4], 0, atol=1e-6)
+
+
+def test_the_penalty_is_the_one_that_is_best_on_val():
+    random = np.random.default_rng(3)
+    labels = random.choice(list("ab"), 60)
+    x = random.normal(size=(60, 40)).astype(np.float32)
+    x[:, 0] += 1.5 * (labels == "a")
+    labels_val = random.choice(list("ab"), 500)
+    x_val = random.normal(size=(500, 40)).astype(np.float32)
+    x_val[:, 0] += 1.5 * (labels_val == "a")
+    args = x, labels, x_val, labels_val
+    each = {l2: (probe.fit(*args, [l2]).predict(x_val) == labels_val).mean() for l2 in probe.L2}
+    assert each[max(each)] > each[min(each)]  # noise to be fitted, unless the penalty is strong
+    chosen = probe.fit(*args)
+    assert (chosen.predict(x_val) == labels_val).mean() >= each[max(each)]
+
+
+def test_balanced_accuracy_counts_every_label_as_much():
+    labels, predicted = np.array(list("aaab")), np.array(list("aaaa"))
+    assert probe.balanced_accuracy(labels, predicted) == 1 / 2
+    assert probe.balanced_accuracy(np.array(list("aabb")), np.array(list("abcb"))) == 1 / 2
+
+
+# ---- shifts
+
+
+def test_a_shift_delays_and_holds_the_ends():
+    assert probe.shifted(np.arange(4), 1).tolist() == [0, 0, 1, 2]
+    assert probe.shifted(np.arange(4), -2).tolist() == [2, 3, 3, 3]
+    assert probe.shifted(np.arange(2), 3).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("delay", probe.DELAYS)
+def test_shifts_are_those_of_the_shift_metrics(delay):
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    taps = windowed_sinc(SHIFT_TAPS, delay=delay)[None]
+    expected = filtered(torch.from_numpy(x.T), taps)[0].T
+    assert np.allclose(probe.shifted(x, delay), expected, atol=1e-6)
+
+
+def test_an_encoding_follows_a_shift_of_its_input_by_whole_frames(model):
+    features = generate("test", n_utterances=1)[0].features
+    view, reach = probe.encoding(model), model.receptive_field() // 2
+    z = view(features)
+    for delay in probe.DELAYS:
+        ends = reach + abs(delay)
+        moved = view(probe.shifted(features, delay))
+        expected = probe.shifted(z, delay)
+        assert np.allclose(moved[ends:-ends], expected[ends:-ends], atol=1e-5)
+
+
+def test_what_is_known_of_the_labels_is_lost_at_their_borders_alone():
+    splits = {"train": [of("aabb")], "val": [of("aabb")], "test": [of("aaaabbbb"), of("aa")]}
+    frequent, known = probe.references(splits, "phone")
+    assert known.accuracy() == known.balanced == 1
+    assert known.accuracy(1) == known.accuracy(-1) == 9 / 10
+    assert known.kept(3) == 7 / 10
+    assert frequent.accuracy() == frequent.accuracy(3) == 6 / 10
+    assert frequent.balanced == 1 / 2
+
+
+def test_context_is_the_frames_around_each_with_the_ends_held():
+    features = np.arange(4 * 14, dtype=np.float32).reshape(4, 14)
+    one, three = probe.raw(14)(features), probe.raw(14, 3)(features)
+    assert np.array_equal(one, features)
+    assert np.array_equal(three[:, 14:28], features)
+    # A frame earlier or later, in either order: a probe weighs them as it likes.
+    assert np.array_equal(three[:, :14], features[[1, 2, 3, 3]])
+    assert np.array_equal(three[:, 28:], features[[0, 0, 1, 2]])
+    assert probe.raw(13)(features).shape == (4, 13)
+
+
+def test_the_untrained_model_is_the_same_for_all_models_of_an_architecture(model):
+    train = [of("abab")]
+    state = torch.get_rng_state()
+    one = probe.untrained(model, train)
+    two = probe.untrained(one, train)
+    assert torch.equal(state, torch.get_rng_state())
+    for a, b in zip(one.state_dict().values(), two.state_dict().values()):
+        assert torch.equal(a, b)
+    assert not torch.equal(one.conv_weights()[0], model.conv_weights()[0])
+
+
+# ---- the comparison
+
+
+def result(*right, model="", input="x"):
+    correct = [np.array([c == "1" for c in one]) for one in right]
+    return probe.Result(model, "phone", input, 1, 0.1, 0.5, dict.fromkeys(probe.DELAYS, correct))
+
+
+def test_a_difference_has_the_error_of_utterances_not_of_frames():
+    gain, error = probe.difference(result("1111", "1100"), result("1100", "1100"))
+    # 2 and 0 frames gained, 1 expected of each: sqrt((1 + 1) * 2 / (2 - 1)) / 8
+    assert (gain, error) == (0.25, 0.25)
+    assert probe.difference(result("11", "10"), result("01", "00")) == (0.5, 0.0)
+    gain, error = probe.difference(result("11"), result("00"))
+    assert gain == 1
+    assert np.isnan(error)
+
+
+@pytest.mark.parametrize(
+    ("ours", "verb"),
+    [(("1111", "1110"), "beats"), (("1000", "0000"), "loses to"), (("1110", "1000"), "ties with")],
+)
+def test_the_verdict_says_what_is_clear(model, ours, verb):
+    others = [result("1100", "1100", input=name) for name in probe.rivals(model)]
+    results = [*others, result(*ours, model="m", input=probe.ENCODING)]
+    results += [replace(r, labels="gesture") for r in results]
+    lines = probe.verdicts(results, {"m": model}).splitlines()
+    assert len(lines) == 8
+    for line in (*lines[1:4], *lines[5:]):
+        assert line.startswith(f"  {verb} ")
+
+
+def test_the_program_compares_a_model_with_its_rivals_and_repeats_itself(
+    tree, saved, tmp_path, capsys
+):
+    out = tmp_path / "made" / "probe.csv"
+    command = ("-m", "analysis.probe", str(saved), "--data", str(tree))
+    done = program(*command, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    with open(out, newline="") as file:
+        rows = list(csv.DictReader(file))
+    inputs = ["most frequent label", "labels themselves", "raw, 1 frame", "raw, 9 frames"]
+    inputs += ["untrained, 3 blocks, 16 units", "encoding"]
+    assert [(r["labels"], r["input"]) for r in rows] == [
+        (labels, name) for labels in ("phone", "gesture") for name in inputs
+    ]
+    for row in rows[5::6]:
+        assert row["model"] == str(saved)
+        moved = [float(row[f"accuracy_20ms_{side}"]) for side in ("early", "late")]
+        assert float(row["kept_20ms"]) == pytest.approx(np.mean(moved) / float(row["accuracy"]))
+    lines = done.stdout.splitlines()
+    head, table = lines[0], lines[1:13]
+    assert all(len(line) == len(head) for line in table)
+    assert all(row["input"] in line for row, line in zip(rows, table))
+    assert len(re.findall(r"^  (beats|ties with|loses to) ", done.stdout, re.MULTILINE)) == 6
+    probe.main(command[2:])
+    assert capsys.readouterr().out == done.stdout
+
+
+# ---- mistakes
+
+
+@pytest.fixture
+def refused(saved, capsys):
+    """What the program says when it is given these arguments after a model."""
+
+    def run(*argv):
+        with pytest.raises(SystemExit) as ended, probe.speaking_plainly("probe"):
+            probe.main([str(saved), *argv])
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return run
+
+
+def test_a_tree_without_labels_is_one_line_that_says_where_labels_come_from(
+    refused, trees, tmp_path
+):
+    for split, path in trees.items():
+        (tmp_path / split).symlink_to(path)
+    line = refused("--data", str(tmp_path))
+    assert "t0_score.json" in line
+    assert "python -m emaae demo-data" in line
+
+
+def test_mistakes_are_one_line_and_exit_status_2(refused, tmp_path, tree):
+    assert "must name a .csv file" in refused("--out", "x.txt")
+    assert f"{tmp_path / 'train'} does not exist" in refused("--data", str(tmp_path))
+    assert "no model at nowhere" in refused("nowhere")
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused(
+        "--data", str(tree), "--out", str(tmp_path / "file" / "x.csv")
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"phones": [], "gestures": []}',
+        '{"phones": [{"label": "A", "start_s": 0, "end_s": NaN}], "gestures": []}',
+        '{"phones": [{"label": 3, "start_s": 0, "end_s": 1}], "gestures": []}',
+        '{"phones": [{"label": "A", "start_s": "0", "end_s": {}}], "gestures": []}',
+        '{"phones": 3, "gestures": []}',
+        "{",
+    ],
+)
+def test_a_score_that_is_none_is_refused_by_name(tmp_path, content):
+    (tmp_path / "u_score.json").write_text(content)
+    with pytest.raises(probe.UserError, match="u_score.json"):
+        read_score(tmp_path / "u.npz")
