@@ -1,6 +1,7 @@
 # make setup   a .venv with what a run needs
 # make demo    compare four alpha schedules on generated data, in minutes
 # make test    lint and tests
+# make test-slow     the tests that take long: programs that are interrupted, sent away and resumed
 # make test-faults   kills, full disks, broken and hostile files, hundreds of times: half an hour
 # make check   lint alone
 # make bench   how fast it is, as Markdown tables, in half an hour on two quiet cores
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-faults check bench bench-cuda format clean
+.PHONY: setup demo test test-slow test-faults check bench bench-cuda format clean
 
 setup: .venv/ready
 
@@ -33,7 +34,10 @@ demo: setup
 	$(BIN)/python -m analysis.report runs/demo
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+test-slow: .venv/tests-ready
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 test-faults: .venv/tests-ready
 	$(BIN)/python -m pytest tests/faults --faults

@@ -521,6 +521,7 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_1100_objects_are_encoded_as_from_a_folder(handle, many, model, tmp_path):
     (tmp_path / "features").mkdir()
     for name, features in many.items():

@@ -177,6 +177,7 @@ def swept(trees, tmp_path_factory):
 DECIDED = ("--alpha", "--epochs", "--out_dir", "--wandb")
 
 
+@pytest.mark.slow
 def test_a_sweep_of_torchruns_stops_and_goes_on_where_it_was(swept):
     folder, preempted = swept
     assert preempted == "preempted"
@@ -186,6 +187,7 @@ def test_a_sweep_of_torchruns_stops_and_goes_on_where_it_was(swept):
     assert [path.name for path in (folder / "runs").iterdir()] == ["0001"]
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_leaves_what_a_run_of_one_does(swept, trees, tmp_path):
     folder = swept[0] / "runs" / "0001"
     flags = [f for f in small_run(trees, tmp_path) if not f.startswith(("--alpha", "--epochs"))]

@@ -532,6 +532,7 @@ def test_a_sweep_of_train_py_leaves_models_that_are_named_in_its_table(tmp_path)
     assert (config["inner_size"], str(config["seed"])) == (8, rows[0]["seed"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_train_py_goes_on_where_it_stopped(trees, tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(

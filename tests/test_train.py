@@ -252,6 +252,7 @@ def test_a_name_may_be_given_again_when_its_run_failed_before_its_first_epoch(sm
     assert train.main(named) == 0
 
 
+@pytest.mark.slow
 def test_the_demo_reconstructs_sparsely_and_says_where_its_model_is(tmp_path, capsys):
     # one point of the sweep that `make demo` runs
     parameters = yaml.safe_load((ROOT / "sweeps" / "demo.yaml").read_text())["parameters"]

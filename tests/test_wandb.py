@@ -279,6 +279,7 @@ def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tm
         assert len(backend.artifacts) == before
 
 
+@pytest.mark.slow
 def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path):
     grid = {**GRID, "parameters": {**GRID["parameters"], "seed": {"value": 0}}}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
@@ -303,6 +304,7 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path):
         assert {a.run_id for a in models} == set(backend.runs)
 
 
+@pytest.mark.slow
 def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path):
     grid = {**GRID, "parameters": {**GRID["parameters"]}}
     grid["parameters"] |= {"alpha": {"value": 0.1}, "seed": {"values": [0]}}
@@ -336,6 +338,7 @@ def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path)
         assert json.loads((folder / "wandb.json").read_text())["pending"] == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_offline_is_uploaded_as_one(trees, tmp_path):
     with Backend() as backend:
         env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))

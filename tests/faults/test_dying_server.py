@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from conftest import program
 from test_wandb import TINY, variables
 from wandb_backend import Backend
@@ -50,6 +51,7 @@ def outlives(number, folder, trees) -> str:
         return operation
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_server_whichever_request_it_dies_at(trees, tmp_path, times, tell):
     with Backend() as backend:
         (tmp_path / "whole").mkdir()
