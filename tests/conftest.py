@@ -98,17 +98,21 @@ def small_run(trees: dict[str, Path], out_dir: Path) -> list[str]:
     ]
 
 
+def environment_of(**more: str) -> dict[str, str]:
+    """The variables of a user without a W&B key."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    return clean | {"OMP_NUM_THREADS": "1", "NETRC": os.devnull} | more
+
+
 def program(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """Run a command from the project's root as a user would, without a W&B key."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    clean["OMP_NUM_THREADS"] = "1"
     return subprocess.run(
         [sys.executable, *command],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=240,
-        env=clean | {"NETRC": os.devnull} | environment,
+        env=environment_of(**environment),
     )
 
 

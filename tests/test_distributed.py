@@ -209,6 +209,7 @@ def test_a_run_of_two_processes_leaves_what_a_run_of_one_does(swept, trees, tmp_
     assert left[0] <= left[1]
 
 
+@pytest.mark.slow
 def test_only_the_first_process_has_a_wandb_run(swept):
     (run,) = (swept[0] / "runs" / "0001" / "wandb").glob("offline-run-*")
     assert json.loads((swept[0] / "runs" / "0001" / "wandb.json").read_text())["mode"] == "offline"

@@ -1,9 +1,6 @@
 """From audio to a probe, as the guide says: each command as it is written, on a little sound."""
 
 import json
-import re
-import shlex
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +8,26 @@ import pytest
 import soundfile
 import tiny_sparc
 import yaml
-from conftest import ROOT, program
+from conftest import ROOT
+from pages import blocks, copy_project, follow
 from scipy.sparse import load_npz
 
 import emaae
 from emaae.encode import encode
 
-GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+GUIDE = ROOT / "docs" / "guide.md"
 UTTERANCES = {"train-clean-100": (103, 1034), "dev-clean": (84,), "test-clean": (61,)}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+def may_warn(argv: list[str]) -> tuple[int, ...]:
+    # Random weights give strange features, which the doctor sees.
+    return (0, 1) if "check" in argv else (0,)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A copy of the project in which the guide was followed from audio to the last command."""
-    root = tmp_path_factory.mktemp("guide")
-    for name in ("emaae", "analysis", "sweeps"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "train.py", root)
+    root = copy_project(tmp_path_factory.mktemp("guide"))
     # Two short runs instead of ninety long ones.
     path = root / "sweeps" / "alpha_schedules.yaml"
     sweep = yaml.safe_load(path.read_text())
@@ -48,13 +44,14 @@ def project(tmp_path_factory) -> Path:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(file, tiny_sparc.voice(0.8, seed=10 * speaker + number), 16_000)
     hub = tiny_sparc.write_hub(tmp_path_factory.mktemp("hub"))
-    for line in "".join(blocks("bash")).splitlines():
-        interpreter, *argv = shlex.split(line)
-        assert interpreter == "python", line
-        done = program(*argv, cwd=root, WANDB_MODE="disabled", **hub)
-        # Random weights give strange features: the doctor may warn of them.
-        good = (0, 1) if "check" in argv else (0,)
-        assert done.returncode in good, f"{line}\n{done.stdout}\n{done.stderr}"
+    # Random weights give strange features: the doctor may warn of them.
+    follow(
+        GUIDE,
+        root,
+        WANDB_MODE="disabled",
+        good=lambda argv: (0, 1) if "check" in argv else (0,),
+        **hub,
+    )
     return root
 
 
@@ -89,7 +86,7 @@ def test_the_best_of_the_sweep_was_promoted_with_its_card(project):
 
 
 def test_the_encodings_of_the_guide_are_read_as_it_says(project):
-    (snippet,) = blocks("python")
+    (snippet,) = blocks(GUIDE, "python")
     name = "61/1/61-1-0000"
     names: dict = {}
     exec(snippet.replace('"encodings', f'"{project}/encodings').replace("NAME", name), names)

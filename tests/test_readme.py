@@ -2,46 +2,38 @@
 
 import json
 import re
-import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, program
+from conftest import ROOT
+from pages import blocks, copy_project, follow
 
 from emaae.config import Config
 from emaae.schedules import SCHEDULES
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = ROOT / "README.md"
+README = PAGE.read_text(encoding="utf-8")
 # Appended to the README's training commands, which are for more patient readers.
 QUICK = ["--epochs=1", "--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def quick(argv: list[str]) -> list[str]:
+    return QUICK if argv[0] == "train.py" and "--eval_only" not in argv else []
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A copy of the project in which the README's commands have been run, in order."""
-    root = tmp_path_factory.mktemp("readme")
-    for name in ("emaae", "analysis"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "train.py", root)
-    shutil.copytree(ROOT / "sweeps", root / "sweeps")
+    root = copy_project(tmp_path_factory.mktemp("readme"))
     demo = yaml.safe_load((ROOT / "sweeps" / "demo.yaml").read_text())
     for name, value in {"epochs": 1, "alpha_epochs": 1, "inner_size": 16}.items():
         demo["parameters"][name] = {"value": value}
+    demo["parameters"]["penalty_scheduler"] = {"values": ["constant", "cosine"]}
     (root / "sweeps" / "demo.yaml").write_text(yaml.safe_dump(demo))
-    for line in "".join(blocks("bash")).splitlines():
-        interpreter, *argv = shlex.split(line)
-        assert interpreter == "python", line
-        quick = QUICK if argv[0] == "train.py" and "--eval_only" not in argv else []
-        done = program(*argv, *quick, cwd=root, WANDB_MODE="disabled")
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    follow(PAGE, root, more=quick, WANDB_MODE="disabled")
     return root
 
 
@@ -53,12 +45,12 @@ def test_the_commands_run_as_written(project):
     assert (project / "runs/demo/tables/curves.csv").stat().st_size > 1_000
     assert (project / "runs/demo/sagittal.gif").stat().st_size > 10_000
     assert json.loads((project / "runs/cosine/config.json").read_text())["alpha_max"] == 0.6
-    assert len(list((project / "runs/demo/runs").iterdir())) == 4
+    assert len(list((project / "runs/demo/runs").iterdir())) == 2
     assert (project / "best-model" / "best.pth").is_file()
 
 
 def test_a_model_loads_in_three_lines(project, monkeypatch):
-    (snippet,) = blocks("python")
+    (snippet,) = blocks(PAGE, "python")
     assert len([line for line in snippet.splitlines() if line]) == 3
     monkeypatch.chdir(project)
     names = {"x": torch.randn(2, 13, 40)}

@@ -236,6 +236,7 @@ def test_what_is_not_on_wandb_is_one_line(swept, tmp_path):
         assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_values_reach_a_run_from_the_sweep_alone(trees, tmp_path):
     grid = {**GRID, "command": ["${env}", "${interpreter}", "${program}"]}
     grid["parameters"] = {**GRID["parameters"], "alpha": {"value": 0.3}, "seed": {"value": 7}}
@@ -363,7 +364,10 @@ def test_a_run_that_is_resumed_offline_is_uploaded_as_one(trees, tmp_path):
         assert any("reconstructions" in row for row in run.history[:5])
 
 
-@pytest.mark.parametrize("when", ["before init", "in the middle", "at the upload"])
+SLOWLY = [pytest.param(when, marks=pytest.mark.slow) for when in ("before init", "in the middle")]
+
+
+@pytest.mark.parametrize("when", [*SLOWLY, "at the upload"])
 def test_a_server_that_dies_ends_no_run_and_loses_nothing(trees, tmp_path, when):
     with Backend() as backend:
         env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
