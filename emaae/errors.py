@@ -1,15 +1,19 @@
 """What does a user see when something they gave is wrong? One line, and exit status 2."""
 
 import contextlib
+import os
+import select
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from emaae.signals import listening
 
 LONGEST = 2000  # of a message, whatever a file made it quote
 INTERRUPTED = 130  # the shell's exit status of a program that Ctrl-C ended
+UNREAD = 141  # ... and of one whose output nobody reads any more, as in `| head -1`
 
 
 class UserError(Exception):
@@ -28,7 +32,8 @@ class BadFile(UserError):
 def speaking_plainly(program: str) -> Iterator[None]:
     """Turn a `UserError` into one line and exit status 2, and a warning into one line.
 
-    A signal to stop ends the program with one line too, see `emaae.signals`.
+    A signal to stop ends the program with one line too, see `emaae.signals`; a reader of its output
+    who has left ends it without one.
     """
     as_usual = warnings.formatwarning
 
@@ -42,8 +47,15 @@ def speaking_plainly(program: str) -> Iterator[None]:
 
     warnings.formatwarning = one_line
     try:
-        with listening():
-            yield
+        try:
+            with listening():
+                yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if _is_read(sys.stdout):
+            raise
+        raise SystemExit(UNREAD) from None
     except UserError as error:
         print(f"{program}: error: {plainly(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -52,6 +64,16 @@ def speaking_plainly(program: str) -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from None
     finally:
         warnings.formatwarning = as_usual
+
+
+def _is_read(stream: TextIO) -> bool:
+    """Whether somebody reads a stream; if not, what else is said there goes nowhere."""
+    ready = select.poll()
+    ready.register(stream.fileno(), select.POLLOUT)
+    if any(event & select.POLLERR for _, event in ready.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
 
 
 def last_words(log: Path) -> str:

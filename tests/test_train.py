@@ -344,6 +344,13 @@ def mistake(*argv: str) -> str:
     return line
 
 
+def test_a_reader_who_has_left_ends_a_program_without_a_traceback():
+    command = f"{sys.executable} -m emaae sweep sweeps/demo.yaml --dry-run | true"
+    script = f'{command}; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("141", "")
+
+
 def test_a_mistaken_flag_is_one_line_and_exit_status_2():
     assert "--alpha must be at least 0 and below 1, got 1.5" in mistake("--alpha=1.5")
 
