@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import program
+from forked import forked
 from synthetic_runs import write_run, write_runs
 
 from analysis.fronts import fvu_at, hypervolume
@@ -350,7 +350,7 @@ def test_a_sweep_is_called_by_its_question(tmp_path, capsys):
 
 
 def test_a_mistake_is_one_line_and_status_2(tmp_path):
-    done = program("-m", "analysis.report", str(tmp_path))
+    done = forked("-m", "analysis.report", str(tmp_path))
     assert done.returncode == 2
     assert "holds no run" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

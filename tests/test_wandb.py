@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, program
+from forked import forked
 from wandb_backend import Backend
 
 import emaae
@@ -164,20 +165,20 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     best_id = min(backend.runs, key=lambda i: backend.runs[i].summary.get("select/score", 9))
     n_models = sum(a.type == "model" for a in backend.artifacts)
     for _ in range(2):  # again changes nothing
-        done = program("-m", "emaae", "promote", path, **env)
+        done = forked("-m", "emaae", "promote", path, **env)
         assert done.returncode == 0, done.stderr
         assert f"best: run {best_id}" in done.stdout
     assert sum(a.type == "model" for a in backend.artifacts) == n_models + 1
     entity, project, sweep = path.split("/")
     with ThreadPoolExecutor(2) as pool:  # two at the same moment agree
         promotions = [
-            pool.submit(program, "-m", "emaae", "promote", f"{entity}/{project}", **env)
+            pool.submit(forked, "-m", "emaae", "promote", f"{entity}/{project}", **env)
             for _ in range(2)
         ]
     for done in (promotion.result() for promotion in promotions):
         assert f"best: run {best_id}" in done.stdout, done.stderr
         assert f"{entity}/{project}/emaae-{project}:best" in done.stdout
-    done = program("-m", "emaae", "pull", path, "--out", str(tmp_path / "best"), **env)
+    done = forked("-m", "emaae", "pull", path, "--out", str(tmp_path / "best"), **env)
     assert done.returncode == 0, done.stderr
     (folder,) = (home / "runs").glob(f"*-{best_id}")
     pulled, trained = emaae.load_model(tmp_path / "best"), emaae.load_model(folder)
@@ -197,7 +198,7 @@ def test_the_report_of_a_sweep_is_that_of_its_folders(swept, tmp_path):
     pages = [tmp_path / "there.html", tmp_path / "here.html"]
     for ref, page in zip((path, home / "runs"), pages):
         command = ("-m", "analysis.report", str(ref), "--out", str(page))
-        done = program(*command, **env, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        done = forked(*command, **env, XDG_CACHE_HOME=str(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr
     there, here = (
         json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
@@ -230,7 +231,7 @@ print(json.dumps([[getattr(run, name) for name in {fields}] for run in read_runs
 def test_what_is_not_on_wandb_is_one_line(swept, tmp_path):
     _, env, path, _ = swept
     for words in (["promote", "tester/nothing"], ["pull", "tester/speech/zzz", "--out=x"]):
-        done = program("-m", "emaae", *words, **env)
+        done = forked("-m", "emaae", *words, **env)
         assert done.returncode == 2, done.stdout
         assert "Traceback" not in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
@@ -255,7 +256,7 @@ def test_values_reach_a_run_from_the_sweep_alone(trees, tmp_path):
 def offline_run(backend, trees, tmp_path):
     """A run that was made while nothing could be reached: its folder and the user's environment."""
     env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
-    done = program("train.py", *TINY, "--wandb_project=speech", **env | {"WANDB_MODE": "offline"})
+    done = forked("train.py", *TINY, "--wandb_project=speech", **env | {"WANDB_MODE": "offline"})
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     return folder, env
@@ -266,7 +267,7 @@ def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tm
         folder, env = offline_run(backend, trees, tmp_path)
         assert backend.requests == []
         assert backend.strays == []
-        done = program("-m", "emaae", "upload-pending", str(folder), **env)
+        done = forked("-m", "emaae", "upload-pending", str(folder), **env)
         assert done.returncode == 0, done.stderr
         ((run_id, run),) = backend.runs.items()
         assert [row["epoch"] for row in run.history if "epoch" in row] == [1, 2, 3]
@@ -275,7 +276,7 @@ def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tm
         assert "epoch-0003/v0.npz" in types["reconstruction"].files
         assert json.loads((folder / "wandb.json").read_text())["pending"] == []
         before = len(backend.artifacts)
-        again = program("-m", "emaae", "upload-pending", str(folder), **env)
+        again = forked("-m", "emaae", "upload-pending", str(folder), **env)
         assert again.returncode == 0, again.stderr
         assert len(backend.artifacts) == before
 
@@ -288,11 +289,11 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path):
         env = variables(backend, tmp_path / "home", trees)
         out = tmp_path / "local"
         sweep = ["-m", "emaae", "sweep", str(tmp_path / "grid.yaml"), "--out", str(out)]
-        done = program(*sweep, **env | {"WANDB_MODE": "offline"})
+        done = forked(*sweep, **env | {"WANDB_MODE": "offline"})
         assert done.returncode == 0, done.stdout + done.stderr
         assert backend.requests == []
         assert backend.strays == []
-        done = program("-m", "emaae", "publish", str(out), "--project", "speech", **env)
+        done = forked("-m", "emaae", "publish", str(out), "--project", "speech", **env)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "sweep: tester/speech/" in done.stdout
         (published,) = backend.sweeps.values()
@@ -353,9 +354,9 @@ def test_a_run_that_is_resumed_offline_is_uploaded_as_one(trees, tmp_path):
                 process.terminate()
         process.communicate(timeout=60)
         first = json.loads((tmp_path / "runs" / "r" / "wandb.json").read_text())
-        done = program("train.py", "--resume", **env)
+        done = forked("train.py", "--resume", **env)
         assert done.returncode == 0, done.stderr
-        done = program("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
+        done = forked("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
         assert done.returncode == 0, done.stderr
         (run,) = backend.runs.values()
         assert run.id == first["id"]
@@ -396,7 +397,7 @@ def test_a_server_that_dies_ends_no_run_and_loses_nothing(trees, tmp_path, when)
         backend.failures.clear()
         if when != "at the upload":
             backend.start()
-        done = program("-m", "emaae", "upload-pending", str(folder), **env)
+        done = forked("-m", "emaae", "upload-pending", str(folder), **env)
         assert done.returncode == 0, done.stdout + done.stderr
         (run,) = backend.runs.values()
         epochs = [row["epoch"] for row in run.history if "epoch" in row]

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from conftest import ROOT, program, small_run
+from forked import forked
 from wandb_backend import Backend
 
 import train
@@ -148,7 +149,7 @@ def test_a_path_that_is_no_project_is_refused(path):
 def test_it_is_saved_as_it_was_printed_and_its_address_is_said(view, tmp_path):
     with Backend() as backend:
         env = backend.environment(tmp_path)
-        done = program("-m", "analysis.workspace", "me/project", **env)
+        done = forked("-m", "analysis.workspace", "me/project", **env)
         assert done.returncode == 0, done.stderr
         (saved,) = backend.views
         assert done.stdout.startswith(f"{backend.url}/me/project?nw=")
@@ -162,7 +163,7 @@ def test_a_server_that_refuses_is_one_line(tmp_path):
     with Backend() as backend:
         backend.fail("UpsertView2", times=None, status=403)
         env = backend.environment(tmp_path)
-        done = program("-m", "analysis.workspace", "me/project", **env)
+        done = forked("-m", "analysis.workspace", "me/project", **env)
     assert done.returncode == 2
     (line,) = [one for one in done.stderr.splitlines() if "error:" in one]
     assert "W&B did not save the workspace of me/project" in line
