@@ -118,8 +118,12 @@ def program(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.C
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """What a module's tests share is made once: those that use it go to one process together."""
+    """What a module's tests share is made once: those that use it go to one process together.
+
+    And they go first, since they take long: at the end no process waits for another.
+    """
     for item in items:
         fixtures = item._fixtureinfo.name2fixturedefs.values()
         if any(found[-1].scope == "module" for found in fixtures):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
