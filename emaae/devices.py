@@ -82,7 +82,7 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
     """Let `model(...)` run as torch.compile's code from now on. Raises UserError without compiler.
 
     Measured on CPUs only, where convolutions are nearly all of a step and it is slower
-    (benchmarks/RESULTS.md); on a GPU it saves launches of small kernels.
+    (benchmarks/RESULTS.md); meant for GPUs, where a step may wait for launches of small kernels.
     """
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
@@ -99,8 +99,8 @@ def keep_heap() -> None:
     """Let the C library keep freed memory instead of giving it back to the system.
 
     The activations of each step are hundreds of MB, and pages that come fresh from the system are
-    cleared first: kept, a step takes 4 to 25 % less, by machine and model (benchmarks/RESULTS.md).
-    glibc only; elsewhere nothing happens.
+    cleared first: kept, a step is 1.4 to 1.5 times as fast (benchmarks/RESULTS.md). glibc only;
+    elsewhere nothing happens.
     """
     if sys.platform != "linux":
         return

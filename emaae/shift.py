@@ -82,9 +82,8 @@ def decode_filtered(model: CNNAutoEncoder, z: Tensor, filters: Tensor) -> Tensor
 
     The filter commutes with the decoder's first convolution, and with a normalisation before it:
     they are computed once, and there are fewer channels to filter than in z (a bias passes a DC
-    gain of 1 unchanged). But the convolution reads
-    zeros beyond the ends of LP z, where the filter holds what is there: the frames that those
-    zeros reach are made in the order of the definition.
+    gain of 1 unchanged). But the convolution reads zeros beyond the ends of LP z, where the filter
+    holds what is there: the frames that those zeros reach are made in the order of the definition.
     """
     first, n_frames = model.decoder[0], z.shape[1]
     z = first.prepare(z[None], None)[0]

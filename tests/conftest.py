@@ -98,6 +98,16 @@ def small_run(trees: dict[str, Path], out_dir: Path) -> list[str]:
     ]
 
 
+def stir(model: torch.nn.Module, scale: float) -> None:
+    """Give a model that is not trained biases and batch statistics that matter."""
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith(("bias", "running_mean")):
+                tensor.copy_(scale * torch.randn_like(tensor))
+            elif name.endswith("running_var"):
+                tensor.copy_(0.5 + torch.rand_like(tensor))
+
+
 def environment_of(**more: str) -> dict[str, str]:
     """The variables of a user without a W&B key."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}

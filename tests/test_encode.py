@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from conftest import program, small_run, speech, write_tree
+from conftest import program, small_run, speech, stir, write_tree
 
 import train
 from emaae import checkpoint, encodings
@@ -27,12 +27,7 @@ def random_model(norm="none", n_encoder=3, n_decoder=3, seed=0) -> CNNAutoEncode
     """A model that is not trained, in which biases and batch statistics matter."""
     torch.manual_seed(seed)
     model = CNNAutoEncoder(13, C, n_encoder, n_decoder, norm=norm)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name.endswith(("bias", "running_mean")):
-                tensor.copy_(0.3 * torch.randn_like(tensor))
-            elif name.endswith("running_var"):
-                tensor.copy_(0.5 + torch.rand_like(tensor))
+    stir(model, 0.3)
     x = torch.from_numpy(raw(400))
     model.normalise(x.mean(0), x.std(0))
     return model.eval()

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import speech
+from conftest import speech, stir
 
 from emaae.data import Split
 from emaae.models import NORMS, CNNAutoEncoder
@@ -36,12 +36,7 @@ def random_model(split: Split, norm: str = "none", n_decoder: int = 3) -> CNNAut
     """Weights that were not trained, with biases and batch statistics that matter."""
     torch.manual_seed(0)
     model = CNNAutoEncoder(13, 24, 3, n_decoder, norm=norm)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name.endswith(("bias", "running_mean")):
-                tensor.copy_(0.1 * torch.randn_like(tensor))
-            elif name.endswith("running_var"):
-                tensor.copy_(0.5 + torch.rand_like(tensor))
+    stir(model, 0.1)
     model.normalise(*split.moments())
     return model.eval()
 
