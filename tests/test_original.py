@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, small_run
+from conftest import ROOT, small_run, stir
 from torch import nn
 
 import emaae
@@ -69,13 +69,12 @@ class Original(nn.Module):
 
 
 def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model with biases and batch statistics that matter."""
+    """The model with biases, scales and batch statistics that matter."""
     torch.manual_seed(seed)
+    stir(model, 0.3)
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name.endswith(("bias", "running_mean")):
-                tensor.copy_(0.3 * torch.randn_like(tensor))
-            elif name.endswith("running_var") or "norm.weight" in name:
+        for name, tensor in model.named_parameters():
+            if "norm.weight" in name:
                 tensor.copy_(0.5 + torch.rand_like(tensor))
     return model.eval()
 
