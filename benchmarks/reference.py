@@ -6,6 +6,7 @@ comes. It is used here only.
 
 import ctypes
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def _blocks(widths: list[int], n_blocks: int) -> list[nn.Module]:
     return layers
 
 
-def random_order(n: int, batch_sz: int = 32, seed: int = 0) -> list[np.ndarray]:
+def random_order(n: int, batch_sz: int = 32, seed: int | Sequence[int] = 0) -> list[np.ndarray]:
     """Every one of n utterances once, in random batches."""
     order = np.random.default_rng(seed).permutation(n)
     return [order[i : i + batch_sz] for i in range(0, n, batch_sz)]
@@ -54,19 +55,25 @@ def padded(split: Split) -> tuple[Tensor, Tensor]:
     return x, mask[:, None].float()
 
 
-def loss(model: Reference, x: Tensor, mask: Tensor) -> Tensor:
-    """Masked mean squared error and mean magnitude of the encoding, alpha .25."""
+def loss(model: Reference, x: Tensor, mask: Tensor, alpha: float = 0.25) -> Tensor:
+    """Masked mean squared error and mean magnitude of the encoding, weighed by alpha."""
     y, z = model(x)
     n_frames = mask.sum()
     mse = ((y - x).square() * mask).sum() / (x.shape[1] * n_frames)
     penalty = (z.abs() * mask).sum() / (z.shape[1] * n_frames)
-    return 0.75 * mse + 0.25 * penalty
+    return (1 - alpha) * mse + alpha * penalty
 
 
-def step(model: Reference, optimizer: torch.optim.Optimizer, x: Tensor, mask: Tensor) -> None:
+def step(
+    model: Reference,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    mask: Tensor,
+    alpha: float = 0.25,
+) -> None:
     """One step on one batch."""
     optimizer.zero_grad()
-    loss(model, x, mask).backward()
+    loss(model, x, mask, alpha).backward()
     optimizer.step()
 
 

@@ -20,11 +20,11 @@ from emaae.files import PIECE, Pieces, open_plain
 from emaae.models import CNNAutoEncoder, build_model
 
 # Of last.pt; raised when an older program could no longer read it.
-FORMAT = 2
+FORMAT = 3
 # What an interrupted run goes on from, and what it goes on from when that is broken.
 LAST = ("last.pt", "last.previous.pt")
 # What must be in it, and of which kind.
-STATE = {"epoch": int, "batch": int, "stopped": bool, "model": dict, "optimizer": dict}
+STATE = {"epoch": int, "batch": int, "stopped": bool, "model": dict, "optimizer": list}
 STATE |= {"selection": dict, "phase": dict, "schedule": dict}
 
 # A file of weights may hold them as float64, or all that last.pt has.

@@ -257,15 +257,37 @@ class Config:
     )
     lr: float = knob(
         0.001,
-        "learning rate",
+        "learning rate; muon wants about ten times that of adamw",
         group="training",
         above=0,
     )
+    lr_schedule: str = knob(
+        "constant",
+        "how the rate falls to 0 after the warm-up: over all epochs; with --early_stop over "
+        "--patience epochs, which begin where the run would have stopped and end it",
+        group="training",
+        choices=("constant", "linear", "cosine"),
+    )
+    lr_warm_up: float = knob(
+        0.0,
+        "fraction of the steps of all epochs over which the rate rises to --lr first",
+        group="training",
+        at_least=0,
+        below=1,
+    )
     optimizer: str = knob(
         "adamw",
-        "optimiser",
+        "optimiser; muon orthogonalises the steps of the convolutions, and leaves the rest to "
+        "adamw at a tenth of the rate",
         group="training",
-        choices=("adamw", "adam"),
+        choices=("adamw", "adam", "muon"),
+    )
+    weight_decay: float | None = knob(
+        None,
+        "fraction of the rate by which weights shrink in a step; adam adds it to the gradient "
+        "(default: 0.01 for adamw, 0 for adam and muon)",
+        group="training",
+        at_least=0,
     )
     precision: str = knob(
         "fp32",

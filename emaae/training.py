@@ -19,6 +19,7 @@ from emaae.errors import UserError
 from emaae.evaluation import evaluate
 from emaae.losses import Objective, Sums
 from emaae.models import CNNAutoEncoder
+from emaae.optimizers import LR_SCHEDULES, Optimizer, warm_up
 from emaae.progress import progress
 from emaae.schedules import AlphaSchedule, lambda_eff
 from emaae.shift import quick, sample
@@ -69,14 +70,19 @@ class Selection:
 
 @dataclass
 class Phase:
-    """Where training stands between its two alpha phases.
+    """Where training stands between its phases.
 
     With --early_stop and --update, alpha is held until the first early stop, and the schedule
     begins there (t = 0). Otherwise the schedule begins with the first epoch.
+
+    With --early_stop and a learning rate that falls, nobody knows beforehand when the end comes:
+    the rate is held until the run would stop, or until --patience epochs are left, falls over
+    --patience epochs, and the run ends there.
     """
 
     started: int | None  # epochs finished when the schedule began; None while alpha is held
     length: int  # epochs of the schedule that patience must not cut short
+    falling: int | None = None  # epochs finished when the rate began to fall; None while it is held
 
     def t(self, finished: int) -> int | None:
         """Epochs since the schedule began, for the epoch after `finished` ones."""
@@ -97,7 +103,7 @@ class State:
 
     model: CNNAutoEncoder
     forward: nn.Module  # the same, as it is called in training
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     schedule: AlphaSchedule
     phase: Phase
     selection: Selection = field(default_factory=Selection)
@@ -112,12 +118,10 @@ class State:
     def begin(cls, model: CNNAutoEncoder, config: Config) -> "State":
         """Before the first epoch."""
         two_phases = config.early_stop and config.update
-        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
         return cls(
             model=model,
             forward=parallel(model),
-            # Fused: one kernel for all parameters instead of several for each.
-            optimizer=kind(model.parameters(), lr=config.lr, fused=True),
+            optimizer=Optimizer(model, config),
             schedule=config.schedule(),
             phase=Phase(None, config.ramp_epochs) if two_phases else Phase(0, 0),
         )
@@ -126,6 +130,18 @@ class State:
         """Alpha of the next epoch; `held` until the schedule begins."""
         t = self.phase.t(self.epoch)
         return held if t is None else self.schedule.alpha(t)
+
+    def lr_factor(self, config: Config, n_batches: int) -> float:
+        """Fraction of --lr at the next step; n_batches: steps of an epoch."""
+        step, n_steps = self.epoch * n_batches + self.batch, config.epochs * n_batches
+        n_warm = round(config.lr_warm_up * n_steps)
+        if config.early_stop:
+            first = n_steps if self.phase.falling is None else self.phase.falling * n_batches
+            n_falling = config.patience * n_batches
+        else:
+            first, n_falling = n_warm, n_steps - n_warm
+        left = min(1.0, 1 - (step - first) / max(1, n_falling))
+        return warm_up(step, n_warm) * LR_SCHEDULES[config.lr_schedule](left)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -221,8 +237,11 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
     model, selection, phase, news = state.model, state.selection, state.phase, ""
     few = sample(val)
+    falls = config.early_stop and config.lr_schedule != "constant"
 
     while state.epoch < config.epochs and not state.stopped:
+        if falls and phase.falling is None and config.epochs - state.epoch <= config.patience:
+            phase.falling = state.epoch
         began, alpha = time.monotonic(), state.alpha(config.alpha)
         measured = train_epoch(state, train, objective, alpha, config, run, news)
         validated = evaluate(
@@ -241,7 +260,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
         improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
         if improved:
             state.best = copy.deepcopy(model.state_dict())
-        row = {"epoch": state.epoch, "alpha": alpha, "lr": config.lr}
+        row = {"epoch": state.epoch, "alpha": alpha, "lr": state.optimizer.lr}
         row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
         row |= {f"train/{name}": value for name, value in measured.items()}
         row |= {f"val/{name}": value for name, value in validated.items()}
@@ -255,8 +274,13 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
         if phase.ramping(state.epoch):
             selection.waited = 0  # a ramp is never cut short; patience counts in its tail
         state.stopped = config.early_stop and selection.waited >= config.patience
-        if state.stopped and phase.started is None:
+        if state.stopped and phase.started is None and phase.falling is None:
             phase.started, selection.waited, state.stopped = state.epoch, 0, False
+        if falls:
+            if state.stopped and phase.falling is None:
+                phase.falling = state.epoch
+            done = phase.falling is not None and state.epoch - phase.falling >= config.patience
+            state.stopped = done and state.epoch < config.epochs
         over = state.stopped or state.epoch == config.epochs
         if over or state.epoch == 1 or state.epoch % every == 0:
             run.reconstruct(model, val, state.epoch)
@@ -296,12 +320,12 @@ def train_epoch(
         unit="batches",
         after=news,
     ):
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             out = state.forward(x, mask)
         sums = objective.sums(model, x, out, mask).pooled()
         objective.terms(model, sums, alpha).loss.backward()
-        optimizer.step()
+        optimizer.step(state.lr_factor(config, len(order)))
         state.sums = sums.plus(state.sums)
         active = pooled(out.z.detach().count_nonzero())
         state.active = active if state.active is None else state.active + active

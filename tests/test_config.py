@@ -76,7 +76,7 @@ def test_a_whole_number_may_arrive_as_a_float_and_a_broken_one_may_not():
         (["--n_encoder", "6"], "--n_encoder must be at least 2 and at most 5, got 6"),
         (["--lr", "0"], "--lr must be above 0, got 0"),
         (["--update=maybe"], "--update must be True or False, got 'maybe'"),
-        (["--optimizer", "sgd"], "--optimizer must be one of adamw, adam, got 'sgd'"),
+        (["--optimizer", "sgd"], "--optimizer must be one of adamw, adam, muon, got 'sgd'"),
         (["--eval_only"], "--eval_only needs --checkpoint"),
         (["--train_dir", "x"], "--val_dir is missing"),
         (["--bucket", "b"], "--bucket b needs --train_dir and --val_dir"),

@@ -111,6 +111,13 @@ def test_a_row_holds_every_metric_and_its_terms_add_up():
         {"norm": "layer"},
         {"norm": "batch"},
         {"optimizer": "adam"},
+        {"optimizer": "adam", "weight_decay": 0.1},
+        {"optimizer": "muon"},
+        {"optimizer": "muon", "weight_decay": 0.1},
+        {"weight_decay": 0.1},
+        {"lr_schedule": "linear"},
+        {"lr_schedule": "cosine"},
+        {"lr_warm_up": 0.5},
         {"lr": 1e-4},
         {"batch_sz": 1},
         {"seed": 1},
@@ -131,9 +138,44 @@ def test_a_row_holds_every_metric_and_its_terms_add_up():
     ],
 )
 def test_every_knob_changes_the_result(knobs):
-    scheduled = {k: v for k, v in knobs.items() if k in ("update", "penalty_scheduler")}
+    kinds = ("update", "penalty_scheduler", "optimizer")
+    scheduled = {k: v for k, v in knobs.items() if k in kinds}
     plain = train(**(scheduled if len(knobs) > len(scheduled) else {}))[1].rows[-1]
     assert train(**knobs)[1].rows[-1]["train/mse"] != plain["train/mse"]
+
+
+def rates(**knobs):
+    """The rate of the last step of each epoch, as a fraction of --lr."""
+    rows = train(lr=0.5e-3, batch_sz=2, **knobs)[1].rows
+    return [row["lr"] / 0.5e-3 for row in rows]
+
+
+def test_the_rate_rises_falls_and_is_logged():
+    assert rates(epochs=3) == [1, 1, 1]
+    # Two steps an epoch; the first of eight steps is 1/2 of the rate, then seven are left.
+    falling = rates(lr_schedule="linear", lr_warm_up=1 / 8)
+    assert falling == pytest.approx([1, 5 / 7, 3 / 7, 1 / 7])
+    falling = rates(lr_schedule="cosine", epochs=2)
+    assert falling == pytest.approx([(1 + 0.5**0.5) / 2, (1 - 0.5**0.5) / 2])
+    assert rates(lr_warm_up=0.5, epochs=2) == pytest.approx([2 / 3, 1])
+
+
+def test_with_early_stopping_the_rate_falls_where_the_run_would_have_stopped(monkeypatch):
+    scripted(monkeypatch, [2.0, 1.0, 1.5])  # never better than epoch 2
+    knobs = {"early_stop": True, "patience": 3, "epochs": 50, "lr_schedule": "linear"}
+    assert rates(**knobs) == pytest.approx([1] * 5 + [5 / 6, 3 / 6, 1 / 6])
+    scripted(monkeypatch, [2.0, 1.0, 1.5])
+    fitted, notes, _ = train(update=True, alpha_epochs=2, alpha_max=0.6, **knobs)
+    # Alpha's schedule first, then its patience, then the rate falls.
+    assert notes.column("alpha") == pytest.approx([0.1] * 5 + [0.1, 0.6] + [0.6] * 6)
+    assert fitted.status == "early_stopped"
+
+
+def test_with_early_stopping_and_few_epochs_the_rate_has_fallen_at_their_end(monkeypatch):
+    scripted(monkeypatch, range(100, 0, -1))  # better and better
+    knobs = {"early_stop": True, "patience": 3, "lr_schedule": "linear"}
+    assert rates(epochs=5, **knobs) == pytest.approx([1, 1, 5 / 6, 3 / 6, 1 / 6])
+    assert train(epochs=2, **knobs)[0].status == "finished"
 
 
 def test_two_calls_give_the_same_numbers():

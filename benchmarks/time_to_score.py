@@ -1,0 +1,311 @@
+"""How much sooner does the recipe of the sweeps reach a score? `python -m benchmarks.time_to_score`
+
+The seed's recipe (the textbook step of reference.py, AdamW .001 at a constant rate, float32, random
+batches, the heap as it comes) against ours: the same model, loss, schedule of alpha and batch size.
+Their epochs take turns. Since the rate of ours falls to 0, each number of epochs is a training of
+its own; what counts is the shortest one that reaches the best score of all epochs of the seed's.
+
+Times are of training, without validation: CPU seconds of one thread, which others on the machine
+cannot take away. One line of JSON per epoch goes to --out, as they come; `--plot` reads it again.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import reference
+from benchmarks.step import Silent
+from benchmarks.timing import machine, table
+from emaae.config import Config
+from emaae.data import Split, batches
+from emaae.data.demo import generate
+from emaae.data.features import find_features, read_features
+from emaae.devices import keep_heap
+from emaae.evaluation import evaluate
+from emaae.losses import Objective
+from emaae.models import build_model
+from emaae.progress import progress
+from emaae.training import State, train_epoch
+
+# Both ramp alpha over the first two thirds of their epochs, and end where they score best.
+ALPHA = {"update": True, "penalty_scheduler": "log_lambda", "alpha": 0.01}
+RECIPE = {"optimizer": "muon", "lr": 0.01, "lr_schedule": "linear", "lr_warm_up": 0.03}
+RECIPE |= {"precision": "auto"}
+SIZES = {"256": (256, 3, 3), "1024": (1024, 5, 3)}
+
+
+def standardised(train: Split, val: Split) -> tuple[Split, Split]:
+    """Both in units of the training split's standard deviations, channels that never move at 0."""
+    mean, sd = train.moments()
+    sd = torch.where(sd > 0, sd, 1.0)
+    return tuple(
+        Split(s.names, (s.frames - mean) / sd, s.offsets, s.channels) for s in (train, val)
+    )
+
+
+def generated(n_utterances: int) -> tuple[Split, Split]:
+    """Generated speech, four seconds an utterance."""
+    named = (
+        [(u.name, u.features) for u in generate(name, n_utterances=n)]
+        for name, n in (("train", n_utterances), ("val", 64))
+    )
+    return standardised(*map(Split.from_utterances, named))
+
+
+def recorded(folder: str) -> tuple[Split, Split]:
+    """A feature tree, every eighth utterance of which is for validation."""
+    files = find_features(folder, recursive=True)
+    named = [(file.identity, read_features(file.path)) for file in files]
+    held_out = named[7::8]
+    kept = [pair for i, pair in enumerate(named) if i % 8 != 7]
+    return standardised(Split.from_utterances(kept), Split.from_utterances(held_out))
+
+
+class Training:
+    """One training: `next` is an epoch, and gives its row."""
+
+    def __init__(self, train: Split, val: Split, config: Config):
+        self.train, self.val, self.config = train, val, config
+        self.objective, self.seconds, self.done = Objective("l1"), 0.0, 0
+        torch.manual_seed(config.seed)
+        self.model = build_model(**config.architecture)
+
+    def epoch(self, alpha: float) -> None:
+        """Train one epoch."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        schedule = self.config.schedule()
+        while self.done < self.config.epochs:
+            alpha = schedule.alpha(self.done)
+            self.settle()
+            began, wall = time.process_time(), time.perf_counter()
+            self.epoch(alpha)
+            self.seconds += time.process_time() - began
+            wall = time.perf_counter() - wall
+            self.done += 1
+            row = evaluate(self.model, self.val, self.objective, alpha=alpha, batch_sz=32)
+            kept = {name: row[name] for name in ("score", "fvu", "sparsity", "dead")}
+            yield {"epoch": self.done, "seconds": self.seconds, "alpha": alpha, "wall": wall} | kept
+
+
+class Seed(Training):
+    """The seed's recipe."""
+
+    settle = staticmethod(reference.heap_as_it_comes)
+
+    def __init__(self, train: Split, val: Split, config: Config):
+        super().__init__(train, val, config)
+        size = (config.inner_size, config.n_encoder, config.n_decoder)
+        self.textbook = reference.Reference(*size)
+        copy(self.model, self.textbook)  # the same weights to begin with
+        self.optimizer = torch.optim.AdamW(self.textbook.parameters(), lr=0.001)
+
+    def epoch(self, alpha: float) -> None:
+        """Random batches."""
+        seed = [self.config.seed, self.done]
+        order = reference.random_order(len(self.train), self.config.batch_sz, seed)
+        for x, mask in batches(self.train, order):
+            reference.step(self.textbook, self.optimizer, x, mask, alpha)
+        copy(self.textbook, self.model)
+
+
+class Ours(Training):
+    """The recipe of the sweeps."""
+
+    settle = staticmethod(keep_heap)
+
+    def __init__(self, train: Split, val: Split, config: Config):
+        super().__init__(train, val, config)
+        self.state = State.begin(self.model, config)
+
+    def epoch(self, alpha: float) -> None:
+        """As `train.py` does it."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            train_epoch(self.state, self.train, self.objective, alpha, self.config, Silent())
+        self.state.epoch += 1
+        self.state.batch, self.state.sums, self.state.active = 0, None, None
+
+
+@torch.no_grad()
+def copy(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Weights of one model into another of the same layers."""
+    for theirs, own in zip(source.parameters(), target.parameters(), strict=True):
+        own.copy_(theirs)
+
+
+def trainings(args: argparse.Namespace, train: Split, val: Split, seed: int) -> dict:
+    """Both recipes, each with each of its numbers of epochs: (way, epochs) -> rows."""
+    inner_size, n_encoder, n_decoder = SIZES[args.size]
+    given = {"inner_size": inner_size, "n_encoder": n_encoder, "n_decoder": n_decoder}
+    given |= {"batch_sz": args.batch_sz, "seed": seed}
+    ways = [("seed", Seed, n, {"alpha_max": args.seed_alpha_max}) for n in args.seed_epochs]
+    ways += [("ours", Ours, n, RECIPE | {"alpha_max": args.alpha_max}) for n in args.our_epochs]
+    found = {}
+    for name, way, n, own in ways:
+        ramp = {"epochs": n, "alpha_epochs": max(1, round(2 * n / 3))}
+        found[name, n] = iter(way(train, val, Config.from_mapping(given | ALPHA | ramp | own)))
+    return found
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Train all, an epoch of each at a time, and append a line for each to --out."""
+    train, val = recorded(args.features) if args.features else generated(args.n_utterances)
+    print(
+        f"{machine()}; {len(train)} + {len(val)} utterances, {len(train.frames)} + "
+        f"{len(val.frames)} frames; {vars(args)}",
+        flush=True,
+    )
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        running = trainings(args, train, val, seed)
+        total = sum(n for _, n in running)
+        with open(args.out, "a") as out:
+            turns = progress(take_turns(running), f"seed {seed}", total=total, unit="epochs")
+            for (way, n), row in turns:
+                out.write(json.dumps({"way": way, "epochs": n, "seed": seed} | row) + "\n")
+                out.flush()
+
+
+def take_turns(
+    running: dict[tuple, Iterator[dict[str, Any]]],
+) -> Iterator[tuple[tuple, dict[str, Any]]]:
+    """The next row of each, until none has one."""
+    while running:
+        for key in list(running):
+            row = next(running[key], None)
+            if row is None:
+                del running[key]
+            else:
+                yield key, row
+
+
+# ---- what was found
+
+
+def reached(rows: list[dict[str, Any]], score: float) -> float | None:
+    """Seconds after which the first of these trainings had this score; None when none had."""
+    return min((row["seconds"] for row in rows if row["score"] <= score), default=None)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Two Markdown tables: how much sooner, and the scores at equal time; means over seeds."""
+    by_seed = [[row for row in rows if row["seed"] == n] for n in sorted({r["seed"] for r in rows})]
+    sooner, equal = [], {}
+    for of_seed in by_seed:
+        theirs = [row for row in of_seed if row["way"] == "seed"]
+        own = [row for row in of_seed if row["way"] == "ours"]
+        best = min(theirs, key=lambda row: row["score"])
+        ours = reached(own, best["score"])
+        ratio = "never" if ours is None else f"x {best['seconds'] / ours:.1f}"
+        sooner.append(
+            [
+                str(best["seed"]),
+                f"{best['score']:.4f}",
+                str(best["epoch"]),
+                f"{best['seconds']:.0f}",
+            ]
+            + ["" if ours is None else f"{ours:.0f}", ratio]
+        )
+        for n in sorted({row["epochs"] for row in own}):
+            # The best epoch is what a run keeps.
+            row = min((r for r in own if r["epochs"] == n), key=lambda r: r["score"])
+            spent = max(r["seconds"] for r in own if r["epochs"] == n)
+            until = [r["score"] for r in theirs if r["seconds"] <= spent]
+            equal.setdefault(n, []).append(row | {"spent": spent, "seed's": min(until, default=1)})
+    head = ["seed", "best score of the seed's recipe", "after epochs", "s", "ours, s", "sooner"]
+    names = ("spent", "seed's", "score", "fvu", "sparsity", "dead")
+    means = [
+        [str(n), *(spread([row[name] for row in found]) for name in names)]
+        for n, found in equal.items()
+    ]
+    head2 = ["epochs of ours", "s", "score of the seed's", "score of ours", "fvu", "zeros", "dead"]
+    return f"{table(head, sooner)}\n\n{table(head2, means)}"
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    digits = 0 if max(values) > 10 else 3
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def plot(files: list[str], path: str) -> None:
+    """A row of two panels for each file: the best score so far against time and against epochs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(files),
+        2,
+        figsize=(9, 3 * len(files)),
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for (by_time, by_epoch), file in zip(axes, files):
+        rows = read(file)
+        for axis, x in ((by_time, "seconds"), (by_epoch, "epoch")):
+            for way, colour in (("seed", "0.45"), ("ours", "C0")):
+                runs = {(r["epochs"], r["seed"]) for r in rows if r["way"] == way}
+                for i, run in enumerate(sorted(runs)):
+                    own = [r for r in rows if r["way"] == way and (r["epochs"], r["seed"]) == run]
+                    best = np.minimum.accumulate([r["score"] for r in own])
+                    label = {"seed": "the seed's recipe", "ours": "ours"}[way] if i == 0 else None
+                    axis.plot([r[x] for r in own], best, color=colour, lw=1, alpha=0.7, label=label)
+            axis.set(xscale="log", yscale="log")
+            axis.grid(alpha=0.3, which="both", lw=0.5)
+        by_time.set(ylabel="best val/score so far", title=Path(file).stem, xlabel="CPU seconds")
+        by_epoch.set(xlabel="epochs")
+        by_time.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    print(path)
+
+
+def read(file: str) -> list[dict[str, Any]]:
+    """The rows in a file that --out wrote."""
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
+def main() -> None:
+    """Train and print the tables, or draw what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+
+    def numbers(text: str) -> list[int]:
+        return [int(number) for number in text.split(",")]
+
+    parser.add_argument("--size", choices=SIZES, default="256", help="units (default: %(default)s)")
+    parser.add_argument("--features", help="feature tree (default: generated speech)")
+    parser.add_argument("--n_utterances", type=int, default=512, help="(default: %(default)s)")
+    parser.add_argument("--batch_sz", type=int, default=32, help="(default: %(default)s)")
+    parser.add_argument("--seed_epochs", type=numbers, default=[15, 40, 120])
+    parser.add_argument("--our_epochs", type=numbers, default=[4, 8, 15, 30])
+    parser.add_argument("--seed_alpha_max", type=float, default=0.5, help="(default: %(default)s)")
+    parser.add_argument("--alpha_max", type=float, default=0.3, help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--out", default="time_to_score.jsonl", help="(default: %(default)s)")
+    parser.add_argument("--plot", metavar="PNG", help="draw --out, or the files given, and end")
+    parser.add_argument("files", nargs="*", help="more files of --out, for --plot")
+    args = parser.parse_args()
+    if args.plot:
+        plot(args.files or [args.out], args.plot)
+        return
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)  # CPU seconds of one thread
+    measure(args)
+    print(summary(read(args.out)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""How does a step move the weights: by which optimiser, at which learning rate?"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from emaae.config import Config
+from emaae.devices import use_bf16
+from emaae.models import CNNAutoEncoder
+
+# The quintic of Jordan et al. (2024), https://kellerjordan.github.io/posts/muon/: five times
+# s -> a s + b s^3 + c s^5 takes every singular value s in about .01..1 to .7..1.2.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+# What muon leaves to AdamW, biases and norms, has this fraction of its learning rate: a step of
+# AdamW moves each number by about the rate, one of Muon a whole matrix by it.
+ADAMW_SHARE = 0.1
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """U V' of a matrix (m, n) = U S V', nearly: its singular values become .7 to 1.2.
+
+    In the matrix's own precision, which may be bfloat16. Unchanged by a positive factor; zero stays
+    zero. Singular values below a hundredth of the matrix's norm come out smaller.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix  # the square below has the shorter side
+    x = x / torch.linalg.vector_norm(x).clamp(min=torch.finfo(x.dtype).tiny)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised: for weights (out, in, kernel), as (out, in x kernel).
+
+    Jordan et al. (2024). torch.optim.Muon takes matrices alone and always multiplies in bfloat16,
+    which is a hundred times slower than float32 where the hardware lacks it.
+
+    Args:
+        params: weights of two or more dimensions.
+        lr: the spectral norm of a step, nearly; times sqrt(out / (in x kernel)) where that is
+            above 1.
+        weight_decay: fraction of lr by which weights shrink in a step.
+        momentum: 0 to 1.
+        bf16: multiply in bfloat16.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        bf16: bool = False,
+    ):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Move every weight that has a gradient."""
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum"] = torch.zeros_like(weight)
+                mean = state["momentum"].lerp_(weight.grad, 1 - momentum)
+                ahead = weight.grad.lerp(mean, momentum).flatten(1)
+                update = orthogonalised(ahead.to(self.dtype)).to(weight.dtype).view_as(weight)
+                weight.mul_(1 - lr * group["weight_decay"])
+                weight.sub_(update, alpha=lr * max(1, ahead.shape[0] / ahead.shape[1]) ** 0.5)
+
+
+class Optimizer:
+    """The optimiser of a config: steps, the rate of the next one, and a state to go on from."""
+
+    def __init__(self, model: CNNAutoEncoder, config: Config):
+        self.full_lr = lr = config.lr
+        # Fused: one kernel for all parameters instead of several for each.
+        adam = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}.get(config.optimizer)
+        decay = config.weight_decay
+        if adam is not None:
+            given = {} if decay is None else {"weight_decay": decay}
+            self.parts = [(1.0, adam(model.parameters(), lr, fused=True, **given))]
+            return
+        weights = {id(weight): weight for weight in model.conv_weights()}
+        rest = [p for p in model.parameters() if id(p) not in weights]
+        bf16 = use_bf16(config.precision, rest[0].device)
+        self.parts = [
+            (1.0, Muon(weights.values(), lr, decay or 0.0, bf16=bf16)),
+            (ADAMW_SHARE, torch.optim.AdamW(rest, lr, weight_decay=0.0, fused=True)),
+        ]
+
+    @property
+    def lr(self) -> float:
+        """The rate of the last step, muon's that of the convolutions; --lr before the first."""
+        return self.parts[0][1].param_groups[0]["lr"]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for _, part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def step(self, factor: float) -> None:
+        """Move the weights, at this fraction of --lr."""
+        for share, part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = share * factor * self.full_lr
+            part.step()
+
+    def state_dict(self) -> list:
+        """Tensors and plain values."""
+        return [part.state_dict() for _, part in self.parts]
+
+    def load_state_dict(self, kept: list) -> None:
+        """Become what `state_dict` described."""
+        for (_, part), state in zip(self.parts, kept, strict=True):
+            part.load_state_dict(state)
+
+
+# ---- the learning rate
+
+
+def warm_up(step: int, n_steps: int) -> float:
+    """Factor of the rate at a step, from 0 on: equal rises over n_steps, then 1."""
+    return min(1.0, (step + 1) / (n_steps + 1))
+
+
+# What is left of the rate when a fraction `left` (1 to 0) of the steps is, by --lr_schedule.
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda left: 1.0,
+    "linear": lambda left: left,
+    "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2,
+}
