@@ -11,7 +11,7 @@ from emaae import distributed
 from emaae.config import Config
 from emaae.errors import speaking_plainly
 
-# Exit status of a run whose loss was no longer finite; 2 is a mistake in what was given.
+# Exit status of a run whose loss grew beyond all bounds; 2 is a mistake in what was given.
 DIVERGED = 3
 
 

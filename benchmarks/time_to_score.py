@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ import numpy as np
 import torch
 
 from benchmarks import reference
-from benchmarks.step import Silent
-from benchmarks.timing import machine, table
+from benchmarks.step import PRECISIONS, Silent, typical_splits
+from benchmarks.timing import TURNS, interleaved, machine, table
 from emaae.config import Config
 from emaae.data import Split, batches
 from emaae.data.demo import generate
@@ -191,6 +192,29 @@ def take_turns(
 # ---- what was found
 
 
+def shares(turns: int) -> str:
+    """The Markdown table of what an optimiser costs of a step on a batch of LibriSpeech's."""
+    _, split, _ = typical_splits()
+    keep_heap()
+    rows = []
+    for name, (inner_size, *blocks) in SIZES.items():
+        for label, precision in PRECISIONS.items():
+            ways = {}
+            for optimizer in ("adamw", "muon"):
+                given = {"inner_size": inner_size, "optimizer": optimizer, "precision": precision}
+                given |= dict(zip(("n_encoder", "n_decoder"), blocks))
+                way = Ours(split, split, Config.from_mapping(given))
+                way.epoch(0.25)  # which leaves gradients
+                ways[optimizer, "all"] = partial(way.epoch, 0.25)
+                ways[optimizer, "optimiser"] = partial(way.state.optimizer.step, 1.0)
+            took = interleaved(ways, turns)
+            for optimizer in ("adamw", "muon"):
+                whole, part = took[optimizer, "all"], took[optimizer, "optimiser"]
+                cells = [f"{1e3 * whole:.0f}", f"{1e3 * part:.1f}", f"{100 * part / whole:.1f} %"]
+                rows.append([name, label, optimizer, *cells])
+    return table(["units", "precision", "optimiser", "step, ms", "its part, ms", "share"], rows)
+
+
 def reached(rows: list[dict[str, Any]], score: float) -> float | None:
     """Seconds after which the first of these trainings had this score; None when none had."""
     return min((row["seconds"] for row in rows if row["score"] <= score), default=None)
@@ -295,11 +319,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--out", default="time_to_score.jsonl", help="(default: %(default)s)")
+    parser.add_argument("--share", action="store_true", help="what the optimiser costs, and end")
     parser.add_argument("--plot", metavar="PNG", help="draw --out, or the files given, and end")
     parser.add_argument("files", nargs="*", help="more files of --out, for --plot")
     args = parser.parse_args()
     if args.plot:
         plot(args.files or [args.out], args.plot)
+        return
+    if args.share:
+        print(f"{machine()}\n\n{shares(TURNS)}")
         return
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)  # CPU seconds of one thread

@@ -257,7 +257,7 @@ class Config:
     )
     lr: float = knob(
         0.001,
-        "learning rate; muon wants about ten times that of adamw",
+        "learning rate; about 0.04 for muon",
         group="training",
         above=0,
     )
@@ -277,8 +277,8 @@ class Config:
     )
     optimizer: str = knob(
         "adamw",
-        "optimiser; muon orthogonalises the steps of the convolutions, and leaves the rest to "
-        "adamw at a tenth of the rate",
+        "optimiser; muon (Jordan et al. 2024) orthogonalises the steps of the convolutions, and "
+        "leaves the rest to adamw at a fortieth of the rate",
         group="training",
         choices=("adamw", "adam", "muon"),
     )

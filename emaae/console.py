@@ -56,6 +56,8 @@ def table(
     """The end of a run: the main numbers of each split that was measured, and the model's path."""
     splits = [s for s in ("train", "val", "test") if f"{s}/fvu" in metrics]
     lines = [f"\n{status} {folder}"]
+    if status == "diverged":
+        lines.append("the loss grew beyond all bounds: lower --lr, or give it --lr_warm_up 0.03")
     if splits:
         lines.append(f"{'':<18}" + "".join(f"{split:>12}" for split in splits))
         for name in SHOWN:

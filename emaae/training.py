@@ -25,6 +25,10 @@ from emaae.schedules import AlphaSchedule, lambda_eff
 from emaae.shift import quick, sample
 from emaae.signals import Interrupted, uninterrupted
 
+# An untrained model has an mse of about 1, in units of the data's variance. A rate that is much too
+# high need not end in a number that is not finite: each step of Muon is as large as the one before.
+DIVERGED_MSE = 1000.0
+
 
 class Run(Protocol):
     """Who is told what happens during training."""
@@ -194,7 +198,7 @@ def fit(
     run: Run,
     last: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """Train until the epochs are over, patience is, or the loss is no longer finite.
+    """Train until the epochs are over, patience is, or the loss grows beyond all bounds.
 
     last: the state of an interrupted training, to go on with it. The model is left with its last
     weights; the best ones are returned. On a CPU, the same config, data and number of threads give
@@ -256,7 +260,8 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
         measured, validated = shared((measured, validated))
         state.epoch += 1
         state.batch, state.sums, state.active = 0, None, None
-        diverged = not math.isfinite(measured["loss"])
+        # NaN compares as False.
+        diverged = not (math.isfinite(measured["loss"]) and measured["mse"] < DIVERGED_MSE)
         improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
         if improved:
             state.best = copy.deepcopy(model.state_dict())

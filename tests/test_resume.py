@@ -125,6 +125,24 @@ def test_every_schedule_goes_on_where_it_was(schedule):
     assert same(whole(settings), interrupted(settings, 22))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "muon"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("after", [2, 10, 22])
+def test_every_optimizer_and_rate_goes_on_where_it_was(optimizer, schedule, after):
+    own = {"optimizer": optimizer, "lr_schedule": schedule, "lr_warm_up": 0.2, "norm": "layer"}
+    settings = SETTINGS | own | {"lr": 0.01, "early_stop": False, "precision": "bf16"}
+    assert same(whole(settings), interrupted(settings, after))
+
+
+@pytest.mark.parametrize("after", [9, 18, 22])
+def test_a_rate_that_falls_at_an_early_stop_goes_on_where_it_was(after):
+    settings = SETTINGS | {"lr_schedule": "linear", "update": False, "penalty_scheduler": "step"}
+    settings |= {"optimizer": "muon"}
+    rows, *_ = expected = whole(settings)
+    assert [row["lr"] for row in rows] != [row["lr"] for row in rows[:1]] * len(rows)
+    assert same(expected, interrupted(settings, after))
+
+
 FRESH = State.begin(begin(SETTINGS)[1], begin(SETTINGS)[0]).state_dict()
 
 

@@ -228,6 +228,13 @@ def test_undefined_numbers_are_null_in_json(small):
     assert last["val/noise_gain"] is None
 
 
+def test_a_rate_that_is_too_high_ends_a_run_with_advice(small, capsys):
+    """Every step of Muon has the same size, so that the loss grows and stays finite."""
+    assert train.main([*small, "--optimizer=muon", "--lr=30"]) == train.DIVERGED
+    assert json.loads((only_run(small) / "metrics.json").read_text())["status"] == "diverged"
+    assert "lower --lr, or give it --lr_warm_up 0.03" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("how", ["diverged", "failed"])
 def test_a_run_without_a_selected_epoch_has_no_test_metrics_and_no_model(
     small, capsys, how, tmp_path

@@ -1,4 +1,4 @@
-"""Every penalty with every norm, trained by as many processes as torchrun starts.
+"""Every penalty with every norm, and Muon, trained by as many processes as torchrun starts.
 
 `test_distributed.py` starts it, and trains the same in one process.
 """
@@ -20,10 +20,12 @@ from emaae.models import NORMS, build_model
 from emaae.signals import Interrupted, listening
 from emaae.training import fit
 
-CASES = [(penalty, norm) for penalty in PENALTIES for norm in NORMS]
+CASES = [(penalty, norm, "adamw") for penalty in PENALTIES for norm in NORMS]
+CASES += [("l1", norm, "muon") for norm in ("none", "batch")]
 # 24 steps. The last batch of each epoch is of one utterance: one process has none of it.
 KNOBS = {"inner_size": 16, "n_encoder": 2, "n_decoder": 2, "epochs": 8, "batch_sz": 3}
 KNOBS |= {"alpha": 0.3, "weight_penalty": True, "precision": "fp32"}
+KNOBS |= {"lr_schedule": "linear", "lr_warm_up": 0.1}
 
 
 def split_of(*lengths: int, seed: int) -> Split:
@@ -57,8 +59,11 @@ class Notes:
     keep_best = reconstruct = nothing
 
 
-def train(penalty: str, norm: str, notes: Notes | None = None, last: dict | None = None) -> dict:
-    config = Config.from_mapping(KNOBS | {"sparse_loss": penalty, "norm": norm})
+def train(
+    penalty: str, norm: str, optimizer: str, notes: Notes | None = None, last: dict | None = None
+) -> dict:
+    own = {"sparse_loss": penalty, "norm": norm, "optimizer": optimizer}
+    config = Config.from_mapping(KNOBS | own)
     # Weights begin as those of the first process, whatever they are in the others.
     torch.manual_seed(0 if distributed.first() else 1)
     model = build_model(**config.architecture)
