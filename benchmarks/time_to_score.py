@@ -39,7 +39,7 @@ from emaae.training import State, train_epoch
 
 # Both ramp alpha over the first two thirds of their epochs, and end where they score best.
 ALPHA = {"update": True, "penalty_scheduler": "log_lambda", "alpha": 0.01}
-RECIPE = {"optimizer": "muon", "lr": 0.01, "lr_schedule": "linear", "lr_warm_up": 0.03}
+RECIPE = {"optimizer": "muon", "lr": 0.04, "lr_schedule": "linear", "lr_warm_up": 0.03}
 RECIPE |= {"precision": "auto"}
 SIZES = {"256": (256, 3, 3), "1024": (1024, 5, 3)}
 
@@ -172,6 +172,7 @@ def measure(args: argparse.Namespace) -> None:
         with open(args.out, "a") as out:
             turns = progress(take_turns(running), f"seed {seed}", total=total, unit="epochs")
             for (way, n), row in turns:
+                row = {key: float(f"{value:.5g}") for key, value in row.items()}
                 out.write(json.dumps({"way": way, "epochs": n, "seed": seed} | row) + "\n")
                 out.flush()
 
@@ -311,11 +312,11 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="256", help="units (default: %(default)s)")
     parser.add_argument("--features", help="feature tree (default: generated speech)")
     parser.add_argument("--n_utterances", type=int, default=512, help="(default: %(default)s)")
-    parser.add_argument("--batch_sz", type=int, default=32, help="(default: %(default)s)")
-    parser.add_argument("--seed_epochs", type=numbers, default=[15, 40, 120])
-    parser.add_argument("--our_epochs", type=numbers, default=[4, 8, 15, 30])
-    parser.add_argument("--seed_alpha_max", type=float, default=0.5, help="(default: %(default)s)")
-    parser.add_argument("--alpha_max", type=float, default=0.3, help="(default: %(default)s)")
+    parser.add_argument("--batch_sz", type=int, default=16, help="(default: %(default)s)")
+    parser.add_argument("--seed_epochs", type=numbers, default=[15, 60, 120])
+    parser.add_argument("--our_epochs", type=numbers, default=[4, 8, 16, 30])
+    parser.add_argument("--seed_alpha_max", type=float, default=0.65, help="(default: %(default)s)")
+    parser.add_argument("--alpha_max", type=float, default=0.5, help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--out", default="time_to_score.jsonl", help="(default: %(default)s)")
