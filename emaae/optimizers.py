@@ -14,8 +14,8 @@ from emaae.models import CNNAutoEncoder
 # s -> a s + b s^3 + c s^5 takes every singular value s in about .01..1 to .7..1.2.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-# What muon leaves to AdamW, biases and norms, has this fraction of its rate: .04 is .001 there. With
-# a tenth, twice as many units die.
+# What muon leaves to AdamW, biases and norms, has this fraction of its rate: .04 is .001 there.
+# With a tenth, twice as many units die.
 ADAMW_SHARE = 0.025
 
 

@@ -83,10 +83,9 @@ class Silent:
         pass
 
 
-def trained(precision, epochs=12, device="cpu", compiled=False):
-    config = Config.from_mapping(
-        {"inner_size": 32, "n_encoder": 3, "n_decoder": 2, "lr": 0.005, "precision": precision}
-    )
+def trained(precision, epochs=12, device="cpu", compiled=False, optimizer="adamw"):
+    given = {"inner_size": 32, "n_encoder": 3, "n_decoder": 2, "lr": 0.005}
+    config = Config.from_mapping(given | {"precision": precision, "optimizer": optimizer})
     torch.manual_seed(0)
     model = build_model(**config.architecture)
     model.normalise(*SPLIT.moments())
@@ -101,8 +100,9 @@ def trained(precision, epochs=12, device="cpu", compiled=False):
     return model, rows
 
 
-def test_bfloat16_learns_the_same_and_its_weights_stay_float32():
-    (model, rows), (_, rows32) = trained("bf16"), trained("fp32")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_bfloat16_learns_the_same_and_its_weights_stay_float32(optimizer):
+    (model, rows), (_, rows32) = (trained(p, optimizer=optimizer) for p in ("bf16", "fp32"))
     assert rows != rows32
     assert rows[-1]["loss"] == pytest.approx(rows32[-1]["loss"], rel=0.02)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -187,22 +187,27 @@ def repeated(monkeypatch):
     torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
-def test_nothing_in_training_is_refused_where_runs_repeat_bitwise(repeated):
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "muon"])
+def test_nothing_in_training_is_refused_where_runs_repeat_bitwise(repeated, optimizer):
     assert torch.are_deterministic_algorithms_enabled()
-    assert trained("fp32", epochs=2)[1] == trained("fp32", epochs=2)[1]
+    rows, again = (trained("fp32", epochs=2, optimizer=optimizer)[1] for _ in range(2))
+    assert rows == again
 
 
 @on_a_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_on_a_gpu_a_repeated_run_gives_the_same_bits_when_asked(repeated, precision):
-    (one, rows), (other, rows_again) = (trained(precision, 4, "cuda") for _ in range(2))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_on_a_gpu_a_repeated_run_gives_the_same_bits_when_asked(repeated, precision, optimizer):
+    runs = (trained(precision, 4, "cuda", optimizer=optimizer) for _ in range(2))
+    (one, rows), (other, rows_again) = runs
     assert rows == rows_again
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
 
 
 @on_a_gpu
-def test_on_a_gpu_training_is_that_of_the_cpu():
-    rows, rows_cpu = trained("fp32", 4, "cuda")[1], trained("fp32", 4)[1]
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_on_a_gpu_training_is_that_of_the_cpu(optimizer):
+    rows, rows_cpu = (trained("fp32", 4, on, optimizer=optimizer)[1] for on in ("cuda", "cpu"))
     for row, row_cpu in zip(rows, rows_cpu):
         assert row == pytest.approx(row_cpu, rel=1e-3)
 

@@ -57,6 +57,22 @@ def test_every_sweep_file_expands_to_configs_and_optimises_what_is_logged(path):
         assert len(configs) == len({json.dumps(c.asdict()) for c in configs}) == sweep.n_points()
 
 
+RECIPE = {"optimizer": "muon", "lr": 0.04, "lr_schedule": "linear", "lr_warm_up": 0.03}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_sweep_file_trains_by_the_recipe_except_for_what_it_varies(path):
+    given = yaml.safe_load(path.read_text())["parameters"]
+    for name, value in (RECIPE | {"precision": "auto"}).items():
+        assert given[name].get("value", value) == value, name
+
+
+def test_the_benchmark_measures_the_recipe_of_the_sweeps():
+    from benchmarks import time_to_score
+
+    assert time_to_score.RECIPE == RECIPE | {"precision": "auto"}
+
+
 def test_schedules_are_compared_over_end_values_and_seeds():
     sweep = sweep_file.read(ROOT / "sweeps" / "alpha_schedules.yaml")
     points = sweep.grid()
