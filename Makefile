@@ -9,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-faults check bench bench-cuda format clean
+.PHONY: setup demo test test-slow test-faults check bench bench-score bench-cuda format clean
 
 setup: .venv/ready
 
@@ -52,6 +52,11 @@ bench: setup
 	$(BIN)/python -m benchmarks.many
 	$(BIN)/python -m benchmarks.same_science
 	$(BIN)/python -m benchmarks.data_start --n_utterances 3000 --repeats 3
+
+# How much sooner the sweeps' recipe reaches a score: hours on one core.
+bench-score: setup
+	$(BIN)/python -m benchmarks.time_to_score --size 256
+	$(BIN)/python -m benchmarks.time_to_score --size 1024 --n_utterances 256 --seed_epochs 12,40 --our_epochs 6,9,14 --alpha_max 0.85
 
 # Needs a GPU.
 bench-cuda: setup

@@ -1,8 +1,8 @@
 """How fast is an epoch on a GPU? `python -m benchmarks.cuda`. It needs a CUDA GPU.
 
 As many utterances as LibriSpeech's train-clean-100, of its lengths, of noise, all on the GPU:
-seconds per epoch for each precision, with and without --deterministic, the percentage of the matrix
-peak measured beside it, and the kernels that take the time.
+seconds per epoch for each optimiser and precision, with and without --deterministic, the percentage
+of the matrix peak measured beside it, and the kernels that take the time.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 
 import torch
 
@@ -45,9 +46,11 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * n**3 / seconds(lambda: torch.mm(a, b), 10)
 
 
-def epoch_of(split: Split, precision: str, preset: str, inner_size: int) -> Callable[[], None]:
+def epoch_of(
+    split: Split, precision: str, preset: str, inner_size: int, optimizer: str = "muon"
+) -> Callable[[], None]:
     """What trains one epoch."""
-    config = Config.from_mapping({"precision": precision})
+    config = Config.from_mapping({"precision": precision, "optimizer": optimizer})
     model = model_of(inner_size, PRESETS[preset]).to(split.device)
     state = State.begin(model, config)
 
@@ -77,14 +80,15 @@ def main() -> None:
     for exactly in (False, True):  # it cannot be taken back
         if exactly:
             repeat_bitwise()
-        for preset, blocks in PRESETS.items():
-            for precision, rate in peaks.items():
-                torch.cuda.reset_peak_memory_stats()
-                took = seconds(epoch_of(split, precision, preset, args.inner_size), args.turns)
-                of = 3 * flops(args.inner_size, blocks) * frames / rate / took
-                gib = torch.cuda.max_memory_allocated() / 2**30
-                what = precision + (" deterministic" if exactly else "")
-                rows.append([preset, what, f"{took:.2f}", f"{100 * of:.0f} %", f"{gib:.1f}"])
+        for preset, optimizer, precision in product(PRESETS, ("adamw", "muon"), peaks):
+            torch.cuda.reset_peak_memory_stats()
+            epoch = epoch_of(split, precision, preset, args.inner_size, optimizer)
+            took = seconds(epoch, args.turns)
+            work = 3 * flops(args.inner_size, PRESETS[preset]) * frames
+            gib = torch.cuda.max_memory_allocated() / 2**30
+            what = f"{optimizer} {precision}" + (" deterministic" if exactly else "")
+            of_peak = f"{100 * work / peaks[precision] / took:.0f} %"
+            rows.append([preset, what, f"{took:.2f}", of_peak, f"{gib:.1f}"])
     head = ["blocks", "", "s / epoch", "of the peak", "GiB"]
     print("\n" + table(head, rows))
 
