@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             row = evaluate(
                 model,
                 splits[name],
-                Objective(config.sparse_loss, config.weight_penalty),
+                Objective.of(config),
                 alpha=alpha,
                 batch_sz=config.batch_sz,
                 target_sparsity=config.target_sparsity,

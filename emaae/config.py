@@ -29,6 +29,9 @@ ARCHITECTURE = ("model_type", "input_dim", "inner_size", "n_encoder", "n_decoder
 FORMS = ("float32", "float16", "sparse")
 # The groups of knobs that say where the data are and where a run goes.
 PLACES = ("data", "run")
+# What `evaluate` needs to know of the loss by which a model was trained.
+LOSS = ("alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty")
+LOSS += ("target_sparsity",)
 # Schedules that start at `alpha` and never pass `alpha_max`.
 FROM_ALPHA = ("step", "exponential", "log_lambda", "target_sparsity", "geco")
 
@@ -162,7 +165,21 @@ class Config:
         "l1",
         "penalty on the encoding",
         group="loss",
-        choices=("l1", "l1_decoder_norm", "tv"),
+        choices=("l1", "l1_decoder_norm", "tv", "tvu"),
+    )
+    slow_coefficient: float = knob(
+        0.0,
+        "weight of the slowness of the encoding beside the mse: the loss is "
+        "(1 - alpha) (mse + slow_coefficient slow) + alpha penalty",
+        group="loss",
+        at_least=0,
+    )
+    slow_loss: str = knob(
+        "tv",
+        "slowness: change from frame to frame over variance, mean over live units; tvu: over "
+        "variance within utterances",
+        group="loss",
+        choices=("tv", "tvu"),
     )
     weight_penalty: bool = knob(
         False,
@@ -805,7 +822,7 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
     loss = {}
     if values.get("eval_only"):
         told = {name: value for name, value in found.items() if value is not None}
-        loss = said_by(path, told, ("alpha", "sparse_loss", "weight_penalty", "target_sparsity"))
+        loss = said_by(path, told, LOSS)
         # A schedule has moved alpha since; the end of a run tells where it was selected.
         metrics = Path(path).parent / "metrics.json"
         selected = read_json(metrics) if os.path.isfile(metrics) else {}

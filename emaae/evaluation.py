@@ -43,7 +43,7 @@ def evaluate(
     pool(reconstruction)
     pool(sparsity)
     terms = objective.terms(model, sums.pooled(), alpha)
-    row = {name: float(value) for name, value in terms._asdict().items()}
+    row = terms.row()
     row |= reconstruction.compute(split.channels)
     row |= sparsity.compute()
     row["score"] = score(row["fvu"], row["sparsity"], target_sparsity)
@@ -67,7 +67,7 @@ def evaluate_ref(ref: str, features: str, **knobs: Any) -> dict[str, float | lis
     row = evaluate(
         model,
         split,
-        Objective(config.sparse_loss, config.weight_penalty),
+        Objective.of(config),
         alpha=config.alpha,
         batch_sz=config.batch_sz,
         target_sparsity=config.target_sparsity,

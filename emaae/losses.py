@@ -1,4 +1,4 @@
-"""What is minimised? (1 - alpha) * mse + alpha * penalty, plus the weight penalty when asked for.
+"""What is minimised? (1 - alpha) * (mse + beta * slow) + alpha * penalty (+ weight penalty).
 
 Every term is a ratio of sums over real frames. The sums are kept apart from the ratio, so that a
 batch and a whole split are measured by the same code: add the sums, divide once.
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from emaae.config import Config
 from emaae.distributed import pooled
 from emaae.models import CNNAutoEncoder, Output
 
@@ -48,17 +49,36 @@ def _l1_decoder_norm(sums: Tensor, n_frames: Tensor, unit_norms: Tensor) -> Tens
     return (sums * unit_norms).sum() / n_frames
 
 
+def _change(z: Tensor, mask: Tensor) -> Tensor:
+    pairs = mask[..., 1:] * mask[..., :-1]
+    return ((z[..., 1:] - z[..., :-1]).square() * pairs).sum((0, 2))
+
+
 def _tv_sums(z: Tensor, mask: Tensor) -> Tensor:
     # float64: the variance is a difference of two sums that may be nearly equal.
     z = z.double()
-    pairs = mask[..., 1:] * mask[..., :-1]
-    change = ((z[..., 1:] - z[..., :-1]).square() * pairs).sum((0, 2))
-    return torch.stack([change, (z * mask).sum((0, 2)), (z.square() * mask).sum((0, 2))])
+    moments = [(z * mask).sum((0, 2)), (z.square() * mask).sum((0, 2))]
+    return torch.stack([_change(z, mask), *moments])
 
 
 def _tv(sums: Tensor, n_frames: Tensor, unit_norms: Tensor) -> Tensor:
     change, total, square = sums
-    spread = square - total.square() / n_frames
+    return _slowness(change, square - total.square() / n_frames)
+
+
+def _tvu_sums(z: Tensor, mask: Tensor) -> Tensor:
+    z = z.double()
+    total, n_frames = (z * mask).sum(2), mask.sum(2).clamp(min=1)
+    spread = (z.square() * mask).sum(2) - total.square() / n_frames
+    return torch.stack([_change(z, mask), spread.sum(0)])
+
+
+def _tvu(sums: Tensor, n_frames: Tensor, unit_norms: Tensor) -> Tensor:
+    return _slowness(*sums)
+
+
+def _slowness(change: Tensor, spread: Tensor) -> Tensor:
+    """Mean over live units of the energy (C,) of their changes over that of their spread (C,)."""
     largest = spread.detach().amax().clamp(min=torch.finfo(torch.float32).tiny)
     live = spread > LIVE * largest
     # Units that are not live count as 0 / 1: a division by zero would give every gradient NaN.
@@ -75,6 +95,9 @@ PENALTIES = {
     # Slowness (Wiskott & Sejnowski 2002): mean over live units of the energy of the change from
     # frame to frame over the variance. 0 for constant units, 4 (1 - 1/T) for alternating +-1.
     "tv": Penalty(_tv_sums, _tv, lambda n_inputs, n_units: n_inputs / n_units),
+    # The same with the variance of each utterance around its own mean: what differs from one
+    # utterance to another, such as a speaker's offset, makes no unit slow.
+    "tvu": Penalty(_tvu_sums, _tvu, lambda n_inputs, n_units: n_inputs / n_units),
 }
 
 
@@ -89,6 +112,7 @@ class Sums(NamedTuple):
 
     error: Tensor  # squared error in units of sd, over real frames and channels
     penalty: Tensor  # per-unit sums of the penalty (..., C)
+    slow: Tensor  # per-unit sums of the slowness (..., C); empty when it has no weight
     n_frames: Tensor  # real frames
 
     def plus(self, more: "Sums | None") -> "Sums":
@@ -97,41 +121,62 @@ class Sums(NamedTuple):
         return Sums(*(a if more is None else a + b for a, b in zip(mine, more or mine)))
 
     def pooled(self) -> "Sums":
-        """Those of all processes, with the graph."""
+        """Sums over all processes, differentiable."""
         return Sums(*map(pooled, self))
 
 
 class Terms(NamedTuple):
-    """The loss and its unweighted terms, scalars."""
+    """The loss and its unweighted terms, scalars; slow is None when it has no weight."""
 
     loss: Tensor
     mse: Tensor
     penalty: Tensor
+    slow: Tensor | None = None
+
+    def row(self) -> dict[str, float]:
+        """The terms by name, as they are logged."""
+        return {name: float(value) for name, value in self._asdict().items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Objective:
     """The loss of a configuration.
 
-    penalty: a name of `PENALTIES`; with_weights: add the weight penalty.
+    penalty, slow: names of `PENALTIES`; with_weights: add the weight penalty; slow_coefficient:
+    weight of the slowness beside the mse, beta.
     """
 
     penalty: str
     with_weights: bool = False
+    slow: str = "tv"
+    slow_coefficient: float = 0.0
+
+    @classmethod
+    def of(cls, config: Config) -> "Objective":
+        """The loss that a config asks for."""
+        slow = (config.slow_loss, config.slow_coefficient)
+        return cls(config.sparse_loss, config.weight_penalty, *slow)
 
     def sums(self, model: CNNAutoEncoder, x: Tensor, out: Output, mask: Tensor) -> Sums:
         """Measure one batch."""
         error = (((out.y - x) / model.sd[:, None]).square() * mask).sum()
-        return Sums(error, PENALTIES[self.penalty].sums(out.z, mask), mask.sum())
+        slow = (
+            PENALTIES[self.slow].sums(out.z, mask) if self.slow_coefficient else mask.new_empty(0)
+        )
+        return Sums(error, PENALTIES[self.penalty].sums(out.z, mask), slow, mask.sum())
 
     def terms(self, model: CNNAutoEncoder, sums: Sums, alpha: float) -> Terms:
         """The loss of a batch or of a total of many; alpha in 0..1."""
         mse = sums.error / (model.input_dim * sums.n_frames)
-        penalty = PENALTIES[self.penalty].value(sums.penalty, sums.n_frames, model.unit_norms())
-        loss = (1 - alpha) * mse + alpha * penalty
+        norms, slow, kept = model.unit_norms(), None, mse
+        penalty = PENALTIES[self.penalty].value(sums.penalty, sums.n_frames, norms)
+        if self.slow_coefficient:
+            slow = PENALTIES[self.slow].value(sums.slow, sums.n_frames, norms)
+            kept = mse + self.slow_coefficient * slow
+        loss = (1 - alpha) * kept + alpha * penalty
         if self.with_weights:
             loss = loss + weight_penalty(model.conv_weights())
-        return Terms(loss, mse, penalty)
+        return Terms(loss, mse, penalty, slow)
 
     def pressure(self, model: CNNAutoEncoder) -> float:
         """The factor between alpha / (1 - alpha) and `lambda_eff`, see `schedules.lambda_eff`."""

@@ -52,11 +52,12 @@ or `python -m emaae encode --model FOLDER --features DIR --out DIR` for a whole 
 | | |
 |---|---|
 | blocks | {get("n_encoder")} encoder, {get("n_decoder")} decoder, norm {get("norm")} |
-| loss | (1 - alpha) {get("autoencoder_loss")} + alpha {get("sparse_loss")} |
+| loss | (1 - alpha) {_kept(get)} + alpha {get("sparse_loss")} |
 | alpha | {_alpha(get, metrics)} |
 | selected | epoch {metrics.get("select/epoch")} of {get("epochs")}, by validation score |
 | data | {get("train_dir") or "the generated demo data"} |
-| seed, batch, learning rate | {get("seed")}, {get("batch_sz")}, {get("lr")} |
+| seed, batch | {get("seed")}, {get("batch_sz")} |
+| optimiser, learning rate | {get("optimizer")}, {get("lr")}, {get("lr_schedule")} |
 | run ended | {metrics.get("status", "?")} |
 
 ## Measured
@@ -85,6 +86,15 @@ def _alpha(get: Any, metrics: Mapping[str, Any]) -> str:
         return f"constant, {at_best}"
     return (
         f"{get('penalty_scheduler')} from {get('alpha')}, alpha_max {get('alpha_max')}; {at_best}"
+    )
+
+
+def _kept(get: Any) -> str:
+    slow = get("slow_coefficient")
+    return (
+        f"({get('autoencoder_loss')} + {slow} {get('slow_loss')})"
+        if slow
+        else get("autoencoder_loss")
     )
 
 

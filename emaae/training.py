@@ -237,7 +237,7 @@ def fit(
 
 def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) -> str:
     """All epochs that are left; returns the status."""
-    objective = Objective(config.sparse_loss, config.weight_penalty)
+    objective = Objective.of(config)
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
     model, selection, phase, news = state.model, state.selection, state.phase, ""
     few = sample(val)
@@ -339,6 +339,5 @@ def train_epoch(
         stop_together()
     with torch.no_grad():
         terms = objective.terms(model, state.sums, alpha)
-    measured = {name: float(value) for name, value in terms._asdict().items()}
     n_values = len(split.frames) * model.inner_size
-    return measured | {"sparsity": 1 - int(state.active) / n_values}
+    return terms.row() | {"sparsity": 1 - int(state.active) / n_values}

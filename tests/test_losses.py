@@ -126,6 +126,32 @@ def test_tv_ignores_scale_dead_units_and_the_gap_between_utterances():
     assert penalty("tv", garbage, mask) == pytest.approx(before, rel=1e-6)
 
 
+def test_slowness_within_utterances_does_not_count_what_differs_between_them():
+    blip = torch.tensor([0.0, 1, 1, 0, 0, 0])[None, None]
+    assert penalty("tv", blip, ones(6)) == pytest.approx(1.5)
+    assert penalty("tvu", blip, ones(6)) == pytest.approx(1.5)
+    two = torch.tensor([[[0.0, 1]], [[10, 11]]])
+    assert penalty("tv", two, ones(2, 2)) == pytest.approx(2 / 101)
+    assert penalty("tvu", two, ones(2, 2)) == 2.0
+    offsets = torch.tensor([3.0, -40])[:, None, None]
+    torch.manual_seed(0)
+    z, mask = torch.rand(2, 4, 30), ones(30, 20)
+    assert penalty("tvu", z + offsets, mask) == pytest.approx(penalty("tvu", z, mask), rel=1e-5)
+
+
+def test_slowness_stands_beside_the_mse():
+    model, x, mask = small_model(), torch.randn(2, 13, 40), ones(40, 25)
+    out = model(x, mask)
+
+    def terms(objective):
+        return objective.terms(model, objective.sums(model, x, out, mask), 0.3)
+
+    plain, slow = terms(Objective("l1")), terms(Objective("l1", slow="tvu", slow_coefficient=0.5))
+    assert plain.slow is None
+    assert slow.slow.item() == pytest.approx(penalty("tvu", out.z, mask))
+    assert slow.loss.item() == pytest.approx(plain.loss.item() + 0.7 * 0.5 * slow.slow.item())
+
+
 def test_tv_is_smaller_for_slower_units():
     time = torch.arange(200.0)
     slow, fast = torch.sin(time / 20)[None, None], torch.sin(time / 2)[None, None]
@@ -162,7 +188,8 @@ def test_alpha_reaches_the_gradient(name):
 
 @pytest.mark.parametrize("name", PENALTIES)
 def test_the_loss_of_a_split_does_not_depend_on_its_batches(name):
-    model, objective = small_model(), Objective(name, with_weights=True)
+    model = small_model()
+    objective = Objective(name, with_weights=True, slow="tvu", slow_coefficient=0.2)
     x, mask = torch.randn(3, 13, 40), ones(40, 25, 7)
     with torch.no_grad():
         whole = objective.sums(model, x, model(x, mask), mask).plus(None)

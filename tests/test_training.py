@@ -107,6 +107,8 @@ def test_a_row_holds_every_metric_and_its_terms_add_up():
     [
         {"sparse_loss": "l1_decoder_norm"},
         {"sparse_loss": "tv"},
+        {"slow_coefficient": 0.3},
+        {"slow_coefficient": 0.3, "slow_loss": "tvu"},
         {"weight_penalty": True},
         {"norm": "layer"},
         {"norm": "batch"},
@@ -138,7 +140,7 @@ def test_a_row_holds_every_metric_and_its_terms_add_up():
     ],
 )
 def test_every_knob_changes_the_result(knobs):
-    kinds = ("update", "penalty_scheduler", "optimizer")
+    kinds = ("update", "penalty_scheduler", "optimizer", "slow_coefficient")
     scheduled = {k: v for k, v in knobs.items() if k in kinds}
     plain = train(**(scheduled if len(knobs) > len(scheduled) else {}))[1].rows[-1]
     assert train(**knobs)[1].rows[-1]["train/mse"] != plain["train/mse"]

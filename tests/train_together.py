@@ -25,7 +25,7 @@ CASES += [("l1", norm, "muon") for norm in ("none", "batch")]
 # 24 steps. The last batch of each epoch is of one utterance: one process has none of it.
 KNOBS = {"inner_size": 16, "n_encoder": 2, "n_decoder": 2, "epochs": 8, "batch_sz": 3}
 KNOBS |= {"alpha": 0.3, "weight_penalty": True, "precision": "fp32"}
-KNOBS |= {"lr_schedule": "linear", "lr_warm_up": 0.1}
+KNOBS |= {"slow_coefficient": 0.1, "slow_loss": "tvu", "lr_schedule": "linear", "lr_warm_up": 0.1}
 
 
 def split_of(*lengths: int, seed: int) -> Split:
