@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
                 alpha=alpha,
                 batch_sz=config.batch_sz,
                 target_sparsity=config.target_sparsity,
+                target_persistence=config.target_persistence,
             )
             metrics |= {f"{name}/{key}": value for key, value in row.items()}
         curves = {}

@@ -17,6 +17,7 @@ from analysis.report_data import collect
 from analysis.runs import (
     GOOD,
     Run,
+    aims,
     best,
     final,
     groups,
@@ -72,6 +73,7 @@ def header(runs: Sequence[Run], title: str) -> str:
         ("Compared", _compared(runs)),
         ("Data", _data(runs)),
         ("Numbers", _where(split_of(runs))),
+        ("Score", f"asks for {aims(runs)}"),
     ]
     facts = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows if value)
     return (

@@ -25,11 +25,13 @@ WITHOUT_LOUDNESS = tuple(name for name in CHANNELS if name != "loudness")
 PER_EPOCH = (
     *("epoch", "alpha", "lambda_eff", "train/loss", "val/loss", "val/mse", "val/fvu"),
     *("val/sparsity", "val/dead", "val/self_similarity_20ms", "val/self_similarity_80ms"),
+    "val/persistence_within",
 )
 # Of the selected weights: on the split that all runs share, and as they stand in the metrics.
 SELECTED = ("mse", "fvu", "sparsity", "r_articulators", "dead", "l0")
 METRICS = (
     *("select/score", "select/epoch", "select/alpha", "shift/persistence", "shift/half_life_ms"),
+    *("shift/persistence_within", "shift/persistence_null"),
     *("shift/gain_10ms", "shift/participation_ratio", "lowpass/gain_0.2", "shift/noise_gain"),
 )
 MAX_COLOURS = len(COLOURS)

@@ -18,6 +18,7 @@ import numpy as np
 import emaae
 from emaae.config import Config, read_json
 from emaae.errors import UserError, last_words
+from emaae.metrics import aim
 from emaae.models import CNNAutoEncoder
 from emaae.reconstructions import Reconstruction
 
@@ -146,6 +147,11 @@ def best(runs: Sequence[Run]) -> Run | None:
     """The run that ended well with the lowest `select/score`; None when there is none."""
     scored = [run for run in runs if run.status in GOOD and math.isfinite(score(run))]
     return min(scored, key=lambda run: (score(run), run.name), default=None)
+
+
+def aims(runs: Sequence[Run]) -> str:
+    """What the scores of these runs ask for; scores of different aims do not compare."""
+    return " or ".join(sorted({aim(run.config) for run in runs}))
 
 
 def score(run: Run) -> float:

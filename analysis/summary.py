@@ -11,17 +11,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.fronts import fvu_at, hypervolume
-from analysis.runs import GOOD, Run, final, groups, read_runs, split_of
+from analysis.runs import GOOD, Run, aims, final, groups, read_runs, split_of
 from emaae.errors import UserError, speaking_plainly
 
 # Column: metric, `*` being the split.
 COLUMNS = {
     "fvu": "*/fvu",
     "sparsity": "*/sparsity",
+    "live sparsity": "*/live_sparsity",
     "dead": "*/dead",
     "score": "select/score",
     "half-life (ms)": "shift/half_life_ms",
     "persistence": "shift/persistence",
+    "within": "shift/persistence_within",
+    "null": "shift/persistence_null",
     "gain 10 ms": "shift/gain_10ms",
     "low-pass gain .2": "lowpass/gain_0.2",
     "participation": "shift/participation_ratio",
@@ -73,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [run for ref in args.refs for run in read_runs(ref)]
     if not any(run.status in GOOD for run in runs):
         raise UserError(f"{' '.join(args.refs)}: none of {len(runs)} runs has ended well")
-    print(f"On the {split_of(runs)} split.\n\n{settings(runs)}\n\n{fronts(runs)}")
+    print(f"On the {split_of(runs)} split. Scores ask for {aims(runs)}.\n")
+    print(f"{settings(runs)}\n\n{fronts(runs)}")
 
 
 if __name__ == "__main__":

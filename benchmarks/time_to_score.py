@@ -5,6 +5,8 @@ batches, the heap as it comes) against ours: the same model, loss, schedule of a
 Their epochs take turns. Since the rate of ours falls to 0, each number of epochs is a training of
 its own; what counts is the shortest one that reaches the best score of all epochs of the seed's.
 
+The score is that of reconstruction and sparsity alone, --target_persistence 0.
+
 Times are of training, without validation: CPU seconds of one thread, which others on the machine
 cannot take away. One line of JSON per epoch goes to --out, as they come; `--plot` reads it again.
 """
@@ -94,7 +96,8 @@ class Training:
             self.seconds += time.process_time() - began
             wall = time.perf_counter() - wall
             self.done += 1
-            row = evaluate(self.model, self.val, self.objective, alpha=alpha, batch_sz=32)
+            shared = {"alpha": alpha, "batch_sz": 32, "target_persistence": 0}
+            row = evaluate(self.model, self.val, self.objective, **shared)
             kept = {name: row[name] for name in ("score", "fvu", "sparsity", "dead")}
             yield {"epoch": self.done, "seconds": self.seconds, "alpha": alpha, "wall": wall} | kept
 

@@ -10,7 +10,7 @@ from emaae.errors import UserError, plainly, speaking_plainly
 
 # Knobs of a run that `evaluate` has too.
 MEASURED = ("bucket", "recursive", "on_bad_file", "cache_dir", "batch_sz", "target_sparsity")
-MEASURED += ("device",)
+MEASURED += ("target_persistence", "device")
 
 
 class _Parser(argparse.ArgumentParser):

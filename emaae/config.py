@@ -31,7 +31,7 @@ FORMS = ("float32", "float16", "sparse")
 PLACES = ("data", "run")
 # What `evaluate` needs to know of the loss by which a model was trained.
 LOSS = ("alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty")
-LOSS += ("target_sparsity",)
+LOSS += ("target_sparsity", "target_persistence")
 # Schedules that start at `alpha` and never pass `alpha_max`.
 FROM_ALPHA = ("step", "exponential", "log_lambda", "target_sparsity", "geco")
 
@@ -188,11 +188,18 @@ class Config:
     )
     target_sparsity: float = knob(
         0.9,
-        "fraction of zeros at which sparsity stops counting in the score; also the aim of "
-        "--penalty_scheduler target_sparsity",
+        "fraction of zeros, of units that fire, at which sparsity stops counting in the score; "
+        "also the aim of --penalty_scheduler target_sparsity",
         group="loss",
         above=0,
         at_most=1,
+    )
+    target_persistence: float = knob(
+        0.9,
+        "persistence within utterances, the encoding's over the input's, at which tolerance to "
+        "shifts stops counting in the score; 0 leaves it out",
+        group="loss",
+        at_least=0,
     )
 
     alpha: float = knob(

@@ -9,8 +9,10 @@ from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
 
 # The metrics of the table at the end of a run.
-TOLERANCE = ("shift/persistence", "shift/noise_gain", "lowpass/gain_0.2")
-SHOWN = ("fvu", "mse", "r_articulators", "r/pitch", "sparsity", "l0", "dead", "hoyer", "score")
+TOLERANCE = ("shift/persistence", "shift/persistence_within", "shift/persistence_null")
+TOLERANCE += ("shift/noise_gain", "lowpass/gain_0.2")
+SHOWN = ("fvu", "mse", "r_articulators", "r/pitch", "sparsity", "live_sparsity", "l0", "dead")
+SHOWN += ("hoyer", "score")
 
 
 def data_lines(splits: Mapping[str, Split], demo: bool) -> str:
@@ -33,6 +35,7 @@ def epoch_line(row: Mapping[str, Any], epochs: int, seconds: float) -> str:
         f"  train loss {row['train/loss']:.4f}"
         f"  val loss {row['val/loss']:.4f}  fvu {row['val/fvu']:.4f}"
         f"  sparsity {row['val/sparsity']:.3f}  dead {row['val/dead']:.3f}"
+        f"  persistence {row['val/persistence_within']:.2f}"
         f"  score {row['val/score']:.4f}  {seconds:.1f} s"
     )
 

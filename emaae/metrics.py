@@ -7,6 +7,8 @@ Shapes: x, y (batch, D, time); z (batch, C, time); mask (batch, 1, time) in {0, 
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,16 +80,17 @@ class SparsitySums:
         return self.active / self.n_frames
 
     def compute(self) -> dict[str, float]:
-        """sparsity, l0, active_mean, dead and hoyer, as defined in the README's table."""
-        n_units = len(self.active)
-        n_active = float(self.active.sum())
-        sparsity = 1 - n_active / (n_units * float(self.n_frames))
+        """sparsity, live_sparsity, l0, active_mean, dead, hoyer, see the README's table."""
+        n_units, n_frames = len(self.active), float(self.n_frames)
+        n_live, n_active = int((self.active > 0).sum()), float(self.active.sum())
+        sparsity = 1 - n_active / (n_units * n_frames)
         n_hoyer = float(self.n_hoyer)
         return {
             "sparsity": sparsity,
+            "live_sparsity": 1 - n_active / (n_live * n_frames) if n_live else math.nan,
             "l0": n_units * (1 - sparsity),
             "active_mean": float(self.magnitude) / n_active if n_active else math.nan,
-            "dead": float((self.active == 0).double().mean()),
+            "dead": 1 - n_live / n_units,
             "hoyer": float(self.hoyer) / n_hoyer if n_hoyer and n_units > 1 else math.nan,
         }
 
@@ -101,9 +104,36 @@ def density_histogram(density: Tensor) -> list[int]:
     return [int(count) for count in counts]
 
 
-def score(fvu: float, sparsity: float, target_sparsity: float = 0.9) -> float:
-    """J = fvu + max(0, s* - sparsity) / s*, s* > 0. Lower is better; both degenerate ends cost 1.
+def score(
+    fvu: float,
+    live_sparsity: float,
+    persistence_within: float,
+    target_sparsity: float = 0.9,
+    target_persistence: float = 0.9,
+) -> float:
+    """J = fvu + max(0, s* - live_sparsity) / s* + max(0, p* - persistence_within) / p*.
+
+    Lower is better. s* > 0 and p* >= 0 are the targets; p* = 0 leaves the last term out. What is
+    undefined, as in an encoding that is dead or constant, counts as 0, so that each degenerate end
+    (no reconstruction, no zeros, no tolerance to shifts) costs at least 1.
 
     The loss itself cannot choose between alphas: it is smallest for a dead model at alpha 1.
     """
-    return fvu + max(0.0, target_sparsity - sparsity) / target_sparsity
+    found = ((live_sparsity, target_sparsity), (persistence_within, target_persistence))
+    return fvu + sum(
+        max(0.0, target - (0.0 if math.isnan(value) else value)) / target
+        for value, target in found
+        if target
+    )
+
+
+def aim(knobs: Mapping[str, Any]) -> str:
+    """What the score of a run with these knobs asks for, e.g. "fvu, 0.9 zeros, persistence 0.9".
+
+    Runs of programs before target_persistence counted the zeros of dead units too.
+    """
+    zeros = f"fvu, {knobs.get('target_sparsity')} zeros"
+    persistence = knobs.get("target_persistence")
+    if persistence is None:
+        return f"{zeros} of all units (an earlier score)"
+    return f"{zeros} of live units" + (f", persistence {persistence}" if persistence else "")

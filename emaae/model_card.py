@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from emaae.config import Config, read_json
+from emaae.metrics import aim
 
 CARD = "MODEL_CARD.md"
 MEASURED = (
     ("fvu", "fraction of variance unexplained, 0 is perfect"),
     ("r_articulators", "mean correlation of the 12 articulator coordinates"),
     ("sparsity", "fraction of encoding values that are exactly 0"),
+    ("live_sparsity", "the same, of the units that fire at all"),
     ("l0", "units that are not 0, per frame"),
     ("dead", "fraction of units that are never on"),
     ("hoyer", "Hoyer's sparseness"),
@@ -64,6 +66,7 @@ or `python -m emaae encode --model FOLDER --features DIR --out DIR` for a whole 
 
 On the {split} split ({where}).
 The validation score is {_number(metrics.get("select/score"))}, lower is better.
+It asks for {aim(config)}.
 
 | metric | value | |
 |---|---|---|

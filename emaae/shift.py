@@ -15,7 +15,7 @@ Shifts and lags are in frames of 20 ms, cutoffs in fractions of the Nyquist freq
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ LAGS = tuple(range(26))
 SHIFTS = (0.25, 0.5, 1.0, 2.0)
 CUTOFFS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.6, 0.8)
 SHIFT_TAPS, LOWPASS_TAPS, KAISER_BETA = 33, 101, 8.0
+# Name, standardised input x (D, T) and encoding z (C, T) of an utterance.
+Encoded = tuple[str, Tensor, Tensor]
 # Standard deviation of the noise, in units of each unit's own.
 NOISE = 0.1
 # A variance below this fraction of the mean square is what float32 makes of a constant.
@@ -40,6 +42,8 @@ ROUNDING = 1e-12
 # Of a validation split one utterance in 16 is measured every epoch, within these bounds: about a
 # tenth of the time that the validation itself takes.
 ONE_IN, FEWEST, MOST = 16, 8, 32
+# Of the encoding that has learnt nothing: units, and frames that its thresholds are taken from.
+NULL_UNITS, NULL_FRAMES = 64, 50_000
 
 
 # ---- filters
@@ -168,15 +172,19 @@ class SelfSimilaritySums:
         products, energy = [], []
         for lag in self.lags:
             early, late = slice(0, max(0, n_frames - lag)), slice(lag, None)
-            products.append((z[:, early] * z[:, late]).sum(1))
-            energy.append((squares[:, early] + squares[:, late]).sum(1) / 2)
+            products.append(torch.linalg.vecdot(z[:, early], z[:, late]))
+            energy.append((squares[:, early].sum(1) + squares[:, late].sum(1)) / 2)
         self.products = self.products + torch.stack(products).double()
         self.energy = self.energy + torch.stack(energy).double()
 
-    def curve(self, live: Tensor) -> list[float]:
-        """Mean over the channels in `live` (C,) for each lag; NaN when no pair is so far apart."""
-        similarity = torch.where(live & (self.energy > 0), self.products / self.energy, math.nan)
-        return similarity.nanmean(1).tolist()
+    def curve(self, weights: Tensor) -> list[float]:
+        """Mean over channels by weights (C,), such as which are live, for each lag.
+
+        NaN when no pair is so far apart.
+        """
+        counts = torch.where(self.energy > 0, weights.double(), 0.0)
+        similarity = torch.where(counts > 0, self.products / self.energy, 0.0)
+        return ((counts * similarity).sum(1) / counts.sum(1)).tolist()
 
 
 def half_life_ms(curve: Sequence[float]) -> float:
@@ -235,26 +243,43 @@ class ChangeSums:
 # ---- the metrics
 
 
-class Cheap:
-    """Self-similarity, participation ratio and noise gain: cheap enough for every validation.
+class EncodingSums:
+    """What is worth knowing of an encoding after every epoch.
 
-    Made from a first pass over the split, it then takes each utterance once.
+    Made from a first pass over the utterances (name, x, z) of a split, it takes each of them once
+    more; x and z as they are, not centred.
     """
 
-    def __init__(self, model: CNNAutoEncoder, split: Split, lags: Sequence[int]) -> None:
-        self.model, self.x, self.z = model, Moments(), Moments()
-        for _, raw in _utterances(model, split):
-            self.x.add(model.standardise(raw))
-            self.z.add(model.encode(raw[None])[0])
+    def __init__(
+        self,
+        model: CNNAutoEncoder,
+        first_pass: Iterable[Encoded],
+        lags: Sequence[int],
+        n_noisy: int,
+    ) -> None:
+        self.model, self.left = model, n_noisy
+        self.x, self.z, self.fired = Moments(), Moments(), 0.0
+        for _, x, z in first_pass:
+            self.x.add(x)
+            self.z.add(z)
+            self.fired = self.fired + (z > 0).sum(1).double()
         self.similarity = SelfSimilaritySums(lags)
+        self.within, self.within_x = SelfSimilaritySums(), SelfSimilaritySums()
         self.covariance = CovarianceSums()
         self.fvu = ChangeSums()  # without noise, with noise
 
     def add(self, name: str, x: Tensor, z: Tensor) -> None:
-        """Count an utterance of this name; x and z as they are, not centred."""
+        """Count an utterance."""
         centred = self.z.centre(z)
         self.similarity.add(centred)
+        self.within.add(z - z.mean(1, keepdim=True))
+        self.within_x.add(x - x.mean(1, keepdim=True))
         self.covariance.add(centred)
+        if self.left:
+            self.left -= 1
+            self._disturb(name, x, z)
+
+    def _disturb(self, name: str, x: Tensor, z: Tensor) -> None:
         # Each utterance has noise of its own, whatever the order; the CPU's, on every device.
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode(errors="replace")))
         noise = torch.randn(z.shape, generator=generator)
@@ -263,17 +288,57 @@ class Cheap:
         y = self.model.standardise(self.model.decode(torch.stack([z, z + noise])))
         self.fvu.add((y - x).double(), self.x.centre(x).double())
 
+    def live_sparsity(self) -> float:
+        """Fraction of zeros among the units that fire at all, 0..1; NaN when none does."""
+        n_fire = int((self.fired > 0).sum())
+        return 1 - float(self.fired.sum()) / (n_fire * self.z.n_frames) if n_fire else math.nan
+
     def compute(self) -> dict[str, float]:
-        """self_similarity_20ms and _80ms, participation_ratio, noise_gain."""
+        """self_similarity_20ms and _80ms, persistence_within, participation_ratio, noise_gain."""
         curve = dict(zip(self.similarity.lags, self.similarity.curve(self.z.live)))
         clean, noisy = self.fvu.compute().tolist()
         row = {
             "self_similarity_20ms": curve[1],
             "self_similarity_80ms": curve[4],
+            "persistence_within": persistence(self.within, self.within_x),
             "participation_ratio": self.covariance.participation_ratio(),
             "noise_gain": (noisy - clean) / NOISE**2,
         }
         return row if self.z.live.any() else dict.fromkeys(row, math.nan)
+
+
+def persistence(z: SelfSimilaritySums, x: SelfSimilaritySums) -> float:
+    """Half-life of an encoding over that of its input, means over the channels of each that vary.
+
+    The sums are of all lags, of what was centred on the mean of each utterance.
+    """
+    life, of_input = (half_life_ms(sums.curve(_vary(sums.energy[0]))) for sums in (z, x))
+    return life / of_input
+
+
+def _vary(energy: Tensor) -> Tensor:
+    return (energy > 0) & (energy > LIVE * energy.max())
+
+
+def persistence_null(model: CNNAutoEncoder, split: Split, sparsity: float) -> float:
+    """`persistence` within utterances of an encoding that has learnt nothing but to be so sparse.
+
+    Random projections of single frames, each above its own threshold alone. sparsity: fraction of
+    zeros of each unit, 0..1, below which the threshold lies; NaN and 1 are undefined.
+    """
+    if not sparsity < 1:
+        return math.nan
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(NULL_UNITS, model.input_dim, generator=generator).to(model.mean)
+    frames = model.standardise(split.frames[:: 1 + len(split.frames) // NULL_FRAMES].T.to(weights))
+    thresholds = torch.quantile(weights @ frames, sparsity, dim=1, keepdim=True)
+    sums, input_sums = SelfSimilaritySums(), SelfSimilaritySums()
+    for _, raw in _utterances(model, split):
+        x = model.standardise(raw)
+        z = (weights @ x - thresholds).relu()
+        sums.add(z - z.mean(1, keepdim=True))
+        input_sums.add(x - x.mean(1, keepdim=True))
+    return persistence(sums, input_sums)
 
 
 def sample(split: Split) -> Split:
@@ -285,17 +350,18 @@ def sample(split: Split) -> Split:
 
 @torch.no_grad()
 def quick(model: CNNAutoEncoder, split: Split) -> dict[str, float]:
-    """What is worth knowing after every epoch, see `Cheap.compute`. For a `sample` of a split.
+    """What is worth knowing after every epoch, of a `sample` of a split: `EncodingSums.compute`.
 
     The model is measured in evaluation mode and left in the mode it was in.
     """
     was_training = model.training
     model.eval()
-    cheap = Cheap(model, split, lags=(1, 4))
-    for name, raw in _utterances(model, split):
-        cheap.add(name, model.standardise(raw), model.encode(raw[None])[0])
+    encoded = list(_encoded(model, split))
+    found = EncodingSums(model, encoded, lags=(1, 4), n_noisy=FEWEST)
+    for name, x, z in encoded:
+        found.add(name, x, z)
     model.train(was_training)
-    return cheap.compute()
+    return found.compute()
 
 
 @torch.no_grad()
@@ -316,7 +382,7 @@ def shift_tolerance(
     # Nearer to the ends, the encoder's zero padding and the shift's held frames would be compared.
     margin = model.receptive_field() // 2 + SHIFT_TAPS // 2
 
-    cheap = Cheap(model, split, LAGS)
+    found = EncodingSums(model, _encoded(model, split), LAGS, n_noisy=len(split))
     similarity_x, covariance_x = SelfSimilaritySums(LAGS), CovarianceSums()
     moved_z, moved_x, inequivariance = ChangeSums(), ChangeSums(), ChangeSums()
     smooth_z, smooth_x = ChangeSums(), ChangeSums()
@@ -328,8 +394,8 @@ def shift_tolerance(
         x, x_shifted = model.standardise(raw), model.standardise(shifted)
         z, *z_shifted = model.encode(torch.cat([raw[None], shifted]))
         z_shifted = torch.stack(z_shifted)
-        centred_x, centred_z = cheap.x.centre(x), cheap.z.centre(z)
-        cheap.add(name, x, z)
+        centred_x, centred_z = found.x.centre(x), found.z.centre(z)
+        found.add(name, x, z)
         similarity_x.add(centred_x)
         covariance_x.add(centred_x)
         smooth_z.add(decode_filtered(model, z, smoothing) - x, centred_x)
@@ -342,19 +408,25 @@ def shift_tolerance(
             inequivariance.add(followed[..., inside], centred_z[:, inside])
     model.train(was_training)
 
-    similarity = cheap.similarity.curve(cheap.z.live)
-    input_similarity = similarity_x.curve(cheap.x.live)
+    live, similar = found.z.live, found.similarity
+    similarity = similar.curve(live)
+    # What the decoder hears of each unit.
+    heard = torch.where(live, found.z.variance * model.unit_norms().double().square(), 0.0)
+    input_similarity = similarity_x.curve(found.x.live)
     gain = (moved_z.compute() / moved_x.compute()).sqrt().expand(len(SHIFTS))
     fvu_z, fvu_x = smooth_z.compute(), smooth_x.compute()
-    encoding = {f"shift/{key}": value for key, value in cheap.compute().items()} | {
+    encoding = {f"shift/{key}": value for key, value in found.compute().items()} | {
         "shift/half_life_ms": half_life_ms(similarity),
         "shift/persistence": half_life_ms(similarity) / half_life_ms(input_similarity),
+        "shift/persistence_weighted": half_life_ms(similar.curve(heard))
+        / half_life_ms(input_similarity),
+        "shift/persistence_null": persistence_null(model, split, found.live_sparsity()),
         "shift/gain_10ms": float(gain[half]),
         "shift/equivariance_error": float(inequivariance.compute()),
         "lowpass/gain_0.2": float((fvu_x / fvu_z)[CUTOFFS.index(0.2)]),
         "lowpass/auc_ratio": float(fvu_z.mean() / fvu_x.mean()),
     }
-    if not cheap.z.live.any():
+    if not live.any():
         encoding = dict.fromkeys(encoding, math.nan)
         fvu_z = torch.full_like(fvu_z, math.nan)
     row = encoding | {
@@ -370,6 +442,11 @@ def shift_tolerance(
         "lowpass": {"cutoff": [*CUTOFFS], "encoding": fvu_z.tolist(), "input": fvu_x.tolist()},
     }
     return row, curves
+
+
+def _encoded(model: CNNAutoEncoder, split: Split) -> Iterator[Encoded]:
+    for name, raw in _utterances(model, split):
+        yield name, model.standardise(raw), model.encode(raw[None])[0]
 
 
 def _utterances(model: CNNAutoEncoder, split: Split) -> Iterator[tuple[str, Tensor]]:

@@ -46,7 +46,7 @@ PER_EPOCH = frozenset(
     + [
         f"val/{name}"
         for name in ("loss", "mse", "fvu", "penalty", "score", "sparsity", "l0", "active_mean")
-        + ("dead", "hoyer", "r_articulators", "r/pitch")
+        + ("dead", "hoyer", "r_articulators", "r/pitch", "live_sparsity", "persistence_within")
     ]
 )
 MOST_POINTS = 100_000

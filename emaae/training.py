@@ -22,12 +22,12 @@ from emaae.models import CNNAutoEncoder
 from emaae.optimizers import LR_SCHEDULES, Optimizer, warm_up
 from emaae.progress import progress
 from emaae.schedules import AlphaSchedule, lambda_eff
-from emaae.shift import quick, sample
 from emaae.signals import Interrupted, uninterrupted
 
-# An untrained model has an mse of about 1, in units of the data's variance. A rate that is much too
-# high need not end in a number that is not finite: each step of Muon is as large as the one before.
-DIVERGED_MSE = 1000.0
+# An untrained model has an mse of about 1 in units of the data's variance, a foreign one that goes
+# on learning perhaps a thousand. A rate that is much too high need not end in a number that is not
+# finite: each step of Muon is as large as the one before.
+DIVERGED_MSE = 1e6
 
 
 class Run(Protocol):
@@ -240,7 +240,6 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
     objective = Objective.of(config)
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
     model, selection, phase, news = state.model, state.selection, state.phase, ""
-    few = sample(val)
     falls = config.early_stop and config.lr_schedule != "constant"
 
     while state.epoch < config.epochs and not state.stopped:
@@ -255,7 +254,8 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
             alpha=alpha,
             batch_sz=config.batch_sz,
             target_sparsity=config.target_sparsity,
-        ) | quick(model, few)
+            target_persistence=config.target_persistence,
+        )
         # The last bits may differ, and what is decided by them may not.
         measured, validated = shared((measured, validated))
         state.epoch += 1

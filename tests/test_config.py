@@ -70,7 +70,10 @@ def test_a_whole_number_may_arrive_as_a_float_and_a_broken_one_may_not():
         (["--alpha", "1"], "--alpha must be at least 0 and below 1, got 1"),
         (["--alpha", "nan"], "--alpha must be a finite number, got 'nan'"),
         (["--alpha", "-1e-3"], "--alpha must be at least 0 and below 1, got -0.001"),
-        (["--sparse_loss", "l3"], "--sparse_loss must be one of l1, l1_decoder_norm, tv, got 'l3'"),
+        (
+            ["--sparse_loss", "l3"],
+            "--sparse_loss must be one of l1, l1_decoder_norm, tv, tvu, got 'l3'",
+        ),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--inner_size", "-4"], "--inner_size must be at least 1"),
         (["--n_encoder", "6"], "--n_encoder must be at least 2 and at most 5, got 6"),

@@ -474,7 +474,7 @@ def test_evaluate_gives_the_numbers_of_the_run_that_made_the_model(trees, tmp_pa
         if isinstance(value, float):
             assert told[name] == pytest.approx(value, rel=1e-4), name
 
-    assert main([*command, "--target_sparsity=0.01"]) == 0
+    assert main([*command, "--target_sparsity=0.01", "--target_persistence=0"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines.keys() == told.keys()
     assert float(lines["score"]) == pytest.approx(told["fvu"], rel=1e-5)

@@ -138,9 +138,37 @@ def test_the_density_histogram_counts_each_living_unit_once():
     assert counts[DENSITY_EDGES.index(-1.0)] == 1
 
 
+def test_zeros_of_units_that_never_fire_do_not_make_an_encoding_sparse():
+    z = torch.zeros(1, 4, 4)
+    z[0, 0] = 1
+    z[0, 1, :2] = 1
+    row = sparsity(z)
+    assert (row["sparsity"], row["live_sparsity"]) == (10 / 16, 2 / 8)
+    padded = sparsity(torch.cat([z, torch.zeros(1, 60, 4)], 1))
+    assert padded["sparsity"] > 0.9
+    assert padded["live_sparsity"] == row["live_sparsity"]
+    assert math.isnan(sparsity(torch.zeros(1, 4, 5))["live_sparsity"])
+
+
 @pytest.mark.parametrize(
-    ("fvu", "sparse", "expected"), [(1, 1, 1), (0, 0, 1), (0.05, 0.9, 0.05), (0.05, 0.45, 0.55)]
+    ("fvu", "sparse", "persistence", "expected"),
+    [
+        (0.05, 0.9, 0.9, 0.05),
+        (0.05, 0.45, 0.9, 0.55),
+        (0.05, 0.9, 0.45, 0.55),
+        (0.05, 0.95, 1.3, 0.05),  # more than enough is no better
+        (1, math.nan, math.nan, 3),  # dead
+        (0, 0, 1, 1),  # dense
+        (0.01, 0.95, 0, 1.01),  # forgets everything at once
+        (0.9, 0, math.nan, 2.9),  # constant
+    ],
 )
-def test_the_score_costs_one_at_both_degenerate_ends(fvu, sparse, expected):
-    assert score(fvu, sparse) == pytest.approx(expected)
-    assert math.isnan(score(math.nan, sparse))
+def test_the_score_costs_at_least_one_at_every_degenerate_end(fvu, sparse, persistence, expected):
+    assert score(fvu, sparse, persistence) == pytest.approx(expected)
+    assert math.isnan(score(math.nan, sparse, persistence))
+
+
+def test_without_a_target_of_persistence_the_score_is_of_sparsity_and_reconstruction():
+    for persistence in (0.1, math.nan):
+        found = score(0.05, 0.45, persistence, target_persistence=0)
+        assert found == pytest.approx(0.55)

@@ -19,6 +19,8 @@ from emaae.shift import (
     decode_filtered,
     filtered,
     half_life_ms,
+    persistence,
+    persistence_null,
     quick,
     sample,
     shift_tolerance,
@@ -161,6 +163,33 @@ def test_the_participation_ratio_counts_equal_directions():
     assert participation_ratio(z) == pytest.approx(float(expected))
 
 
+def within(*utterances: torch.Tensor) -> SelfSimilaritySums:
+    sums = SelfSimilaritySums()
+    for z in utterances:
+        sums.add(z - z.mean(1, keepdim=True))
+    return sums
+
+
+def test_what_differs_between_utterances_is_no_persistence_within_them():
+    torch.manual_seed(0)
+    utterances = [torch.randn(3, n) for n in (80, 120)]
+    offset = [z + 100 * i for i, z in enumerate(utterances)]
+    assert curve(*offset)[1] > 0.99
+    plain = [torch.randn(2, n).cumsum(1) for n in (80, 120)]
+    expected = persistence(within(*utterances), within(*plain))
+    assert persistence(within(*offset), within(*plain)) == pytest.approx(expected, rel=1e-4)
+    assert expected < 0.5
+    constant = [torch.ones(1, n) for n in (80, 120)]
+    assert math.isnan(persistence(within(*constant), within(*plain)))
+
+
+def test_a_curve_by_weights_is_that_of_the_unit_that_has_them_all():
+    fast, slow = torch.randn(1, 300), torch.randn(1, 300).cumsum(1)
+    sums, moments = similarity(torch.cat([fast, slow]))
+    assert sums.curve(torch.tensor([0.0, 2.0])) == pytest.approx(curve(slow))
+    assert sums.curve(torch.tensor([1.0, 1.0])) == pytest.approx(sums.curve(moments.live))
+
+
 # ---- filters
 
 
@@ -211,7 +240,8 @@ def test_filtering_after_the_first_convolution_is_filtering_the_encoding(norm, n
 def test_an_identity_changes_nothing():
     split = split_of(300, 200, 250)
     row, curves = shift_tolerance(linear_model(split), split)
-    assert row["shift/persistence"] == pytest.approx(1)
+    for name in ("persistence", "persistence_within", "persistence_weighted"):
+        assert row[f"shift/{name}"] == pytest.approx(1)
     assert row["shift/half_life_ms"] == pytest.approx(row["shift/input_half_life_ms"])
     assert row["shift/gain_10ms"] == pytest.approx(1)
     assert row["shift/equivariance_error"] < 1e-20
@@ -221,6 +251,28 @@ def test_an_identity_changes_nothing():
     assert row["lowpass/auc_ratio"] == pytest.approx(1)
     for name in ("self_similarity", "gain", "lowpass"):
         assert curves[name]["encoding"] == pytest.approx(curves[name]["input"])
+
+
+def test_an_encoding_that_has_learnt_nothing_loses_persistence_by_being_sparse():
+    split = split_of(300, 200, 250)
+    model = random_model(split)
+    found = [persistence_null(model, split, zeros) for zeros in (0.0, 0.5, 0.85, 0.97)]
+    assert found[0] == pytest.approx(1, abs=0.15)  # almost linear
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.8 * found[0]
+    assert math.isnan(persistence_null(model, split, 1.0))
+    assert math.isnan(persistence_null(model, split, math.nan))
+
+
+def test_one_slow_unit_makes_the_weighted_persistence_and_not_the_plain_one():
+    """All variance in one slow direction: nothing but the weights tells it from a slow code."""
+    split = split_of(300, 300)
+    split.frames[2:] -= 0.9 * split.frames[1:-1]
+    kernel = torch.eye(13)[:, :, None] * torch.tensor([-0.5, 0, 0.5])
+    kernel[0] = 1000 * torch.tensor([1 / 3, 1 / 3, 1 / 3]) * torch.eye(13)[0][:, None]
+    row, _ = shift_tolerance(linear_model(split, kernel), split)
+    assert row["shift/persistence_weighted"] > 1.5 * row["shift/persistence"]
+    assert row["shift/participation_ratio"] == pytest.approx(1, abs=0.01)
 
 
 def test_the_scale_of_the_encoding_does_not_matter():

@@ -308,11 +308,11 @@ def test_training_updates_batch_statistics_and_meets_new_neighbours(monkeypatch)
     assert len({str(order) for order in orders}) == 4
 
 
-def test_the_target_sparsity_enters_the_score():
-    row = train(target_sparsity=0.5)[1].rows[-1]
-    assert row["val/score"] == pytest.approx(
-        row["val/fvu"] + max(0, 0.5 - row["val/sparsity"]) / 0.5
-    )
+def test_the_targets_enter_the_score():
+    row = train(target_sparsity=0.5, target_persistence=2)[1].rows[-1]
+    lacks = max(0, 0.5 - row["val/live_sparsity"]) / 0.5
+    lacks += max(0, 2 - row["val/persistence_within"]) / 2
+    assert row["val/score"] == pytest.approx(row["val/fvu"] + lacks)
 
 
 def test_the_order_of_files_and_the_batch_size_change_no_metric():
