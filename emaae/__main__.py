@@ -1,6 +1,7 @@
 """`python -m emaae VERB`: everything around a run that is not the run itself."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -24,10 +25,13 @@ def demo_data(args: argparse.Namespace) -> None:
 
     if not args.out:
         raise UserError("--out must name a directory, got an empty text")
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {args.jobs}")
     if args.n_utterances is not None and args.n_utterances > 100_000:
         raise UserError(f"--n_utterances must be at most 100000, got {args.n_utterances}")
     try:
-        counts = write_tree(args.out, args.seed, args.n_utterances, args.scale)
+        jobs = args.jobs or (os.cpu_count() or 1 if args.like != "demo" else 1)
+        counts = write_tree(args.out, args.seed, args.n_utterances, args.scale, args.like, jobs)
     except ValueError as error:
         raise UserError(f"--{error}") from None
     except OSError as error:
@@ -207,11 +211,17 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_argument("--out", required=True, help="directory for train/, val/ and test/")
     verb.add_argument("--seed", type=int, default=0, help="another seed, other speakers and words")
     verb.add_argument(
-        "--n_utterances", type=int, help="in each split (default: 64 train, 28 val, 28 test)"
+        "--like",
+        choices=("demo", "librispeech-100h"),
+        default="demo",
+        help="64, 28 and 28 short utterances, or as many, as long and by as many speakers as in "
+        "train-clean-100, dev-clean and test-clean (default: demo)",
     )
+    verb.add_argument("--n_utterances", type=int, help="in each split (default: see --like)")
     verb.add_argument(
-        "--scale", type=float, default=0.3, help="times LibriSpeech's durations (default: 0.3)"
+        "--scale", type=float, help="times LibriSpeech's durations (default: 0.3; 1 like it)"
     )
+    verb.add_argument("--jobs", type=int, help="processes (default: 1; all cores for a large one)")
 
     verb = add(check, "check")
     verb.add_argument("dirs", nargs="+", metavar="DIR", help="a feature tree, such as a split")

@@ -380,6 +380,33 @@ def test_a_tree_written_twice_has_the_same_bytes(tmp_path):
     assert once == again
 
 
+def test_a_tree_written_by_several_processes_has_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "UTTERANCES_AT_ONCE", 2)  # three parts a split
+    counts = []
+    for name, jobs in (("alone", 1), ("together", 3)):
+        counts.append(demo.write_tree(tmp_path / name, n_utterances=5, scale=0.1, jobs=jobs))
+    alone, together = (
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.*")}
+        for name in ("alone", "together")
+    )
+    assert len(alone) == 3 * 3 * 5
+    assert alone == together
+    assert counts[0] == counts[1]
+
+
+def test_a_large_corpus_has_the_numbers_of_librispeech_and_no_speaker_in_two_splits():
+    splits = demo.CORPORA["librispeech-100h"].splits
+    assert [recipe.n_utterances for recipe in splits.values()] == [28_539, 2_703, 2_620]
+    assert [len(recipe.speakers) for recipe in splits.values()] == [251, 40, 40]
+    speakers = [number for recipe in splits.values() for number in recipe.speakers]
+    assert len(speakers) == len(set(speakers)) == 331
+    hours = sum(sum(p.durations_s) for p in demo._parts("train", 0, None, None, "librispeech-100h"))
+    assert hours / 3600 == pytest.approx(100.6, rel=0.02)
+    (few,) = demo.generate("val", n_utterances=1, like="librispeech-100h")
+    assert few.name == "2001/2001000/2001-2001000-0000"
+    assert 1.4 < few.phones[-1].end_s < 33
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

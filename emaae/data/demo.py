@@ -8,8 +8,10 @@ it has: the score, which is the ground truth for probes.
 The way down this file: score, movement, speaker, frames.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,7 @@ from scipy import ndimage, signal
 from emaae.config import read_json
 from emaae.data.features import ARTICULATORS, frame_times
 from emaae.errors import BadFile, UserError
+from emaae.progress import progress
 
 SAMPLE_RATE_HZ = 16_000
 HOP_SAMPLES = 320
@@ -60,28 +63,38 @@ POSITION_SCALE = 1.48
 class Recipe(NamedTuple):
     """How much of one split is generated unless told otherwise, and how long its utterances are."""
 
-    speakers: tuple[int, ...]
+    speakers: Sequence[int]
     n_utterances: int
     durations_s: tuple[float, ...]  # LibriSpeech's, at the quantiles of DURATION_QUANTILES
 
 
+class Corpus(NamedTuple):
+    """What to generate: a recipe for each split, and a factor of all durations."""
+
+    splits: Mapping[str, Recipe]
+    scale: float
+
+
 DURATION_QUANTILES = (0.0, 0.05, 0.25, 0.50, 0.75, 0.95, 1.0)
+TRAIN_CLEAN_100 = (1.41, 4.24, 11.62, 14.00, 15.16, 16.08, 24.52)
+DEV_CLEAN = (1.44, 2.37, 3.76, 5.92, 9.27, 16.41, 32.65)
+TEST_CLEAN = (1.28, 2.31, 3.68, 5.79, 9.60, 17.84, 34.96)
 
 SPLITS: Mapping[str, Recipe] = {
-    "train": Recipe(
-        speakers=(101, 102, 103, 104, 105, 106, 107, 108),
-        n_utterances=64,
-        durations_s=(1.41, 4.24, 11.62, 14.00, 15.16, 16.08, 24.52),  # train-clean-100
-    ),
-    "val": Recipe(
-        speakers=(201, 202, 203, 204),
-        n_utterances=28,
-        durations_s=(1.44, 2.37, 3.76, 5.92, 9.27, 16.41, 32.65),  # dev-clean
-    ),
-    "test": Recipe(
-        speakers=(301, 302, 303, 304),
-        n_utterances=28,
-        durations_s=(1.28, 2.31, 3.68, 5.79, 9.60, 17.84, 34.96),  # test-clean
+    "train": Recipe(range(101, 109), 64, TRAIN_CLEAN_100),
+    "val": Recipe(range(201, 205), 28, DEV_CLEAN),
+    "test": Recipe(range(301, 305), 28, TEST_CLEAN),
+}
+CORPORA: Mapping[str, Corpus] = {
+    "demo": Corpus(SPLITS, scale=0.3),
+    # As many utterances and speakers as LibriSpeech has, as long as they are there.
+    "librispeech-100h": Corpus(
+        {
+            "train": Recipe(range(1001, 1252), 28_539, TRAIN_CLEAN_100),
+            "val": Recipe(range(2001, 2041), 2_703, DEV_CLEAN),
+            "test": Recipe(range(3001, 3041), 2_620, TEST_CLEAN),
+        },
+        scale=1.0,
     ),
 }
 
@@ -239,76 +252,130 @@ class _Token:
 
 
 def generate(
-    split: str, seed: int = 0, n_utterances: int | None = None, scale: float = 0.3
+    split: str,
+    seed: int = 0,
+    n_utterances: int | None = None,
+    scale: float | None = None,
+    like: str = "demo",
 ) -> list[Utterance]:
     """The utterances of one split; the same arguments give the same numbers.
 
-    split: a key of SPLITS.
+    split: train, val or test.
     seed: >= 0; another seed gives other speakers and other sentences, of the same kind.
-    n_utterances: > 0, SPLITS' number unless given. Fewer are the first of more, unchanged.
-    scale: > 0; multiplies LibriSpeech's durations, 12.7 s on average in train and 7.4 s elsewhere.
+    n_utterances: > 0, the corpus's number unless given. Fewer are the first of more, unchanged.
+    scale: > 0, the corpus's unless given (.3 for the demo); multiplies LibriSpeech's durations,
+        12.7 s on average in train and 7.4 s elsewhere.
+    like: a key of CORPORA.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if n_utterances is None:
-        n_utterances = SPLITS[split].n_utterances
+    parts = _parts(split, seed, n_utterances, scale, like)
+    return [utterance for part in parts for utterance in part.generate()]
+
+
+class _Part(NamedTuple):
+    """Some utterances of a split: numbers first, first + 1, ... as many as there are durations."""
+
+    split: str
+    speakers: Sequence[int]
+    seed: int
+    first: int
+    durations_s: list[float]
+
+    def generate(self) -> list[Utterance]:
+        """Made together, each as it would be alone."""
+        speakers: dict[int, _Speaker] = {}
+        drafts = []
+        for i, duration_s in enumerate(self.durations_s, self.first):
+            # Neighbours have different speakers: a few utterances already span the speakers.
+            number = self.speakers[i % len(self.speakers)]
+            speaker = speakers.setdefault(number, _speaker(number, self.seed))
+            rng = _rng(self.seed, self.split, "utterance", i)
+            phones = _score(rng, duration_s, speaker.rate)
+            tokens = _tokens(rng, phones)
+            name = _name(number, i // len(self.speakers))
+            drafts.append((name, rng, speaker, phones, tokens))
+        movements = _move([tokens for *_, tokens in drafts], self.durations_s)
+        pairs = zip(drafts, movements, strict=True)
+        return [_utterance(*draft, movement) for draft, movement in pairs]
+
+
+def _parts(
+    split: str, seed: int, n_utterances: int | None, scale: float | None, like: str
+) -> list[_Part]:
+    """A split in parts that can be made in any order, by any process."""
+    corpus = CORPORA[like]
+    if split not in corpus.splits:
+        raise ValueError(f"split must be one of {', '.join(corpus.splits)}, got {split!r}")
+    recipe = corpus.splits[split]
+    n_utterances = recipe.n_utterances if n_utterances is None else n_utterances
+    scale = corpus.scale if scale is None else scale
     if n_utterances <= 0:
         raise ValueError(f"n_utterances must be at least 1, got {n_utterances}")
     if not 0 < scale < np.inf:
         raise ValueError(f"scale must be a positive factor such as 0.3 or 1, got {scale}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
-
-    durations_s = _durations(split, seed, n_utterances, scale)
-    speakers = [_speaker(number, seed) for number in SPLITS[split].speakers]
-    utterances = []
-    for first in range(0, n_utterances, UTTERANCES_AT_ONCE):
-        batch_durations_s = durations_s[first : first + UTTERANCES_AT_ONCE].tolist()
-        drafts = []
-        for i, duration_s in enumerate(batch_durations_s, first):
-            # Neighbours have different speakers: a few utterances already span the speakers.
-            speaker = speakers[i % len(speakers)]
-            rng = _rng(seed, split, "utterance", i)
-            phones = _score(rng, duration_s, speaker.rate)
-            tokens = _tokens(rng, phones)
-            drafts.append((_name(speaker.number, i // len(speakers)), rng, speaker, phones, tokens))
-        movements = _move([tokens for *_, tokens in drafts], batch_durations_s)
-        for draft, movement in zip(drafts, movements, strict=True):
-            utterances.append(_utterance(*draft, movement))
-    return utterances
+    durations_s = _durations(split, seed, n_utterances, scale, recipe.durations_s)
+    return [
+        _Part(split, recipe.speakers, seed, i, durations_s[i : i + UTTERANCES_AT_ONCE].tolist())
+        for i in range(0, n_utterances, UTTERANCES_AT_ONCE)
+    ]
 
 
 def write_tree(
-    out_dir: str | Path, seed: int = 0, n_utterances: int | None = None, scale: float = 0.3
+    out_dir: str | Path,
+    seed: int = 0,
+    n_utterances: int | None = None,
+    scale: float | None = None,
+    like: str = "demo",
+    jobs: int = 1,
 ) -> dict[str, dict[str, int]]:
     """Write train, val and test below `out_dir`, and count what was written.
 
     Per utterance: `<split>/<name>.npz` (key `features`), `<split>/<name>_times.npz` (key `times`)
     and `<split>/<name>_score.json` (`phones` and `gestures`, lists of objects). Arguments are
-    those of `generate`, `n_utterances` for each split. Repeating it gives the same bytes; files of
-    other names are left alone.
+    those of `generate`, `n_utterances` for each split; jobs: processes. Repeating it gives the same
+    bytes, whatever the jobs; files of other names are left alone. Memory holds a few utterances.
 
     Returns split -> {"speakers", "utterances", "frames"}.
     """
     counts = {}
-    for split in SPLITS:
-        utterances = generate(split, seed, n_utterances, scale)
-        for utterance in utterances:
-            path = Path(out_dir) / split / utterance.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(f"{path}.npz", features=utterance.features)
-            np.savez(f"{path}_times.npz", times=utterance.times)
-            score = {
-                "phones": [phone._asdict() for phone in utterance.phones],
-                "gestures": [gesture._asdict() for gesture in utterance.gestures],
+    with contextlib.ExitStack() as stack:
+        each = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs)).map
+        for split in SPLITS:
+            parts = _parts(split, seed, n_utterances, scale, like)
+            written = each(_write, parts, [Path(out_dir)] * len(parts))
+            total = sum(len(part.durations_s) for part in parts)
+            shown = progress(
+                written,
+                f"writing {split}",
+                total=total,
+                unit="utterances",
+                size=lambda w: len(w[1]),
+            )
+            speakers, frames = zip(*shown)
+            counts[split] = {
+                "speakers": len(set().union(*speakers)),
+                "utterances": total,
+                "frames": sum(map(sum, frames)),
             }
-            Path(f"{path}_score.json").write_text(json.dumps(score) + "\n")
-        counts[split] = {
-            "speakers": len({utterance.name.split("/")[0] for utterance in utterances}),
-            "utterances": len(utterances),
-            "frames": sum(len(utterance.features) for utterance in utterances),
-        }
     return counts
+
+
+def _write(part: _Part, out_dir: Path) -> tuple[set[str], list[int]]:
+    """Write a part; returns its speakers and the frames of each utterance."""
+    utterances = part.generate()
+    for utterance in utterances:
+        path = out_dir / part.split / utterance.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(f"{path}.npz", features=utterance.features)
+        np.savez(f"{path}_times.npz", times=utterance.times)
+        score = {
+            "phones": [phone._asdict() for phone in utterance.phones],
+            "gestures": [gesture._asdict() for gesture in utterance.gestures],
+        }
+        Path(f"{path}_score.json").write_text(json.dumps(score) + "\n")
+    speakers = {utterance.name.split("/")[0] for utterance in utterances}
+    return speakers, [len(utterance.features) for utterance in utterances]
 
 
 def read_score(path: str | Path) -> tuple[list[Phone], list[Gesture]]:
@@ -353,15 +420,17 @@ def _name(speaker: int, number: int) -> str:
     return f"{speaker}/{chapter}/{speaker}-{chapter}-{number % CHAPTER_UTTERANCES:04d}"
 
 
-def _durations(split: str, seed: int, n_utterances: int, scale: float) -> np.ndarray:
-    """(n_utterances,) seconds by the inverse of LibriSpeech's distribution.
+def _durations(
+    split: str, seed: int, n_utterances: int, scale: float, quantiles_s: Sequence[float]
+) -> np.ndarray:
+    """(n_utterances,) seconds by the inverse of LibriSpeech's distribution, times a scale.
 
     The probabilities step by the golden ratio: any first n of them cover 0..1 evenly, so that even
     a small corpus has LibriSpeech's durations and, nearly, its total.
     """
     start = _rng(seed, split, "durations").uniform()
     probability = (start + np.arange(n_utterances) * (np.sqrt(5) - 1) / 2) % 1
-    durations_s = np.interp(probability, DURATION_QUANTILES, SPLITS[split].durations_s)
+    durations_s = np.interp(probability, DURATION_QUANTILES, quantiles_s)
     return np.maximum(scale * durations_s, MIN_DURATION_S)
 
 
