@@ -39,7 +39,7 @@ from emaae.models import build_model
 from emaae.progress import progress
 from emaae.training import State, train_epoch
 
-# Both ramp alpha over the first two thirds of their epochs, and end where they score best.
+# Both ramp alpha up to where pilots of one seed scored best.
 ALPHA = {"update": True, "penalty_scheduler": "log_lambda", "alpha": 0.01}
 RECIPE = {"optimizer": "muon", "lr": 0.04, "lr_schedule": "linear", "lr_warm_up": 0.03}
 RECIPE |= {"precision": "auto"}
@@ -152,11 +152,12 @@ def trainings(args: argparse.Namespace, train: Split, val: Split, seed: int) -> 
     inner_size, n_encoder, n_decoder = SIZES[args.size]
     given = {"inner_size": inner_size, "n_encoder": n_encoder, "n_decoder": n_decoder}
     given |= {"batch_sz": args.batch_sz, "seed": seed}
-    ways = [("seed", Seed, n, {"alpha_max": args.seed_alpha_max}) for n in args.seed_epochs]
-    ways += [("ours", Ours, n, RECIPE | {"alpha_max": args.alpha_max}) for n in args.our_epochs]
+    theirs, own = {"alpha_max": args.seed_alpha_max}, RECIPE | {"alpha_max": args.alpha_max}
+    ways = [("seed", Seed, n, theirs, 2 / 3) for n in args.seed_epochs]
+    ways += [("ours", Ours, n, own, args.ramp) for n in args.our_epochs]
     found = {}
-    for name, way, n, own in ways:
-        ramp = {"epochs": n, "alpha_epochs": max(1, round(2 * n / 3))}
+    for name, way, n, own, part in ways:
+        ramp = {"epochs": n, "alpha_epochs": max(1, round(part * n))}
         found[name, n] = iter(way(train, val, Config.from_mapping(given | ALPHA | ramp | own)))
     return found
 
@@ -320,6 +321,8 @@ def main() -> None:
     parser.add_argument("--our_epochs", type=numbers, default=[4, 8, 16, 30])
     parser.add_argument("--seed_alpha_max", type=float, default=0.65, help="(default: %(default)s)")
     parser.add_argument("--alpha_max", type=float, default=0.5, help="(default: %(default)s)")
+    help_ramp = "part of our epochs in which alpha rises, 2/3 of the seed's (default: 2/3)"
+    parser.add_argument("--ramp", type=float, default=2 / 3, help=help_ramp)
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--out", default="time_to_score.jsonl", help="(default: %(default)s)")
