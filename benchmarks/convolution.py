@@ -5,13 +5,14 @@ give the same numbers. The model uses the first.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.timing import TURNS, interleaved, machine, table
+from benchmarks.timing import DTYPES, PRECISIONS, TURNS, interleaved, machine, show
 from emaae.devices import keep_heap
 
 LAYERS = ((512, 1024, 3), (1024, 512, 5))  # in, out, kernel
@@ -73,27 +74,28 @@ def main() -> None:
     args = parser.parse_args()
     keep_heap()
     print(machine())
-    rows = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for n_in, n_out, kernel in LAYERS:
-            torch.manual_seed(0)
-            x, gradient = (torch.randn(32, n, args.frames, dtype=dtype) for n in (n_in, n_out))
-            w = (torch.randn(n_out, n_in, kernel) / (n_in * kernel) ** 0.5).to(dtype)
-            ways = {way.__name__: both_ways(way, x, w, gradient) for way in WAYS}
-            expected = ways["conv1d"]()
-            for way in ways.values():
-                for a, b in zip(way(), expected):
-                    assert (a - b).norm() < 0.02 * b.norm()
-            seconds = interleaved(ways, args.turns)
-            work = 6 * w.numel() * 32 * args.frames
-            rows += [
-                [f"{n_in} -> {n_out}, kernel {kernel}", str(dtype).split(".")[1], name]
-                + [f"{1e3 * took:.0f}", f"{work / took / 1e9:.0f}"]
-                + [f"x {seconds['conv1d'] / took:.2f}"]
-                for name, took in seconds.items()
-            ]
     head = ["layer", "precision", "as", "ms", "GFLOP/s", "against conv1d"]
-    print("\n" + table(head, rows))
+    show(head, rows(args.frames, args.turns))
+
+
+def rows(frames: int, turns: int) -> Iterator[list[str]]:
+    """The table, each layer when it was measured."""
+    for name_of, (n_in, n_out, kernel) in product(PRECISIONS, LAYERS):
+        dtype = DTYPES[name_of]
+        torch.manual_seed(0)
+        x, gradient = (torch.randn(32, n, frames, dtype=dtype) for n in (n_in, n_out))
+        w = (torch.randn(n_out, n_in, kernel) / (n_in * kernel) ** 0.5).to(dtype)
+        ways = {way.__name__: both_ways(way, x, w, gradient) for way in WAYS}
+        expected = ways["conv1d"]()
+        for way in ways.values():
+            for a, b in zip(way(), expected):
+                assert (a - b).norm() < 0.02 * b.norm()
+        seconds = interleaved(ways, turns)
+        work = 6 * w.numel() * 32 * frames
+        for name, took in seconds.items():
+            layer = [f"{n_in} -> {n_out}, kernel {kernel}", name_of, name]
+            rate = [f"{1e3 * took:.0f}", f"{work / took / 1e9:.0f}"]
+            yield [*layer, *rate, f"x {seconds['conv1d'] / took:.2f}"]
 
 
 if __name__ == "__main__":

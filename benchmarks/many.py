@@ -9,13 +9,14 @@ import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 
 import torch
 
 from benchmarks import corpus
 from benchmarks.step import ours
-from benchmarks.timing import TURNS, machine, table
+from benchmarks.timing import TURNS, machine, show
 from emaae.devices import keep_heap
 
 SIZES = ((1024, (5, 3)), (128, (3, 3)))
@@ -73,7 +74,12 @@ def main() -> None:
     args = parser.parse_args()
     counts = [int(n) for n in args.jobs.split(",")]
     print(machine())
-    rows = []
+    head = ["model", "processes", "epochs of 64 utterances / s", "against the first"]
+    show(head, rows(args, counts))
+
+
+def rows(args: argparse.Namespace, counts: list[int]) -> Iterator[list[str]]:
+    """The table, each size when it was measured."""
     for size in SIZES:
         inner_size, blocks = size
         epochs = 1 if inner_size > 512 else 20
@@ -87,13 +93,9 @@ def main() -> None:
         for team in teams.values():
             team.end()
         rate = {n: n * epochs / statistics.median(took[n]) for n in counts}
-        rows += [
-            [f"{blocks[0]}/{blocks[1]}, {inner_size} units", str(n), f"{rate[n]:.2f}"]
-            + [f"x {rate[n] / rate[counts[0]]:.2f}"]
-            for n in counts
-        ]
-    head = ["model", "processes", "epochs of 64 utterances / s", "against the first"]
-    print("\n" + table(head, rows))
+        for n in counts:
+            label = [f"{blocks[0]}/{blocks[1]}, {inner_size} units", str(n)]
+            yield [*label, f"{rate[n]:.2f}", f"x {rate[n] / rate[counts[0]]:.2f}"]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import machine, table
+from benchmarks.timing import PRECISIONS, machine, show
 from emaae import training
 from emaae.config import Config
 from emaae.data import load_splits, training_order
@@ -65,6 +66,24 @@ def selected(config: Config, order: Callable) -> dict[str, float]:
     return {name: row[f"val/{name}"] for name in METRICS}
 
 
+def row_of(args: argparse.Namespace, way: str, precision: str, order: Callable) -> list[str]:
+    """Train one way with every seed."""
+    found = []
+    for seed in range(args.seeds):
+        print(f"{way}: seed {seed}", file=sys.stderr, flush=True)
+        config = Config.from_mapping(vars_of(args, seed) | {"precision": precision})
+        found.append(selected(config, order))
+    return [
+        way,
+        *(
+            f"{statistics.mean(values):.4f} +- {statistics.stdev(values):.4f}"
+            if len(values) > 1
+            else f"{values[0]:.4f}"
+            for values in ([row[name] for row in found] for name in METRICS)
+        ),
+    ]
+
+
 def main() -> None:
     """Train every way with every seed and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -80,21 +99,11 @@ def main() -> None:
         "float32, at random": ("fp32", at_random),
         "bfloat16, similar lengths": ("bf16", training_order),
     }
+    ways = {name: way for name, way in ways.items() if way[0] in PRECISIONS.values()}
     print(f"# The same science\n\n{machine()}; {vars(args)}\n", flush=True)
-    rows, began = [], time.perf_counter()
-    for way, (precision, order) in ways.items():
-        found = [
-            selected(Config.from_mapping(vars_of(args, seed) | {"precision": precision}), order)
-            for seed in range(args.seeds)
-        ]
-        cells = [
-            f"{statistics.mean(values):.4f} +- {statistics.stdev(values):.4f}"
-            if len(values) > 1
-            else f"{values[0]:.4f}"
-            for values in ([row[name] for row in found] for name in METRICS)
-        ]
-        rows.append([way, *cells])
-    print(table(["way", *(f"val/{name}" for name in METRICS)], rows))
+    began = time.perf_counter()
+    head = ["way", *(f"val/{name}" for name in METRICS)]
+    show(head, (row_of(args, way, *ways[way]) for way in ways))
     print(f"\n{time.perf_counter() - began:.0f} s, mean and standard deviation over seeds")
 
 

@@ -20,10 +20,10 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import corpus, reference
-from benchmarks.timing import TURNS, interleaved, machine, table
+from benchmarks.timing import DTYPES, PRECISIONS, TURNS, interleaved, machine, show, table
 from emaae.config import Config
 from emaae.data import Split, batches, evaluation_order, training_order
-from emaae.devices import keep_heap, use_bf16
+from emaae.devices import keep_heap
 from emaae.evaluation import evaluate
 from emaae.losses import Objective
 from emaae.models import CNNAutoEncoder, build_model
@@ -40,9 +40,6 @@ from emaae.shift import (
 from emaae.training import State, train_epoch
 
 PRESETS = {"5/3": (5, 3), "3/3": (3, 3), "2/2": (2, 2)}
-PRECISIONS = {"float32": "fp32"}
-if use_bf16("auto", torch.device("cpu")):
-    PRECISIONS["bfloat16"] = "bf16"
 
 
 class Silent:
@@ -104,8 +101,8 @@ def peaks() -> dict[str, float]:
     On some CPUs the library behind the one reaches only half of what the other does.
     """
     found = {}
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        rates = []
+    for name in PRECISIONS:
+        dtype, rates = DTYPES[name], []
         for width, n_frames in ((512, 640), (1024, 640)):
             x = torch.randn(8, width, n_frames).to(dtype)
             w = torch.randn(width, width, 3).to(dtype)
@@ -157,8 +154,8 @@ HEAD = ["blocks", "", "ms / 1000 frames", "against the reference", "of the peak"
 def training(inner_size: int, turns: int, presets: list[str], rate: dict) -> None:
     """The table of training steps."""
     theirs, own, line = typical_splits()
-    rows = []
-    for preset in presets:
+
+    def rows_of_preset(preset: str) -> list[list[str]]:
         blocks = PRESETS[preset]
         textbook_step = textbook(theirs, inner_size, blocks)
         candidates = {"reference": textbook_step, "reference, heap kept": textbook_step}
@@ -168,8 +165,10 @@ def training(inner_size: int, turns: int, presets: list[str], rate: dict) -> Non
             candidates[name] = ours(own, inner_size, blocks, precision)
             frames[name] = len(own.frames)
         work = 3 * flops(inner_size, blocks)
-        rows += rows_of(preset, candidates, before, frames, work, rate, turns)
-    print(f"\n## Training\n\n{line}\n\n{table(HEAD, rows)}", flush=True)
+        return rows_of(preset, candidates, before, frames, work, rate, turns)
+
+    print(f"\n## Training\n\n{line}", flush=True)
+    show(HEAD, (row for preset in presets for row in rows_of_preset(preset)))
 
 
 def validation(inner_size: int, turns: int, rate: dict) -> None:

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from benchmarks import reference
-from benchmarks.step import PRECISIONS, Silent, typical_splits
-from benchmarks.timing import TURNS, interleaved, machine, table
+from benchmarks.step import Silent, typical_splits
+from benchmarks.timing import PRECISIONS, TURNS, interleaved, machine, show, table
 from emaae.config import Config
 from emaae.data import Split, batches
 from emaae.data.demo import generate
@@ -197,11 +197,10 @@ def take_turns(
 # ---- what was found
 
 
-def shares(turns: int) -> str:
-    """The Markdown table of what an optimiser costs of a step on a batch of LibriSpeech's."""
+def shares(turns: int) -> Iterator[list[str]]:
+    """The rows of a table: what an optimiser costs of a step on a batch of LibriSpeech's."""
     _, split, _ = typical_splits()
     keep_heap()
-    rows = []
     for name, (inner_size, *blocks) in SIZES.items():
         for label, precision in PRECISIONS.items():
             ways = {}
@@ -216,8 +215,7 @@ def shares(turns: int) -> str:
             for optimizer in ("adamw", "muon"):
                 whole, part = took[optimizer, "all"], took[optimizer, "optimiser"]
                 cells = [f"{1e3 * whole:.0f}", f"{1e3 * part:.1f}", f"{100 * part / whole:.1f} %"]
-                rows.append([name, label, optimizer, *cells])
-    return table(["units", "precision", "optimiser", "step, ms", "its part, ms", "share"], rows)
+                yield [name, label, optimizer, *cells]
 
 
 def reached(rows: list[dict[str, Any]], score: float) -> float | None:
@@ -326,6 +324,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--out", default="time_to_score.jsonl", help="(default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=TURNS, help="of --share (default: 7)")
     parser.add_argument("--share", action="store_true", help="what the optimiser costs, and end")
     parser.add_argument("--plot", metavar="PNG", help="draw --out, or the files given, and end")
     parser.add_argument("files", nargs="*", help="more files of --out, for --plot")
@@ -334,7 +333,9 @@ def main() -> None:
         plot(args.files or [args.out], args.plot)
         return
     if args.share:
-        print(f"{machine()}\n\n{shares(TURNS)}")
+        print(machine())
+        head = ["units", "precision", "optimiser", "step, ms", "its part, ms", "share"]
+        show(head, shares(args.turns))
         return
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)  # CPU seconds of one thread

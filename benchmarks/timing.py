@@ -8,13 +8,24 @@ With one thread CPU time is measured, which others cannot take away, only slow d
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 
 import torch
 
+from emaae.devices import use_bf16
+
+# What the hardware multiplies in. Elsewhere bfloat16 is emulated, a hundred times slower than
+# float32. oneDNN is asked too, since ONEDNN_MAX_CPU_ISA can forbid it what the hardware has.
+PRECISIONS = {"float32": "fp32"}
+if use_bf16("auto", torch.device("cpu")) and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    PRECISIONS["bfloat16"] = "bf16"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 TURNS = 7
+SAY_EVERY_S = 10.0  # on stderr; what is over sooner says nothing
 DISTURBED = 0.1  # fraction of the machine's CPU time that went to other processes
 
 
@@ -30,8 +41,12 @@ def interleaved(
     disturbed they were.
     """
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    said = time.monotonic()
     for turn in range(1 + 3 * turns):
         for name, run in candidates.items():
+            if time.monotonic() - said > SAY_EVERY_S:
+                said = time.monotonic()
+                print(f"turn {turn} of {turns}: {name}", file=sys.stderr, flush=True)
             if before and name in before:
                 before[name]()
             measured = _measured(run)
@@ -77,11 +92,19 @@ def machine() -> str:
     except (OSError, StopIteration):
         pass
     load = f"load {os.getloadavg()[0]:.1f}, " if hasattr(os, "getloadavg") else ""
+    lacks = "" if "bfloat16" in PRECISIONS else "; bfloat16 is left out, this CPU lacks it"
     return (
         f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores, {load}"
         f"{torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}"
+        f"torch {torch.__version__}{lacks}"
     )
+
+
+def show(head: list[str], rows: Iterable[list[str]]) -> None:
+    """Print a Markdown table, each row when it comes."""
+    print(f"\n{table(head, [])}", flush=True)
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -216,6 +216,12 @@ def fit(
             "model is destroyed; it is here for comparison, use step to train",
             stacklevel=2,
         )
+    if config.precision == "bf16" and not use_bf16("auto", train.device):
+        warnings.warn(
+            f"--precision bf16: the {train.device.type} here has no bfloat16 and emulates it, many "
+            "times slower than float32; use --precision auto or fp32",
+            stacklevel=2,
+        )
     state = State.begin(model, config)
     if last is not None:
         try:

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import sys
+import warnings
 
 import pytest
 import torch
@@ -108,6 +109,20 @@ def test_bfloat16_learns_the_same_and_its_weights_stay_float32(optimizer):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.encode(SPLIT[0].T[None]).dtype == torch.float32
     assert 0 < rows[-1]["sparsity"] < 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "has", "told"), [("bf16", 0, 1), ("bf16", 1, 0), ("auto", 0, 0)]
+)
+def test_bfloat16_that_is_emulated_is_warned_of_once(small, monkeypatch, precision, has, told):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bool(has))
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert train.main([*small, "--epochs=2", f"--precision={precision}"]) == 0
+    found = [str(w.message) for w in caught if "emulates it" in str(w.message)]
+    assert len(found) == told
+    assert all("use --precision auto or fp32" in text for text in found)
 
 
 def test_auto_is_bfloat16_where_the_hardware_has_it(monkeypatch):
