@@ -39,8 +39,8 @@ Encoded = tuple[str, Tensor, Tensor]
 NOISE = 0.1
 # A variance below this fraction of the mean square is what float32 makes of a constant.
 ROUNDING = 1e-12
-# Of a validation split one utterance in 16 is measured every epoch, within these bounds, and some of
-# them with noise, which decodes them twice: less than a tenth of what the validation itself takes.
+# Of a validation split one utterance in 16 is measured every epoch, within these bounds, and some
+# of them with noise, which decodes them twice: less than a tenth of what the validation takes.
 ONE_IN, FEWEST, MOST = 16, 8, 32
 NOISY = 6
 # Of the encoding that has learnt nothing: units, and frames that its thresholds are taken from.
