@@ -56,7 +56,7 @@ bench: setup
 # How much sooner the sweeps' recipe reaches a score: hours on one core.
 bench-score: setup
 	$(BIN)/python -m benchmarks.time_to_score --size 256
-	$(BIN)/python -m benchmarks.time_to_score --size 1024 --n_utterances 256 --seed_epochs 40 --our_epochs 6,7,8,12 --alpha_max 0.85 --ramp 0.34
+	$(BIN)/python -m benchmarks.time_to_score --size 1024 --n_utterances 256 --plain_epochs 40 --our_epochs 6,7,8,12 --alpha_max 0.85 --ramp 0.34
 
 # Needs a GPU.
 bench-cuda: setup

@@ -1,9 +1,9 @@
 """How much sooner does the recipe of the sweeps reach a score? `python -m benchmarks.time_to_score`
 
-The seed's recipe (the textbook step of reference.py, AdamW .001 at a constant rate, float32, random
+The plain recipe (the textbook step of reference.py, AdamW .001 at a constant rate, float32, random
 batches, the heap as it comes) against ours: the same model, loss, schedule of alpha and batch size.
 Their epochs take turns. Since the rate of ours falls to 0, each number of epochs is a training of
-its own; what counts is the shortest one that reaches the best score of all epochs of the seed's.
+its own; what counts is the shortest one that reaches the best score of all epochs of the plain one.
 
 The score is that of reconstruction and sparsity alone, --target_persistence 0.
 
@@ -102,8 +102,8 @@ class Training:
             yield {"epoch": self.done, "seconds": self.seconds, "alpha": alpha, "wall": wall} | kept
 
 
-class Seed(Training):
-    """The seed's recipe."""
+class Plain(Training):
+    """The plain recipe."""
 
     settle = staticmethod(reference.heap_as_it_comes)
 
@@ -152,8 +152,8 @@ def trainings(args: argparse.Namespace, train: Split, val: Split, seed: int) -> 
     inner_size, n_encoder, n_decoder = SIZES[args.size]
     given = {"inner_size": inner_size, "n_encoder": n_encoder, "n_decoder": n_decoder}
     given |= {"batch_sz": args.batch_sz, "seed": seed}
-    theirs, own = {"alpha_max": args.seed_alpha_max}, RECIPE | {"alpha_max": args.alpha_max}
-    ways = [("seed", Seed, n, theirs, 2 / 3) for n in args.seed_epochs]
+    theirs, own = {"alpha_max": args.plain_alpha_max}, RECIPE | {"alpha_max": args.alpha_max}
+    ways = [("plain", Plain, n, theirs, 2 / 3) for n in args.plain_epochs]
     ways += [("ours", Ours, n, own, args.ramp) for n in args.our_epochs]
     found = {}
     for name, way, n, own, part in ways:
@@ -228,7 +228,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     by_seed = [[row for row in rows if row["seed"] == n] for n in sorted({r["seed"] for r in rows})]
     sooner, equal = [], {}
     for of_seed in by_seed:
-        theirs = [row for row in of_seed if row["way"] == "seed"]
+        theirs = [row for row in of_seed if row["way"] == "plain"]
         own = [row for row in of_seed if row["way"] == "ours"]
         best = min(theirs, key=lambda row: row["score"])
         ours = reached(own, best["score"])
@@ -247,14 +247,14 @@ def summary(rows: list[dict[str, Any]]) -> str:
             row = min((r for r in own if r["epochs"] == n), key=lambda r: r["score"])
             spent = max(r["seconds"] for r in own if r["epochs"] == n)
             until = [r["score"] for r in theirs if r["seconds"] <= spent]
-            equal.setdefault(n, []).append(row | {"spent": spent, "seed's": min(until, default=1)})
-    head = ["seed", "best score of the seed's recipe", "after epochs", "s", "ours, s", "sooner"]
-    names = ("spent", "seed's", "score", "fvu", "sparsity", "dead")
+            equal.setdefault(n, []).append(row | {"spent": spent, "plain": min(until, default=1)})
+    head = ["seed", "best score of the plain recipe", "after epochs", "s", "ours, s", "sooner"]
+    names = ("spent", "plain", "score", "fvu", "sparsity", "dead")
     means = [
         [str(n), *(spread([row[name] for row in found]) for name in names)]
         for n, found in equal.items()
     ]
-    head2 = ["epochs of ours", "s", "score of the seed's", "score of ours", "fvu", "zeros", "dead"]
+    head2 = ["epochs of ours", "s", "score of the plain", "score of ours", "fvu", "zeros", "dead"]
     return f"{table(head, sooner)}\n\n{table(head2, means)}"
 
 
@@ -283,12 +283,12 @@ def plot(files: list[str], path: str) -> None:
     for (by_time, by_epoch), file in zip(axes, files):
         rows = read(file)
         for axis, x in ((by_time, "seconds"), (by_epoch, "epoch")):
-            for way, colour in (("seed", "0.45"), ("ours", "C0")):
+            for way, colour in (("plain", "0.45"), ("ours", "C0")):
                 runs = {(r["epochs"], r["seed"]) for r in rows if r["way"] == way}
                 for i, run in enumerate(sorted(runs)):
                     own = [r for r in rows if r["way"] == way and (r["epochs"], r["seed"]) == run]
                     best = np.minimum.accumulate([r["score"] for r in own])
-                    label = {"seed": "the seed's recipe", "ours": "ours"}[way] if i == 0 else None
+                    label = {"plain": "the plain recipe", "ours": "ours"}[way] if i == 0 else None
                     axis.plot([r[x] for r in own], best, color=colour, lw=1, alpha=0.7, label=label)
             axis.set(xscale="log", yscale="log")
             axis.grid(alpha=0.3, which="both", lw=0.5)
@@ -315,11 +315,13 @@ def main() -> None:
     parser.add_argument("--features", help="feature tree (default: generated speech)")
     parser.add_argument("--n_utterances", type=int, default=512, help="(default: %(default)s)")
     parser.add_argument("--batch_sz", type=int, default=16, help="(default: %(default)s)")
-    parser.add_argument("--seed_epochs", type=numbers, default=[15, 60, 120])
+    parser.add_argument("--plain_epochs", type=numbers, default=[15, 60, 120])
     parser.add_argument("--our_epochs", type=numbers, default=[4, 8, 16, 30])
-    parser.add_argument("--seed_alpha_max", type=float, default=0.65, help="(default: %(default)s)")
+    parser.add_argument(
+        "--plain_alpha_max", type=float, default=0.65, help="(default: %(default)s)"
+    )
     parser.add_argument("--alpha_max", type=float, default=0.5, help="(default: %(default)s)")
-    help_ramp = "part of our epochs in which alpha rises, 2/3 of the seed's (default: 2/3)"
+    help_ramp = "part of our epochs in which alpha rises, 2/3 of the plain's (default: 2/3)"
     parser.add_argument("--ramp", type=float, default=2 / 3, help=help_ramp)
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--first_seed", type=int, default=0)
