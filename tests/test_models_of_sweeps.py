@@ -59,6 +59,13 @@ def test_the_lowest_score_of_the_runs_that_ended_well_is_promoted(sweep):
     assert same(emaae.load_model(best.ref), models["0001"])
 
 
+def test_scores_of_two_kinds_are_not_compared(sweep):
+    folder, _ = sweep
+    checkpoint.write_json(folder / "runs/0002/config.json", {"target_persistence": 0.9})
+    with pytest.raises(UserError, match="whose scores do not compare, .* persistence 0.9"):
+        promote(str(folder))
+
+
 def test_promoting_again_changes_nothing_and_a_better_run_takes_over(sweep):
     folder, _ = sweep
     promote(str(folder))

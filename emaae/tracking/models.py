@@ -18,6 +18,7 @@ from emaae.checkpoint import write_json
 from emaae.config import read_json
 from emaae.errors import UserError
 from emaae.files import sha256
+from emaae.metrics import aim
 from emaae.model_card import CARD, model_card
 from emaae.tracking.artifacts import MODEL
 from emaae.tracking.run import public_api
@@ -92,6 +93,12 @@ def _best_run(folder: Path) -> tuple[Path, float]:
         raise UserError(
             f"{folder} holds no finished run with a score: expected the folder of a sweep, or an "
             "--out_dir, with at least one run that ended well"
+        )
+    aims = {aim(read_json(run / "config.json")) for run in scores}
+    if len(aims) > 1:
+        raise UserError(
+            f"{folder} holds runs whose scores do not compare, they ask for "
+            f"{' and for '.join(sorted(aims))}: put those of one kind into a folder of their own"
         )
     best = min(scores, key=lambda run: (scores[run], run.name))
     return best, scores[best]
