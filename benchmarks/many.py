@@ -8,6 +8,7 @@ import argparse
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
@@ -16,7 +17,7 @@ import torch
 
 from benchmarks import corpus
 from benchmarks.step import ours
-from benchmarks.timing import TURNS, machine, show
+from benchmarks.timing import PRECISIONS, TURNS, machine, show
 from emaae.devices import keep_heap
 
 SIZES = ((1024, (5, 3)), (128, (3, 3)))
@@ -72,6 +73,8 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", help="(default: %(default)s)")
     parser.add_argument("--turns", type=int, default=TURNS, help="(default: %(default)s)")
     args = parser.parse_args()
+    if args.device == "cpu" and args.precision == "bf16" and "bfloat16" not in PRECISIONS:
+        parser.error("--precision bf16: this CPU lacks bfloat16; use fp32")
     counts = [int(n) for n in args.jobs.split(",")]
     print(machine())
     head = ["model", "processes", "epochs of 64 utterances / s", "against the first"]
@@ -87,6 +90,8 @@ def rows(args: argparse.Namespace, counts: list[int]) -> Iterator[list[str]]:
         took: dict[int, list[float]] = {n: [] for n in counts}
         for turn in range(args.turns + 1):
             for n, team in teams.items():
+                what = f"turn {turn} of {args.turns}: {inner_size} units, {n} process(es)"
+                print(what, file=sys.stderr, flush=True)
                 seconds = team.seconds()
                 if turn:
                     took[n].append(seconds)
