@@ -21,10 +21,11 @@ from typing import Any, NoReturn
 
 from emaae.errors import UserError
 from emaae.files import read_text
-from emaae.schedules import SCHEDULES, AlphaSchedule, Ramp
+from emaae.schedules import SCHEDULES, AlphaSchedule, Ramp, k_fraction
 
 # What a model needs besides its weights: arguments of `models.build_model`.
 ARCHITECTURE = ("model_type", "input_dim", "inner_size", "n_encoder", "n_decoder", "norm")
+ARCHITECTURE += ("activation", "gate_frames")
 # How `python -m emaae encode` keeps encodings, see emaae.encodings.
 FORMS = ("float32", "float16", "sparse")
 # The groups of knobs that say where the data are and where a run goes.
@@ -142,6 +143,29 @@ class Config:
         "checkpoints: batch, before each, and a reconstruction that ends in a ReLU",
         group="model",
         choices=("none", "layer", "batch", "original"),
+    )
+    activation: str = knob(
+        "relu",
+        "what ends the encoder; batch_topk (Bussmann et al. 2024) keeps the largest values of a "
+        "batch, feature_topk (Ayonrinde 2024; Makhzani & Frey 2015) those of each unit, and zeros "
+        "the rest; thresholds follow the batches",
+        group="model",
+        choices=("relu", "batch_topk", "feature_topk"),
+    )
+    gate_frames: int = knob(
+        9,
+        "feature_topk: frames of the Hann window by which what is compared with the threshold is "
+        "smoothed, odd; 1 is none",
+        group="model",
+        at_least=1,
+    )
+    k_fraction: float | None = knob(
+        None,
+        "batch_topk, feature_topk: fraction of values that are kept; .5 at first if that is more, "
+        "falling over the first two thirds of the epochs (default: 1 - target_sparsity)",
+        group="model",
+        above=0,
+        below=1,
     )
     checkpoint: str | None = knob(
         None,
@@ -488,6 +512,11 @@ class Config:
         """Length of the schedule's ramp in epochs."""
         return self.alpha_epochs or (15 if self.early_stop else self.epochs)
 
+    def k_fraction_at(self, epoch: int) -> float:
+        """Fraction of values that batch_topk and feature_topk keep, after so many epochs."""
+        end = 1 - self.target_sparsity if self.k_fraction is None else self.k_fraction
+        return k_fraction(epoch, self.epochs, end)
+
     @property
     def schedule_name(self) -> str:
         """What alpha really does: constant without --update, whatever the scheduler."""
@@ -528,6 +557,10 @@ class Config:
             raise UserError(
                 f"--penalty_scheduler {self.penalty_scheduler} changes alpha only with --update; "
                 "add --update or leave the scheduler out"
+            )
+        if self.gate_frames % 2 == 0:
+            raise UserError(
+                f"--gate_frames must be odd, got {self.gate_frames}: the window has a middle"
             )
         if self.eval_only and not self.checkpoint:
             raise UserError("--eval_only needs --checkpoint FILE.pth, the weights to measure")
@@ -809,6 +842,8 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
         return values
     found = read_model_config(path)
     architecture = said_by(path, found, [name for name in ARCHITECTURE if name != "input_dim"])
+    # Models of before have no word for it.
+    architecture.setdefault("activation", "relu")
     if "norm" not in found:
         # The original project had one architecture, and no word for it.
         architecture["norm"] = values.get("norm", "original")

@@ -198,6 +198,18 @@ def pooled(tensor: "Tensor") -> "Tensor":
     return tensor if _Group.size == 1 else _sum_over_processes()(tensor)
 
 
+def gathered(tensor: "Tensor") -> "Tensor":
+    """The tensors of all processes, of one shape, joined in the last dimension; no gradient."""
+    if _Group.size == 1:
+        return tensor
+    import torch
+    import torch.distributed as dist
+
+    parts = [torch.empty_like(tensor) for _ in range(_Group.size)]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts, -1)
+
+
 def pool(sums: object) -> None:
     """Make every attribute of an object, all of them sums, that of all processes."""
     if _Group.size > 1:

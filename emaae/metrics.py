@@ -132,7 +132,7 @@ def aim(knobs: Mapping[str, Any]) -> str:
 
     Runs of programs before target_persistence counted the zeros of dead units too.
     """
-    zeros = f"fvu, {knobs.get('target_sparsity')} zeros"
+    zeros = f"fvu, {knobs.get('target_sparsity', 0.9)} zeros"
     persistence = knobs.get("target_persistence")
     if persistence is None:
         return f"{zeros} of all units (an earlier score)"

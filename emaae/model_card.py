@@ -54,6 +54,7 @@ or `python -m emaae encode --model FOLDER --features DIR --out DIR` for a whole 
 | | |
 |---|---|
 | blocks | {get("n_encoder")} encoder, {get("n_decoder")} decoder, norm {get("norm")} |
+| encoding ends in | {get("activation")} |
 | loss | (1 - alpha) {_kept(get)} + alpha {get("sparse_loss")} |
 | alpha | {_alpha(get, metrics)} |
 | selected | epoch {metrics.get("select/epoch")} of {get("epochs")}, by validation score |

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from emaae.activations import ACTIVATIONS, ReLU, TopK
 from emaae.config import ARCHITECTURE
 from emaae.distributed import pooled
 from emaae.errors import UserError
@@ -72,22 +73,24 @@ class FrameNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """Mask, convolution that keeps the length, normalisation, ReLU. h (batch, channel, time).
+    """Mask, convolution that keeps the length, normalisation, activation. h (batch, channel, time).
 
-    With norm "original" batch normalisation comes first, before the mask. A linear block ends with
-    its convolution.
+    With norm "original" batch normalisation comes first, before the mask. A block without an
+    activation ends with its convolution.
     """
 
-    def __init__(self, in_size: int, out_size: int, kernel_size: int, norm: str, linear: bool):
+    def __init__(
+        self, in_size: int, out_size: int, kernel_size: int, norm: str, activation: nn.Module | None
+    ):
         super().__init__()
         self.conv = nn.Conv1d(in_size, out_size, kernel_size, padding=kernel_size // 2)
         self.norm_first = norm == "original"
         self.norm = None
         if self.norm_first:
             self.norm = MaskedBatchNorm(in_size)
-        elif not linear and norm != "none":
+        elif activation is not None and norm != "none":
             self.norm = {"batch": MaskedBatchNorm, "layer": FrameNorm}[norm](out_size)
-        self.linear = linear
+        self.activation = activation
 
     def forward(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
         # Biases make padded frames non-zero, and the next convolution would read them into the
@@ -100,11 +103,12 @@ class Block(nn.Module):
         return self.norm(h, mask, learning) if self.norm_first else h
 
     def activate(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
-        """What follows the convolution: normalisation and ReLU, or nothing."""
-        if self.linear:
+        """What follows the convolution: normalisation and activation, or nothing."""
+        if self.activation is None:
             return h
         after = self.norm is not None and not self.norm_first
-        return F.relu(self.norm(h, mask, learning) if after else h)
+        h = self.norm(h, mask, learning) if after else h
+        return self.activation(h, mask, learning)
 
 
 class Output(NamedTuple):
@@ -124,15 +128,18 @@ class CNNAutoEncoder(nn.Module):
         norm: "none", "layer" (per frame) or "batch" (over real frames), after each convolution
             but the last. "original" is the original project's: batch normalisation before each
             convolution, and a ReLU after the last one too.
+        activation: what ends the encoder, a key of `ACTIVATIONS`.
+        gate_frames: see `activations.TopK`; counts for "feature_topk".
 
     It takes raw features x (batch, input_dim, time) and gives raw-scale reconstructions: the
     train split's mean and standard deviation are the buffers `mean` and `sd` (see `normalise`).
     An optional mask (batch, 1, time) in {0, 1} marks real frames; without one all are real. The
-    encoding ends in a ReLU, so zeros are exact; the reconstruction is linear, but for norm
-    "original", which cannot go below the mean.
+    encoding ends in a ReLU or a sparser activation, so zeros are exact; the reconstruction is
+    linear, but for norm "original", which cannot go below the mean.
 
-    Only `forward` of a model in training mode uses and changes statistics of batch normalisation.
-    `encode` and `decode` change nothing and give the same numbers in either mode.
+    Only `forward` of a model in training mode uses and changes statistics of batch normalisation
+    and thresholds of activations. `encode` and `decode` change nothing and give the same numbers in
+    either mode.
     """
 
     def __init__(
@@ -142,6 +149,8 @@ class CNNAutoEncoder(nn.Module):
         n_encoder: int = 5,
         n_decoder: int = 3,
         norm: str = "none",
+        activation: str = "relu",
+        gate_frames: int = 9,
     ):
         super().__init__()
         for name, value in {"n_encoder": n_encoder, "n_decoder": n_decoder}.items():
@@ -153,8 +162,13 @@ class CNNAutoEncoder(nn.Module):
             )
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+            )
         self.input_dim, self.inner_size, self.norm = input_dim, inner_size, norm
         self.n_encoder, self.n_decoder = n_encoder, n_decoder
+        self.activation, self.gate_frames = activation, gate_frames
 
         inward = [input_dim, *stack_widths(inner_size, n_encoder)]
         outward = [*reversed(stack_widths(inner_size, n_decoder)), input_dim]
@@ -162,8 +176,8 @@ class CNNAutoEncoder(nn.Module):
             inward = [input_dim, *inward]
         if n_decoder == 5:
             outward = [inner_size, *outward]
-        self.encoder = _stack(inward, norm, linear_end=False)
-        self.decoder = _stack(outward, norm, linear_end=norm != "original")
+        self.encoder = _stack(inward, norm, ACTIVATIONS[activation](inner_size, gate_frames))
+        self.decoder = _stack(outward, norm, ReLU() if norm == "original" else None)
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("sd", torch.ones(input_dim))
 
@@ -222,9 +236,15 @@ class CNNAutoEncoder(nn.Module):
         # Not the root of a sum of squares, whose gradient is NaN for a unit that nothing reads.
         return torch.linalg.vector_norm(self.decoder[0].conv.weight, dim=(0, 2))
 
+    @property
+    def gate(self) -> TopK | None:
+        """What keeps the largest values of the encoding; None with activation "relu"."""
+        last = self.encoder[-1].activation
+        return last if isinstance(last, TopK) else None
+
     def receptive_field(self) -> int:
         """Frames of input that one frame of the encoding sees."""
-        return _field(self.encoder)
+        return _field(self.encoder) + (self.gate.gate_frames - 1 if self.gate else 0)
 
     def decoder_receptive_field(self) -> int:
         """Frames of the encoding that one frame of the reconstruction sees."""
@@ -235,10 +255,10 @@ def _field(blocks: nn.ModuleList) -> int:
     return 1 + sum(block.conv.kernel_size[0] - 1 for block in blocks)
 
 
-def _stack(widths: list[int], norm: str, *, linear_end: bool) -> nn.ModuleList:
+def _stack(widths: list[int], norm: str, end: nn.Module | None) -> nn.ModuleList:
     n_blocks = len(widths) - 1
     return nn.ModuleList(
-        Block(widths[i], widths[i + 1], k, norm, linear=linear_end and i == n_blocks - 1)
+        Block(widths[i], widths[i + 1], k, norm, ReLU() if i < n_blocks - 1 else end)
         for i, k in enumerate(stack_kernels(n_blocks))
     )
 

@@ -27,6 +27,7 @@ LAYERS = {"batchnorm": "norm", "conv": "conv"}
 SETTINGS = ("checkpoint", "epochs", "lr", "batch_sz", "optimizer", "autoencoder_loss")
 SETTINGS += ("sparse_loss", "penalty_scheduler", "weight_penalty", "alpha", "alpha_epochs")
 SETTINGS += ("update", "early_stop")
+SIZES = ("input_dim", "inner_size", "n_encoder", "n_decoder")
 EPS = 1e-5  # of their batch normalisation, PyTorch's default
 
 
@@ -58,7 +59,8 @@ def model_config(model: CNNAutoEncoder, settings: Mapping[str, Any]) -> dict[str
     """Their model_config.json for a model, with those `SETTINGS` of a run that are known."""
     known = Config().asdict() | dict(settings)
     theirs = {"learning_rate" if name == "lr" else name: known[name] for name in SETTINGS}
-    return {k: v for k, v in model.architecture().items() if k != "norm"} | theirs
+    sizes = {name: getattr(model, name) for name in SIZES}
+    return {"model_type": "cnn"} | sizes | theirs
 
 
 def decodes_the_same(model: CNNAutoEncoder) -> bool:
@@ -71,7 +73,9 @@ def decodes_the_same(model: CNNAutoEncoder) -> bool:
 
 @torch.no_grad()
 def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
-    """The weights by their names, for the same encodings up to rounding. UserError for norm layer.
+    """The weights by their names, for the same encodings up to rounding.
+
+    UserError for norm layer and any activation but relu.
 
     The standardiser becomes part of the first batch normalisation, the raw scale part of the last
     convolution; batch normalisation after a convolution becomes part of that.
@@ -80,6 +84,11 @@ def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
 
 
 def _tensors(model: CNNAutoEncoder) -> Iterator[tuple[str, Tensor]]:
+    if model.gate:
+        raise UserError(
+            f"activation {model.activation} cannot be said in the original format, whose encoding "
+            "ends in a ReLU alone: expected a model of activation relu"
+        )
     if model.norm == "layer":
         raise UserError(
             "norm layer cannot be said in the original format, which has batch normalisation "

@@ -1,4 +1,4 @@
-"""What is alpha, the weight of the sparsity penalty, at an epoch?
+"""What is alpha, the weight of the sparsity penalty, at an epoch? And the fraction of top k?
 
 Open-loop schedules are plain functions of t, the number of epochs since the schedule began, so
 a continued run has nothing to restore. The two adaptive ones carry a small state of plain
@@ -162,6 +162,15 @@ class AlphaSchedule:
 
     def _first_mu(self) -> float:
         return (1 - self.ramp.start) / self.ramp.start
+
+
+def k_fraction(epoch: int, n_epochs: int, end: float) -> float:
+    """Fraction of values that an activation keeps: from .5 to `end` in a straight line, 0..1.
+
+    It is there after two thirds of the epochs. An end above .5 is there from the first.
+    """
+    progress = min(1.0, 1.5 * epoch / n_epochs)
+    return end + (1 - progress) * max(0.0, 0.5 - end)
 
 
 def lambda_eff(alpha: float, pressure: float) -> float:

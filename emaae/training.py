@@ -252,6 +252,9 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
         if falls and phase.falling is None and config.epochs - state.epoch <= config.patience:
             phase.falling = state.epoch
         began, alpha = time.monotonic(), state.alpha(config.alpha)
+        k = config.k_fraction_at(state.epoch)
+        if model.gate:
+            model.gate.k = k
         measured = train_epoch(state, train, objective, alpha, config, run, news)
         validated = evaluate(
             model,
@@ -273,6 +276,8 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
             state.best = copy.deepcopy(model.state_dict())
         row = {"epoch": state.epoch, "alpha": alpha, "lr": state.optimizer.lr}
         row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
+        if model.gate:
+            row["k_fraction"] = k
         row |= {f"train/{name}": value for name, value in measured.items()}
         row |= {f"val/{name}": value for name, value in validated.items()}
         seconds = time.monotonic() - began
@@ -282,7 +287,8 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
 
         if phase.started is not None:
             state.schedule.observe(measured["mse"], measured["sparsity"])
-        if phase.ramping(state.epoch):
+        sparser = model.gate and config.k_fraction_at(state.epoch) < k
+        if phase.ramping(state.epoch) or sparser:
             selection.waited = 0  # a ramp is never cut short; patience counts in its tail
         state.stopped = config.early_stop and selection.waited >= config.patience
         if state.stopped and phase.started is None and phase.falling is None:

@@ -134,6 +134,13 @@ def test_every_optimizer_and_rate_goes_on_where_it_was(optimizer, schedule, afte
     assert same(whole(settings), interrupted(settings, after))
 
 
+@pytest.mark.parametrize("activation", ["batch_topk", "feature_topk"])
+@pytest.mark.parametrize("after", [2, 10, 22])
+def test_thresholds_of_activations_go_on_where_they_were(activation, after):
+    settings = SETTINGS | {"activation": activation, "k_fraction": 0.2}
+    assert same(whole(settings), interrupted(settings, after))
+
+
 @pytest.mark.parametrize("after", [9, 18, 22])
 def test_a_rate_that_falls_at_an_early_stop_goes_on_where_it_was(after):
     settings = SETTINGS | {"lr_schedule": "linear", "update": False, "penalty_scheduler": "step"}

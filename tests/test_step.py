@@ -32,7 +32,7 @@ def plain(model, utterances, alpha):
             hs = [
                 F.conv1d(h[None], block.conv.weight, block.conv.bias, padding="same")[0] for h in hs
             ]
-            if not block.linear:
+            if block.activation is not None:
                 hs = [F.relu(h) for h in norm(block.norm, hs)]
         return hs
 

@@ -110,6 +110,10 @@ def test_a_row_holds_every_metric_and_its_terms_add_up():
         {"slow_coefficient": 0.3},
         {"slow_coefficient": 0.3, "slow_loss": "tvu"},
         {"weight_penalty": True},
+        {"activation": "batch_topk"},
+        {"activation": "feature_topk"},
+        {"activation": "feature_topk", "gate_frames": 3},
+        {"activation": "feature_topk", "k_fraction": 0.3},
         {"norm": "layer"},
         {"norm": "batch"},
         {"optimizer": "adam"},
@@ -140,7 +144,7 @@ def test_a_row_holds_every_metric_and_its_terms_add_up():
     ],
 )
 def test_every_knob_changes_the_result(knobs):
-    kinds = ("update", "penalty_scheduler", "optimizer", "slow_coefficient")
+    kinds = ("update", "penalty_scheduler", "optimizer", "slow_coefficient", "activation")
     scheduled = {k: v for k, v in knobs.items() if k in kinds}
     plain = train(**(scheduled if len(knobs) > len(scheduled) else {}))[1].rows[-1]
     assert train(**knobs)[1].rows[-1]["train/mse"] != plain["train/mse"]

@@ -1,4 +1,4 @@
-"""Every penalty with every norm, and Muon, trained by as many processes as torchrun starts.
+"""Every penalty, norm and activation, and Muon, trained by as many processes as torchrun starts.
 
 `test_distributed.py` starts it, and trains the same in one process.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from emaae import distributed
+from emaae.activations import ACTIVATIONS
 from emaae.config import Config
 from emaae.data import Split
 from emaae.losses import PENALTIES
@@ -20,8 +21,9 @@ from emaae.models import NORMS, build_model
 from emaae.signals import Interrupted, listening
 from emaae.training import fit
 
-CASES = [(penalty, norm, "adamw") for penalty in PENALTIES for norm in NORMS]
-CASES += [("l1", norm, "muon") for norm in ("none", "batch")]
+CASES = [(penalty, norm, "adamw", "relu") for penalty in PENALTIES for norm in NORMS]
+CASES += [("l1", norm, "muon", "relu") for norm in ("none", "batch")]
+CASES += [("l1", "none", "adamw", name) for name in ACTIVATIONS if name != "relu"]
 # 24 steps. The last batch of each epoch is of one utterance: one process has none of it.
 KNOBS = {"inner_size": 16, "n_encoder": 2, "n_decoder": 2, "epochs": 8, "batch_sz": 3}
 KNOBS |= {"alpha": 0.3, "weight_penalty": True, "precision": "fp32"}
@@ -60,9 +62,14 @@ class Notes:
 
 
 def train(
-    penalty: str, norm: str, optimizer: str, notes: Notes | None = None, last: dict | None = None
+    penalty: str,
+    norm: str,
+    optimizer: str,
+    activation: str,
+    notes: Notes | None = None,
+    last: dict | None = None,
 ) -> dict:
-    own = {"sparse_loss": penalty, "norm": norm, "optimizer": optimizer}
+    own = {"sparse_loss": penalty, "norm": norm, "optimizer": optimizer, "activation": activation}
     config = Config.from_mapping(KNOBS | own)
     # Weights begin as those of the first process, whatever they are in the others.
     torch.manual_seed(0 if distributed.first() else 1)

@@ -8,6 +8,7 @@ import numpy as np
 
 from emaae.config import read_json
 from emaae.files import sha256
+from emaae.metrics import aim
 
 # As their collections are named: PREFIX-<id of the W&B run>.
 MODEL, RECONSTRUCTIONS = "emaae", "reconstructions"
@@ -31,8 +32,8 @@ def log_artifacts(run: Any, folder: Path, wait_s: float | None) -> None:
 def model_artifact(folder: Path, run_id: str) -> Any | None:
     """best.pth, model_config.json, metrics.json, curves.json; None when no epoch was selected.
 
-    The metadata hold what a model is chosen by: score, fvu and sparsity on the validation split,
-    epoch, alpha and its schedule, commit, and the sha256 of best.pth.
+    The metadata hold what a model is chosen by: score and what it asks for, fvu and sparsity on the
+    validation split, epoch, alpha and its schedule, commit, and the sha256 of best.pth.
     """
     import wandb
 
@@ -42,16 +43,18 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     config = read_json(folder / "config.json")
     lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
     row = next(r for r in map(json.loads, lines) if r["epoch"] == metrics["select/epoch"])
-    knobs = ("alpha", "alpha_max", "alpha_epochs", "sparse_loss", "seed", "inner_size", "n_encoder")
+    knobs = ("alpha", "alpha_max", "alpha_epochs", "sparse_loss", "slow_coefficient", "seed")
+    knobs += ("inner_size", "n_encoder", "n_decoder", "norm", "activation", "keep_loudness")
     metadata = {
         "score": metrics["select/score"],
+        "aim": aim(config),
         "epoch": metrics["select/epoch"],
         "status": metrics["status"],
         "schedule": config["schedule"],
         "commit": config["git_commit"],
         "sha256": sha256(folder / "best.pth"),
         **{name: row[f"val/{name}"] for name in ("fvu", "sparsity", "r_articulators", "dead")},
-        **{name: config[name] for name in (*knobs, "n_decoder", "norm", "keep_loudness")},
+        **{name: config.get(name) for name in knobs},  # a run of before lacks some
     }
     artifact = wandb.Artifact(f"{MODEL}-{run_id}", type="model", metadata=metadata)
     for name in ("best.pth", "model_config.json", "metrics.json", "curves.json"):

@@ -94,14 +94,21 @@ def _best_run(folder: Path) -> tuple[Path, float]:
             f"{folder} holds no finished run with a score: expected the folder of a sweep, or an "
             "--out_dir, with at least one run that ended well"
         )
-    aims = {aim(read_json(run / "config.json")) for run in scores}
-    if len(aims) > 1:
-        raise UserError(
-            f"{folder} holds runs whose scores do not compare, they ask for "
-            f"{' and for '.join(sorted(aims))}: put those of one kind into a folder of their own"
-        )
+    _check_comparable(
+        str(folder),
+        {aim(read_json(run / "config.json")) for run in scores},
+        "put those of one kind into a folder of their own",
+    )
     best = min(scores, key=lambda run: (scores[run], run.name))
     return best, scores[best]
+
+
+def _check_comparable(where: str, aims: set[str], way_out: str) -> None:
+    if len(aims) > 1:
+        raise UserError(
+            f"{where} holds runs whose scores do not compare, they ask for "
+            f"{' and for '.join(sorted(aims))}: {way_out}"
+        )
 
 
 def _promote_local(folder: Path) -> Best:
@@ -190,6 +197,11 @@ def _best_on_wandb(
             f"{where} has no finished run with a model: expected at least one of {len(runs)} runs "
             f"to have logged the artifact {MODEL}-RUN"
         )
+    _check_comparable(
+        where,
+        {artifact.metadata.get("aim", aim({})) for _, _, artifact in candidates},
+        "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind",
+    )
     score, run_id, artifact = min(candidates, key=lambda c: c[:2])
     return artifact, run_id, score
 

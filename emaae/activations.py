@@ -1,0 +1,89 @@
+"""What ends the encoder? A ReLU, or one that keeps the largest values of a batch alone."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from emaae.distributed import gathered, pooled
+
+MOMENTUM = 0.1  # with which the thresholds for evaluation follow those of the batches
+
+
+class ReLU(nn.ReLU):
+    """max(0, h) for h (batch, unit, time)."""
+
+    def forward(self, h: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
+        return super().forward(h)
+
+
+class TopK(nn.Module):
+    """max(0, h) where s exceeds a threshold, zero elsewhere; s is h smoothed over time.
+
+    Learning, the threshold is the (1 - k) quantile of s over the real frames of all processes'
+    batch: a fraction k of the values lies above it, fewer when some are equal. Otherwise it is the
+    running mean of those thresholds, so that an encoding does not depend on its neighbours.
+
+    Args:
+        n_thresholds: the number of units for a threshold of each, or 1 for one of all units.
+        gate_frames: odd; frames of the Hann window (sin^2, sum 1) that smooths; 1 does not.
+
+    Attributes:
+        k: fraction of the values that are kept while learning, 0..1.
+        threshold: buffer (n_thresholds,).
+        n_batches: buffer, how many it has followed.
+    """
+
+    def __init__(self, n_thresholds: int, gate_frames: int = 1):
+        super().__init__()
+        if gate_frames < 1 or gate_frames % 2 == 0:
+            raise ValueError(f"gate_frames must be odd and at least 1, got {gate_frames}")
+        self.gate_frames, self.k = gate_frames, 0.5
+        self.register_buffer("threshold", torch.zeros(n_thresholds))
+        self.register_buffer("n_batches", torch.tensor(0))
+
+    def forward(self, h: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
+        with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
+            s = self.smoothed(h.detach().to(self.threshold.dtype), mask)
+            threshold = self.follow(s, mask) if learning else self.threshold
+            above = s > threshold[:, None]
+        return F.relu(h) * above
+
+    def smoothed(self, h: Tensor, mask: Tensor | None) -> Tensor:
+        """h (batch, unit, time) smoothed over time; what is beyond an utterance counts as 0."""
+        if self.gate_frames == 1:
+            return h
+        n = torch.arange(1, self.gate_frames + 1, device=h.device, dtype=h.dtype)
+        window = torch.sin(torch.pi * n / (self.gate_frames + 1)).square()
+        n_units = h.shape[1]
+        taps = (window / window.sum()).expand(n_units, 1, -1)
+        h = h if mask is None else h * mask
+        return F.conv1d(h, taps, padding=self.gate_frames // 2, groups=n_units)
+
+    def follow(self, s: Tensor, mask: Tensor | None) -> Tensor:
+        """The threshold (n_thresholds,) of a batch, to which the running one moves."""
+        n_values = torch.tensor(s.shape[0] * s.shape[2]) if mask is None else mask.sum()
+        n_values = int(pooled(n_values)) * (s.shape[1] // len(self.threshold))
+        if mask is not None:
+            s = s.masked_fill(mask == 0, -torch.inf)
+        values = rearrange(s, "b c t -> c (b t)").reshape(len(self.threshold), -1)
+        # The threshold is the largest value of those that are not kept.
+        n_highest = min(round(self.k * n_values), n_values - 1) + 1
+        highest = values.topk(min(n_highest, values.shape[1]), sorted=False).values
+        highest = gathered(F.pad(highest, (0, n_highest - highest.shape[1]), value=-torch.inf))
+        threshold = highest.topk(n_highest, sorted=False).values.amin(1)
+        self.n_batches += 1
+        self.threshold.lerp_(threshold, (1 / self.n_batches).clamp(min=MOMENTUM).to(threshold))
+        return threshold
+
+
+# What ends the encoder, by --activation, for so many units and --gate_frames.
+ACTIVATIONS = {
+    "relu": lambda n_units, gate_frames: ReLU(),
+    # Bussmann, Leask & Nanda (2024), "BatchTopK sparse autoencoders".
+    "batch_topk": lambda n_units, gate_frames: TopK(1),
+    # Each unit fires in a fraction k of the frames: lifetime sparsity (Makhzani & Frey 2015,
+    # "Winner-take-all autoencoders"), feature choice (Ayonrinde 2024, "Adaptive sparse allocation
+    # with mutual choice & feature choice sparse autoencoders"). The gate is smooth in time.
+    "feature_topk": TopK,
+}
