@@ -285,9 +285,9 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
             run.log(row, seconds)
             return "diverged"
 
-        if phase.started is not None:
-            state.schedule.observe(measured["mse"], measured["sparsity"])
         sparser = model.gate and config.k_fraction_at(state.epoch) < k
+        if phase.started is not None and not sparser:  # what is to come needs no alpha
+            state.schedule.observe(measured["mse"], measured["sparsity"])
         if phase.ramping(state.epoch) or sparser:
             selection.waited = 0  # a ramp is never cut short; patience counts in its tail
         state.stopped = config.early_stop and selection.waited >= config.patience
