@@ -120,12 +120,12 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
         axes = page.axes(figure, runs)
         rows = figure.axes[0].get_gridspec().nrows
         page.draw(axes, runs[0] if page.one_model else runs)
-        below = _legend(figure, page.width) if page.legend else 0.0
+        below = legend(figure, page.width) if page.legend else 0.0
         figure.set_size_inches(page.width, page.height * rows + below)
     return figure
 
 
-def _legend(figure: Figure, width: float) -> float:
+def legend(figure: Figure, width: float) -> float:
     """One legend of all axes below them; returns the inches that it takes."""
     entries = {}
     for axes in figure.axes:

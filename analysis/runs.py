@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 import emaae
+from emaae.checkpoint import load_last
 from emaae.config import Config, read_json
 from emaae.errors import UserError, last_words
 from emaae.metrics import aim
@@ -61,12 +62,18 @@ class Run:
         """One metric over the epochs of the history (n,); NaN where it is undefined or missing."""
         return np.array([number(row.get(name)) for row in self.history], dtype=float)
 
-    def model(self) -> CNNAutoEncoder | None:
-        """The selected weights; None when there are none that can be loaded."""
+    def model(self, final: bool = False) -> CNNAutoEncoder | None:
+        """The selected weights, or those after the last epoch; None without any to be loaded.
+
+        The last ones are in the folder of a run on this machine alone.
+        """
         try:
-            return emaae.load_model(self.ref)
-        except UserError:
+            model = emaae.load_model(self.ref)
+            if final:
+                model.load_state_dict(load_last(Path(self.ref))["model"])
+        except (UserError, RuntimeError):
             return None
+        return model
 
     def reconstructions(self) -> dict[int, list[Reconstruction]]:
         """Truth and prediction of the kept validation utterances, by epoch; {} without any."""

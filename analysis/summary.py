@@ -44,7 +44,7 @@ def settings(runs: Sequence[Run]) -> str:
             values = values[np.isfinite(values)]
             cells.append(f"{values.mean():.3g} ± {values.std():.2g}" if len(values) else "–")
         lines.append(cells)
-    return _table(["setting", "runs", *COLUMNS], lines)
+    return markdown(["setting", "runs", *COLUMNS], lines)
 
 
 def fronts(runs: Sequence[Run]) -> str:
@@ -60,10 +60,13 @@ def fronts(runs: Sequence[Run]) -> str:
         at = [fvu_at(found, sparsity) for sparsity in SPARSITIES]
         cells = ["–" if np.isnan(value) else f"{value:.4f}" for value in at]
         lines.append([schedule, str(len(found)), f"{hypervolume(found):.4f}", *cells])
-    return _table(["schedule", "runs", "hypervolume", *(f"fvu at {s}" for s in SPARSITIES)], lines)
+    return markdown(
+        ["schedule", "runs", "hypervolume", *(f"fvu at {s}" for s in SPARSITIES)], lines
+    )
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

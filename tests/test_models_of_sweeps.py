@@ -4,6 +4,7 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from emaae import checkpoint
 from emaae.__main__ import main
 from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
+from emaae.tracking import models as tracking
 from emaae.tracking.models import promote, pull
 
 
@@ -64,6 +66,21 @@ def test_scores_of_two_kinds_are_not_compared(sweep):
     checkpoint.write_json(folder / "runs/0002/config.json", {"target_persistence": 0.9})
     with pytest.raises(UserError, match="whose scores do not compare, .* persistence 0.9"):
         promote(str(folder))
+
+
+def test_scores_of_two_kinds_on_wandb_are_not_compared(monkeypatch):
+    kept = {"status": "finished", "sha256": "0"}
+    there = {"a": kept | {"score": 0.2, "aim": "fvu, 0.9 zeros"}, "b": kept | {"score": 0.1}}
+    monkeypatch.setattr(
+        tracking,
+        "existing",
+        lambda api, name: SimpleNamespace(metadata=there[name.split("-")[1].split(":")[0]]),
+    )
+    api = SimpleNamespace(runs=lambda where: [SimpleNamespace(id=name) for name in there])
+    with pytest.raises(UserError, match="e/p holds runs .* do not compare, .* .an earlier score"):
+        tracking._best_on_wandb(api, "e", "p", None)
+    del there["b"]
+    assert tracking._best_on_wandb(api, "e", "p", None)[1:] == ("a", 0.2)
 
 
 def test_promoting_again_changes_nothing_and_a_better_run_takes_over(sweep):

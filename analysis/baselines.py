@@ -1,0 +1,171 @@
+"""What does an encoding reach that was not learnt by this program? Four rivals at any sparsity.
+
+- `one frame`: random projections of single frames, each less a threshold of its own, ReLU.
+- `smoothed`: the same, smoothed by a Hann window first.
+- `untrained`: random weights of a model's encoder, thresholds alike.
+- `nmf`: sparse non-negative matrix factorisation of windows of frames, for gestures; after
+  Ramanarayanan, Goldstein & Narayanan (2013), "Spatio-temporal articulatory movement primitives
+  during speech production", with scikit-learn's factorisation of stacked frames.
+
+Each has a linear decoder that sees as many frames of the encoding as a model's: ridge regression on
+the train split, its strength chosen on val.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from analysis.measured import Code
+from emaae.activations import TopK
+from emaae.data import Split
+from emaae.errors import UserError
+from emaae.models import CNNAutoEncoder, build_model
+
+HANN = 9  # frames
+RIDGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # in units of the inputs' mean energy
+MOST_FRAMES = 20_000  # of the train split, for thresholds and decoders
+# Gestures, frames of a window, weight of the L1 penalty on activations, steps, frames.
+N_GESTURES, WINDOW, NMF_PENALTY, NMF_STEPS, NMF_FRAMES = 64, 9, 0.01, 100, 8_000
+
+# From features (D, T) to responses (C, T).
+Response = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def baseline(
+    name: str,
+    model: CNNAutoEncoder,
+    train: Split,
+    val: Split,
+    sparsities: Sequence[float],
+    seed: int,
+) -> list[Code]:
+    """A code of a name in `BASELINES` for each sparsity, 0 to 1.
+
+    model: how many units there are (`nmf` has 64), how many frames are seen, and how features are
+    standardised.
+    """
+    train, val = _some(train), _some(val)
+    respond = _RESPONSES[name](model, train, seed)
+    responses = torch.cat([respond(train[i].T) for i in range(len(train))], 1)
+    found = []
+    for sparsity in sparsities:
+        threshold = responses.kthvalue(round(sparsity * responses.shape[1]), dim=1, keepdim=True)[0]
+        encode = functools.partial(_above, respond, threshold)
+        found.append(Code(encode, _decoder(encode, model, train, val), model.standardise))
+    return found
+
+
+def _above(respond: Response, threshold: Tensor, x: Tensor) -> Tensor:
+    return (respond(x) - threshold).relu()
+
+
+def _some(split: Split) -> Split:
+    """Utterances, evenly spread, of at most `MOST_FRAMES`."""
+    step = 1 + len(split.frames) // MOST_FRAMES
+    return split.pick(np.arange(0, len(split), step))
+
+
+# ---- encoders, before their thresholds
+
+
+def _one_frame(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(model.inner_size, model.input_dim, generator=generator)
+    return lambda x: weights @ model.standardise(x)
+
+
+def _smoothed(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
+    project, window = _one_frame(model, train, seed), TopK(1, HANN)
+    return lambda x: window.smoothed(project(x)[None], None)[0]
+
+
+def _untrained(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = build_model(**model.architecture() | {"activation": "relu"})
+    fresh.normalise(model.mean, model.sd)
+    fresh.encoder[-1].activation = None
+    fresh.requires_grad_(False)
+    return lambda x: fresh.encode(x[None])[0]
+
+
+def _nmf(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
+    try:
+        from sklearn.decomposition import NMF
+        from sklearn.exceptions import ConvergenceWarning
+    except ImportError:
+        raise UserError(
+            "scikit-learn is missing: pip install -r requirements-analysis.txt"
+        ) from None
+
+    def windows(x: Tensor) -> np.ndarray:
+        """What is above the mean and what is below it, each >= 0, of the frames around each."""
+        x = model.standardise(x)
+        return _context(torch.cat([x.relu(), (-x).relu()]), WINDOW).T.numpy()
+
+    seen = np.concatenate([windows(train[i].T) for i in range(len(train))])
+    factors = NMF(
+        min(N_GESTURES, *seen.shape),
+        init="nndsvdar",
+        l1_ratio=1.0,
+        alpha_W=NMF_PENALTY,
+        alpha_H=0.0,
+        tol=1e-3,
+        max_iter=NMF_STEPS,
+        random_state=seed,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # as far as it gets in these steps
+        factors.fit(seen[:: 1 + len(seen) // NMF_FRAMES])
+    return lambda x: torch.from_numpy(factors.transform(windows(x)).T.astype(np.float32))
+
+
+_RESPONSES: dict[str, Callable[[CNNAutoEncoder, Split, int], Response]] = {
+    "one frame": _one_frame,
+    "smoothed": _smoothed,
+    "untrained": _untrained,
+    "nmf": _nmf,
+}
+BASELINES = tuple(_RESPONSES)
+
+
+# ---- decoders
+
+
+def _context(z: Tensor, n_frames: int) -> Tensor:
+    """z (C, T) with the frames around each, zeros beyond the ends: (C n_frames, T)."""
+    padded = F.pad(z, (n_frames // 2, n_frames // 2))
+    return rearrange(padded.unfold(1, n_frames, 1), "c t n -> (c n) t")
+
+
+def _decoder(encode: Response, model: CNNAutoEncoder, train: Split, val: Split) -> Response:
+    """The best linear decoder: z (C, T) -> features (D, T) in units of sd."""
+    n_frames = model.decoder_receptive_field()
+
+    def inputs(z: Tensor) -> Tensor:
+        return F.pad(_context(z, n_frames), (0, 0, 0, 1), value=1.0)
+
+    def pairs(split: Split) -> tuple[Tensor, Tensor]:
+        xs = [split[i].T for i in range(len(split))]
+        return (
+            torch.cat([inputs(encode(x)) for x in xs], 1),
+            torch.cat([model.standardise(x) for x in xs], 1),
+        )
+
+    (z, x), (z_val, x_val) = pairs(train), pairs(val)
+    inner, outer = (z @ z.T).double(), (z @ x.T).double()
+    scale, best, lowest = inner.diagonal().mean(), outer, float("inf")
+    for ridge in RIDGE:
+        solved = inner + ridge * scale * torch.eye(len(inner), dtype=inner.dtype)
+        weights = torch.cholesky_solve(outer, torch.linalg.cholesky(solved)).float()
+        error = float((weights.T @ z_val - x_val).square().sum())
+        if error < lowest:
+            best, lowest = weights, error
+    return lambda z: best.T @ inputs(z)

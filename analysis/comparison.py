@@ -1,0 +1,399 @@
+"""Which setting is best at equal sparsity? `python -m analysis.comparison REF... --data DIR`
+
+Runs that differ in nothing but what makes them sparse (alpha, alpha_max, k_fraction,
+target_sparsity, geco_epsilon) are a front: each seed's is read at the same live sparsity, in a
+straight line between its runs, never beyond them. Costs are those of the test split, measured
+anew. Intervals hold 95 % of the means over resampled seeds on resampled utterances (Efron &
+Tibshirani 1993, "An introduction to the bootstrap"); all settings have the same utterances in a
+resample, so that ratios to the reference are paired.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from analysis import probe
+from analysis.baselines import BASELINES, baseline
+from analysis.figures import STYLE, TWO, legend, save
+from analysis.measured import Code, measure
+from analysis.panels import INPUT, looks
+from analysis.runs import GOOD, Run, read_runs, text, varying
+from analysis.summary import markdown
+from analysis.tables import write_csv
+from emaae.config import Config
+from emaae.data import Split, load_splits
+from emaae.errors import UserError, speaking_plainly
+from emaae.models import CNNAutoEncoder
+from emaae.progress import progress
+
+# The knobs along a front.
+SPARSER = ("alpha", "alpha_max", "k_fraction", "target_sparsity", "geco_epsilon")
+COSTS = ("fvu", "persistence", "dead")
+BASELINE_SPARSITIES, BASELINE_SEEDS = (0.75, 0.8, 0.85, 0.9, 0.95), (0, 1, 2, 3, 4)
+
+
+class Point(NamedTuple):
+    """One run, or one baseline: its code, and its costs (B,) on each resample of utterances."""
+
+    code: Code
+    costs: Mapping[str, np.ndarray]
+    participation_ratio: float
+
+
+# The points of each seed.
+Front = Mapping[int, Sequence[Point]]
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds and the interval that holds 95 % of the resampled ones."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.mean):
+            return "–"
+        return f"{number(self.mean)} [{number(self.low)}, {number(self.high)}]"
+
+
+def number(value: float) -> str:
+    """Three digits, without an exponent or a leading zero."""
+    digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
+    return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
+
+
+# ---- resampling
+
+
+def resampled(n_utterances: int, n: int, seed: int = 0) -> np.ndarray:
+    """How often each utterance is drawn (1 + n, n_utterances); in the first row each once."""
+    random = np.random.default_rng(seed)
+    even = np.full(n_utterances, 1 / n_utterances)
+    return np.vstack([np.ones(n_utterances), random.multinomial(n_utterances, even, n)])
+
+
+def over_seeds(values: np.ndarray, seed: int = 1) -> Estimate:
+    """Of values (S, B): the mean of the first column; the interval over the others, seeds drawn.
+
+    Undefined values are left out.
+    """
+    n_seeds, n = values.shape
+    drawn = np.random.default_rng(seed).integers(n_seeds, size=(n_seeds, n))
+    means = _mean(np.take_along_axis(values, drawn, 0))[1:]
+    low, high = np.nanpercentile(means, [2.5, 97.5]) if np.isfinite(means).any() else [np.nan] * 2
+    return Estimate(float(_mean(values)[0]), float(low), float(high))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean (B,) of the defined ones of each column; NaN without any."""
+    defined = np.isfinite(values)
+    total = np.where(defined, values, 0).sum(0)
+    return np.where(defined.any(0), total / defined.sum(0).clip(min=1), np.nan)
+
+
+def at(sparsity: float, points: Sequence[Point], values: Sequence[np.ndarray]) -> np.ndarray:
+    """Values (B,) of the points of one seed, read at a live sparsity; NaN beyond them."""
+    live, found = np.stack([p.costs["live_sparsity"] for p in points]), np.stack(values)
+    order = live.argsort(0)
+    live, found = np.take_along_axis(live, order, 0), np.take_along_axis(found, order, 0)
+    columns = zip(live.T, found.T)
+    return np.array([np.interp(sparsity, x, y, np.nan, np.nan) for x, y in columns])
+
+
+def read_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
+    """Each of `COSTS` and the participation ratio of a front, (seeds, B), at a live sparsity."""
+    found = {
+        name: np.stack([at(sparsity, ps, [p.costs[name] for p in ps]) for ps in front.values()])
+        for name in COSTS
+    }
+    ratios = [
+        at(sparsity, ps, [np.full(len(p.costs["fvu"]), p.participation_ratio) for p in ps])
+        for ps in front.values()
+    ]
+    return found | {"participation": np.stack(ratios)}
+
+
+# ---- what is compared
+
+
+def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that ended well under the label of their setting, without seed and `SPARSER`."""
+    ended = [run for run in runs if run.status in GOOD]
+    names = [name for name in varying(ended) if name not in (*SPARSER, "seed")]
+    found: dict[str, list[Run]] = {}
+    for run in ended:
+        parts = [_said(run, name) for name in names]
+        found.setdefault(", ".join(parts) or run.schedule, []).append(run)
+    return found
+
+
+def _said(run: Run, name: str) -> str:
+    if name in ("schedule", "activation"):
+        return str(run.schedule if name == "schedule" else run.config.get(name, "relu"))
+    return f"{name} {text(run.config[name])}"
+
+
+def fronts(
+    runs: Mapping[str, Sequence[Run]], test: Split, counts: np.ndarray, weights: str
+) -> dict[str, Front]:
+    """The front of each setting, its models measured on the test split."""
+    todo = [(label, run) for label, members in runs.items() for run in members]
+    found: dict[str, dict[int, list[Point]]] = {label: {} for label in runs}
+    for label, run in progress(todo, "measuring", total=len(todo), unit="runs"):
+        model = run.model(final=weights == "final")
+        if model is None:
+            raise UserError(
+                f"run {run.name} has no {weights} weights that can be loaded: expected its "
+                "best.pth or, for final ones, the last.pt of a folder on this machine"
+            )
+        of_seed = found[label].setdefault(run.config.get("seed", 0), [])
+        of_seed.append(point(Code.of(model), test, counts))
+    return found
+
+
+def point(code: Code, test: Split, counts: np.ndarray) -> Point:
+    """A code measured on the test split and its resamples."""
+    measured = measure(code, test)
+    return Point(code, measured.costs(counts), measured.participation_ratio)
+
+
+def rivals(
+    model: CNNAutoEncoder, splits: Mapping[str, Split], counts: np.ndarray
+) -> dict[str, Front]:
+    """The fronts of all baselines, as wide as a model and seeing as much."""
+    todo = [(name, seed) for name in BASELINES for seed in BASELINE_SEEDS]
+    found: dict[str, dict[int, list[Point]]] = {name: {} for name in BASELINES}
+    for name, seed in progress(todo, "baselines", total=len(todo), unit="fits"):
+        codes = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
+        found[name][seed] = [point(code, splits["test"], counts) for code in codes]
+    return found
+
+
+# ---- a probe beside each
+
+
+def nearest(sparsity: float, points: Sequence[Point]) -> Point:
+    """The one whose live sparsity is nearest."""
+    return min(points, key=lambda p: abs(p.costs["live_sparsity"][0] - sparsity))
+
+
+def probed(
+    fronts: Mapping[str, Front], sparsity: float, data: Path | None, n_channels: int, n: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Accuracies (seeds, 1 + n) of a linear probe, by front and set of labels, on resamples.
+
+    Of each seed's point that is nearest to a live sparsity; see `analysis.probe`.
+    """
+    splits, frames = probe.read_splits(data), probe.raw(n_channels)
+    counts = resampled(len(splits["test"]), n)
+    todo = [(label, nearest(sparsity, ps)) for label, f in fronts.items() for ps in f.values()]
+    found: dict[str, dict[str, list]] = {label: {} for label in fronts}
+    for label, one in progress(todo, "probing", total=len(todo), unit="codes"):
+        for result in probe.measure(splits, label, probe.ENCODING, _view(one.code, frames)):
+            right = np.array([correct.sum() for correct in result.correct[0]])
+            length = np.array([len(correct) for correct in result.correct[0]])
+            accuracy = counts @ right / (counts @ length)
+            found[label].setdefault(result.labels, []).append(accuracy)
+    return {label: {k: np.stack(v) for k, v in of.items()} for label, of in found.items()}
+
+
+def _view(code: Code, frames: probe.View) -> probe.View:
+    def view(features: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return code.encode(torch.from_numpy(frames(features)).T).T.contiguous().numpy()
+
+    return view
+
+
+# ---- what a person reads
+
+
+def rows(
+    found: Mapping[str, Front],
+    sparsity: float,
+    reference: str,
+    accuracies: Mapping[str, Mapping[str, np.ndarray]],
+) -> list[dict[str, Any]]:
+    """A row per setting at a live sparsity: estimates, and seeds whose front reaches it."""
+    values = {label: read_at(sparsity, front) for label, front in found.items()}
+    base = _mean(values[reference]["fvu"])
+    lines = []
+    for label, value in values.items():
+        reached = np.isfinite(value["fvu"][:, 0])
+        line: dict[str, Any] = {"setting": label, "live_sparsity": sparsity}
+        line |= {"seeds": f"{reached.sum()}/{len(reached)}"}
+        line |= {name: over_seeds(value[name]) for name in COSTS}
+        line["times_reference"] = over_seeds(value["fvu"] / base)
+        line["participation"] = float(_mean(value["participation"])[0])
+        for name, accuracy in accuracies.get(label, {}).items():
+            line[name] = over_seeds(accuracy)
+            line[f"{name}_gain"] = over_seeds(accuracy - _mean(accuracies[reference][name]))
+        lines.append(line)
+    return lines
+
+
+HEAD = {
+    "setting": "setting",
+    "seeds": "seeds",
+    "fvu": "fvu",
+    "times_reference": "× reference",
+    "persistence": "persistence",
+    "dead": "dead",
+    "participation": "participation",
+    "phone": "phone",
+    "phone_gain": "more than reference",
+    "gesture": "gesture",
+    "gesture_gain": "more than reference",
+}
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of `rows`."""
+    names = [name for name in HEAD if name in lines[0]]
+
+    def cell(name: str, value: Any) -> str:
+        if name in ("phone", "gesture", "dead"):
+            return number(value.mean) if np.isfinite(value.mean) else "–"
+        if isinstance(value, float):
+            return number(value) if np.isfinite(value) else "–"
+        return str(value)
+
+    return markdown([HEAD[n] for n in names], [[cell(n, line[n]) for n in names] for line in lines])
+
+
+def flat(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for a file: an estimate is three columns."""
+    found: dict[str, Any] = {}
+    for name, value in line.items():
+        if isinstance(value, Estimate):
+            found |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+        else:
+            found[name] = value
+    return found
+
+
+def drawn(found: Mapping[str, Front]) -> Figure:
+    """Fvu and persistence over live sparsity: a point per run, a line for the mean over seeds."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((TWO, 3.4), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for (label, front), look in zip(found.items(), looks(list(found)).values()):
+            points = [p for of_seed in front.values() for p in of_seed]
+            live = np.array([p.costs["live_sparsity"][0] for p in points])
+            grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
+            means = [read_at(x, _plain(front)) for x in grid]
+            for panel, name in zip(panels, ("fvu", "persistence")):
+                panel.plot(
+                    live,
+                    [p.costs[name][0] for p in points],
+                    look.marker,
+                    color=look.color,
+                    ms=2.5,
+                    alpha=0.4,
+                    mew=0,
+                )
+                # The mean of all seeds or nothing: where some are missing the line would jump.
+                line = [value[name][:, 0].mean() for value in means]
+                panel.plot(grid, line, color=look.color, ls=look.style, label=label)
+        panels[0].set(yscale="log", ylabel="fvu")
+        panels[1].set(ylabel="persistence (half-life of encoding / input)")
+        panels[1].axhline(1, **INPUT)
+        for panel in panels:
+            panel.set_xlabel("live sparsity (fraction of zeros)")
+        room = legend(figure, TWO)
+        figure.set_figheight(3.0 + room)
+    return figure
+
+
+def _plain(front: Front) -> Front:
+    """Without the resamples."""
+    return {
+        seed: [p._replace(costs={k: v[:1] for k, v in p.costs.items()}) for p in points]
+        for seed, points in front.items()
+    }
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a fraction between 0 and 1, got {text}")
+    return value
+
+
+def _kept(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
+    """The runs whose knobs have the values of NAME=VALUE."""
+    for condition in conditions:
+        name, equals, value = condition.partition("=")
+        if not equals or name not in Config.sweepable():
+            raise UserError(f"--where needs NAME=VALUE, a knob of a sweep, got {condition!r}")
+        wanted = getattr(Config.from_mapping({name: value}), name)
+        runs = [run for run in runs if run.config.get(name) == wanted]
+    return list(runs)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a table for each sparsity, and write them and a figure if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.comparison",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add: Callable = parser.add_argument
+    add("refs", nargs="+", metavar="REF", help="as for analysis.report, put together")
+    add("--data", type=Path, metavar="DIR", help="with train, val, test (default: the demo data)")
+    add("--at", type=_fraction, nargs="+", default=[0.85, 0.9], help="(default: .85 .9)")
+    add("--weights", choices=("final", "selected"), default="final", help="(default: final)")
+    add("--where", nargs="+", default=[], metavar="NAME=VALUE", help="only runs with these knobs")
+    add("--reference", metavar="SETTING", help="(default: the first setting)")
+    add("--baselines", action="store_true", help="encodings that were not learnt here, too")
+    add("--probe", action="store_true", help="a linear probe beside each; needs generated data")
+    add("--resamples", type=int, default=1000, metavar="N", help="(default: 1000)")
+    add("--out", type=Path, metavar="DIR", help="write comparison.csv and comparison.png there")
+    args = parser.parse_args(argv)
+    if args.resamples < 1:
+        raise UserError(f"--resamples must be at least 1, got {args.resamples}")
+
+    found = settings(_kept([run for ref in args.refs for run in read_runs(ref)], args.where))
+    if not found:
+        raise UserError(f"{' '.join(args.refs)}: no run there has ended well")
+    first = next(iter(found.values()))[0]
+    where = {f"{name}_dir": str(args.data / name) for name in probe.SPLITS} if args.data else {}
+    keep_loudness = bool(first.config.get("keep_loudness"))
+    splits = load_splits(
+        Config.from_mapping(where | {"recursive": True, "keep_loudness": keep_loudness})
+    )
+    counts = resampled(len(splits["test"]), args.resamples)
+    reference = args.reference or next(iter(found))
+    compared = fronts(found, splits["test"], counts, args.weights)
+    if args.baselines:
+        compared |= rivals(first.model(), splits, counts)
+    if reference not in compared:
+        raise UserError(f"--reference must be one of {'; '.join(compared)}, got {reference!r}")
+    print(f"{args.weights} weights, test split, reference: {reference}")
+    lines = []
+    for i, sparsity in enumerate(args.at):
+        channels = 14 if keep_loudness else 13
+        ask = args.probe and i == 0
+        accuracies = probed(compared, sparsity, args.data, channels, args.resamples) if ask else {}
+        lines.append(rows(compared, sparsity, reference, accuracies))
+        print(f"\nat {sparsity:g} live zeros\n\n{table(lines[-1])}", flush=True)
+    if args.out:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_csv([flat(line) for of in lines for line in of], args.out / "comparison.csv")
+        except OSError as error:
+            raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
+        save(drawn(compared), args.out / "comparison.png")
+
+
+if __name__ == "__main__":
+    with speaking_plainly("python -m analysis.comparison"):
+        sys.exit(main())

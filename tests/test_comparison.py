@@ -1,0 +1,232 @@
+"""Fronts at equal sparsity: the measured costs are the program's, and resampling is honest."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import program, small_run, stir
+from test_training import split_of
+
+import train
+from analysis import comparison
+from analysis.baselines import BASELINES, baseline
+from analysis.comparison import Point, at, number, over_seeds, read_at, resampled, rows
+from analysis.measured import Code, measure
+from emaae.data.demo import write_tree
+from emaae.evaluation import evaluate
+from emaae.losses import Objective
+from emaae.models import CNNAutoEncoder
+from emaae.shift import shift_tolerance
+
+TRAIN, VAL = split_of(*[80] * 12), split_of(*[70] * 4, seed=1)
+TEST = split_of(60, 75, 50, 90, seed=2)
+
+
+@pytest.fixture(scope="module")
+def model() -> CNNAutoEncoder:
+    torch.manual_seed(0)
+    model = CNNAutoEncoder(13, 24, 3, 2)
+    stir(model, 0.1)
+    model.normalise(*TRAIN.moments())
+    return model.eval().requires_grad_(False)
+
+
+# ---- what is measured
+
+
+def test_costs_of_the_split_are_those_that_the_program_logs(model):
+    found = measure(Code.of(model), TEST)
+    costs = found.costs(np.ones((1, len(TEST))))
+    logged = evaluate(model, TEST, Objective("l1"), alpha=0.1, batch_sz=2)
+    shift = shift_tolerance(model, TEST)[0]
+    assert costs["fvu"][0] == pytest.approx(logged["fvu"], rel=1e-5)
+    assert costs["live_sparsity"][0] == pytest.approx(logged["live_sparsity"], rel=1e-6)
+    assert costs["dead"][0] == pytest.approx(logged["dead"])
+    assert costs["persistence"][0] == pytest.approx(shift["shift/persistence_within"], rel=1e-5)
+    assert found.participation_ratio == pytest.approx(shift["shift/participation_ratio"], rel=1e-4)
+
+
+def test_an_utterance_that_is_drawn_twice_counts_twice(model):
+    doubled = TEST.pick(np.array([0, 0, 2, 3]))
+    one = measure(Code.of(model), TEST).costs(np.array([[2.0, 0, 1, 1]]))
+    other = measure(Code.of(model), doubled).costs(np.ones((1, 4)))
+    for name in one:
+        assert one[name] == pytest.approx(other[name], rel=1e-9), name
+
+
+def test_each_resample_has_as_many_utterances_and_the_first_is_the_split():
+    counts = resampled(7, 50)
+    assert counts.shape == (51, 7)
+    assert (counts[0] == 1).all()
+    assert (counts.sum(1) == 7).all()
+    assert (resampled(7, 50) == counts).all()
+
+
+# ---- fronts
+
+
+def points(*rows):
+    """Points of (live_sparsity, fvu, persistence) without resamples but one that is the same."""
+    keys = ("live_sparsity", "fvu", "persistence")
+    return [Point(None, {k: np.full(2, v) for k, v in zip(keys, row)} | DEAD, 10.0) for row in rows]
+
+
+DEAD = {"dead": np.zeros(2)}
+
+
+def test_a_front_is_read_between_its_runs_and_never_beyond_them():
+    found = points((0.9, 0.04, 0.6), (0.8, 0.02, 1.0))
+    fvu = [p.costs["fvu"] for p in found]
+    assert at(0.85, found, fvu) == pytest.approx([0.03, 0.03])
+    assert at(0.9, found, fvu) == pytest.approx([0.04, 0.04])
+    assert np.isnan(at(0.79, found, fvu)).all()
+    assert np.isnan(at(0.91, found, fvu)).all()
+
+
+def test_the_mean_over_seeds_leaves_out_those_that_do_not_reach():
+    front = {
+        0: points((0.8, 0.02, 1.0), (0.9, 0.04, 0.6)),
+        1: points((0.8, 0.1, 1), (0.82, 0.2, 1)),
+    }
+    fvu = read_at(0.85, front)["fvu"]
+    assert over_seeds(fvu).mean == pytest.approx(0.03)
+    (line,) = rows({"a": front}, 0.85, "a", {})
+    assert line["seeds"] == "1/2"
+    assert line["times_reference"].mean == pytest.approx(1)
+
+
+def test_an_interval_holds_the_mean_and_grows_with_the_seeds_spread():
+    random = np.random.default_rng(0)
+    narrow = over_seeds(1 + 0.01 * random.normal(size=(5, 401)))
+    wide = over_seeds(np.arange(5.0)[:, None] + 0.01 * random.normal(size=(5, 401)))
+    assert narrow.low < narrow.mean < narrow.high
+    assert narrow.high - narrow.low < 0.1 < 1 < wide.high - wide.low
+
+
+def test_a_ratio_is_paired_by_utterance():
+    """Utterances that are hard for both say nothing about which is better."""
+    hard = np.random.default_rng(0).uniform(1, 5, 201)
+    one = {
+        0: [
+            Point(None, {"live_sparsity": s, "fvu": hard, "persistence": hard} | dead(), 1.0)
+            for s in (np.full(201, 0.8), np.full(201, 0.9))
+        ]
+    }
+    two = {0: [p._replace(costs={**p.costs, "fvu": 2 * hard}) for p in one[0]]}
+    line = rows({"one": one, "two": two}, 0.85, "one", {})[1]
+    assert line["times_reference"] == pytest.approx((2, 2, 2))
+    assert line["fvu"].high > 1.5 * line["fvu"].low
+
+
+def dead():
+    return {"dead": np.zeros(201)}
+
+
+def test_numbers_are_three_digits_long():
+    assert [number(x) for x in (0.00284, 0.5, 1.27, 13.04, 0.0, -0.012)] == [
+        ".00284", ".500", "1.27", "13.0", "0", "-.0120"
+    ]  # fmt: skip
+
+
+# ---- baselines
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_has_the_sparsity_that_it_was_asked_for(model, name):
+    low, high = (
+        measure(code, TRAIN).costs(np.ones((1, len(TRAIN))))
+        for code in baseline(name, model, TRAIN, VAL, (0.8, 0.95), seed=0)
+    )
+    assert low["live_sparsity"][0] == pytest.approx(0.8, abs=0.03)
+    assert high["live_sparsity"][0] == pytest.approx(0.95, abs=0.02)
+    assert 0 < low["fvu"][0] < high["fvu"][0] < 1.05
+    assert low["persistence"][0] > 0
+
+
+def test_smoothing_makes_a_projection_persistent(model):
+    ones = np.ones((1, len(TEST)))
+    plain, smooth = (
+        measure(baseline(name, model, TRAIN, VAL, (0.85,), 0)[0], TEST).costs(ones)
+        for name in ("one frame", "smoothed")
+    )
+    assert smooth["persistence"][0] > plain["persistence"][0]
+
+
+def test_a_baseline_leaves_the_model_alone(model):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    baseline("untrained", model, TRAIN, VAL, (0.8,), 0)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+# ---- the program
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Generated speech, and runs of two settings with two alphas on it."""
+    root = tmp_path_factory.mktemp("comparison")
+    write_tree(root / "speech", n_utterances=4, scale=0.15)
+    trees = {split: root / "speech" / split for split in ("train", "val", "test")}
+    flags = [*small_run(trees, root / "runs"), "--recursive"]
+    for slow in (0, 0.5):
+        for alpha in (0.05, 0.6):
+            own = [f"--run_name={slow}-{alpha}", f"--alpha={alpha}", f"--slow_coefficient={slow}"]
+            assert train.main([*flags, *own]) == 0
+    return root
+
+
+def test_a_table_for_each_sparsity_a_file_and_a_figure(swept, capsys):
+    runs, speech, out = str(swept / "runs"), str(swept / "speech"), swept / "out"
+    more = ("--at", "0.5", "0.55", "--resamples", "20", "--baselines", "--probe", "--out", str(out))
+    comparison.main([runs, "--data", speech, *more])
+    said = capsys.readouterr().out
+    assert "reference: slow_coefficient 0\n" in said
+    for words in ("at 0.5 live zeros", "| slow_coefficient 0.5 |", "| nmf |", "gesture"):
+        assert words in said
+    with open(out / "comparison.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * (2 + len(BASELINES))
+    assert {line["live_sparsity"] for line in lines} == {"0.5", "0.55"}
+    assert (out / "comparison.png").stat().st_size > 10_000
+
+
+def test_runs_are_chosen_by_their_knobs_and_weights(swept, capsys):
+    runs, speech = str(swept / "runs"), str(swept / "speech")
+    comparison.main(
+        [runs, "--data", speech, "--where", "slow_coefficient=0.5", "--weights", "selected"]
+        + ["--resamples", "5"]
+    )
+    said = capsys.readouterr().out
+    assert "selected weights" in said
+    assert said.count("constant |") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--reference", "x"], "--reference must be one of slow_coefficient 0; "),
+        (["--where", "slow=1"], "--where needs NAME=VALUE"),
+        (["--at", "1.5"], "expected a fraction between 0 and 1, got 1.5"),
+        (["--resamples", "0"], "--resamples must be at least 1, got 0"),
+        (["--where", "alpha=0.9"], "no run there has ended well"),
+    ],
+)
+def test_mistakes_end_with_one_line(swept, words, message):
+    data = ["--data", str(swept / "speech")]
+    done = program("-m", "analysis.comparison", str(swept / "runs"), *data, *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_final_weights_that_are_gone_are_asked_for(swept, tmp_path):
+    shutil.copytree(swept / "runs", tmp_path / "runs")
+    for path in tmp_path.glob("runs/*/last*.pt"):
+        path.unlink()
+    done = program(
+        "-m", "analysis.comparison", str(tmp_path / "runs"), "--data", str(swept / "speech")
+    )
+    assert done.returncode == 2
+    assert "has no final weights that can be loaded" in done.stderr
