@@ -5,7 +5,9 @@ target_sparsity, geco_epsilon) are a front: each seed's is read at the same live
 straight line between its runs, never beyond them. Costs are those of the test split, measured
 anew. Intervals hold 95 % of the means over resampled seeds on resampled utterances (Efron &
 Tibshirani 1993, "An introduction to the bootstrap"); all settings have the same utterances in a
-resample, so that ratios to the reference are paired.
+resample, so that ratios to the reference are paired. Units that are copies of each other (they
+correlate by more than .9) make an encoding look sparse and slow: --copies_once counts such
+a group as one unit.
 """
 
 import argparse
@@ -35,7 +37,7 @@ from emaae.progress import progress
 
 # The knobs along a front.
 SPARSER = ("alpha", "alpha_max", "k_fraction", "target_sparsity", "geco_epsilon")
-COSTS = ("fvu", "persistence", "dead")
+COSTS = ("fvu", "persistence", "dead", "distinct", "participation")
 BASELINE_SPARSITIES, BASELINE_SEEDS = (0.75, 0.8, 0.85, 0.9, 0.95), (0, 1, 2, 3, 4)
 
 
@@ -44,7 +46,6 @@ class Point(NamedTuple):
 
     code: Code
     costs: Mapping[str, np.ndarray]
-    participation_ratio: float
 
 
 # The points of each seed.
@@ -66,7 +67,8 @@ class Estimate(NamedTuple):
 
 def number(value: float) -> str:
     """Three digits, without an exponent or a leading zero."""
-    digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
+    rounded = abs(float(f"{value:.2e}"))
+    digits = max(0, 2 - int(np.floor(np.log10(rounded)))) if rounded else 0
     return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
 
 
@@ -109,16 +111,11 @@ def at(sparsity: float, points: Sequence[Point], values: Sequence[np.ndarray]) -
 
 
 def read_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
-    """Each of `COSTS` and the participation ratio of a front, (seeds, B), at a live sparsity."""
-    found = {
+    """Each of `COSTS` of a front, (seeds, B), at a live sparsity."""
+    return {
         name: np.stack([at(sparsity, ps, [p.costs[name] for p in ps]) for ps in front.values()])
         for name in COSTS
     }
-    ratios = [
-        at(sparsity, ps, [np.full(len(p.costs["fvu"]), p.participation_ratio) for p in ps])
-        for ps in front.values()
-    ]
-    return found | {"participation": np.stack(ratios)}
 
 
 # ---- what is compared
@@ -127,11 +124,15 @@ def read_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
 def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that ended well under the label of their setting, without seed and `SPARSER`."""
     ended = [run for run in runs if run.status in GOOD]
-    names = [name for name in varying(ended) if name not in (*SPARSER, "seed")]
+    labels = [""] * len(ended)
+    for name in varying(ended):
+        longer = [f"{label}, {_said(run, name)}" for label, run in zip(labels, ended)]
+        # What those before determine, such as the window of each schedule, says nothing more.
+        if name not in (*SPARSER, "seed") and len(set(longer)) > len(set(labels)):
+            labels = longer
     found: dict[str, list[Run]] = {}
-    for run in ended:
-        parts = [_said(run, name) for name in names]
-        found.setdefault(", ".join(parts) or run.schedule, []).append(run)
+    for label, run in zip(labels, ended):
+        found.setdefault(label.removeprefix(", ") or run.schedule, []).append(run)
     return found
 
 
@@ -142,7 +143,11 @@ def _said(run: Run, name: str) -> str:
 
 
 def fronts(
-    runs: Mapping[str, Sequence[Run]], test: Split, counts: np.ndarray, weights: str
+    runs: Mapping[str, Sequence[Run]],
+    test: Split,
+    counts: np.ndarray,
+    weights: str,
+    copies_once: bool = False,
 ) -> dict[str, Front]:
     """The front of each setting, its models measured on the test split."""
     todo = [(label, run) for label, members in runs.items() for run in members]
@@ -155,25 +160,27 @@ def fronts(
                 "best.pth or, for final ones, the last.pt of a folder on this machine"
             )
         of_seed = found[label].setdefault(run.config.get("seed", 0), [])
-        of_seed.append(point(Code.of(model), test, counts))
+        of_seed.append(point(Code.of(model), test, counts, copies_once))
     return found
 
 
-def point(code: Code, test: Split, counts: np.ndarray) -> Point:
+def point(code: Code, test: Split, counts: np.ndarray, copies_once: bool = False) -> Point:
     """A code measured on the test split and its resamples."""
-    measured = measure(code, test)
-    return Point(code, measured.costs(counts), measured.participation_ratio)
+    return Point(code, measure(code, test).costs(counts, copies_once))
 
 
 def rivals(
-    model: CNNAutoEncoder, splits: Mapping[str, Split], counts: np.ndarray
+    model: CNNAutoEncoder,
+    splits: Mapping[str, Split],
+    counts: np.ndarray,
+    copies_once: bool = False,
 ) -> dict[str, Front]:
     """The fronts of all baselines, as wide as a model and seeing as much."""
     todo = [(name, seed) for name in BASELINES for seed in BASELINE_SEEDS]
     found: dict[str, dict[int, list[Point]]] = {name: {} for name in BASELINES}
     for name, seed in progress(todo, "baselines", total=len(todo), unit="fits"):
         codes = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
-        found[name][seed] = [point(code, splits["test"], counts) for code in codes]
+        found[name][seed] = [point(code, splits["test"], counts, copies_once) for code in codes]
     return found
 
 
@@ -232,7 +239,6 @@ def rows(
         line |= {"seeds": f"{reached.sum()}/{len(reached)}"}
         line |= {name: over_seeds(value[name]) for name in COSTS}
         line["times_reference"] = over_seeds(value["fvu"] / base)
-        line["participation"] = float(_mean(value["participation"])[0])
         for name, accuracy in accuracies.get(label, {}).items():
             line[name] = over_seeds(accuracy)
             line[f"{name}_gain"] = over_seeds(accuracy - _mean(accuracies[reference][name]))
@@ -247,6 +253,7 @@ HEAD = {
     "times_reference": "× reference",
     "persistence": "persistence",
     "dead": "dead",
+    "distinct": "distinct units",
     "participation": "participation",
     "phone": "phone",
     "phone_gain": "more than reference",
@@ -255,15 +262,16 @@ HEAD = {
 }
 
 
+BRIEF = ("phone", "gesture", "dead", "distinct", "participation")
+
+
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of `rows`."""
     names = [name for name in HEAD if name in lines[0]]
 
     def cell(name: str, value: Any) -> str:
-        if name in ("phone", "gesture", "dead"):
+        if name in BRIEF:
             return number(value.mean) if np.isfinite(value.mean) else "–"
-        if isinstance(value, float):
-            return number(value) if np.isfinite(value) else "–"
         return str(value)
 
     return markdown([HEAD[n] for n in names], [[cell(n, line[n]) for n in names] for line in lines])
@@ -354,6 +362,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--where", nargs="+", default=[], metavar="NAME=VALUE", help="only runs with these knobs")
     add("--reference", metavar="SETTING", help="(default: the first setting)")
     add("--baselines", action="store_true", help="encodings that were not learnt here, too")
+    add("--copies_once", action="store_true", help="sparsity and persistence of distinct units")
     add("--probe", action="store_true", help="a linear probe beside each; needs generated data")
     add("--resamples", type=int, default=1000, metavar="N", help="(default: 1000)")
     add("--out", type=Path, metavar="DIR", help="write comparison.csv and comparison.png there")
@@ -372,9 +381,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     counts = resampled(len(splits["test"]), args.resamples)
     reference = args.reference or next(iter(found))
-    compared = fronts(found, splits["test"], counts, args.weights)
+    compared = fronts(found, splits["test"], counts, args.weights, args.copies_once)
     if args.baselines:
-        compared |= rivals(first.model(), splits, counts)
+        compared |= rivals(first.model(), splits, counts, args.copies_once)
     if reference not in compared:
         raise UserError(f"--reference must be one of {'; '.join(compared)}, got {reference!r}")
     print(f"{args.weights} weights, test split, reference: {reference}")
@@ -384,7 +393,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ask = args.probe and i == 0
         accuracies = probed(compared, sparsity, args.data, channels, args.resamples) if ask else {}
         lines.append(rows(compared, sparsity, reference, accuracies))
-        print(f"\nat {sparsity:g} live zeros\n\n{table(lines[-1])}", flush=True)
+        units = "distinct" if args.copies_once else "live"
+        print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(lines[-1])}", flush=True)
     if args.out:
         try:
             args.out.mkdir(parents=True, exist_ok=True)

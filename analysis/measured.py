@@ -15,7 +15,7 @@ from emaae.data import Split
 from emaae.losses import LIVE
 from emaae.metrics import MIN_VARIANCE
 from emaae.models import CNNAutoEncoder
-from emaae.shift import LAGS, SelfSimilaritySums, half_life_ms
+from emaae.shift import LAGS, CovarianceSums, Moments, SelfSimilaritySums, half_life_ms
 
 # Resamples at once: their self-similarities are (resamples, L, C).
 AT_ONCE = 100
@@ -49,8 +49,7 @@ class Measured:
 
     n_frames (U,), fired (U, C): frames on which a unit is not 0, error (U,): squared, x and xx
     (U, D): of the input and its square. Self-similarity over lags, each utterance centred on its
-    own mean: products and energy (U, L, C), of the input (U, L, D). participation_ratio: of the
-    whole split.
+    own mean: products and energy (U, L, C), of the input (U, L, D). covariance: of the whole split.
     """
 
     n_frames: np.ndarray
@@ -62,51 +61,61 @@ class Measured:
     energy: np.ndarray
     input_products: np.ndarray
     input_energy: np.ndarray
-    participation_ratio: float
+    covariance: CovarianceSums
 
-    def costs(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """live_sparsity, fvu, persistence_within and dead (B,) of B resamples.
+    def costs(self, counts: np.ndarray, copies_once: bool = False) -> dict[str, np.ndarray]:
+        """live_sparsity, fvu, persistence_within, dead (B,) of B resamples.
 
         counts (B, U): how often each utterance is in a resample; one of ones is the split itself.
+        distinct units and the participation ratio are those of the whole split.
+        copies_once: live_sparsity and persistence are of distinct units, copies counting once.
         """
+        once = self.covariance.once().numpy()
+        weights = once if copies_once else np.ones_like(once)
         n = counts @ self.n_frames
         fired = counts @ self.fired
         n_live = (fired > 0).sum(1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            live_sparsity = 1 - fired.sum(1) / (n_live * n)
+            live_sparsity = 1 - (fired @ weights) / ((fired > 0) @ weights * n)
             variance = (counts @ self.xx) / n[:, None] - ((counts @ self.x) / n[:, None]) ** 2
             total = variance.sum(1)
             fvu = np.where(total >= MIN_VARIANCE, counts @ self.error / (n * total), np.nan)
             parts = [
-                self._persistence(c) for c in np.split(counts, range(AT_ONCE, len(n), AT_ONCE))
+                self._persistence(c, weights)
+                for c in np.split(counts, range(AT_ONCE, len(n), AT_ONCE))
             ]
         return {
             "live_sparsity": live_sparsity,
             "fvu": fvu,
             "persistence": np.concatenate(parts),
             "dead": 1 - n_live / self.fired.shape[1],
+            "distinct": np.full(len(n), once.sum()),
+            "participation": np.full(len(n), self.covariance.participation_ratio()),
         }
 
-    def _persistence(self, counts: np.ndarray) -> np.ndarray:
-        of_z = _half_lives(counts, self.products, self.energy)
-        return of_z / _half_lives(counts, self.input_products, self.input_energy)
+    def _persistence(self, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        of_z = _half_lives(counts, self.products, self.energy, weights)
+        even = np.ones(self.x.shape[1])
+        return of_z / _half_lives(counts, self.input_products, self.input_energy, even)
 
 
-def _half_lives(counts: np.ndarray, products: np.ndarray, energy: np.ndarray) -> np.ndarray:
-    """Half-life in ms (B,) of the mean self-similarity over the channels that vary."""
+def _half_lives(
+    counts: np.ndarray, products: np.ndarray, energy: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Half-life in ms (B,) of the weighted mean self-similarity over the channels that vary."""
     products = np.tensordot(counts, products, 1)
     energy = np.tensordot(counts, energy, 1)
     vary = energy[:, 0] > LIVE * energy[:, 0].max(1, keepdims=True)
-    counted = vary[:, None] & (energy > 0)
-    similarity = np.where(counted, products / np.where(energy > 0, energy, 1), 0)
-    curves = similarity.sum(2) / counted.sum(2)
+    counted = np.where(vary[:, None] & (energy > 0), weights, 0)
+    similarity = products / np.where(energy > 0, energy, 1)
+    curves = (counted * similarity).sum(2) / counted.sum(2)
     return np.array([half_life_ms(curve.tolist()) for curve in curves])
 
 
 @torch.no_grad()
 def measure(code: Code, split: Split) -> Measured:
     """Measure a code on every utterance of a split."""
-    rows, outer, total = [], 0.0, 0.0
+    rows, moments, outer = [], Moments(), 0.0
     for i in range(len(split)):
         raw = split[i].T
         z, x = code.encode(raw), code.standardise(raw)
@@ -114,12 +123,13 @@ def measure(code: Code, split: Split) -> Measured:
         within, within_x = SelfSimilaritySums(LAGS), SelfSimilaritySums(LAGS)
         within.add(z - z.mean(1, keepdim=True))
         within_x.add(x - x.mean(1, keepdim=True))
-        total, outer = total + z.double().sum(1), outer + (z @ z.T).double()
+        moments.add(z)
+        outer = outer + (z @ z.T).double()
         x = x.double()
         sums = (z.shape[1], (z > 0).sum(1), error, x.sum(1), x.square().sum(1))
         similar = (within.products, within.energy, within_x.products, within_x.energy)
         rows.append([np.asarray(value, dtype=np.float64) for value in (*sums, *similar)])
-    columns = [np.stack(column) for column in zip(*rows)]
-    covariance = outer - torch.outer(total, total) / columns[0].sum()
-    ratio = covariance.trace() ** 2 / covariance.square().sum()
-    return Measured(*columns, float(ratio))
+    covariance, vary = CovarianceSums(), (moments.variance > 0).double()
+    covariance.products = outer - moments.n_frames * torch.outer(moments.mean, moments.mean)
+    covariance.products *= torch.outer(vary, vary)
+    return Measured(*(np.stack(column) for column in zip(*rows)), covariance)

@@ -28,6 +28,7 @@ COLUMNS = {
     "gain 10 ms": "shift/gain_10ms",
     "low-pass gain .2": "lowpass/gain_0.2",
     "participation": "shift/participation_ratio",
+    "distinct": "shift/distinct_units",
     "noise gain": "shift/noise_gain",
 }
 SPARSITIES = (0.8, 0.9, 0.95)

@@ -39,6 +39,8 @@ Encoded = tuple[str, Tensor, Tensor]
 NOISE = 0.1
 # A variance below this fraction of the mean square is what float32 makes of a constant.
 ROUNDING = 1e-12
+# Units that correlate by more are copies of each other.
+COPY = 0.9
 # Of a validation split one utterance in 16 is measured every epoch, within these bounds, and some
 # of them with noise, which decodes them twice: less than a tenth of what the validation takes.
 ONE_IN, FEWEST, MOST = 16, 8, 32
@@ -203,7 +205,7 @@ def half_life_ms(curve: Sequence[float]) -> float:
 
 
 class CovarianceSums:
-    """In how many directions does the encoding vary?"""
+    """In how many directions does the encoding vary, and which of its units are copies?"""
 
     def __init__(self) -> None:
         self.products: Tensor | float = 0.0  # (C, C)
@@ -218,6 +220,14 @@ class CovarianceSums:
         This is (sum of eigenvalues)^2 / (sum of their squares), without the eigenvalues.
         """
         return float(self.products.trace() ** 2 / self.products.square().sum())
+
+    def once(self) -> Tensor:
+        """Weights (C,) with which copies count once: 1 / the number of units that correlate by
+        more than .9 with each, itself included; 0 for a constant.
+        """
+        sd = self.products.diagonal().sqrt()
+        n_alike = (self.products > COPY * torch.outer(sd, sd)).sum(1)
+        return torch.where(n_alike > 0, 1 / n_alike.clamp(min=1), 0.0)
 
 
 class ChangeSums:
@@ -295,7 +305,9 @@ class EncodingSums:
         return 1 - float(self.fired.sum()) / (n_fire * self.z.n_frames) if n_fire else math.nan
 
     def compute(self) -> dict[str, float]:
-        """self_similarity_20ms and _80ms, persistence_within, participation_ratio, noise_gain."""
+        """self_similarity_20ms and _80ms, persistence_within, participation_ratio,
+        distinct_units, noise_gain.
+        """
         curve = dict(zip(self.similarity.lags, self.similarity.curve(self.z.live)))
         clean, noisy = self.fvu.compute().tolist()
         row = {
@@ -303,6 +315,7 @@ class EncodingSums:
             "self_similarity_80ms": curve[4],
             "persistence_within": persistence(self.within, self.within_x),
             "participation_ratio": self.covariance.participation_ratio(),
+            "distinct_units": float(self.covariance.once().sum()),
             "noise_gain": (noisy - clean) / NOISE**2,
         }
         return row if self.z.live.any() else dict.fromkeys(row, math.nan)

@@ -12,8 +12,19 @@ from test_training import split_of
 import train
 from analysis import comparison
 from analysis.baselines import BASELINES, baseline
-from analysis.comparison import Point, at, number, over_seeds, read_at, resampled, rows
+from analysis.comparison import (
+    Point,
+    at,
+    number,
+    over_seeds,
+    read_at,
+    resampled,
+    rows,
+    settings,
+)
 from analysis.measured import Code, measure
+from analysis.runs import Run
+from emaae.config import Config
 from emaae.data.demo import write_tree
 from emaae.evaluation import evaluate
 from emaae.losses import Objective
@@ -45,14 +56,32 @@ def test_costs_of_the_split_are_those_that_the_program_logs(model):
     assert costs["live_sparsity"][0] == pytest.approx(logged["live_sparsity"], rel=1e-6)
     assert costs["dead"][0] == pytest.approx(logged["dead"])
     assert costs["persistence"][0] == pytest.approx(shift["shift/persistence_within"], rel=1e-5)
-    assert found.participation_ratio == pytest.approx(shift["shift/participation_ratio"], rel=1e-4)
+    assert costs["participation"][0] == pytest.approx(shift["shift/participation_ratio"], rel=1e-4)
+    assert costs["distinct"][0] == pytest.approx(shift["shift/distinct_units"], rel=1e-6)
+
+
+def test_copies_count_once_where_they_are_asked_to(model):
+    """Nine copies of a unit change nothing but what is read of all units."""
+    code, ones = Code.of(model), np.ones((1, len(TEST)))
+    plain = measure(code, TEST)
+    distinct = np.flatnonzero(plain.covariance.once().numpy() == 1)[0]
+
+    def padded(x):
+        z = code.encode(x)
+        return torch.cat([z, z[distinct].expand(9, -1)])
+
+    more = measure(Code(padded, lambda z: code.decode(z[:24]), code.standardise), TEST)
+    one, other = (m.costs(ones, copies_once=True) for m in (plain, more))
+    for name in ("live_sparsity", "persistence", "fvu", "distinct"):
+        assert one[name] == pytest.approx(other[name], rel=1e-5), name
+    assert plain.costs(ones)["live_sparsity"] != pytest.approx(more.costs(ones)["live_sparsity"])
 
 
 def test_an_utterance_that_is_drawn_twice_counts_twice(model):
     doubled = TEST.pick(np.array([0, 0, 2, 3]))
     one = measure(Code.of(model), TEST).costs(np.array([[2.0, 0, 1, 1]]))
     other = measure(Code.of(model), doubled).costs(np.ones((1, 4)))
-    for name in one:
+    for name in ("live_sparsity", "fvu", "persistence", "dead"):
         assert one[name] == pytest.approx(other[name], rel=1e-9), name
 
 
@@ -67,13 +96,30 @@ def test_each_resample_has_as_many_utterances_and_the_first_is_the_split():
 # ---- fronts
 
 
+def test_settings_are_told_by_what_tells_them_apart():
+    """The window of a schedule is not said where it follows from the schedule."""
+
+    def run(schedule, slow, seed, **knobs):
+        own = {"update": True, "penalty_scheduler": schedule, "schedule": schedule}
+        config = Config().asdict() | own | {"slow_coefficient": slow, "seed": seed} | knobs
+        return Run(str(seed), config, [], {}, {}, "finished", "nowhere")
+
+    ramps = [run("linear", slow, seed, alpha_epochs=20) for slow in (0, 0.1) for seed in (0, 1)]
+    assert list(settings([*ramps, run("geco", 0, 0)])) == [
+        "linear, slow_coefficient 0", "linear, slow_coefficient 0.1", "geco, slow_coefficient 0"
+    ]  # fmt: skip
+
+
 def points(*rows):
     """Points of (live_sparsity, fvu, persistence) without resamples but one that is the same."""
     keys = ("live_sparsity", "fvu", "persistence")
-    return [Point(None, {k: np.full(2, v) for k, v in zip(keys, row)} | DEAD, 10.0) for row in rows]
+    return [whole(2, **dict(zip(keys, row))) for row in rows]
 
 
-DEAD = {"dead": np.zeros(2)}
+def whole(n, **costs):
+    """A point with all costs on n resamples; 0 what is not given."""
+    given = dict.fromkeys(comparison.COSTS, 0.0) | costs
+    return Point(None, {name: np.full(n, value) for name, value in given.items()})
 
 
 def test_a_front_is_read_between_its_runs_and_never_beyond_them():
@@ -108,25 +154,16 @@ def test_an_interval_holds_the_mean_and_grows_with_the_seeds_spread():
 def test_a_ratio_is_paired_by_utterance():
     """Utterances that are hard for both say nothing about which is better."""
     hard = np.random.default_rng(0).uniform(1, 5, 201)
-    one = {
-        0: [
-            Point(None, {"live_sparsity": s, "fvu": hard, "persistence": hard} | dead(), 1.0)
-            for s in (np.full(201, 0.8), np.full(201, 0.9))
-        ]
-    }
+    one = {0: [whole(201, live_sparsity=s, fvu=hard, persistence=hard) for s in (0.8, 0.9)]}
     two = {0: [p._replace(costs={**p.costs, "fvu": 2 * hard}) for p in one[0]]}
     line = rows({"one": one, "two": two}, 0.85, "one", {})[1]
     assert line["times_reference"] == pytest.approx((2, 2, 2))
     assert line["fvu"].high > 1.5 * line["fvu"].low
 
 
-def dead():
-    return {"dead": np.zeros(201)}
-
-
 def test_numbers_are_three_digits_long():
-    assert [number(x) for x in (0.00284, 0.5, 1.27, 13.04, 0.0, -0.012)] == [
-        ".00284", ".500", "1.27", "13.0", "0", "-.0120"
+    assert [number(x) for x in (0.00284, 0.5, 0.9996, 13.04, 0.0, -0.012)] == [
+        ".00284", ".500", "1.00", "13.0", "0", "-.0120"
     ]  # fmt: skip
 
 
@@ -183,7 +220,7 @@ def test_a_table_for_each_sparsity_a_file_and_a_figure(swept, capsys):
     comparison.main([runs, "--data", speech, *more])
     said = capsys.readouterr().out
     assert "reference: slow_coefficient 0\n" in said
-    for words in ("at 0.5 live zeros", "| slow_coefficient 0.5 |", "| nmf |", "gesture"):
+    for words in ("at 0.5 zeros of live units", "| slow_coefficient 0.5 |", "| nmf |", "gesture"):
         assert words in said
     with open(out / "comparison.csv", newline="") as file:
         lines = list(csv.DictReader(file))

@@ -163,6 +163,15 @@ def test_the_participation_ratio_counts_equal_directions():
     assert participation_ratio(z) == pytest.approx(float(expected))
 
 
+def test_copies_are_one_distinct_unit():
+    """[1, 2, 3, 2] three times on scales of its own, its mirror, one that hardly moves with it."""
+    z = torch.tensor([[1.0, 2, 3, 2], [2, 4, 6, 4], [9, 10, 11, 10], [3, 2, 1, 2], [1, 1, 3, 1]])
+    sums = CovarianceSums()
+    sums.add(torch.cat([z - z.mean(1, keepdim=True), torch.zeros(2, 4)]))
+    # r of the first with the last is .816.
+    assert sums.once().tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1, 1, 0, 0])
+
+
 def within(*utterances: torch.Tensor) -> SelfSimilaritySums:
     sums = SelfSimilaritySums()
     for z in utterances:

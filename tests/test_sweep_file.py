@@ -18,6 +18,7 @@ from emaae.schedules import SCHEDULES
 from emaae.sweep_file import DISTRIBUTIONS, SCORE, Parameter, nested
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
+FINDINGS = sorted((ROOT / "analysis" / "findings").glob("*.yaml"))
 HEAD = "method: grid\nmetric: {name: select/score, goal: minimize}\n"
 
 
@@ -66,7 +67,15 @@ def test_every_sweep_file_trains_by_the_recipe_except_for_what_it_varies(path):
     for name, value in (RECIPE | {"precision": "auto"}).items():
         values = {value, 0.03} if (path.stem, name) == ("demo", "lr") else {value}
         assert given[name].get("value", value) in values, name
-    assert given["slow_coefficient"]["value"] > 0
+    slow = given["slow_coefficient"]
+    assert max(slow.get("values", [slow.get("value")])) > 0
+
+
+@pytest.mark.parametrize("path", FINDINGS, ids=lambda path: path.stem)
+def test_the_sweeps_of_the_findings_can_be_repeated(path):
+    assert sweep_file.check(path) == []
+    configs = [Config.from_mapping(point) for point in sweep_file.read(path).grid()]
+    assert len({c.seed for c in configs}) >= 3
 
 
 def test_the_benchmark_measures_the_recipe_of_the_sweeps():
