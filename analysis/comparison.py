@@ -85,13 +85,15 @@ def resampled(n_utterances: int, n: int, seed: int = 0) -> np.ndarray:
 def over_seeds(values: np.ndarray, seed: int = 1) -> Estimate:
     """Of values (S, B): the mean of the first column; the interval over the others, seeds drawn.
 
-    Undefined values are left out.
+    Undefined values are left out; without a mean there is no interval.
     """
+    mean = float(_mean(values)[0])
+    if np.isnan(mean):
+        return Estimate(mean, mean, mean)
     n_seeds, n = values.shape
     drawn = np.random.default_rng(seed).integers(n_seeds, size=(n_seeds, n))
-    means = _mean(np.take_along_axis(values, drawn, 0))[1:]
-    low, high = np.nanpercentile(means, [2.5, 97.5]) if np.isfinite(means).any() else [np.nan] * 2
-    return Estimate(float(_mean(values)[0]), float(low), float(high))
+    low, high = np.nanpercentile(_mean(np.take_along_axis(values, drawn, 0))[1:], [2.5, 97.5])
+    return Estimate(mean, float(low), float(high))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -278,11 +280,12 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for a file: an estimate is three columns."""
+    """A row for a file: an estimate is three columns, of five digits."""
     found: dict[str, Any] = {}
     for name, value in line.items():
         if isinstance(value, Estimate):
-            found |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+            ends = zip((name, f"{name}_low", f"{name}_high"), value)
+            found |= {key: float(f"{number:.5g}") for key, number in ends}
         else:
             found[name] = value
     return found

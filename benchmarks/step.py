@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from benchmarks import corpus, reference
 from benchmarks.timing import DTYPES, PRECISIONS, TURNS, interleaved, machine, show, table
+from emaae.activations import ACTIVATIONS
 from emaae.config import Config
 from emaae.data import Split, batches, evaluation_order, training_order
 from emaae.devices import keep_heap
@@ -49,18 +50,24 @@ class Silent:
         """Nothing is kept."""
 
 
-def model_of(inner_size: int, blocks: tuple[int, int]) -> CNNAutoEncoder:
+def model_of(inner_size: int, blocks: tuple[int, int], activation: str = "relu") -> CNNAutoEncoder:
     """A new model; the noise that it is timed on is standardised already."""
     torch.manual_seed(0)
-    return build_model(inner_size=inner_size, n_encoder=blocks[0], n_decoder=blocks[1])
+    return build_model(
+        inner_size=inner_size, n_encoder=blocks[0], n_decoder=blocks[1], activation=activation
+    )
 
 
 def ours(
-    split: Split, inner_size: int, blocks: tuple[int, int], precision: str
+    split: Split,
+    inner_size: int,
+    blocks: tuple[int, int],
+    precision: str,
+    activation: str = "relu",
 ) -> Callable[[], None]:
     """What trains an epoch."""
-    config = Config.from_mapping({"precision": precision})
-    state = State.begin(model_of(inner_size, blocks), config)
+    config = Config.from_mapping({"precision": precision, "activation": activation})
+    state = State.begin(model_of(inner_size, blocks, activation), config)
 
     def epoch() -> None:
         # Its progress is not what is asked here.
@@ -169,6 +176,22 @@ def training(inner_size: int, turns: int, presets: list[str], rate: dict) -> Non
 
     print(f"\n## Training\n\n{line}", flush=True)
     show(HEAD, (row for preset in presets for row in rows_of_preset(preset)))
+
+
+def activations(inner_size: int, turns: int) -> None:
+    """What an activation that keeps the largest values adds to a step."""
+    _, own, _ = typical_splits()
+    rows = []
+    for label, precision in PRECISIONS.items():
+        took = interleaved(
+            {name: ours(own, inner_size, PRESETS["5/3"], precision, name) for name in ACTIVATIONS},
+            turns,
+        )
+        for name, seconds in took.items():
+            ms = f"{1e6 * seconds / len(own.frames):.1f}"
+            rows.append([label, name, ms, f"x {seconds / took['relu']:.2f}"])
+    head = ["5/3", "activation", "ms / 1000 frames", "against relu"]
+    print(f"\n## Activations\n\n{table(head, rows)}", flush=True)
 
 
 def validation(inner_size: int, turns: int, rate: dict) -> None:
@@ -329,7 +352,7 @@ def main() -> None:
     parser.add_argument("--inner_size", type=int, default=1024, help="(default: 1024)")
     parser.add_argument("--turns", type=int, default=TURNS, help="(default: %(default)s)")
     parser.add_argument("--presets", default="5/3,3/3,2/2", help="(default: %(default)s)")
-    tables = ("training", "validation", "low_pass", "metrics", "scaling", "memory")
+    tables = ("training", "activations", "validation", "low_pass", "metrics", "scaling", "memory")
     parser.add_argument("--only", choices=tables, help="(default: all of them)")
     parser.add_argument("--peak_memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -343,6 +366,7 @@ def main() -> None:
     inner, turns = args.inner_size, args.turns
     show = {
         "training": lambda: training(inner, turns, args.presets.split(","), rate),
+        "activations": lambda: activations(inner, turns),
         "validation": lambda: validation(inner, turns, rate),
         "low_pass": lambda: low_pass(inner, turns),
         "metrics": lambda: metrics(inner, turns),
