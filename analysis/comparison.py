@@ -92,7 +92,8 @@ def over_seeds(values: np.ndarray, seed: int = 1) -> Estimate:
         return Estimate(mean, mean, mean)
     n_seeds, n = values.shape
     drawn = np.random.default_rng(seed).integers(n_seeds, size=(n_seeds, n))
-    low, high = np.nanpercentile(_mean(np.take_along_axis(values, drawn, 0))[1:], [2.5, 97.5])
+    means = _mean(np.take_along_axis(values, drawn, 0))[1:]
+    low, high = np.nanpercentile(means, [2.5, 97.5]) if np.isfinite(means).any() else [np.nan] * 2
     return Estimate(mean, float(low), float(high))
 
 
