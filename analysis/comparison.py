@@ -292,8 +292,11 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def drawn(found: Mapping[str, Front]) -> Figure:
-    """Fvu and persistence over live sparsity: a point per run, a line for the mean over seeds."""
+def drawn(found: Mapping[str, Front], units: str = "live") -> Figure:
+    """Fvu and persistence over the sparsity of live or of distinct units.
+
+    A point for each run, a line for the mean over seeds.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure((TWO, 3.4), layout="constrained")
         panels = figure.subplots(1, 2)
@@ -319,7 +322,7 @@ def drawn(found: Mapping[str, Front]) -> Figure:
         panels[1].set(ylabel="persistence (half-life of encoding / input)")
         panels[1].axhline(1, **INPUT)
         for panel in panels:
-            panel.set_xlabel("live sparsity (fraction of zeros)")
+            panel.set_xlabel(f"sparsity of {units} units")
         room = legend(figure, TWO)
         figure.set_figheight(3.0 + room)
     return figure
@@ -391,13 +394,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if reference not in compared:
         raise UserError(f"--reference must be one of {'; '.join(compared)}, got {reference!r}")
     print(f"{args.weights} weights, test split, reference: {reference}")
-    lines = []
+    lines, units = [], "distinct" if args.copies_once else "live"
     for i, sparsity in enumerate(args.at):
         channels = 14 if keep_loudness else 13
         ask = args.probe and i == 0
         accuracies = probed(compared, sparsity, args.data, channels, args.resamples) if ask else {}
         lines.append(rows(compared, sparsity, reference, accuracies))
-        units = "distinct" if args.copies_once else "live"
         print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(lines[-1])}", flush=True)
     if args.out:
         try:
@@ -405,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_csv([flat(line) for of in lines for line in of], args.out / "comparison.csv")
         except OSError as error:
             raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
-        save(drawn(compared), args.out / "comparison.png")
+        save(drawn(compared, units), args.out / "comparison.png")
 
 
 if __name__ == "__main__":

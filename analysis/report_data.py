@@ -32,7 +32,8 @@ SELECTED = ("mse", "fvu", "sparsity", "r_articulators", "dead", "l0")
 METRICS = (
     *("select/score", "select/epoch", "select/alpha", "shift/persistence", "shift/half_life_ms"),
     *("shift/persistence_within", "shift/persistence_null"),
-    *("shift/gain_10ms", "shift/participation_ratio", "lowpass/gain_0.2", "shift/noise_gain"),
+    *("shift/gain_10ms", "shift/participation_ratio", "shift/distinct_units"),
+    *("lowpass/gain_0.2", "shift/noise_gain"),
 )
 MAX_COLOURS = len(COLOURS)
 

@@ -10,7 +10,7 @@ from emaae.data.features import FRAME_RATE_HZ
 
 # The metrics of the table at the end of a run.
 TOLERANCE = ("shift/persistence", "shift/persistence_within", "shift/persistence_null")
-TOLERANCE += ("shift/noise_gain", "lowpass/gain_0.2")
+TOLERANCE += ("shift/distinct_units", "shift/noise_gain", "lowpass/gain_0.2")
 SHOWN = ("fvu", "mse", "r_articulators", "r/pitch", "sparsity", "live_sparsity", "l0", "dead")
 SHOWN += ("hoyer", "score")
 
@@ -62,17 +62,17 @@ def table(
     if status == "diverged":
         lines.append("the loss grew beyond all bounds: lower --lr, or give it --lr_warm_up 0.03")
     if splits:
-        lines.append(f"{'':<18}" + "".join(f"{split:>12}" for split in splits))
+        lines.append(f"{'':<26}" + "".join(f"{split:>12}" for split in splits))
         for name in SHOWN:
             values = "".join(f"{metrics[f'{split}/{name}']:>12.4f}" for split in splits)
-            lines.append(f"{name:<18}{values}")
+            lines.append(f"{name:<26}{values}")
     if curves:
         half_life, of_input = metrics["shift/half_life_ms"], metrics["shift/input_half_life_ms"]
         why = f"({curves['split']}: half-life {half_life:.0f} ms, the input's {of_input:.0f} ms)"
         for name in TOLERANCE:
-            lines.append(f"{name:<18}{metrics[name]:>12.4f}" + f"   {why}" * (name == TOLERANCE[0]))
+            lines.append(f"{name:<26}{metrics[name]:>12.4f}" + f"   {why}" * (name == TOLERANCE[0]))
     if "select/score" in metrics:
         best = f"(validation, best epoch {metrics['select/epoch']})"
-        lines.append(f"{'select/score':<18}{metrics['select/score']:>12.4f}   {best}")
+        lines.append(f"{'select/score':<26}{metrics['select/score']:>12.4f}   {best}")
         lines.append(f"model: {folder / 'best.pth'}")
     return "\n".join(lines)

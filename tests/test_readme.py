@@ -91,7 +91,7 @@ def test_every_flag_that_the_readme_names_exists():
     known |= {"format", "only", "utterance", "audio_dir", "batch_s", "no"}
     known |= {"standalone", "nproc_per_node", "model", "features", "encodings", "json"}
     known |= {"data", "like", "at", "resamples", "weights", "where", "baselines", "probe"}
-    known |= {"reference"}
+    known |= {"reference", "copies_once"}
     for flag in re.findall(r"--([a-z_]+)", README):
         assert flag in known, flag
 

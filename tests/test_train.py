@@ -109,7 +109,7 @@ def test_shift_tolerance_is_measured_once_on_the_best_weights_and_a_little_after
     cheap = quick(emaae.load_model(run), splits["val"])
     for name, value in cheap.items():
         assert history(run)[1][f"val/{name}"] == pytest.approx(value, rel=1e-3), name
-    assert f"shift/persistence {row['shift/persistence']:>12.4f}   (test: half-life" in out
+    assert f"{'shift/persistence':<26}{row['shift/persistence']:>12.4f}   (test: half-life" in out
 
 
 def test_the_last_state_is_whole_and_loads_without_running_code(finished):
