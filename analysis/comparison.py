@@ -67,7 +67,7 @@ class Estimate(NamedTuple):
 
 def number(value: float) -> str:
     """Three digits, without an exponent or a leading zero."""
-    rounded = abs(float(f"{value:.2e}"))
+    rounded = abs(float(f"{value:.2e}")) if abs(value) > 1e-9 else 0
     digits = max(0, 2 - int(np.floor(np.log10(rounded)))) if rounded else 0
     return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
 
