@@ -7,9 +7,9 @@ fit, evaluate, publish. `python train.py --help` lists the flags.
 import gc
 import sys
 
-from emaae import distributed
-from emaae.config import Config
-from emaae.errors import speaking_plainly
+from emaae import command_line
+from emaae.system import distributed
+from emaae.system.errors import speaking_plainly
 
 # Exit status of a run whose loss grew beyond all bounds; 2 is a mistake in what was given.
 DIVERGED = 3
@@ -17,19 +17,20 @@ DIVERGED = 3
 
 def main(argv: list[str] | None = None) -> int:
     """One run; returns the exit status."""
-    asked = Config.from_args(argv)
+    asked = command_line.from_args(argv)
 
     # torch takes seconds to import: a mistake in a flag is answered before that
     import torch
 
-    from emaae import checkpoint
     from emaae.data import load_splits
-    from emaae.devices import compile_model, keep_heap, pick_device, repeat_bitwise
     from emaae.evaluation import evaluate
     from emaae.losses import Objective
     from emaae.models import build_model
-    from emaae.run_folder import RunFolder
+    from emaae.runs import checkpoint
+    from emaae.runs.console import Terminal
+    from emaae.runs.folder import RunFolder
     from emaae.shift import shift_tolerance
+    from emaae.system.devices import compile_model, keep_heap, pick_device, repeat_bitwise
     from emaae.tracking import run as wandb_run
     from emaae.training import fit
 
@@ -38,12 +39,15 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(asked.device)
     with RunFolder.open(asked) as run:
         if run.over:
+            print(f"{run.path} is {run.over} already: nothing is left to do", flush=True)
             return 0
+        print(f"run {run.path}", flush=True)
         run.check_space()
         # A sweep's values arrive with the W&B run, whether or not they stand on the command line.
         tracker = wandb_run.start(asked, run.path)
-        config = Config.from_args(argv, sweep=tracker.sweep_values)
-        run.follow(tracker, config)
+        config = command_line.from_args(argv, sweep=tracker.sweep_values)
+        run.follow(config, tracker, Terminal(run.path, config))
+        tracker.configure(config)
         if config.deterministic:
             repeat_bitwise()
         if device.type == "cpu":

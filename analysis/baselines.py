@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from analysis.measured import Code
 from emaae.activations import TopK
 from emaae.data import Split
-from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder, build_model
+from emaae.system.errors import UserError
 
 HANN = 9  # frames
 RIDGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # in units of the inputs' mean energy

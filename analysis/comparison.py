@@ -31,9 +31,9 @@ from analysis.summary import markdown
 from analysis.tables import write_csv
 from emaae.config import Config
 from emaae.data import Split, load_splits
-from emaae.errors import UserError, speaking_plainly
 from emaae.models import CNNAutoEncoder
-from emaae.progress import progress
+from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.progress import progress
 
 # The knobs along a front.
 SPARSER = ("alpha", "alpha_max", "k_fraction", "target_sparsity", "geco_epsilon")

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from analysis import panels
 from analysis.panels import Missing
 from analysis.runs import Run, best, read_runs
-from emaae.errors import UserError, speaking_plainly
+from emaae.system.errors import UserError, speaking_plainly
 
 ONE, TWO = 3.5, 7.2  # columns of a journal, in inches: 89 and 183 mm
 STYLE = {

@@ -24,9 +24,9 @@ from analysis.colours import COLOURS, SCHEDULE_COLOURS
 from analysis.fronts import hypervolume, pareto_front
 from analysis.runs import Run, final, groups, number, score, split_of
 from emaae.data.features import ARTICULATORS, CHANNELS, FRAME_RATE_HZ
-from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
-from emaae.reconstructions import Reconstruction
+from emaae.runs.reconstructions import Reconstruction
+from emaae.system.errors import UserError
 
 STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)))
 MARKERS = "os^Dv*XP<>h"

@@ -28,15 +28,16 @@ from scipy.special import log_softmax
 
 import emaae
 from analysis.tables import write_csv
+from emaae.corpus.encode import encode
 from emaae.data import SPLITS, listed
-from emaae.data.demo import Gesture, Phone, generate, phone_at, read_score
+from emaae.data.demo import generate, read_score
 from emaae.data.features import ARTICULATORS, CHANNELS, FRAME_RATE_HZ, frame_times
+from emaae.data.phones import Gesture, Phone, phone_at
 from emaae.data.reading import Form, utterance
 from emaae.data.split import moments
-from emaae.encode import encode
-from emaae.errors import UserError, speaking_plainly
 from emaae.models import CNNAutoEncoder, build_model
-from emaae.progress import progress
+from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.progress import progress
 
 SHIFTS = (1, 2, 3)  # frames, to either side
 DELAYS = (*(-n for n in reversed(SHIFTS)), 0, *SHIFTS)

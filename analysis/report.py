@@ -30,7 +30,7 @@ from analysis.runs import (
     varying,
 )
 from emaae.data.features import FRAME_RATE_HZ
-from emaae.errors import UserError, speaking_plainly
+from emaae.system.errors import UserError, speaking_plainly
 
 HERE = Path(__file__).parent
 FILES = ("report.html", "report.css", "report.js", "report_panels.js", "report_run.js")

@@ -17,7 +17,7 @@ from analysis.runs import Run, best, final, groups, number, score, split_of, tex
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 from emaae.models import CNNAutoEncoder
-from emaae.reconstructions import Reconstruction
+from emaae.runs.reconstructions import Reconstruction
 from emaae.schedules import SCHEDULES
 
 WITHOUT_LOUDNESS = tuple(name for name in CHANNELS if name != "loudness")

@@ -16,15 +16,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 import emaae
-from emaae.checkpoint import load_last
-from emaae.config import Config, read_json
-from emaae.errors import UserError, last_words
+from emaae.config import KNOBS, Config
 from emaae.metrics import aim
 from emaae.models import CNNAutoEncoder
-from emaae.reconstructions import Reconstruction
-
-# The statuses of a run whose numbers are final and count.
-GOOD = ("finished", "early_stopped")
+from emaae.runs import read
+from emaae.runs.checkpoint import load_last
+from emaae.runs.read import GOOD
+from emaae.runs.reconstructions import Reconstruction
+from emaae.system.errors import UserError, last_words
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,7 @@ def read_runs(ref: str | os.PathLike) -> list[Run]:
     if not os.path.isdir(ref):
         return _read_wandb(str(ref))
     folder = Path(ref)
-    inside = folder / "runs" if (folder / "runs").is_dir() else folder
-    folders = [folder] if _is_run(folder) else [p for p in sorted(inside.iterdir()) if _is_run(p)]
+    folders = [folder] if read.is_run(folder) else read.run_folders(folder)
     if not folders:
         raise UserError(
             f"{folder} holds no run: expected the folder of a run (with a config.json in it), of a "
@@ -111,13 +109,13 @@ def read_runs(ref: str | os.PathLike) -> list[Run]:
 
 def read_run(folder: Path) -> Run:
     """One run from its folder, as far as it can be read."""
-    metrics = _json(folder / "metrics.json")
+    metrics = read.metrics(folder)
     return Run(
         name=folder.resolve().name,
-        config=_json(folder / "config.json"),
-        history=_history(folder / "history.jsonl"),
+        config=read.read_or_empty(folder / "config.json"),
+        history=read.history(folder),
         metrics=metrics,
-        curves=_json(folder / "curves.json"),
+        curves=read.read_or_empty(folder / "curves.json"),
         status=str(metrics.get("status", "unfinished")),
         ref=str(folder),
         said=last_words(folder.parent.parent / "logs" / f"{folder.name}.txt"),
@@ -190,36 +188,6 @@ def text(value: Any) -> str:
 # ---- local folders
 
 
-def _is_run(folder: Path) -> bool:
-    # The copy of a promoted model has metrics too.
-    names = ("config.json", "history.jsonl", "metrics.json")
-    left = any((folder / name).is_file() for name in names)
-    return left and not (folder / "promoted.json").is_file()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except UserError:
-        return {}
-
-
-def _history(path: Path) -> list[dict]:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    rows = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # the last line of a run that was killed
-        if isinstance(row, dict) and isinstance(row.get("epoch"), int):
-            rows[row["epoch"]] = row
-    return [rows[epoch] for epoch in sorted(rows)]
-
-
 def _reconstruction(path: Path) -> Reconstruction | None:
     try:
         with np.load(path, allow_pickle=False) as kept:
@@ -258,5 +226,5 @@ def _differs(runs: Sequence[Run], name: str) -> bool:
 
 def _matters(run: Run, name: str) -> bool:
     # What moves alpha says nothing of a run whose alpha stays where it is.
-    moves_alpha = name != "alpha" and Config.__dataclass_fields__[name].metadata["group"] == "alpha"
+    moves_alpha = name != "alpha" and KNOBS[name].group == "alpha"
     return name in run.config and not (moves_alpha and run.schedule == "constant")

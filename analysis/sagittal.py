@@ -17,10 +17,10 @@ from scipy.interpolate import CubicSpline
 
 from analysis.panels import PREDICTION, TRUTH, through
 from analysis.runs import best, read_runs
-from emaae.data.demo import SD_MM
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
-from emaae.errors import UserError, speaking_plainly
-from emaae.reconstructions import Reconstruction
+from emaae.data.phones import SD_MM
+from emaae.runs.reconstructions import Reconstruction
+from emaae.system.errors import UserError, speaking_plainly
 
 # Millimetres; x grows backwards and y upwards, from the edge of the upper incisors.
 REST_MM = {

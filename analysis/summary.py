@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.fronts import fvu_at, hypervolume
 from analysis.runs import GOOD, Run, aims, final, groups, read_runs, split_of
-from emaae.errors import UserError, speaking_plainly
+from emaae.system.errors import UserError, speaking_plainly
 
 # Column: metric, `*` being the split.
 COLUMNS = {

@@ -14,8 +14,8 @@ from typing import Any
 
 from analysis.runs import Run, groups, read_runs
 from emaae.config import Config
-from emaae.errors import UserError, speaking_plainly
 from emaae.metrics import DENSITY_EDGES
+from emaae.system.errors import UserError, speaking_plainly
 
 SERIES = ("encoding", "input")
 SPLITS = ("train", "val", "test")

@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from emaae.errors import UserError, speaking_plainly
+from emaae.system.errors import UserError, speaking_plainly
 
 NAME = "alpha schedules"
 GROUP = "schedule"  # of the config: what alpha really did

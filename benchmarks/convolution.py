@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import DTYPES, PRECISIONS, TURNS, interleaved, machine, show
-from emaae.devices import keep_heap
+from emaae.system.devices import keep_heap
 
 LAYERS = ((512, 1024, 3), (1024, 512, 5))  # in, out, kernel
 

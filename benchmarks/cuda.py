@@ -21,9 +21,9 @@ from benchmarks.step import PRESETS, Silent, flops, model_of
 from benchmarks.timing import machine, table
 from emaae.config import Config
 from emaae.data import Split
-from emaae.devices import pick_device, repeat_bitwise
-from emaae.errors import UserError, speaking_plainly
 from emaae.losses import Objective
+from emaae.system.devices import pick_device, repeat_bitwise
+from emaae.system.errors import UserError, speaking_plainly
 from emaae.training import State, train_epoch
 
 

@@ -27,7 +27,7 @@ from emaae.config import Config
 from emaae.data import batches, load_splits, training_order
 from emaae.data.demo import DURATION_QUANTILES, SPLITS
 from emaae.data.features import FRAME_RATE_HZ, find_features, read_features
-from emaae.progress import progress
+from emaae.system.progress import progress
 
 SPEAKERS, CHAPTERS = 251, 585  # of train-clean-100
 

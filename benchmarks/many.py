@@ -18,7 +18,7 @@ import torch
 from benchmarks import corpus
 from benchmarks.step import ours
 from benchmarks.timing import PRECISIONS, TURNS, machine, show
-from emaae.devices import keep_heap
+from emaae.system.devices import keep_heap
 
 SIZES = ((1024, (5, 3)), (128, (3, 3)))
 

@@ -78,7 +78,7 @@ def step(
 
 
 def heap_as_it_comes() -> None:
-    """Undo `emaae.devices.keep_heap`: free memory, and what is large from now on, is the system's.
+    """Undo `emaae.system.devices.keep_heap`: free memory, and large blocks, go back to the system.
 
     With the thresholds that the C library arrives at by itself after a few steps.
     """

@@ -21,8 +21,8 @@ from benchmarks.timing import PRECISIONS, machine, show
 from emaae import training
 from emaae.config import Config
 from emaae.data import load_splits, training_order
-from emaae.devices import keep_heap
 from emaae.models import build_model
+from emaae.system.devices import keep_heap
 
 METRICS = ("fvu", "sparsity", "score")
 

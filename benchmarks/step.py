@@ -24,20 +24,12 @@ from benchmarks.timing import DTYPES, PRECISIONS, TURNS, interleaved, machine, s
 from emaae.activations import ACTIVATIONS
 from emaae.config import Config
 from emaae.data import Split, batches, evaluation_order, training_order
-from emaae.devices import keep_heap
 from emaae.evaluation import evaluate
+from emaae.filters import decode_filtered, filtered, windowed_sinc
 from emaae.losses import Objective
 from emaae.models import CNNAutoEncoder, build_model
-from emaae.shift import (
-    CUTOFFS,
-    LOWPASS_TAPS,
-    decode_filtered,
-    filtered,
-    quick,
-    sample,
-    shift_tolerance,
-    windowed_sinc,
-)
+from emaae.shift import CUTOFFS, LOWPASS_TAPS, quick, sample, shift_tolerance
+from emaae.system.devices import keep_heap
 from emaae.training import State, train_epoch
 
 PRESETS = {"5/3": (5, 3), "3/3": (3, 3), "2/2": (2, 2)}

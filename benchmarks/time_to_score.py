@@ -32,11 +32,11 @@ from emaae.config import Config
 from emaae.data import Split, batches
 from emaae.data.demo import generate
 from emaae.data.features import find_features, read_features
-from emaae.devices import keep_heap
 from emaae.evaluation import evaluate
 from emaae.losses import Objective
 from emaae.models import build_model
-from emaae.progress import progress
+from emaae.system.devices import keep_heap
+from emaae.system.progress import progress
 from emaae.training import State, train_epoch
 
 # Both ramp alpha up to where pilots of one seed scored best.

@@ -16,7 +16,7 @@ from operator import itemgetter
 
 import torch
 
-from emaae.devices import use_bf16
+from emaae.system.devices import use_bf16
 
 # What the hardware multiplies in. Elsewhere bfloat16 is emulated, a hundred times slower than
 # float32. oneDNN is asked too, since ONEDNN_MAX_CPU_ISA can forbid it what the hardware has.

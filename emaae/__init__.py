@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 
 
 def load_model(ref: "str | os.PathLike", device: "torch.device | str" = "cpu") -> "CNNAutoEncoder":
-    """A trained model in evaluation mode, see `emaae.checkpoint.load_model`."""
+    """A trained model in evaluation mode, see `emaae.loading.load_model`."""
     # Imported here so that looking at the version or the command line need not wait for torch.
-    from emaae.checkpoint import load_model
+    from emaae.loading import load_model
 
     return load_model(ref, device)

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from emaae.config import FORMS, Config
-from emaae.errors import UserError, plainly, speaking_plainly
+from emaae.config import FORMS, KNOBS
+from emaae.system.errors import UserError, plainly, speaking_plainly
 
 # Knobs of a run that `evaluate` has too.
 MEASURED = ("bucket", "recursive", "on_bad_file", "cache_dir", "batch_sz", "target_sparsity")
@@ -54,7 +54,7 @@ def check(args: argparse.Namespace) -> int:
 
 def extract(args: argparse.Namespace) -> int:
     """Make features from audio with SPARC; exit status 0 all, 1 some files have none."""
-    from emaae.extract import extract
+    from emaae.corpus.extract import extract
 
     if not 0 < args.batch_s < float("inf"):
         raise UserError(f"--batch_s must be a number of seconds above 0, got {args.batch_s}")
@@ -72,7 +72,7 @@ def extract(args: argparse.Namespace) -> int:
 
 def sweep(args: argparse.Namespace) -> int:
     """Run a sweep file on this machine, without an account; again to go on where it stopped."""
-    from emaae import sweep
+    from emaae.sweeps import runner as sweep
 
     return sweep.run(
         args.file,
@@ -86,7 +86,7 @@ def sweep(args: argparse.Namespace) -> int:
 
 def lint(args: argparse.Namespace) -> int:
     """Say what is wrong with sweep files, by line."""
-    from emaae import sweep_file
+    from emaae.sweeps import file as sweep_file
 
     findings = [finding for path in args.files for finding in sweep_file.check(path)]
     for finding in findings:
@@ -137,8 +137,8 @@ def encode(args: argparse.Namespace) -> None:
     """Write the encodings of all utterances of a feature tree or a bucket; again to go on."""
     from pathlib import Path
 
+    from emaae.corpus.encode import encode_tree, opened
     from emaae.data import listed
-    from emaae.encode import encode_tree, opened
 
     listing = listed(args.features, args.recursive, args.bucket)
     skip = args.on_bad_file == "skip"
@@ -151,7 +151,7 @@ def decode(args: argparse.Namespace) -> None:
     """Write the features that a tree of encodings stands for; again to go on."""
     from pathlib import Path
 
-    from emaae.encode import decode_tree, opened
+    from emaae.corpus.encode import decode_tree, opened
 
     with opened(args.model, args.device or "auto") as (model, made_by):
         done = decode_tree(model, args.encodings, Path(args.out), made_by, recursive=args.recursive)
@@ -164,10 +164,10 @@ def evaluate(args: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from emaae.checkpoint import write_json
-    from emaae.console import metric_lines
-    from emaae.evaluation import evaluate_ref
-    from emaae.run_folder import plain
+    from emaae.corpus.evaluate import evaluate_ref
+    from emaae.runs.checkpoint import write_json
+    from emaae.runs.console import metric_lines
+    from emaae.runs.folder import plain
 
     knobs = {name: getattr(args, name) for name in MEASURED}
     # What is told of the data on the way is no part of the answer.
@@ -182,8 +182,9 @@ def export(args: argparse.Namespace) -> None:
     """Write a model as files of the original project, for code that expects its class."""
     from pathlib import Path
 
-    from emaae import original
-    from emaae.checkpoint import export_original, load_model, model_file
+    from emaae.loading import load_model, model_file
+    from emaae.runs import original
+    from emaae.runs.checkpoint import export_original
 
     with model_file(args.model) as path:
         weights = load_model(path)
@@ -283,10 +284,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def add_knobs(verb: argparse.ArgumentParser, *names: str) -> None:
         for name in names:
-            knob = Config.__dataclass_fields__[name]
-            switch = knob.type is bool
-            value = {"action": "store_true"} if switch else {"choices": knob.metadata["choices"]}
-            verb.add_argument(f"--{name}", help=knob.metadata["text"], **value)
+            knob = KNOBS[name]
+            switch = knob.kind is bool
+            value = {"action": "store_true"} if switch else {"choices": knob.choices or None}
+            verb.add_argument(f"--{name}", help=knob.text, **value)
 
     verb = add_model(encode, "encode")
     verb.add_argument("--features", required=True, metavar="DIR", help="feature tree, or a prefix")

@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emaae.distributed import gathered, pooled
+from emaae.system.distributed import gathered, pooled
 
 MOMENTUM = 0.1  # with which the thresholds for evaluation follow those of the batches
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from emaae.config import Config
-from emaae.distributed import pooled
 from emaae.models import CNNAutoEncoder, Output
+from emaae.system.distributed import pooled
 
 # A unit is live when its variance exceeds this fraction of the most variable unit's.
 LIVE = 1e-8

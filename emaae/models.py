@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from emaae.activations import ACTIVATIONS, ReLU, TopK
 from emaae.config import ARCHITECTURE
-from emaae.distributed import pooled
-from emaae.errors import UserError
+from emaae.system.distributed import pooled
+from emaae.system.errors import UserError
 
 NORMS = ("none", "layer", "batch", "original")
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from emaae.config import Config
-from emaae.devices import use_bf16
 from emaae.models import CNNAutoEncoder
+from emaae.system.devices import use_bf16
 
 # The quintic of Jordan et al. (2024), https://kellerjordan.github.io/posts/muon/: five times
 # s -> a s + b s^3 + c s^5 takes every singular value s in about .01..1 to .7..1.2.

@@ -13,16 +13,16 @@ from torch import nn
 
 from emaae.config import Config
 from emaae.data import Split, batches, training_order
-from emaae.devices import use_bf16
-from emaae.distributed import parallel, pooled, share, shared, stop_together
-from emaae.errors import UserError
 from emaae.evaluation import evaluate
 from emaae.losses import Objective, Sums
 from emaae.models import CNNAutoEncoder
 from emaae.optimizers import LR_SCHEDULES, Optimizer, warm_up
-from emaae.progress import progress
 from emaae.schedules import AlphaSchedule, lambda_eff
-from emaae.signals import Interrupted, uninterrupted
+from emaae.system.devices import use_bf16
+from emaae.system.distributed import parallel, pooled, share, shared, stop_together
+from emaae.system.errors import UserError
+from emaae.system.progress import progress
+from emaae.system.signals import Interrupted, uninterrupted
 
 # An untrained model has an mse of about 1 in units of the data's variance, a foreign one that goes
 # on learning perhaps a thousand. A rate that is much too high need not end in a number that is not

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from emaae import checkpoint
 from emaae.config import Config
 from emaae.data.features import ARTICULATORS
 from emaae.models import build_model
+from emaae.runs import checkpoint
 
 CHANNELS = (*ARTICULATORS, "pitch")
 SCHEDULES = ("constant", "linear", "cosine", "log_lambda", "target_sparsity")

@@ -1,20 +1,20 @@
 """What ends the encoder: the values that are kept, and on what they may not depend."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from conftest import program, speech
 from test_training import Notes, split_of
 
+from emaae import command_line
 from emaae.activations import ACTIVATIONS, TopK
-from emaae.checkpoint import export_original, load_model, save, write_json
-from emaae.config import Config
-from emaae.encode import encode
-from emaae.errors import UserError
+from emaae.config import KNOBS, Config
+from emaae.corpus.encode import encode
+from emaae.loading import load_model
 from emaae.models import CNNAutoEncoder, build_model
+from emaae.runs.checkpoint import export_original, save, write_json
 from emaae.schedules import k_fraction
+from emaae.system.errors import UserError
 from emaae.training import fit
 
 H = torch.tensor([[[1.0, 5, 2, 8, 3, 7, 4, 6, 0, 9]]])
@@ -229,7 +229,7 @@ def test_a_model_of_before_has_a_relu(tmp_path):
     assert load_model(tmp_path).activation == "relu"
     given = {"checkpoint": str(tmp_path / "best.pth"), "activation": "feature_topk"}
     with pytest.raises(UserError, match="--activation feature_topk contradicts .* says relu"):
-        Config.from_mapping(given)
+        command_line.completed(given)
 
 
 @pytest.mark.parametrize("activation", SPARSE)
@@ -261,5 +261,4 @@ def test_wrong_arguments_are_refused():
 
 
 def test_the_choices_of_the_flag_are_what_there_is():
-    fields = {f.name: f for f in dataclasses.fields(Config)}
-    assert fields["activation"].metadata["choices"] == tuple(ACTIVATIONS)
+    assert KNOBS["activation"].choices == tuple(ACTIVATIONS)

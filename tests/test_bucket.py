@@ -19,14 +19,14 @@ import pytest
 import torch
 from conftest import speech
 
-from emaae import checkpoint
 from emaae.__main__ import main
 from emaae.config import Config
 from emaae.data import load_splits
 from emaae.data.bucket import list_features, open_bucket, read_array
 from emaae.data.features import find_features, frame_times, read_features
-from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
+from emaae.runs import checkpoint
+from emaae.system.errors import UserError
 
 moto_server = pytest.importorskip("moto.server")
 boto3 = pytest.importorskip("boto3")

@@ -6,7 +6,7 @@ from conftest import speech
 
 from emaae.__main__ import main
 from emaae.data.check import ERRORS, WARNINGS, check, exit_status, report
-from emaae.errors import UserError
+from emaae.system.errors import UserError
 
 
 def utterance(seed: int, n_frames: int = 100) -> np.ndarray:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import emaae
-from emaae import checkpoint
 from emaae.config import Config
-from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
+from emaae.runs import checkpoint
+from emaae.system.errors import UserError
 
 
 @pytest.fixture

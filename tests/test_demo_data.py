@@ -8,7 +8,8 @@ import pytest
 from scipy import signal
 from scipy.interpolate import CubicSpline
 
-from emaae.data import demo
+from emaae.data import demo, phones, synthesis
+from emaae.data.features import ARTICULATORS as NAMES
 
 ARTICULATORS = range(12)
 LOUDNESS, PITCH = 12, 13
@@ -113,7 +114,7 @@ def explained_by_components(movements, *n_components):
 
 def correlation(movements, first, second):
     x = np.concatenate(movements).T
-    i, j = demo.ARTICULATORS.index(first), demo.ARTICULATORS.index(second)
+    i, j = NAMES.index(first), NAMES.index(second)
     return np.corrcoef(x[i], x[j])[0, 1]
 
 
@@ -156,9 +157,9 @@ def test_articulators_have_unit_spread(corpus):
 
 
 def test_a_gesture_moves_like_a_critically_damped_spring():
-    w, t = 2 * np.pi * 6, demo.STEP_S * np.arange(1, 301)
+    w, t = 2 * np.pi * 6, synthesis.STEP_S * np.arange(1, 301)
     target = np.full((300, 1, 1), 2.0)
-    x = demo._integrate(target, np.full_like(target, w**2))[:, 0, 0]
+    x = synthesis._integrate(target, np.full_like(target, w**2))[:, 0, 0]
     np.testing.assert_allclose(x, 2 * (1 - (1 + w * t) * np.exp(-w * t)), atol=0.06)
     assert x[-1] == pytest.approx(2, abs=1e-4)
 
@@ -184,7 +185,7 @@ def test_scale_multiplies_durations():
 def test_even_the_shortest_utterance_is_spoken():
     for utterance in demo.generate("test", n_utterances=8, scale=1e-3):
         assert len(utterance.features) == 19
-        assert any(phone.label in demo.VOWELS for phone in utterance.phones)
+        assert any(phone.label in phones.VOWELS for phone in utterance.phones)
         assert np.isfinite(utterance.features).all()
 
 
@@ -245,9 +246,9 @@ def test_times_strictly_increase_around_the_frame_centres(corpus):
 
 
 def test_frame_centres_are_instants_of_the_simulation():
-    first_s = demo.FIRST_INSTANT_S + demo.FIRST_FRAME_STEP * demo.STEP_S
+    first_s = synthesis.FIRST_INSTANT_S + synthesis.FIRST_FRAME_STEP * synthesis.STEP_S
     assert first_s == pytest.approx(200 / 16000)
-    assert pytest.approx(320 / 16000) == demo.STEPS_PER_FRAME * demo.STEP_S
+    assert pytest.approx(320 / 16000) == synthesis.STEPS_PER_FRAME * synthesis.STEP_S
 
 
 def test_pitch_is_in_range_and_lower_for_men(corpus):
@@ -263,8 +264,8 @@ def test_pitch_is_in_range_and_lower_for_men(corpus):
 def test_pitch_declines_from_pause_to_pause(corpus):
     changes = []
     for utterance in corpus["train"]:
-        ends_s = [phone.end_s for phone in utterance.phones if phone.label == demo.SILENCE]
-        starts_s = [phone.start_s for phone in utterance.phones if phone.label == demo.SILENCE]
+        ends_s = [phone.end_s for phone in utterance.phones if phone.label == phones.SILENCE]
+        starts_s = [phone.start_s for phone in utterance.phones if phone.label == phones.SILENCE]
         centres_s = utterance.times.mean(1)
         for start_s, end_s in zip(ends_s[:-1], starts_s[1:], strict=True):
             octaves = np.log2(utterance.features[:, PITCH])
@@ -296,16 +297,16 @@ def frames_of(utterance, labels):
 def test_vowels_are_loud_and_closures_are_not(corpus):
     for utterance in corpus["train"]:
         loudness = utterance.features[:, LOUDNESS]
-        vowels = loudness[frames_of(utterance, demo.VOWELS)]
-        silence = loudness[frames_of(utterance, [demo.SILENCE])]
+        vowels = loudness[frames_of(utterance, phones.VOWELS)]
+        silence = loudness[frames_of(utterance, [phones.SILENCE])]
         assert np.median(vowels) > 10 * np.median(silence)
 
 
 def test_phones_follow_each_other_without_gaps(corpus):
     for utterance in corpus["train"]:
         labels = [phone.label for phone in utterance.phones]
-        assert labels[0] == labels[-1] == demo.SILENCE
-        assert set(labels) <= {demo.SILENCE, *demo.VOWELS, *demo.CONSONANTS}
+        assert labels[0] == labels[-1] == phones.SILENCE
+        assert set(labels) <= {phones.SILENCE, *phones.VOWELS, *phones.CONSONANTS}
         assert utterance.phones[0].start_s == 0
         for before, after in zip(utterance.phones[:-1], utterance.phones[1:], strict=True):
             assert before.start_s < before.end_s == after.start_s
@@ -322,8 +323,7 @@ def test_lips_are_closed_during_b_p_and_m(corpus):
     closed, open_ = [], []
     for utterance in corpus["train"]:
         aperture = (
-            utterance.features[:, demo.ARTICULATORS.index("ULY")]
-            - (utterance.features[:, demo.ARTICULATORS.index("LLY")])
+            utterance.features[:, NAMES.index("ULY")] - (utterance.features[:, NAMES.index("LLY")])
         )
         labial = frames_of(utterance, ["B", "P", "M"])
         closed.append(aperture[labial])
@@ -338,8 +338,8 @@ def test_gestures_of_consonants_reach_the_targets_of_the_score(corpus):
     for utterance in corpus["train"]:
         centres_s = utterance.times.mean(1)
         for gesture in utterance.gestures:
-            if gesture.phone in demo.CONSONANTS and gesture.weight == 1:
-                x = utterance.features[:, demo.ARTICULATORS.index(gesture.channel)]
+            if gesture.phone in phones.CONSONANTS and gesture.weight == 1:
+                x = utterance.features[:, NAMES.index(gesture.channel)]
                 distance = np.abs(x - gesture.target)
                 late = (centres_s > gesture.end_s - 0.04) & (centres_s < gesture.end_s)
                 missed.append(distance[late].mean())

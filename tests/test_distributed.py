@@ -19,10 +19,10 @@ from conftest import ROOT, program, small_run
 from train_together import CASES, split_of
 
 import train
-from emaae import distributed
 from emaae.data import batches
-from emaae.errors import UserError
-from emaae.signals import Interrupted
+from emaae.system import distributed
+from emaae.system.errors import UserError
+from emaae.system.signals import Interrupted
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 

@@ -13,12 +13,14 @@ import torch
 from conftest import program, small_run, speech, stir, write_tree
 
 import train
-from emaae import checkpoint, encodings
 from emaae.__main__ import main
+from emaae.corpus import encodings
+from emaae.corpus.encode import Source, decode, decode_each, encode, encode_each
 from emaae.data.features import frame_times
-from emaae.encode import Source, decode, decode_each, encode, encode_each
-from emaae.errors import BadFile, UserError
+from emaae.loading import load_model
 from emaae.models import NORMS, CNNAutoEncoder
+from emaae.runs import checkpoint
+from emaae.system.errors import BadFile, UserError
 
 C = 24
 
@@ -138,7 +140,7 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from emaae.data import listed
-from emaae.encode import decode_tree, encode_tree, opened
+from emaae.corpus.encode import decode_tree, encode_tree, opened
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 root, peaks = Path(sys.argv[1]), []
 with opened(root / "model", "cpu") as (model, made_by):
@@ -176,7 +178,7 @@ def test_encodings_stand_in_the_same_tree_with_increasing_times(place):
     assert run("encode", place) == 0
     names = [f"{name}{end}" for name in LENGTHS for end in (".npz", "_times.npz")]
     assert out_files(place / "out") == sorted([".lock", "manifest.json", *names])
-    model = checkpoint.load_model(place / "model")
+    model = load_model(place / "model")
     for name, n_frames in LENGTHS.items():
         with np.load(place / f"out/{name}.npz") as found:
             assert found.files == ["features"]
@@ -363,7 +365,7 @@ def test_a_folder_that_others_made_is_left_alone(place):
 
 
 def test_another_process_in_the_same_folder_is_noticed(place):
-    from emaae.files import own
+    from emaae.system.files import own
 
     (place / "out").mkdir()
     lock = own(place / "out")

@@ -14,9 +14,7 @@ import torch
 from tiny_sparc import as_published, voice, write_hub
 
 from emaae.__main__ import main
-from emaae.data import check
-from emaae.errors import UserError
-from emaae.extract import (
+from emaae.corpus.extract import (
     INSTALL,
     Audio,
     _batches,
@@ -25,6 +23,8 @@ from emaae.extract import (
     extract,
     load_coder,
 )
+from emaae.data import check
+from emaae.system.errors import UserError
 
 Said = namedtuple("Said", "status stdout stderr")
 
@@ -245,7 +245,7 @@ def test_settings_that_pad_the_audio_shift_the_times(coder, tmp_path, monkeypatc
     write(tmp_path / "a.wav", voice(0.5, 1))
     extract(tmp_path, tmp_path / "plain")
     monkeypatch.setattr(coder.inverter, "zero_pad", True)
-    monkeypatch.setattr("emaae.extract.load_coder", lambda *_: coder)
+    monkeypatch.setattr("emaae.corpus.extract.load_coder", lambda *_: coder)
     extract(tmp_path, tmp_path / "padded")
     plain, padded = (np.load(tmp_path / n / "a_times.npz")["times"] for n in ("plain", "padded"))
     assert (len(plain), len(padded)) == (24, 25)

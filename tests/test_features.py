@@ -15,7 +15,7 @@ from conftest import speech, write_tree
 from emaae.config import Config
 from emaae.data import load_splits, reading
 from emaae.data.features import check_identity, find_features, read_features
-from emaae.errors import BadFile, UserError
+from emaae.system.errors import BadFile, UserError
 
 
 @pytest.fixture

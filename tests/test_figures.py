@@ -13,9 +13,9 @@ from synthetic_runs import write_run, write_runs
 from analysis import figures, panels
 from analysis.panels import Missing
 from analysis.runs import Run, read_runs
-from emaae.config import read_json
-from emaae.errors import UserError
 from emaae.models import build_model
+from emaae.system.errors import UserError
+from emaae.system.files import read_json
 
 
 def give_model(folder):

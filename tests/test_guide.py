@@ -13,7 +13,7 @@ from pages import blocks, copy_project, follow
 from scipy.sparse import load_npz
 
 import emaae
-from emaae.encode import encode
+from emaae.corpus.encode import encode
 
 GUIDE = ROOT / "docs" / "guide.md"
 UTTERANCES = {"train-clean-100": (103, 1034), "dev-clean": (84,), "test-clean": (61,)}

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import emaae
-from emaae import checkpoint
 from emaae.__main__ import main
-from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
+from emaae.runs import checkpoint
+from emaae.system.errors import UserError
 from emaae.tracking import models as tracking
 from emaae.tracking.models import promote, pull
 

@@ -12,12 +12,13 @@ from torch import nn
 
 import emaae
 import train
+from emaae import command_line
 from emaae.__main__ import main
-from emaae.checkpoint import export_original, load_model, save, write_json
-from emaae.config import Config
-from emaae.encode import decode, encode
-from emaae.errors import UserError
+from emaae.corpus.encode import decode, encode
+from emaae.loading import load_model
 from emaae.models import NORMS, CNNAutoEncoder, stack_kernels, stack_widths
+from emaae.runs.checkpoint import export_original, save, write_json
+from emaae.system.errors import UserError
 
 SHARED = ROOT.parent / "shared" / "data" / "original_checkpoint"
 N_BLOCKS = (2, 3, 4, 5)
@@ -241,7 +242,7 @@ def test_a_model_of_the_original_project_is_trained_further_and_evaluated(tmp_pa
 def test_the_weights_of_the_original_need_its_architecture(tmp_path):
     written(tmp_path)
     (weights,) = tmp_path.glob("*.pth")
-    config = Config.from_mapping({"checkpoint": str(weights)})
+    config = command_line.completed({"checkpoint": str(weights)})
     assert (config.norm, config.inner_size, config.n_encoder) == ("original", 24, 3)
     path = tmp_path / "model_config.json"
     write_json(path, json.loads(path.read_text()) | {"norm": "none"})
@@ -252,7 +253,7 @@ def test_the_weights_of_the_original_need_its_architecture(tmp_path):
 def test_a_model_config_of_the_original_gives_its_sizes_to_a_model_of_another_norm(tmp_path):
     written(tmp_path)
     given = {"model_config": str(tmp_path / "model_config.json"), "norm": "layer"}
-    config = Config.from_mapping(given)
+    config = command_line.completed(given)
     assert (config.norm, config.inner_size) == ("layer", 24)
 
 

@@ -11,9 +11,11 @@ import torch
 from conftest import program
 
 from analysis import probe
-from emaae.data.demo import Gesture, Phone, generate, read_score, write_tree
+from emaae.data.demo import generate, read_score, write_tree
+from emaae.data.phones import Gesture, Phone
+from emaae.filters import filtered, windowed_sinc
 from emaae.models import build_model
-from emaae.shift import SHIFT_TAPS, filtered, windowed_sinc
+from emaae.shift import SHIFT_TAPS
 
 PHONES = [Phone("SIL", 0.0, 0.1), Phone("B", 0.1, 0.2), Phone("IY", 0.2, 0.3)]
 LIPS = ("ULX", "LLX")

@@ -15,7 +15,7 @@ from analysis.report import main, page
 from analysis.report_data import collect
 from analysis.runs import best, read_runs, score
 from emaae.data.features import ARTICULATORS
-from emaae.errors import UserError
+from emaae.system.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "<img src=x onerror=window.hacked=1>"

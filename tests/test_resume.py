@@ -15,14 +15,16 @@ from conftest import ROOT, small_run, write_tree
 from test_training import Notes, split_of
 
 import train
-from emaae import checkpoint, signals, training
+from emaae import training
 from emaae.config import Config
-from emaae.errors import UserError
 from emaae.evaluation import evaluate
 from emaae.models import build_model
-from emaae.run_folder import RunFolder
+from emaae.runs import checkpoint
+from emaae.runs.folder import RunFolder
 from emaae.schedules import SCHEDULES
-from emaae.signals import Interrupted, listening, uninterrupted
+from emaae.system import signals
+from emaae.system.errors import UserError
+from emaae.system.signals import Interrupted, listening, uninterrupted
 from emaae.training import State, fit
 
 TRAIN, VAL = split_of(40, 30, 20, 30, 25, seed=1), split_of(30, 12, seed=2)

@@ -8,7 +8,7 @@ import torch
 from synthetic_runs import write_run, write_runs
 
 from analysis.runs import best, final, groups, read_run, read_runs, score, split_of, varying
-from emaae.errors import UserError, last_words
+from emaae.system.errors import UserError, last_words
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from test_figures import give_model
 
 from analysis import sagittal
 from analysis.runs import read_runs
-from emaae.data.demo import SD_MM
-from emaae.errors import UserError
+from emaae.data.phones import SD_MM
+from emaae.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import torch
 from conftest import speech, stir
 
 from emaae.data import Split
+from emaae.filters import decode_filtered, filtered, windowed_sinc
 from emaae.models import NORMS, CNNAutoEncoder
 from emaae.shift import (
     CUTOFFS,
@@ -16,15 +17,12 @@ from emaae.shift import (
     CovarianceSums,
     Moments,
     SelfSimilaritySums,
-    decode_filtered,
-    filtered,
     half_life_ms,
     persistence,
     persistence_null,
     quick,
     sample,
     shift_tolerance,
-    windowed_sinc,
 )
 
 SMOOTHING = torch.stack([windowed_sinc(101, cutoff) for cutoff in CUTOFFS])

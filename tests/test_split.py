@@ -12,7 +12,7 @@ from emaae.data import load_splits
 from emaae.data.batches import batches, evaluation_order, training_order
 from emaae.data.features import CHANNELS
 from emaae.data.split import Split, check_overlap
-from emaae.errors import UserError
+from emaae.system.errors import UserError
 
 
 def split_of(**lengths: int) -> Split:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 import train
 from emaae.config import Config
 from emaae.data import batches
-from emaae.devices import compile_model, repeat_bitwise, use_bf16
 from emaae.losses import Objective
 from emaae.models import FrameNorm, MaskedBatchNorm, build_model
+from emaae.system.devices import compile_model, repeat_bitwise, use_bf16
 from emaae.training import State, train_epoch
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -160,7 +160,7 @@ def test_in_bfloat16_zeros_are_exact_and_scale_and_sums_stay_float32_or_wider():
 
 FAULTS = """
 import resource, sys
-from emaae.devices import keep_heap
+from emaae.system.devices import keep_heap
 if sys.argv[1] == "kept":
     keep_heap()
 def faults():
@@ -181,7 +181,9 @@ def test_memory_of_one_step_serves_the_next_without_asking_the_system():
 def test_a_run_on_a_cpu_keeps_the_heap_and_does_what_it_is_asked(small, monkeypatch):
     called = []
     for name in ("keep_heap", "repeat_bitwise", "compile_model"):
-        monkeypatch.setattr(f"emaae.devices.{name}", lambda *_, name=name: called.append(name))
+        monkeypatch.setattr(
+            f"emaae.system.devices.{name}", lambda *_, name=name: called.append(name)
+        )
     assert train.main([*small, "--epochs=1"]) == 0
     assert called == ["keep_heap"]
     called.clear()

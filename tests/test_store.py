@@ -22,7 +22,7 @@ from emaae.config import Config
 from emaae.data import load_splits, reading, store
 from emaae.data.features import find_features, read_features
 from emaae.data.split import Split
-from emaae.errors import UserError
+from emaae.system.errors import UserError
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from synthetic_runs import write_runs
 
 from analysis.runs import final, read_runs
 from analysis.summary import fronts, main, settings
-from emaae.errors import UserError
+from emaae.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

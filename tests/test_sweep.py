@@ -14,10 +14,12 @@ import pexpect
 import pytest
 from conftest import ROOT, small_run
 
-from emaae import sweep as runner
-from emaae import sweep_file
-from emaae.errors import UserError
-from emaae.sweep_queue import Queue, held, hold, lock_path, machine, release
+from emaae.runs import read
+from emaae.sweeps import file as sweep_file
+from emaae.sweeps import judging, runner
+from emaae.sweeps.queue import Queue, held, hold, lock_path, machine, release
+from emaae.sweeps.space import Sweep
+from emaae.system.errors import UserError
 
 # Leaves what train.py leaves. x is the score, `seconds` how long it takes; x above 8 fails, above 6
 # diverges, and 5 fails the first time.
@@ -409,7 +411,7 @@ def test_a_bayesian_search_learns_from_its_scores(place):
 # ---- early termination
 
 
-def hyperband(**spec) -> sweep_file.Sweep:
+def hyperband(**spec) -> Sweep:
     write(
         f"parameters: {{x: {{value: 1}}}}\nearly_terminate: {json.dumps(spec)}",
         "method: grid\nmetric: {name: val/score}\n",
@@ -418,19 +420,19 @@ def hyperband(**spec) -> sweep_file.Sweep:
 
 
 def test_bands_are_those_of_wandb():
-    assert runner.bands({"min_iter": 3}, 100) == [3, 9, 27, 81]
-    assert runner.bands({"max_iter": 27, "s": 2, "eta": 3}, 100) == [3, 9]
-    assert runner.bands({"max_iter": 27, "s": 5, "eta": 3}, 100) == [1, 3, 9]
+    assert judging.bands({"min_iter": 3}, 100) == [3, 9, 27, 81]
+    assert judging.bands({"max_iter": 27, "s": 2, "eta": 3}, 100) == [3, 9]
+    assert judging.bands({"max_iter": 27, "s": 5, "eta": 3}, 100) == [1, 3, 9]
 
 
 def test_hyperband_keeps_the_best_fraction_of_the_runs_at_a_band(place):
     curves = {"a": [3.0, 3.0], "b": [2.0, 2.0], "c": [1.0, 1.0], "d": [4.0, 0.5], "e": [9.0]}
     strict = hyperband(type="hyperband", min_iter=2, eta=2, strict=True)
-    hopeless = {name for name, c in curves.items() if runner.hopeless(c, curves, strict)}
-    assert hopeless == {"a"}
+    behind = {name for name, c in curves.items() if judging.falls_behind(c, curves, strict)}
+    assert behind == {"a"}
     loose = hyperband(type="hyperband", min_iter=1, eta=4, strict=False)
-    hopeless = {name for name, c in curves.items() if runner.hopeless(c, curves, loose)}
-    assert hopeless == {"a", "e"}
+    behind = {name for name, c in curves.items() if judging.falls_behind(c, curves, loose)}
+    assert behind == {"a", "e"}
 
 
 def test_a_run_without_hope_is_stopped_and_keeps_its_best_score(place):
@@ -565,4 +567,4 @@ def test_an_interrupted_run_of_train_py_goes_on_where_it_stopped(trees, tmp_path
 
 
 def read_epochs(run):
-    return len(runner.read_history(run))
+    return len(read.history(run))

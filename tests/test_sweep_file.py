@@ -11,11 +11,12 @@ import pytest
 import yaml
 from conftest import ROOT, program
 
-from emaae import sweep_file
 from emaae.config import Config
-from emaae.errors import UserError
 from emaae.schedules import SCHEDULES
-from emaae.sweep_file import DISTRIBUTIONS, SCORE, Parameter, nested
+from emaae.sweeps import file as sweep_file
+from emaae.sweeps.file import SCORE
+from emaae.sweeps.space import DISTRIBUTIONS, Parameter, nested
+from emaae.system.errors import UserError
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 FINDINGS = sorted((ROOT / "analysis" / "findings").glob("*.yaml"))

@@ -12,7 +12,7 @@ from synthetic_runs import CHANNELS, write_run, write_runs
 
 from analysis import tables
 from analysis.runs import read_runs
-from emaae.errors import UserError
+from emaae.system.errors import UserError
 
 KEYS = ["run", "setting", "schedule", "seed"]
 

@@ -19,14 +19,14 @@ from conftest import ROOT, program, small_run, speech, write_tree
 
 import emaae
 import train
-from emaae import checkpoint, training
-from emaae.config import Config
+from emaae import command_line, training
 from emaae.data import load_splits
-from emaae.errors import UserError
 from emaae.evaluation import evaluate
 from emaae.losses import Objective
-from emaae.run_folder import plain
+from emaae.runs import checkpoint
+from emaae.runs.folder import plain
 from emaae.shift import quick, shift_tolerance
+from emaae.system.errors import UserError
 
 SHARED = ROOT.parent / "shared" / "data" / "ema"
 
@@ -98,7 +98,7 @@ def test_shift_tolerance_is_measured_once_on_the_best_weights_and_a_little_after
     finished,
 ):
     run, flags, out = finished
-    splits = load_splits(Config.from_args(flags))
+    splits = load_splits(command_line.from_args(flags))
     row, curves = shift_tolerance(emaae.load_model(run), splits["test"])
     metrics = json.loads((run / "metrics.json").read_text())
     kept = json.loads((run / "curves.json").read_text())
@@ -122,7 +122,7 @@ def test_the_last_state_is_whole_and_loads_without_running_code(finished):
 def test_best_pth_is_the_model_whose_numbers_are_in_metrics_json(finished):
     run, flags, _ = finished
     metrics = json.loads((run / "metrics.json").read_text())
-    config = Config.from_args(flags)
+    config = command_line.from_args(flags)
     splits = load_splits(config)
     model = emaae.load_model(run)
     objective = Objective("l1_decoder_norm", with_weights=True)
@@ -135,7 +135,7 @@ def test_best_pth_is_the_model_whose_numbers_are_in_metrics_json(finished):
 
 def test_reconstructions_hold_truth_and_prediction_of_the_same_utterances(finished):
     run, flags, _ = finished
-    splits = load_splits(Config.from_args(flags))
+    splits = load_splits(command_line.from_args(flags))
     epochs = sorted(p.name for p in (run / "reconstructions").iterdir())
     assert epochs == ["epoch-0001", "epoch-0003"]
     for epoch in epochs:

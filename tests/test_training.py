@@ -10,10 +10,10 @@ from conftest import speech
 from emaae import training
 from emaae.config import Config
 from emaae.data import Split
-from emaae.errors import UserError
 from emaae.evaluation import evaluate
 from emaae.losses import Objective
 from emaae.models import CNNAutoEncoder, build_model
+from emaae.system.errors import UserError
 from emaae.training import Selection, fit
 
 
@@ -346,7 +346,7 @@ def test_evaluation_leaves_the_mode_and_the_weights_alone():
 
 
 def test_the_typical_utterances_are_the_same_every_time_and_of_middling_length():
-    from emaae.reconstructions import typical
+    from emaae.runs.reconstructions import typical
 
     split = split_of(10, 200, 50, 60, 55, 400)
     assert typical(split) == typical(split) == [2, 3, 4]
@@ -354,7 +354,7 @@ def test_the_typical_utterances_are_the_same_every_time_and_of_middling_length()
 
 
 def test_r_of_a_reconstruction_is_pearsons():
-    from emaae.reconstructions import Reconstruction
+    from emaae.runs.reconstructions import Reconstruction
 
     truth = speech(50, seed=3)[:, :3]
     prediction = np.stack([truth[:, 0], -2 * truth[:, 1] + 3, np.ones(50)], 1)

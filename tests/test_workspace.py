@@ -10,8 +10,8 @@ from wandb_backend import Backend
 
 import train
 from analysis import workspace
-from emaae.config import read_json
-from emaae.errors import UserError
+from emaae.system.errors import UserError
+from emaae.system.files import read_json
 from emaae.tracking.download import CURVES
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emaae import distributed
 from emaae.activations import ACTIVATIONS
 from emaae.config import Config
 from emaae.data import Split
 from emaae.losses import PENALTIES
 from emaae.models import NORMS, build_model
-from emaae.signals import Interrupted, listening
+from emaae.system import distributed
+from emaae.system.signals import Interrupted, listening
 from emaae.training import fit
 
 CASES = [(penalty, norm, "adamw", "relu") for penalty in PENALTIES for norm in NORMS]

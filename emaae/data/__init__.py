@@ -21,8 +21,8 @@ from emaae.data.features import (
 )
 from emaae.data.reading import Form, Reader, Utterance, read, utterance
 from emaae.data.split import Split, check_overlap
-from emaae.distributed import after_the_first
-from emaae.progress import progress
+from emaae.system.distributed import after_the_first
+from emaae.system.progress import progress
 
 SPLITS = ("train", "val", "test")
 

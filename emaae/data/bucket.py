@@ -21,7 +21,7 @@ import numpy as np
 
 from emaae.data.features import FeatureFile
 from emaae.data.npz import MOST_BYTES, load_npz, too_large
-from emaae.errors import BadFile, UserError
+from emaae.system.errors import BadFile, UserError
 
 # What upload_raw_array can write besides gzip and no compression. The name comes from the object's
 # metadata, and numcodecs also has a codec that unpickles, so no other name may reach it.

@@ -24,9 +24,9 @@ from emaae.data.features import (
 )
 from emaae.data.npz import MOST_BYTES, load_npz
 from emaae.data.split import LIBRISPEECH
-from emaae.errors import BadFile, plainly
-from emaae.files import open_plain
-from emaae.progress import progress
+from emaae.system.errors import BadFile, plainly
+from emaae.system.files import open_plain
+from emaae.system.progress import progress
 
 PITCH_HZ = (50, 550)
 PITCH = CHANNELS.index("pitch")

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from emaae.data.npz import MOST_BYTES, load_npz
-from emaae.errors import BadFile, UserError
-from emaae.files import open_plain
+from emaae.system.errors import BadFile, UserError
+from emaae.system.files import open_plain
 
 # Tongue dorsum, body and tip, lower incisor, upper and lower lip.
 ARTICULATORS = (

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from emaae.errors import BadFile
-from emaae.files import PIECE, Pieces
+from emaae.system.errors import BadFile
+from emaae.system.files import PIECE, Pieces
 
 # One utterance of 24 hours: 50 frames a second of 14 float64. The longest one of LibriSpeech has
 # 35 s, and all of train-clean-100 has 101 hours.

@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from emaae.data.features import CHANNELS, LOUDNESS, FeatureFile, check_identity
-from emaae.errors import BadFile, UserError
-from emaae.signals import SIGNALS
+from emaae.system.errors import BadFile, UserError
+from emaae.system.signals import SIGNALS
 
 # Fewer files are read before the processes that would share them have begun.
 FILES_FOR_PROCESSES = 500

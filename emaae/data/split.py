@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from emaae.data.reading import Form, Utterance, content_digest, utterance
-from emaae.errors import UserError
+from emaae.system.errors import UserError
 
 # Frames whose moments are summed at a time: a float64 copy of all would be twice the data.
 MOMENTS_AT_ONCE = 1 << 16

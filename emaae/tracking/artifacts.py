@@ -1,14 +1,13 @@
 """Which artifacts does a run's folder become? The same ones at its end and when uploaded later."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emaae.config import read_json
-from emaae.files import sha256
 from emaae.metrics import aim
+from emaae.runs import read
+from emaae.system.files import read_json, sha256
 
 # As their collections are named: PREFIX-<id of the W&B run>.
 MODEL, RECONSTRUCTIONS = "emaae", "reconstructions"
@@ -37,12 +36,11 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     """
     import wandb
 
-    metrics = _read(folder / "metrics.json")
+    metrics = read.metrics(folder)
     if "select/epoch" not in metrics or not (folder / "best.pth").is_file():
         return None
     config = read_json(folder / "config.json")
-    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    row = next(r for r in map(json.loads, lines) if r["epoch"] == metrics["select/epoch"])
+    row = next(r for r in read.history(folder) if r["epoch"] == metrics["select/epoch"])
     knobs = ("alpha", "alpha_max", "alpha_epochs", "sparse_loss", "slow_coefficient", "seed")
     knobs += ("inner_size", "n_encoder", "n_decoder", "norm", "activation", "keep_loudness")
     metadata = {
@@ -90,11 +88,7 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
 
 
 def _model_aliases(folder: Path) -> list[str]:
-    return ["latest", "best", f"epoch-{_read(folder / 'metrics.json').get('select/epoch')}"]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return ["latest", "best", f"epoch-{read.metrics(folder).get('select/epoch')}"]
 
 
 def _add(artifact: Any, path: Path, name: str) -> None:

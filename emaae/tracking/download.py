@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emaae.errors import UserError
+from emaae.system.errors import UserError
 from emaae.tracking.artifacts import MODEL, RECONSTRUCTIONS
 from emaae.tracking.models import existing, split_path
 from emaae.tracking.run import CURVES, public_api

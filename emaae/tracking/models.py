@@ -14,19 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emaae.checkpoint import write_json
-from emaae.config import read_json
-from emaae.errors import UserError
-from emaae.files import sha256
 from emaae.metrics import aim
-from emaae.model_card import CARD, model_card
+from emaae.runs import read
+from emaae.runs.checkpoint import write_json
+from emaae.runs.model_card import CARD, model_card
+from emaae.runs.read import PROMOTED
+from emaae.system.errors import UserError
+from emaae.system.files import read_json, sha256
 from emaae.tracking.artifacts import MODEL
 from emaae.tracking.run import public_api
 
 FILES = ("best.pth", "model_config.json", "metrics.json")
 MORE = ("curves.json", CARD)  # a model may lack them
-GOOD = ("finished", "early_stopped")
-PROMOTED = "promoted.json"
 
 
 @dataclass(frozen=True)
@@ -76,47 +75,12 @@ def _files(folder: Path) -> list[str]:
 # ---- a local sweep
 
 
-def run_folders(folder: Path) -> list[Path]:
-    """The folders of runs in a sweep's folder, or in an --out_dir."""
-    inside = folder / "runs" if (folder / "runs").is_dir() else folder
-    return sorted(path for path in inside.iterdir() if (path / "config.json").is_file())
-
-
-def _best_run(folder: Path) -> tuple[Path, float]:
-    scores = {}
-    for run in run_folders(folder):
-        metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
-        score = metrics.get("select/score")
-        if metrics.get("status") in GOOD and score is not None:
-            scores[run] = score
-    if not scores:
-        raise UserError(
-            f"{folder} holds no finished run with a score: expected the folder of a sweep, or an "
-            "--out_dir, with at least one run that ended well"
-        )
-    _check_comparable(
-        str(folder),
-        {aim(read_json(run / "config.json")) for run in scores},
-        "put those of one kind into a folder of their own",
-    )
-    best = min(scores, key=lambda run: (scores[run], run.name))
-    return best, scores[best]
-
-
-def _check_comparable(where: str, aims: set[str], way_out: str) -> None:
-    if len(aims) > 1:
-        raise UserError(
-            f"{where} holds runs whose scores do not compare, they ask for "
-            f"{' and for '.join(sorted(aims))}: {way_out}"
-        )
-
-
 def _promote_local(folder: Path) -> Best:
     with open(folder / ".promote.lock", "w") as lock:
         # One after the other, where the disk has locks: the last one has seen all runs.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        run, score = _best_run(folder)
+        run, score = read.best_run(folder)
         chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
         best = folder / "best"
         if not (best / PROMOTED).is_file() or read_json(best / PROMOTED) != chosen:
@@ -137,7 +101,7 @@ def _promote_local(folder: Path) -> Best:
 def _local_model(folder: Path) -> tuple[Path, str]:
     if (folder / "best" / PROMOTED).is_file():
         return folder / "best", read_json(folder / "best" / PROMOTED)["sha256"]
-    run = folder if (folder / "best.pth").is_file() else _best_run(folder)[0]
+    run = folder if (folder / "best.pth").is_file() else read.best_run(folder)[0]
     return run, sha256(run / "best.pth")
 
 
@@ -190,14 +154,14 @@ def _best_on_wandb(
     candidates = []
     for run in runs:
         artifact = existing(api, f"{entity}/{project}/{MODEL}-{run.id}:latest")
-        if artifact is not None and artifact.metadata.get("status") in GOOD:
+        if artifact is not None and artifact.metadata.get("status") in read.GOOD:
             candidates.append((artifact.metadata["score"], run.id, artifact))
     if not candidates:
         raise UserError(
             f"{where} has no finished run with a model: expected at least one of {len(runs)} runs "
             f"to have logged the artifact {MODEL}-RUN"
         )
-    _check_comparable(
+    read.check_comparable(
         where,
         {artifact.metadata.get("aim", aim({})) for _, _, artifact in candidates},
         "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind",

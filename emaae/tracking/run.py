@@ -1,24 +1,28 @@
 """How is a run followed on W&B while it goes on?"""
 
 import contextlib
-import json
 import logging
 import math
 import netrc
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import yaml
 
-from emaae.checkpoint import write_json
-from emaae.config import Config, read_json
-from emaae.distributed import first, shared
-from emaae.errors import UserError
+from emaae.config import Config
+from emaae.data import Split
 from emaae.metrics import DENSITY_EDGES
+from emaae.models import CNNAutoEncoder
+from emaae.runs import read
+from emaae.runs.checkpoint import write_json
+from emaae.runs.folder import Follower
+from emaae.system.distributed import first, shared
+from emaae.system.errors import UserError
+from emaae.system.files import read_json
 
 # wandb's own 90 s are long for someone who waits; what is logged offline is not lost.
 INIT_TIMEOUT_S = 20
@@ -44,7 +48,7 @@ CURVES = {
 RECORD = "wandb.json"
 
 
-class Tracker:
+class Tracker(Follower):
     """A W&B run, or nothing at all with --wandb disabled."""
 
     def __init__(self, folder: Path, run: Any = None, mode: str = "disabled"):
@@ -67,6 +71,7 @@ class Tracker:
 
     def configure(self, config: Config) -> None:
         """Tell W&B the settings, once they are final, and how to find the run by them."""
+        print(f"W&B {self.how}", flush=True)
         if self._run is None:
             return
         self._run.name = (
@@ -79,22 +84,36 @@ class Tracker:
             config.sparse_loss,
             *(("demo",) if config.demo else ()),
         )
-        self.update_config(config.asdict())
+        self.settings(config.asdict())
         # Until its end is confirmed, all of it is pending: a process may be killed at any moment.
         self._record(pending=["run", "artifacts"] if self.mode == "online" else ["run"])
 
-    def update_config(self, values: Mapping[str, Any]) -> None:
-        """Add what was found out after the start, such as the data's fingerprint."""
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """Add to the config of the W&B run."""
         if self._run is not None:
             own = {k: v for k, v in values.items() if k not in self.sweep_values}
             self._run.config.update(own)
 
-    def show(self, name: str, images: list[Path]) -> None:
+    def began(
+        self,
+        model: CNNAutoEncoder,
+        splits: Mapping[str, Split],
+        last: Mapping[str, Any] | None,
+    ) -> None:
+        """Log what a run that is resumed has and the W&B run lacks."""
+        if last is not None:
+            self.log_again()
+
+    def pictures(self, name: str, paths: Sequence[Path]) -> None:
         """Images that go with the next row."""
-        if self._run is not None and images:
+        if self._run is not None and paths:
             import wandb
 
-            self._media[name] = [wandb.Image(str(path), caption=path.stem) for path in images]
+            self._media[name] = [wandb.Image(str(path), caption=path.stem) for path in paths]
+
+    def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
+        """One row."""
+        self.log(row)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """One row; it holds `epoch`, which is the axis of every chart."""
@@ -104,11 +123,9 @@ class Tracker:
 
     def log_again(self) -> None:
         """Log what history.jsonl and reconstructions/ hold and the W&B run lacks."""
-        history = self.folder / "history.jsonl"
-        for line in history.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in read.history(self.folder):
             drawn = self.folder / "reconstructions" / f"epoch-{row['epoch']:04d}"
-            self.show("reconstructions", sorted(drawn.rglob("*.png")))
+            self.pictures("reconstructions", sorted(drawn.rglob("*.png")))
             self.log(row)
 
     def log_final(self, metrics: Mapping[str, Any]) -> None:
@@ -117,7 +134,8 @@ class Tracker:
         A row of metrics, `select/score` among them, and a row for each point of curves.json.
         """
         rows = [dict(metrics)]
-        for row in (rows + curve_rows(self.folder))[max(0, self._there - n_epochs(self.folder)) :]:
+        n_there = max(0, self._there - len(read.history(self.folder)))
+        for row in (rows + curve_rows(self.folder))[n_there:]:
             self._log(row)
 
     def _log(self, row: Mapping[str, Any], media: Mapping[str, Any] | None = None) -> None:
@@ -132,7 +150,7 @@ class Tracker:
             self._lost = error
             print(f"W&B gets no more rows ({_line(error)}); the run goes on", flush=True)
 
-    def finish(self, metrics: Mapping[str, Any], status: str) -> None:
+    def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
         """Log the final metrics, `select/score` among them, store the artifacts, end the run.
 
         A run that was interrupted may go on, and logs no final metrics. No failure of W&B ends a
@@ -157,7 +175,7 @@ class Tracker:
         except Exception as error:  # whatever the network does
             missing["artifacts"] = error
         try:
-            self._run.finish(exit_code=0 if status in ("finished", "early_stopped") else 1)
+            self._run.finish(exit_code=0 if status in read.GOOD else 1)
             if online:
                 check_history(self.folder, f"{self._run.entity}/{self._run.project}/{self._run.id}")
         except Exception as error:
@@ -280,19 +298,12 @@ def define_axes(run: Any) -> None:
 
 def curve_rows(folder: Path) -> list[dict[str, float]]:
     """The points of curves.json as rows for W&B; none when there is no such file."""
-    path, rows = folder / "curves.json", []
-    curves = read_json(path) if path.is_file() else {}
+    curves, rows = read.read_or_empty(folder / "curves.json"), []
     for curve, names in CURVES.items():
         series = {metric: curves[curve][key] for key, metric in names.items()} if curves else {}
         for point in zip(*series.values()):
             rows.append({k: value for k, value in zip(series, point) if value is not None})
     return rows
-
-
-def n_epochs(folder: Path) -> int:
-    """How many epochs are in the history of a run's folder."""
-    history = folder / "history.jsonl"
-    return len(history.read_text(encoding="utf-8").splitlines()) if history.is_file() else 0
 
 
 def _given_by_sweep(run: Any) -> dict[str, Any]:
@@ -345,9 +356,8 @@ def check_history(folder: Path, path: str) -> None:
     """
     import wandb
 
-    metrics, rows = folder / "metrics.json", n_epochs(folder)
-    final = read_json(metrics) if metrics.is_file() else {}
-    if len(final) > 1 and final["status"] != "preempted":
+    rows = len(read.history(folder))
+    if read.final_metrics(folder):
         rows += 1 + len(curve_rows(folder))
     there = public_api().run(path).lastHistoryStep + 1  # counts from 0
     if there < rows:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emaae.checkpoint import write_json
-from emaae.config import read_json
-from emaae.errors import UserError
-from emaae.progress import progress
+from emaae.runs import read
+from emaae.runs.checkpoint import write_json
+from emaae.system.errors import UserError
+from emaae.system.progress import progress
 from emaae.tracking.artifacts import log_artifacts, model_artifact
-from emaae.tracking.models import _line, existing, run_folders
+from emaae.tracking.models import _line, existing
 from emaae.tracking.run import (
     RECORD,
     UPLOAD_TIMEOUT_S,
@@ -41,7 +41,7 @@ def upload_pending(
     entity, project: where to, if not where the run was meant to go. What has arrived is asked of
     W&B before it counts. Returns what is there as a whole, and one line for each run that is not.
     """
-    folders = [folder] if (folder / RECORD).is_file() else run_folders(folder)
+    folders = [folder] if (folder / RECORD).is_file() else read.run_folders(folder)
     folders = [run for run in folders if read_record(run) is not None]
     if not folders:
         raise UserError(f"{folder} holds no run that W&B was told of: expected {RECORD} in a run")
@@ -90,7 +90,7 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
                     define_axes(run)
                     again = Tracker(folder, run, "online")
                     again.log_again()
-                    again.log_final(_final(folder))
+                    again.log_final(read.final_metrics(folder))
                 log_artifacts(run, folder, UPLOAD_TIMEOUT_S)
             finally:
                 run.finish()
@@ -102,14 +102,6 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
             raise _NotThere("its model did not arrive")
     write_json(folder / RECORD, record | {"pending": []})
     return path
-
-
-def _final(folder: Path) -> dict[str, Any]:
-    metrics = folder / "metrics.json"
-    found = read_json(metrics) if metrics.is_file() else {}
-    if found.pop("status", None) == "preempted":
-        return {}  # it may go on, and ends then
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _has_history(folder: Path, path: str) -> bool:

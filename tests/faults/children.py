@@ -7,12 +7,12 @@ import sys
 import torch
 
 import train
-from emaae import run_folder
-from emaae.errors import speaking_plainly
+from emaae.runs import folder as run_folder
+from emaae.system.errors import speaking_plainly
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["children", "emaae.run_folder", "emaae.training", "matplotlib.backends.backend_agg"]
+    ["children", "emaae.runs.folder", "emaae.training", "matplotlib.backends.backend_agg"]
 )
 
 

@@ -9,10 +9,10 @@ import torch
 from conftest import speech
 from hostile import names
 
-from emaae import checkpoint
 from emaae.data.features import read_features
-from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
+from emaae.runs import checkpoint
+from emaae.system.errors import UserError
 
 
 def npz(path: Path) -> None:

@@ -13,10 +13,12 @@ from conftest import small_run
 from test_interruptions import contents
 
 import train
-from emaae import reconstructions, run_folder
-from emaae.config import Config, read_json
-from emaae.errors import speaking_plainly
-from emaae.run_folder import RunFolder
+from emaae import command_line
+from emaae.runs import folder as run_folder
+from emaae.runs import reconstructions
+from emaae.runs.folder import RunFolder
+from emaae.system.errors import speaking_plainly
+from emaae.system.files import read_json
 
 
 class Disk:
@@ -156,6 +158,6 @@ def test_the_room_that_a_run_needs_is_that_of_what_it_leaves(trees, tmp_path, ca
     monkeypatch.setattr(run_folder, "KEEP_LAST_EVERY_S", 0)
     monkeypatch.setattr(os, "replace", replace)
     assert train.main(argv) == 0
-    config = Config.from_args(argv)
+    config = command_line.from_args(argv)
     weights = run_folder.weight_bytes(**config.architecture)
     assert 12 < most.seen / weights < run_folder.space_needed(config) / weights

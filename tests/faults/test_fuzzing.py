@@ -14,12 +14,13 @@ import torch
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
-from emaae import checkpoint, sweep_file
 from emaae.config import Config
 from emaae.data.features import check_features
 from emaae.data.npz import MOST_BYTES, load_npz
-from emaae.errors import BadFile, UserError
 from emaae.models import CNNAutoEncoder
+from emaae.runs import checkpoint
+from emaae.sweeps import file as sweep_file
+from emaae.system.errors import BadFile, UserError
 
 # Of each of the five in `make test-faults`; in `make test` each gets as many examples.
 SECONDS, EXAMPLES = 120, 60

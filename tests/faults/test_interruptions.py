@@ -10,7 +10,7 @@ import children
 import torch
 from conftest import small_run
 
-from emaae.config import read_json
+from emaae.system.files import read_json
 
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGKILL")
 

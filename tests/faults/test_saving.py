@@ -7,7 +7,7 @@ import time
 import children
 import torch
 
-from emaae import checkpoint
+from emaae.runs import checkpoint
 
 
 def state(epoch: int) -> dict:

@@ -19,11 +19,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from emaae.checkpoint import not_written, write_json, write_whole
-from emaae.config import read_json
 from emaae.data.npz import MOST_BYTES, MOST_FRAMES, Rows, open_npz, read_member
-from emaae.errors import BadFile, UserError
-from emaae.files import open_plain
+from emaae.runs.checkpoint import not_written, write_json, write_whole
+from emaae.system.errors import BadFile, UserError
+from emaae.system.files import open_plain, read_json
 
 MANIFEST = "manifest.json"
 # 24 hours of the largest encoding there can be, as CSR without a zero. What is read at a time is

@@ -2,12 +2,13 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import stat
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
-from emaae.errors import BadFile, UserError
+from emaae.system.errors import BadFile, UserError
 
 # Settings, metrics and sweep files are some kilobytes.
 MOST_TEXT = 1 << 20
@@ -79,3 +80,16 @@ class Pieces:
                 f"{self._where} lists its members in more than {PIECE} bytes: expected some arrays"
             )
         return content
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError."""
+    try:
+        found = json.loads(read_text(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {os.strerror(error.errno)}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(found).__name__}")
+    return found

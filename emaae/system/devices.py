@@ -7,8 +7,8 @@ import sys
 import torch
 from torch import nn
 
-from emaae.distributed import launched, local_rank
-from emaae.errors import UserError
+from emaae.system.distributed import launched, local_rank
+from emaae.system.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:

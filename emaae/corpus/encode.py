@@ -6,7 +6,7 @@ utterance would give, up to rounding, and windows of several utterances share a 
 padding changes nothing. Utterances, windows and what is written follow each other: memory holds one
 batch and the utterance that is being cut, whatever the corpus.
 
-    from emaae.encode import encode
+    from emaae.corpus.encode import encode
 
     z = encode(model, features)  # (T, D) -> (T, units), any T
 """
@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emaae import encodings
-from emaae.checkpoint import load_model, model_file
+from emaae.corpus import encodings
 from emaae.data import Listing
 from emaae.data.features import (
     CHANNELS,
@@ -35,12 +34,13 @@ from emaae.data.features import (
     read_times,
 )
 from emaae.data.reading import Form, each, utterance
-from emaae.devices import pick_device
-from emaae.errors import BadFile, UserError, plainly
-from emaae.files import own, sha256
+from emaae.loading import load_model, model_file
 from emaae.models import CNNAutoEncoder
-from emaae.progress import progress
-from emaae.run_folder import git_commit, versions
+from emaae.runs.folder import git_commit, versions
+from emaae.system.devices import pick_device
+from emaae.system.errors import BadFile, UserError, plainly
+from emaae.system.files import own, sha256
+from emaae.system.progress import progress
 
 # Frames in a batch, padding included, and in a window. At 1024 units the widest activations of a
 # batch are 16 MB on a CPU, about its cache, and 256 MB on a GPU.
@@ -198,7 +198,7 @@ class Written:
 def opened(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder, dict[str, Any]]]:
     """The model of a reference on a device, and what the manifest of a tree says of it. UserError.
 
-    ref: see `checkpoint.model_file`.
+    ref: see `loading.model_file`.
     """
     with model_file(ref) as path:
         model = load_model(path, pick_device(device))

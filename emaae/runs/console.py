@@ -1,18 +1,51 @@
-"""What does a person read of a run in the terminal?"""
+"""What a person reads of a run in the terminal."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emaae.config import Config
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
+from emaae.models import CNNAutoEncoder
+from emaae.runs.folder import Follower
 
 # The metrics of the table at the end of a run.
 TOLERANCE = ("shift/persistence", "shift/persistence_within", "shift/persistence_null")
 TOLERANCE += ("shift/distinct_units", "shift/noise_gain", "lowpass/gain_0.2")
 SHOWN = ("fvu", "mse", "r_articulators", "r/pitch", "sparsity", "live_sparsity", "l0", "dead")
 SHOWN += ("hoyer", "score")
+
+
+class Terminal(Follower):
+    """Prints a run: its data and model, a line for each epoch, a table at the end."""
+
+    def __init__(self, folder: Path, config: Config):
+        self.folder, self.config = folder, config
+
+    def began(
+        self,
+        model: CNNAutoEncoder,
+        splits: Mapping[str, Split],
+        last: Mapping[str, Any] | None,
+    ) -> None:
+        """Print what is trained on what."""
+        n_parameters = sum(p.numel() for p in model.parameters())
+        print(data_lines(splits, self.config.demo))
+        print(f"model {model.get_type()}, {n_parameters / 1e6:.2f} M parameters", flush=True)
+        if last is not None:
+            batches = f" and {last['batch']} batches" if last["batch"] else ""
+            print(f"going on after {last['epoch']} epochs{batches}", flush=True)
+
+    def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
+        """Print a line."""
+        print(epoch_line(row, self.config.epochs, seconds), flush=True)
+
+    def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
+        """Print the main numbers, unless the run was interrupted or failed."""
+        if status not in ("failed", "preempted"):
+            print(table(metrics, status, self.folder, curves), flush=True)
 
 
 def data_lines(splits: Mapping[str, Split], demo: bool) -> str:

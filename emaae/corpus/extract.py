@@ -28,7 +28,6 @@ import numpy as np
 import torch
 import yaml
 
-from emaae.checkpoint import write_whole
 from emaae.data.features import (
     FRAME_RATE_HZ,
     check_features,
@@ -38,10 +37,11 @@ from emaae.data.features import (
     read_features,
     read_times,
 )
-from emaae.devices import pick_device
-from emaae.errors import BadFile, UserError
-from emaae.files import open_plain, read_text
-from emaae.progress import progress
+from emaae.runs.checkpoint import write_whole
+from emaae.system.devices import pick_device
+from emaae.system.errors import BadFile, UserError
+from emaae.system.files import open_plain, read_text
+from emaae.system.progress import progress
 
 MODEL = "en"
 SUFFIXES = (".flac", ".wav")

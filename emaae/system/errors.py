@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from emaae.signals import listening
+from emaae.system.signals import listening
 
 LONGEST = 2000  # of a message, whatever a file made it quote
 INTERRUPTED = 130  # the shell's exit status of a program that Ctrl-C ended
@@ -32,8 +32,8 @@ class BadFile(UserError):
 def speaking_plainly(program: str) -> Iterator[None]:
     """Turn a `UserError` into one line and exit status 2, and a warning into one line.
 
-    A signal to stop ends the program with one line too, see `emaae.signals`; a reader of its output
-    who has left ends it without one.
+    A signal to stop ends the program with one line too, see `emaae.system.signals`; a closed
+    output ends it without one.
     """
     as_usual = warnings.formatwarning
 

@@ -2,13 +2,12 @@
 
 `python -m emaae sweep FILE.yaml` takes the file that `wandb sweep` takes and starts its program as
 `wandb agent` does, one process for each point. Points come from a queue that any number of runners
-share (sweep_queue.py); a run is judged by what it leaves in its folder. The way down this file:
-run, the runner, what is started, how it is judged, early termination.
+share (queue.py); a run is judged by what it leaves in its folder (judging.py). The way down this
+file: run, the runner, what is started.
 """
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
@@ -21,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from emaae import sweep_file
-from emaae.errors import INTERRUPTED, UserError, last_words
-from emaae.sweep_file import Sweep, nested
-from emaae.sweep_queue import DONE, GOOD, Attempt, Queue, held, hold, latest, lock_path, release
-from emaae.sweep_table import Row, Screen, over_seeds, ranked, table, text, write_csv
+from emaae.runs import read
+from emaae.sweeps import file as sweep_file
+from emaae.sweeps.judging import best_of, curve, falls_behind, judge
+from emaae.sweeps.queue import DONE, Attempt, Queue, held, hold, latest, lock_path, release
+from emaae.sweeps.space import Sweep, nested
+from emaae.sweeps.table import Row, Screen, over_seeds, ranked, table, text, write_csv
+from emaae.system.errors import INTERRUPTED, UserError, last_words
 
 FAILED = 1  # exit status when a point failed
 LOOK_EVERY_S = 0.25  # at the children and the terminal
@@ -236,7 +237,7 @@ class Runner:
         ]
 
     def _row(self, job: Job) -> Row:
-        history = read_history(self.runs / job.run)
+        history = read.history(self.runs / job.run)
         epoch = history[-1].get("epoch") if history else None
         score = best_of(history, self.sweep, "val/score")
         point, config = job.attempt.point + 1, job.attempt.config or {}
@@ -308,7 +309,7 @@ class Runner:
             self.jobs.remove(job)
         release(job.lock, job.held)
         outcome, score = judge(self.runs / job.run, self.sweep)
-        history = read_history(self.runs / job.run)
+        history = read.history(self.runs / job.run)
         if outcome not in DONE and job.stopped_at is not None:
             outcome, score = "stopped", best_of(history, self.sweep)
         elif outcome not in DONE and stopping:
@@ -327,11 +328,11 @@ class Runner:
         if self.sweep.early_terminate is None:
             return
         curves = {
-            path.parent.name: curve(read_history(path.parent), self.sweep)
+            path.parent.name: curve(read.history(path.parent), self.sweep)
             for path in self.runs.glob("*/history.jsonl")
         }
         for job in self.jobs:
-            if job.stopped_at is None and hopeless(curves.get(job.run, []), curves, self.sweep):
+            if job.stopped_at is None and falls_behind(curves.get(job.run, []), curves, self.sweep):
                 job.stopped_at = time.monotonic()
                 job.send(signal.SIGTERM)
             elif job.stopped_at and time.monotonic() - job.stopped_at > KILL_AFTER_S:
@@ -417,83 +418,3 @@ def gpus() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
-
-
-# ---- how it is judged
-
-
-def judge(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
-    """How a run ended and its score, from metrics.json; failed when it did not say."""
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "failed", None
-    if metrics.get("status") == "diverged":
-        return "diverged", None
-    if metrics.get("status") not in GOOD:
-        return "failed", None
-    score = metrics.get(sweep.metric)
-    if score is None:
-        score = best_of(read_history(folder), sweep)
-    return ("failed", None) if score is None else (metrics["status"], score)
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run so far; a line that is being written is left out."""
-    try:
-        lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
-
-
-def curve(history: Sequence[Mapping[str, Any]], sweep: Sweep) -> list[float]:
-    """The metric epoch by epoch, where it is a number."""
-    values = [row.get(sweep.metric) for row in history]
-    return [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
-
-
-def best_of(
-    history: Sequence[Mapping[str, Any]], sweep: Sweep, instead: str | None = None
-) -> float | None:
-    """The best value of the metric in a history, or of `instead` when it is not logged there."""
-    values = curve(history, sweep)
-    if not values and instead is not None:
-        values = [row[instead] for row in history if row.get(instead) is not None]
-    return sweep.better(values) if values else None
-
-
-# ---- early termination
-
-
-def bands(spec: Mapping[str, Any], longest: int) -> list[int]:
-    """The epochs after which hyperband compares runs."""
-    eta = spec.get("eta", 3)
-    if "max_iter" in spec:
-        found = [int(spec["max_iter"] / eta**i) for i in range(1, int(spec["s"]) + 1)]
-        return sorted(band for band in found if band >= 1)
-    found = [spec["min_iter"]]
-    while found[-1] * eta <= longest:
-        found.append(found[-1] * eta)
-    return [int(band) for band in found]
-
-
-def hopeless(values: Sequence[float], curves: Mapping[str, Sequence[float]], sweep: Sweep) -> bool:
-    """Whether a run is not among the best 1/eta at the last band that it has passed.
-
-    Strict compares its value at the band, otherwise its best so far counts, as on W&B.
-    """
-    spec = sweep.early_terminate or {}
-    sign = 1 if sweep.goal == "minimize" else -1
-    passed = [band for band in bands(spec, len(values)) if band <= len(values)]
-    if not passed:
-        return False
-    band = passed[-1]
-    at_band = sorted(sign * other[band - 1] for other in curves.values() if len(other) >= band)
-    threshold = at_band[int(len(at_band) / spec.get("eta", 3))]
-    mine = sign * values[band - 1] if spec.get("strict", True) else min(sign * v for v in values)
-    return mine > threshold

@@ -11,28 +11,24 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from emaae import checkpoint, console, reconstructions
-from emaae.config import PLACES, Config, read_json
+from emaae.config import KNOBS, PLACES, Config
 from emaae.data import Split
-from emaae.distributed import first, shared
-from emaae.errors import UserError
-from emaae.files import own
 from emaae.models import CNNAutoEncoder, weight_bytes
-from emaae.signals import Interrupted, uninterrupted
-from emaae.tracking.run import Tracker
+from emaae.runs import checkpoint, read, reconstructions
+from emaae.system.distributed import first, shared
+from emaae.system.errors import UserError
+from emaae.system.files import own, read_json
+from emaae.system.signals import Interrupted, uninterrupted
 from emaae.training import Selection
 
 # last.pt is four times as large as the weights (model, best, two moments of Adam), and an epoch may
 # take less time than writing it. So it may be this much older than the last line of the history.
 KEEP_LAST_EVERY_S = 30.0
-# How a run ends that nothing is left to do of.
-ENDED = ("finished", "early_stopped", "diverged")
 # How often the weights are on disk while last.pt is written: four times in it, in the one that is
 # written and in the one before, and once in best.pth.
 KEPT_WEIGHTS = 13
@@ -51,8 +47,32 @@ def space_needed(config: Config) -> int:
     return weights + drawn * DRAWN_BYTES + config.epochs * ROW_BYTES
 
 
+class Follower:
+    """Who is told what a run writes, such as a terminal or W&B. Each method may be left out."""
+
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """Entries of config.json, as they become known."""
+
+    def began(
+        self,
+        model: CNNAutoEncoder,
+        splits: Mapping[str, Split],
+        last: Mapping[str, Any] | None,
+    ) -> None:
+        """Training begins, or goes on from the state `last`, whose rows the history holds."""
+
+    def pictures(self, name: str, paths: Sequence[Path]) -> None:
+        """Images that go with the next row."""
+
+    def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
+        """A row of history.jsonl, which took so long."""
+
+    def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
+        """What metrics.json and curves.json hold; {} without curves."""
+
+
 class RunFolder:
-    """The files of one run. What is logged goes to the W&B run and to the terminal too.
+    """The files of one run; its followers are told what is written.
 
     Used as a context it ends the run whatever happens: an exception before `finish` leaves
     metrics.json with the status failed, or preempted when it was an interrupt.
@@ -60,9 +80,9 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
-        self.tracker = Tracker(path)
+        self._followers: tuple[Follower, ...] = ()
         self.last: dict[str, Any] | None = None  # the state to go on with
-        self.over = False  # the run that is resumed has nothing left to do
+        self.over = ""  # how the run that is resumed ended, when nothing is left to do
         self._lock = own(path)
         # A run that is resumed stays as it is until settings and data are known to be the same.
         self._touched = True
@@ -71,14 +91,14 @@ class RunFolder:
         self._kept_last = time.monotonic()
 
     @classmethod
-    def open(cls, config: Config) -> "RunFolder | Elsewhere":
+    def open(cls, config: Config) -> "RunFolder | NoFolder":
         """OUT_DIR/RUN, new and empty; or, when it is to be resumed, as it was left. UserError.
 
         A name whose run failed before its first epoch may be given again. Of several processes the
         first has the folder.
         """
         if not first():
-            return Elsewhere(*shared(None))
+            return NoFolder(*shared(None))
         run = cls._open(config)
         shared((run.path, run.over, run.last))
         return run
@@ -113,11 +133,9 @@ class RunFolder:
     def _as_it_was_left(self) -> "RunFolder":
         for stray in self.path.glob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
-        metrics = self.path / "metrics.json"
-        status = read_json(metrics).get("status") if metrics.is_file() else None
-        if status in ENDED:
-            self.over, self._touched = True, False
-            print(f"{self.path} is {status} already: nothing is left to do", flush=True)
+        status = read.metrics(self.path).get("status")
+        if status in read.ENDED:
+            self.over, self._touched = status, False
         elif any((self.path / name).is_file() for name in checkpoint.LAST):
             self.last, self._touched = checkpoint.load_last(self.path), False
         else:
@@ -126,8 +144,6 @@ class RunFolder:
         return self
 
     def __enter__(self) -> "RunFolder":
-        if not self.over:
-            print(f"run {self.path}", flush=True)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
@@ -150,15 +166,17 @@ class RunFolder:
                 "another --out_dir, or lower --inner_size"
             )
 
-    def follow(self, tracker: Tracker, config: Config) -> None:
-        """Tell a W&B run everything from now on; the config is final."""
-        self.tracker, self.config = tracker, config
+    def follow(self, config: Config, *followers: Follower) -> None:
+        """Tell followers everything from now on; the config is final."""
+        self.config, self._followers = config, followers
         self.check_space()  # of what the sweep asks for
-        tracker.configure(config)
-        print(f"W&B {tracker.how}", flush=True)
+
+    def _tell(self, what: str, *values: Any) -> None:
+        for follower in self._followers:
+            getattr(follower, what)(*values)
 
     def describe(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
-        """Write config.json and model_config.json; say what is trained on what.
+        """Write config.json and model_config.json.
 
         A run that is resumed has them: it is compared with them, and goes back to the epoch that
         last.pt is of. Raises UserError when settings or data are others than they were.
@@ -176,19 +194,17 @@ class RunFolder:
             )
         else:
             self._refuse_changes(knobs | found)
-        self.tracker.update_config(found)
-        n_parameters = sum(p.numel() for p in model.parameters())
-        print(console.data_lines(splits, self.config.demo))
-        print(f"model {model.get_type()}, {n_parameters / 1e6:.2f} M parameters", flush=True)
+        self._tell("settings", found)
         if self.last is not None:
-            self._go_on(self.last)
+            self._go_back(self.last)
+        self._tell("began", model, splits, self.last)
 
     def _refuse_changes(self, now: Mapping[str, Any]) -> None:
         path = self.path / "config.json"
         before = {"data": {}} | read_json(path)
         if not isinstance(before["data"], dict):
             raise UserError(f"{path}: data must be an object, got {before['data']!r}")
-        names = [f.name for f in fields(Config) if f.metadata["group"] not in PLACES]
+        names = [name for name, knob in KNOBS.items() if knob.group not in PLACES]
         changed = {f"--{n}": (before.get(n), now[n]) for n in names if before.get(n) != now[n]}
         for split in before["data"].keys() | now["data"].keys():
             was, is_now = (_same(kept["data"].get(split)) for kept in (before, now))
@@ -207,8 +223,8 @@ class RunFolder:
                 stacklevel=2,
             )
 
-    def _go_on(self, last: Mapping[str, Any]) -> None:
-        """Go back to the epoch that last.pt is of, and tell W&B what it lacks until there."""
+    def _go_back(self, last: Mapping[str, Any]) -> None:
+        """Go back to the epoch that last.pt is of."""
         self._touched = True
         self._rewind(last["epoch"])
         if last["best"] is not None:
@@ -217,19 +233,11 @@ class RunFolder:
                 self._selected = Selection(**last["selection"]).metrics()
             except TypeError as error:
                 raise UserError(f"last.pt of {self.path} was changed ({error})") from None
-        self.tracker.log_again()
-        batches = f" and {last['batch']} batches" if last["batch"] else ""
-        print(f"going on after {last['epoch']} epochs{batches}", flush=True)
 
     def _rewind(self, epoch: int) -> None:
         """Forget what came after `epoch`. Raises UserError when the history lacks a row."""
-        history, rows = self.path / "history.jsonl", []
-        if history.is_file():
-            for line in history.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):  # the last line may be half of one
-                    rows.append(json.loads(line))
-        numbered = (row for row in rows if isinstance(row, dict) and type(row.get("epoch")) is int)
-        rows = [row for row in numbered if row["epoch"] <= epoch]
+        history = self.path / "history.jsonl"
+        rows = [row for row in read.history(self.path) if row["epoch"] <= epoch]
         if [row["epoch"] for row in rows] != list(range(1, epoch + 1)):
             raise UserError(
                 f"{history} has {len(rows)} of the {epoch} epochs that last.pt has seen: the file "
@@ -244,7 +252,7 @@ class RunFolder:
                 shutil.rmtree(folder)
 
     def log(self, row: Mapping[str, Any], seconds: float) -> None:
-        """One epoch: a line of history.jsonl, on disk, a W&B row and a line on the terminal."""
+        """One epoch: a line of history.jsonl, on disk."""
         path = self.path / "history.jsonl"
         before = path.stat().st_size if path.exists() else 0
         try:
@@ -256,8 +264,7 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 os.truncate(path, before)  # rather than half a line
             raise UserError(checkpoint.not_written(path, error)) from None
-        self.tracker.log(row)
-        print(console.epoch_line(row, self.config.epochs, seconds), flush=True)
+        self._tell("epoch", row, seconds)
 
     def keep_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """Write best.pth, a bare state_dict."""
@@ -278,36 +285,33 @@ class RunFolder:
             found = reconstructions.reconstruct(model, val, index)
             stem = self.path / "reconstructions" / f"epoch-{epoch:04d}" / found.name
             images.append(reconstructions.save(found, stem, f"epoch {epoch}"))
-        self.tracker.show("reconstructions", images)
+        self._tell("pictures", "reconstructions", images)
 
     def finish(
         self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any] | None = None
     ) -> None:
-        """Write metrics.json and curves.json, end the W&B run, print the table.
+        """Write metrics.json and curves.json.
 
         status: finished, early_stopped, diverged, preempted or failed. curves: those of
         `shift.shift_tolerance` and the name of their `split`, when there are any.
         """
         self._finished = True
         final = plain(metrics) | {"status": status}
-        finite = {name: value for name, value in plain(metrics).items() if value is not None}
         try:
             if curves:
                 checkpoint.write_json(self.path / "curves.json", plain(curves))
             checkpoint.write_json(self.path / "metrics.json", final)
         finally:
-            self.tracker.finish(finite, status)
-        if status not in ("failed", "preempted"):
-            print(console.table(metrics, status, self.path, curves), flush=True)
+            self._tell("ended", metrics, status, curves or {})
 
 
-class Elsewhere:
-    """The run of a process that is not the first one, which keeps the files and tells W&B."""
+class NoFolder:
+    """The run of a process that is not the first one, which keeps the files."""
 
-    def __init__(self, path: Path, over: bool, last: dict[str, Any] | None):
+    def __init__(self, path: Path, over: str, last: dict[str, Any] | None):
         self.path, self.over, self.last = path, over, last
 
-    def __enter__(self) -> "Elsewhere":
+    def __enter__(self) -> "NoFolder":
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -339,10 +343,8 @@ def _of_agent() -> bool:
 
 
 def _came_to_nothing(folder: Path) -> bool:
-    metrics = folder / "metrics.json"
-    if (folder / "history.jsonl").exists() or not metrics.is_file():
-        return False
-    return read_json(metrics).get("status") == "failed"
+    failed = read.metrics(folder).get("status") == "failed"
+    return failed and not (folder / "history.jsonl").exists()
 
 
 def _name(config: Config) -> str:

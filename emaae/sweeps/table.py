@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emaae.sweep_file import Sweep
+from emaae.sweeps.space import Sweep
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,16 @@ import itertools
 import json
 import math
 import re
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import yaml
-
-from emaae.config import Config, nearest
-from emaae.errors import UserError, plainly
-from emaae.files import read_text
+from emaae.config import KNOBS, Config
+from emaae.knobs import nearest
+from emaae.sweeps.document import Document, Finding
+from emaae.sweeps.space import DELIMITER, DISTRIBUTIONS, ENDS, Parameter, Sweep, as_agents_say
+from emaae.system.errors import UserError
+from emaae.system.files import read_text
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
@@ -50,247 +48,8 @@ PER_EPOCH = frozenset(
     ]
 )
 MOST_POINTS = 100_000
-# What a file may say, with each alias written out; nine lines of aliases can say a billion values.
-MOST_VALUES = 200_000
-# Of an unquoted scalar: a number of a million digits takes minutes to read.
-LONGEST_SCALAR = 1000
-PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 # Every combination is tried on Config; beyond this many the first ones stand for the rest.
 COMBINATIONS_CHECKED = 10_000
-DELIMITER = "."
-
-
-# ---- distributions
-
-
-class Distribution(NamedTuple):
-    """One of W&B's distributions: the keys it takes, and its inverse cumulative distribution.
-
-    `at(u, p)` is the value below which a fraction u (0..1) of the draws lies; p holds the keys.
-    """
-
-    needs: tuple[str, ...]
-    takes: Mapping[str, float]  # optional keys and their defaults
-    at: Callable[[float, Mapping[str, Any]], Any]
-
-
-def _between(u: float, low: float, high: float) -> float:
-    return low + u * (high - low)
-
-
-def _log_uniform(u: float, p: Mapping[str, Any]) -> float:
-    return math.exp(_between(u, math.log(p["min"]), math.log(p["max"])))
-
-
-def _normal(u: float, p: Mapping[str, Any]) -> float:
-    return statistics.NormalDist().inv_cdf(u) * p["sigma"] + p["mu"]
-
-
-def _beta(u: float, p: Mapping[str, Any]) -> float:
-    from scipy import stats  # takes a second to import
-
-    return float(stats.beta.ppf(u, p["a"], p["b"]))
-
-
-def _int_uniform(u: float, p: Mapping[str, Any]) -> int:
-    return min(p["max"], p["min"] + math.floor(u * (p["max"] - p["min"] + 1)))
-
-
-def _choice(u: float, p: Mapping[str, Any]) -> Any:
-    if "probabilities" not in p:
-        return p["values"][min(len(p["values"]) - 1, math.floor(u * len(p["values"])))]
-    reached = itertools.accumulate(p["probabilities"])
-    return next((v for v, c in zip(p["values"], reached) if u < c), p["values"][-1])
-
-
-def _quantised(at: Callable) -> Callable:
-    def rounded(u: float, p: Mapping[str, Any]) -> float:
-        value = round(at(u, p) / p["q"]) * p["q"]
-        return int(value) if isinstance(p["q"], int) else value
-
-    return rounded
-
-
-def _family(name: str, needs: tuple[str, ...], takes: dict[str, float], at: Callable) -> dict:
-    return {
-        name: Distribution(needs, takes, at),
-        f"q_{name}": Distribution(needs, takes | {"q": 1}, _quantised(at)),
-    }
-
-
-_ENDS = ("min", "max")
-_BELL = {"mu": 0, "sigma": 1}
-DISTRIBUTIONS: dict[str, Distribution] = {
-    "constant": Distribution(("value",), {}, lambda u, p: p["value"]),
-    "categorical": Distribution(("values",), {}, _choice),
-    "categorical_w_probabilities": Distribution(("values", "probabilities"), {}, _choice),
-    "int_uniform": Distribution(_ENDS, {}, _int_uniform),
-    **_family("uniform", _ENDS, {}, lambda u, p: _between(u, p["min"], p["max"])),
-    # min and max are exponents of e here, values in the one after it
-    **_family("log_uniform", _ENDS, {}, lambda u, p: math.exp(_between(u, p["min"], p["max"]))),
-    **_family("log_uniform_values", _ENDS, {}, _log_uniform),
-    # log(1/x) is uniform: the same draws as log_uniform
-    "inv_log_uniform": Distribution(
-        _ENDS, {}, lambda u, p: math.exp(_between(u, -p["max"], -p["min"]))
-    ),
-    "inv_log_uniform_values": Distribution(_ENDS, {}, _log_uniform),
-    **_family("normal", (), _BELL, _normal),
-    **_family("log_normal", (), _BELL, lambda u, p: math.exp(_normal(u, p))),
-    **_family("beta", (), {"a": 1, "b": 1}, _beta),
-}
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a sweep: a name (nested ones joined by dots) and a distribution."""
-
-    name: str
-    distribution: str
-    spec: Mapping[str, Any]
-
-    @property
-    def varies(self) -> bool:
-        """Whether runs can differ in it."""
-        if self.distribution == "constant":
-            return False
-        return self.distribution not in ("categorical",) or len(self.spec["values"]) > 1
-
-    def at(self, u: float) -> Any:
-        """The value below which a fraction u of the draws lies, 0 < u < 1."""
-        return as_agents_say(DISTRIBUTIONS[self.distribution].at(u, self.spec))
-
-    def size(self) -> int:
-        """How many values a grid takes of it."""
-        p = self.spec
-        if self.distribution == "int_uniform":
-            return p["max"] - p["min"] + 1
-        if self.distribution == "q_uniform":
-            return math.ceil(min((p["max"] - p["min"]) / p["q"], 1e18))
-        return len(p.get("values", [None]))
-
-    def grid(self) -> list[Any] | None:
-        """All values in W&B's order; None when a grid cannot hold this distribution."""
-        p = self.spec
-        if self.distribution == "constant":
-            return [p["value"]]
-        if self.distribution == "categorical":
-            return list(p["values"])
-        if self.distribution == "int_uniform":
-            return list(range(p["min"], p["max"] + 1))
-        if self.distribution == "q_uniform":
-            return np.arange(p["min"], p["max"], p["q"]).tolist()  # without max, as W&B has it
-        return None
-
-    def ends(self) -> list[Any]:
-        """Values that Config must accept if it is to accept all: every choice, or both ends."""
-        if "values" in self.spec:
-            return list(self.spec["values"])
-        if self.distribution == "constant":
-            return [self.spec["value"]]
-        bounded = "min" in self.spec
-        return [self.at(0.0 if bounded else 0.001), self.at(1.0 if bounded else 0.999)]
-
-
-def as_agents_say(value: Any) -> Any:
-    """A value as it reaches a run: on its way through W&B 1.0 becomes 1."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [as_agents_say(v) for v in value]
-    if isinstance(value, dict):
-        return {k: as_agents_say(v) for k, v in value.items()}
-    return value
-
-
-# ---- the meaning
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep file means."""
-
-    path: str
-    question: str  # the first line of the file, a comment
-    name: str
-    program: str
-    method: str  # grid, random or bayes
-    metric: str
-    goal: str  # minimize or maximize
-    parameters: tuple[Parameter, ...]  # in W&B's order
-    command: tuple[str, ...]
-    run_cap: int | None
-    early_terminate: Mapping[str, Any] | None
-
-    @property
-    def varying(self) -> tuple[Parameter, ...]:
-        """The parameters in which runs differ."""
-        return tuple(p for p in self.parameters if p.varies)
-
-    @property
-    def better(self) -> Callable:
-        """min or max: which of several values of the metric is the best."""
-        return min if self.goal == "minimize" else max
-
-    def grid(self) -> list[dict[str, Any]]:
-        """All points in W&B's order: the last name varies fastest, and equal points are one."""
-        points = {}
-        names = [p.name for p in self.parameters]
-        for values in itertools.product(*(p.grid() or [] for p in self.parameters)):
-            point = dict(zip(names, map(as_agents_say, values)))
-            points.setdefault(repr(point), point)
-        return list(points.values())
-
-    def n_points(self) -> int:
-        """How many runs there will be. Raises UserError when they would never end."""
-        if self.method == "grid":
-            n = len(self.grid())
-            return n if self.run_cap is None else min(n, self.run_cap)
-        if self.run_cap is None:
-            raise UserError(
-                f"{self.path}: method {self.method} without run_cap never ends; add `run_cap: 20` "
-                "or as many runs as you can afford"
-            )
-        return self.run_cap
-
-    def meaning(self) -> dict[str, Any]:
-        """What must stay the same when a sweep is continued, as plain values."""
-        plain = asdict(self)
-        plain = {k: plain[k] for k in plain if k not in ("path", "question", "parameters")}
-        parameters = {
-            f"parameters.{p.name}": {"distribution": p.distribution} | dict(p.spec)
-            for p in self.parameters
-        }
-        return plain | {"command": list(self.command)} | parameters
-
-
-def nested(point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point with its dotted names unfolded: {"a.b": 1} -> {"a": {"b": 1}}."""
-    out: dict[str, Any] = {}
-    for name, value in point.items():
-        *path, last = name.split(DELIMITER)
-        inner = out
-        for key in path:
-            inner = inner.setdefault(key, {})
-        inner[last] = value
-    return out
-
-
-# ---- reading
-
-
-class Finding(NamedTuple):
-    """Something that is wrong with a sweep file, or likely to be."""
-
-    path: str
-    line: int
-    key: str
-    message: str
-    warning: bool = False
-
-    def __str__(self) -> str:
-        kind = "warning: " if self.warning else ""
-        key = f"{self.key}: " if self.key else ""
-        return plainly(f"{self.path}:{self.line}: {kind}{key}{self.message}")
 
 
 def read(path: str | Path) -> Sweep:
@@ -316,132 +75,15 @@ def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
-    document = _Document(str(path), text)
+    document = Document(str(path), text)
     sweep = _Examiner(document).sweep() if document.content is not None else None
     return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
-
-
-class _Document:
-    """A YAML file as plain values that remembers the line of every key."""
-
-    def __init__(self, path: str, text: str):
-        self.path, self.text = path, text
-        self.findings: list[Finding] = []
-        self.lines: dict[tuple, int] = {}
-        self.content = None
-        loader = None
-        try:
-            loader = yaml.SafeLoader(text)
-            node = loader.get_single_node()
-            if not isinstance(node, yaml.MappingNode):
-                self.report((), "a sweep file is a mapping: `method: grid` and so on")
-                return
-            if _size(node, {}) > MOST_VALUES:
-                self.report((), f"says more than {MOST_VALUES} values, with aliases written out")
-                return
-            self.content = self._plain(loader, node, ())
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            what = getattr(error, "problem", None) or str(error)
-            line = mark.line + 1 if mark else 1
-            self.findings.append(Finding(path, line, "", f"is not YAML: {what}"))
-        except ValueError as error:  # an escaped character that there is not
-            self.report((), f"is not YAML: {error}")
-        except RecursionError:
-            self.content = None
-            self.report((), "refers to itself, or is nested too deeply")
-        finally:
-            if loader is not None:
-                loader.dispose()
-
-    def report(self, where: tuple, message: str, *, warning: bool = False) -> None:
-        """A finding at a key, given by the keys on the way to it."""
-        known = where
-        while known and known not in self.lines:
-            known = known[:-1]
-        key = ".".join(str(part) for part in where if isinstance(part, str))
-        finding = Finding(self.path, self.lines.get(known, 1), key, message, warning)
-        if finding not in self.findings:
-            self.findings.append(finding)
-
-    def _plain(self, loader: yaml.SafeLoader, node: yaml.Node, where: tuple) -> Any:
-        self.lines.setdefault(where, node.start_mark.line + 1)
-        if not isinstance(node, yaml.ScalarNode) and node.tag not in PLAIN_TAGS:
-            self.report(where, f"has the tag {node.tag}; write plain mappings and lists")
-            return None
-        if isinstance(node, yaml.MappingNode):
-            out: dict[str, Any] = {}
-            seen: set[str] = set()
-            own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-            loader.flatten_mapping(node)  # what `<<` merges in now stands before what is written
-            inherited = len(node.value) - len(own)
-            for i, (key_node, value_node) in enumerate(node.value):
-                line = key_node.start_mark.line + 1
-                if not isinstance(key_node, yaml.ScalarNode):
-                    finding = Finding(self.path, line, "", "a key must be text, not a collection")
-                    self.findings.append(finding)
-                    continue
-                key = str(key_node.value)
-                here = (*where, key)
-                if key in seen:
-                    message = f"is written twice, first in line {self.lines[here]}"
-                    self.lines[here] = line
-                    self.report(here, f"{message}; YAML takes the last")
-                if i >= inherited:
-                    seen.add(key)
-                self.lines[here] = line
-                out[key] = self._plain(loader, value_node, here)
-            return out
-        if isinstance(node, yaml.SequenceNode):
-            return [self._plain(loader, v, (*where, i)) for i, v in enumerate(node.value)]
-        if node.style is None and len(node.value) > LONGEST_SCALAR:
-            self.report(
-                where, f"is longer than {LONGEST_SCALAR} characters; quote it if it is text"
-            )
-            return ""
-        try:
-            value = loader.construct_object(node, deep=True)
-        except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError):
-            # PyYAML does not catch what is only shaped like a number or a date.
-            kind = node.tag.rpartition(":")[2]
-            self.report(
-                where, f"{node.value[:40]!r} cannot be read as {kind}; quote it if it is text"
-            )
-            return ""
-        if isinstance(value, int) and abs(value) >= 2**63:
-            self.report(where, f"{node.value[:40]} is too large for a number")
-            return 0
-        if node.style is None:
-            self._check_scalar(node.value, value, where)
-        return value
-
-    def _check_scalar(self, written: str, value: Any, where: tuple) -> None:
-        if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", written):
-            mantissa, _, exponent = written.lower().partition("e")
-            sign = exponent if exponent[0] in "+-" else f"+{exponent}"
-            better = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}"
-            self.report(where, f"{written} is text to YAML, not a number; write {better}")
-        if isinstance(value, bool) and written.lower() not in ("true", "false"):
-            message = f"{written} is {value} to YAML; write {str(value).lower()}, or '{written}'"
-            self.report(where, f"{message} for the word")
-
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node is with its aliases written out; RecursionError within itself."""
-    if id(node) not in known:
-        parts = []
-        if isinstance(node, yaml.MappingNode):
-            parts = [value for pair in node.value for value in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            parts = node.value
-        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
-    return known[id(node)]
 
 
 class _Examiner:
     """Gives the meaning of a document and reports what is wrong to it."""
 
-    def __init__(self, document: _Document):
+    def __init__(self, document: Document):
         self.document, self.content = document, document.content
         self.report = document.report
 
@@ -601,10 +243,9 @@ class _Examiner:
     def _check_name(self, name: str, where: tuple) -> None:
         if Path(str(self.content.get("program", "train.py"))).name != "train.py":
             return
-        everything = Config.__dataclass_fields__
         if name in Config.sweepable():
             return
-        if name in everything:
+        if name in KNOBS:
             message = (
                 "a sweep may not set it: paths and where to run belong to each machine; set "
                 f"EMAAE_{name.upper()} or give --{name} after `--`"
@@ -626,7 +267,7 @@ class _Examiner:
                 return
         if "min" in values and "max" in values and not values["min"] < values["max"]:
             self.report(where, f"min {values['min']} must be below max {values['max']}")
-        if kind == "int_uniform" and not all(type(values.get(k, 0)) is int for k in _ENDS):
+        if kind == "int_uniform" and not all(type(values.get(k, 0)) is int for k in ENDS):
             self.report(where, "int_uniform takes whole numbers; write 1, not 1.0")
         if kind.endswith("log_uniform_values") and values.get("min", 1) <= 0:
             self.report((*where, "min"), f"must be above 0 for {kind}, got {values['min']}")
@@ -725,7 +366,7 @@ def _inferred(spec: Mapping[str, Any]) -> str | None:
     if "values" in spec:
         return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
     if "min" in spec or "max" in spec:
-        whole = all(type(spec.get(key)) is int for key in _ENDS)
+        whole = all(type(spec.get(key)) is int for key in ENDS)
         return "int_uniform" if whole else "uniform"
     return None
 

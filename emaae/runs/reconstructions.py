@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emaae.checkpoint import not_written, write_whole
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
-from emaae.errors import UserError
 from emaae.models import CNNAutoEncoder
+from emaae.runs.checkpoint import not_written, write_whole
+from emaae.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any
 
-from emaae.errors import UserError
-from emaae.sweep_file import Sweep
+from emaae.runs.read import ENDED, GOOD
+from emaae.sweeps.space import Sweep
+from emaae.system.errors import UserError
 
 # A runner on another machine that has not been heard of for this long is dead.
 BEAT_EVERY_S = 30.0
@@ -30,9 +31,8 @@ SILENT_S = 300.0
 # How often a point is tried when its run fails; an interruption is not a failure.
 TRIES = 2
 
-GOOD = ("finished", "early_stopped")
 # Outcomes after which a point is done; the others are tried again.
-DONE = (*GOOD, "diverged", "stopped")
+DONE = (*ENDED, "stopped")
 
 
 @dataclass(frozen=True)

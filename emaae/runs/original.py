@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emaae.config import Config, read_model_config, said_by
-from emaae.errors import UserError
+from emaae.command_line import read_knobs, read_model_config
+from emaae.config import Config
 from emaae.models import Block, CNNAutoEncoder
+from emaae.system.errors import UserError
 
 THEIRS = re.compile(r"model\.(encoder|decoder)\.block(\d)\.(batchnorm|conv)\.(\w+)")
 LAYERS = {"batchnorm": "norm", "conv": "conv"}
@@ -52,7 +53,7 @@ def settings_beside(weights: Path) -> dict[str, Any]:
     found = {name: value for name, value in read_model_config(path).items() if value is not None}
     if "learning_rate" in found:
         found["lr"] = found["learning_rate"]
-    return said_by(path, found, SETTINGS)
+    return read_knobs(path, found, SETTINGS)
 
 
 def model_config(model: CNNAutoEncoder, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from emaae import signals
-from emaae.errors import UserError
+from emaae.system import signals
+from emaae.system.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a mistake in a flag is answered before that
     import numpy as np

@@ -4,20 +4,18 @@ import contextlib
 import json
 import os
 import pickle
-import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from emaae import original
-from emaae.config import Config
-from emaae.errors import BadFile, UserError
-from emaae.files import PIECE, Pieces, open_plain
-from emaae.models import CNNAutoEncoder, build_model
+from emaae.models import CNNAutoEncoder
+from emaae.runs import original
+from emaae.system.errors import BadFile, UserError
+from emaae.system.files import PIECE, Pieces, open_plain
 
 # Of last.pt; raised when an older program could no longer read it.
 FORMAT = 3
@@ -180,7 +178,7 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int, path: str | Pa
 def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
     """Put the state_dict of a .pth into a model of the same architecture. Raises UserError.
 
-    One of the original project is read by the names of `emaae.original`.
+    One of the original project is read by the names of `emaae.runs.original`.
     """
     if os.path.isdir(path):
         raise UserError(f"{path} is a directory: name the weights in it, such as {path}/best.pth")
@@ -228,63 +226,11 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
     model.load_state_dict(found)
 
 
-def load_model(ref: str | os.PathLike, device: torch.device | str = "cpu") -> CNNAutoEncoder:
-    """A trained model in evaluation mode, with its normaliser.
-
-    ref: see `model_file`. Raises UserError.
-    """
-    with model_file(ref) as path:
-        return _model_in(path, device)
-
-
-@contextlib.contextmanager
-def model_file(ref: str | os.PathLike) -> Iterator[Path]:
-    """The `.pth` that `ref` means, which lies beside its model_config.json.
-
-    ref: a `.pth`; a run's folder, or another with one `.pth` in it; the folder of a local sweep
-    whose best model was promoted; or `wandb:` and what `python -m emaae pull` takes, such as
-    `wandb:ENTITY/PROJECT/NAME:ALIAS`, which is there as long as the context is. Raises UserError.
-    """
-    if str(ref).startswith("wandb:"):
-        from emaae.tracking.models import pull
-
-        with tempfile.TemporaryDirectory() as folder:
-            yield pull(str(ref).removeprefix("wandb:"), Path(folder)) / "best.pth"
-        return
-    path = Path(ref)
-    if os.path.isdir(path):
-        known = [path / "best" / "best.pth", path / "best.pth"]
-        path = next((p for p in (*known, *_only(path.glob("*.pth"))) if p.is_file()), known[1])
-    if not os.path.isfile(path):
-        raise UserError(
-            f"no model at {ref}: expected a .pth file, a run's folder with best.pth in it, a "
-            "sweep's folder after `python -m emaae promote`, or wandb:ENTITY/PROJECT/NAME:ALIAS"
-        )
-    beside = path.parent / "model_config.json"
-    if not os.path.isfile(beside):
-        raise UserError(f"{beside} is missing: a model needs the model_config.json beside it")
-    yield path
-
-
-def _only(paths: Iterable[Path]) -> list[Path]:
-    found = list(paths)
-    return found if len(found) == 1 else []
-
-
-def _model_in(path: Path, device: torch.device | str) -> CNNAutoEncoder:
-    config = Config.from_mapping({"model_config": str(path.parent / "model_config.json")})
-    # A model_config.json may say any size: memory is taken when the weights have it too.
-    with torch.device("meta"):
-        model = build_model(**config.architecture)
-    load_weights(model, path)
-    return model.to(device).eval()
-
-
 def export_original(model: CNNAutoEncoder, out: Path, settings: Mapping[str, Any]) -> Path:
     """Write the files that the original class reads into the folder `out`; returns the weights'.
 
-    settings: of the run, see `emaae.original.SETTINGS`. Raises UserError for what cannot be said
-    there, or written.
+    settings: of the run, see `emaae.runs.original.SETTINGS`. Raises UserError for what that class
+    cannot say, or the disk does not take.
     """
     state, config = original.state_dict(model), original.model_config(model, settings)
     try:

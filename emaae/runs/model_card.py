@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emaae.config import Config, read_json
+from emaae import command_line
 from emaae.metrics import aim
+from emaae.system.files import read_json
 
 CARD = "MODEL_CARD.md"
 MEASURED = (
@@ -24,7 +25,7 @@ def model_card(folder: Path, run: str) -> str:
     """Markdown of the model in a folder: its model_config.json and metrics.json; `run` made it."""
     config, metrics = read_json(folder / "model_config.json"), read_json(folder / "metrics.json")
     # The knobs of an older or foreign file may be fewer; what it lacks has its default.
-    knobs = Config.from_mapping({"model_config": str(folder / "model_config.json")})
+    knobs = command_line.completed({"model_config": str(folder / "model_config.json")})
     get = {**vars(knobs), **config}.get
     split = "test" if "test/fvu" in metrics else "val"
     channels = "13 channels (12 articulator coordinates and pitch, without loudness)"

@@ -1,0 +1,202 @@
+"""Where do the values of a run come from? Flags, the environment, a sweep, and files.
+
+Flags win over the environment, and a sweep's values over flags; a run that is resumed and a
+model_config.json fill in what was not given.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from emaae.config import ARCHITECTURE, KNOBS, LOSS, PLACES, Config, cast_all
+from emaae.knobs import nearest
+from emaae.system.errors import UserError
+from emaae.system.files import read_json
+
+
+def from_args(argv: Sequence[str] | None = None, sweep: Mapping[str, Any] | None = None) -> Config:
+    """The config of a command line, the environment and, when a sweep runs it, its values.
+
+    A sweep's values win over flags. Where the data are and where a run goes may also be said
+    by variables such as EMAAE_TRAIN_DIR, over which flags win: so one sweep file serves every
+    machine. Raises UserError; `--help` prints and exits.
+    """
+    for name in sweep or {}:
+        if name in KNOBS and name not in Config.sweepable():
+            raise UserError(
+                f"a sweep may not set {name}: say it with --{name} on the command line or "
+                f"EMAAE_{name.upper()} in the environment of the agent"
+            )
+    return completed(from_environment() | parse_flags(argv) | dict(sweep or {}))
+
+
+def completed(given: Mapping[str, Any]) -> Config:
+    """The config of names and values, text or not, and of the files that these name.
+
+    With `resume` the settings of that run are filled in; with `model_config`, or `checkpoint` and
+    a model_config.json beside it, the architecture is. Raises UserError.
+    """
+    return Config.from_mapping(_with_model_config(_resumed(cast_all(given))))
+
+
+def from_environment() -> dict[str, str]:
+    """The knobs of the groups `PLACES` that the environment sets, as EMAAE_TRAIN_DIR does."""
+    names = (name for name, each in KNOBS.items() if each.group in PLACES)
+    variables = {name: os.environ.get(f"EMAAE_{name.upper()}") for name in names}
+    return {name: value for name, value in variables.items() if value}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+
+def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The flags of a command line, not yet cast, by name. `--x`, `--x=True`, `--x True` are one.
+
+    Sweep agents have more ways, all of which are taken: `x=value`, a JSON object, and the path of a
+    file that holds one.
+    """
+    parser = _Parser(
+        usage="python train.py [--FLAG VALUE ...]",
+        description="Train a sparse convolutional autoencoder on articulatory features.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=100),
+    )
+    groups: dict[str, Any] = {}
+    for name, each in KNOBS.items():
+        group = groups.setdefault(each.group, parser.add_argument_group(each.group))
+        text = each.text.replace("%", "%%")
+        if each.choices:
+            text += f" [{', '.join(each.choices)}]"
+        if each.default is not None:
+            text += f" (default: {each.default})"
+        value: dict[str, Any] = (
+            {"nargs": "?", "const": "True", "metavar": "True|False"}
+            if each.kind is bool
+            else {"metavar": {int: "N", float: "X", str: "TEXT"}[each.kind]}
+        )
+        group.add_argument(f"--{name}", help=text, **value)
+    namespace, rest = parser.parse_known_args(_join_negative_numbers(argv))
+    flags = vars(namespace)
+    for token in rest:
+        name, equals, value = token.partition("=")
+        if equals and name in KNOBS:
+            flags[name] = value
+        elif token.startswith("{"):
+            flags |= _json_object(token)
+        elif token.endswith(".json"):
+            flags |= read_json(token)
+        elif token.startswith("-"):
+            bare = name.lstrip("-")
+            options = [f"--{other}" for other in KNOBS]
+            raise UserError(
+                f"unknown flag {name}{nearest(f'--{bare}', options)}; --help lists the flags"
+            )
+        else:
+            raise UserError(f"unexpected argument {token!r}; flags look like --alpha 0.1")
+    return flags
+
+
+def _join_negative_numbers(argv: Sequence[str] | None) -> list[str]:
+    """Write `--lr -1e-3` as `--lr=-1e-3`: argparse takes some negative numbers for flags."""
+    joined: list[str] = []
+    for token in sys.argv[1:] if argv is None else argv:
+        flag = joined[-1] if joined else ""
+        if re.match(r"-[\d.]", token) and flag.startswith("--") and "=" not in flag:
+            joined[-1] = f"{flag}={token}"
+        else:
+            joined.append(token)
+    return joined
+
+
+def _json_object(token: str) -> dict[str, Any]:
+    try:
+        return json.loads(token)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{token!r} is not a JSON object of flags: {error}") from None
+
+
+def read_model_config(path: str | Path) -> dict[str, Any]:
+    """The entries of a model_config.json. Raises UserError."""
+    found = read_json(path)
+    if "inner_size" not in found:
+        raise UserError(
+            f"{path} has no inner_size: expected a model_config.json, as runs write it beside "
+            "their best.pth"
+        )
+    return found
+
+
+def read_knobs(path: str | Path, found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of the knobs `names` that a file gives, cast and in range. Raises UserError."""
+    values = {}
+    for name in names:
+        if name in found:
+            try:
+                values[name] = KNOBS[name].cast(found[name])
+                KNOBS[name].check(values[name])
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+    return values
+
+
+def _resumed(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what the run that is resumed was given; what is said now stands."""
+    if not values.get("resume") or not values.get("run_name"):
+        return values
+    path = Path(values.get("out_dir", Config.out_dir)) / values["run_name"] / "config.json"
+    if not path.is_file():
+        return values
+    return read_knobs(path, read_json(path), KNOBS) | values
+
+
+def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the architecture from a model_config.json; what was said explicitly must agree.
+
+    With --eval_only the loss of the run that trained the model is filled in too, so that the same
+    weights and data have the same numbers.
+    """
+    path = values.get("model_config")
+    if path is None and values.get("checkpoint"):
+        beside = Path(values["checkpoint"]).parent / "model_config.json"
+        path = str(beside) if os.path.isfile(beside) else None
+    if path is None:
+        return values
+    found = read_model_config(path)
+    architecture = read_knobs(path, found, [name for name in ARCHITECTURE if name != "input_dim"])
+    # Models of before have no word for it.
+    architecture.setdefault("activation", "relu")
+    if "norm" not in found:
+        # The original project had one architecture, and no word for it.
+        architecture["norm"] = values.get("norm", "original")
+    input_dim = found.get("input_dim")
+    if input_dim is not None:
+        if str(input_dim) not in ("13", "14"):
+            raise UserError(
+                f"{path}: input_dim must be 13 (without loudness) or 14 (with it), "
+                f"got {input_dim!r}"
+            )
+        architecture["keep_loudness"] = str(input_dim) == "14"
+    for name, value in architecture.items():
+        if values.get(name, value) != value:
+            raise UserError(
+                f"--{name} {values[name]} contradicts {path}, which says {value}; "
+                f"leave --{name} out"
+            )
+    loss = {}
+    if values.get("eval_only"):
+        told = {name: value for name, value in found.items() if value is not None}
+        loss = read_knobs(path, told, LOSS)
+        # A schedule has moved alpha since; the end of a run tells where it was selected.
+        metrics = Path(path).parent / "metrics.json"
+        selected = read_json(metrics) if os.path.isfile(metrics) else {}
+        if selected.get("select/alpha") is not None:
+            loss |= read_knobs(metrics, {"alpha": selected["select/alpha"]}, ["alpha"])
+    return loss | values | architecture | {"model_config": path}

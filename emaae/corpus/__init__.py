@@ -1,0 +1,1 @@
+"""From audio to features, from features to encodings and back."""

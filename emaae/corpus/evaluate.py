@@ -1,0 +1,36 @@
+"""The metrics of a trained model on other data."""
+
+from typing import Any
+
+from emaae import command_line
+from emaae.data import load_splits
+from emaae.evaluation import evaluate
+from emaae.loading import load_model, model_file
+from emaae.losses import Objective
+from emaae.shift import shift_tolerance
+from emaae.system.devices import pick_device
+
+
+def evaluate_ref(ref: str, features: str, **knobs: Any) -> dict[str, float | list[int]]:
+    """Every metric of a model on features, shift tolerance too, as `train.py --eval_only` has them.
+
+    ref: see `loading.model_file`; its run says by which loss. knobs: of `Config`, such as
+    `bucket` or `target_sparsity`; None is as if not given. Raises UserError.
+    """
+    with model_file(ref) as path:
+        given = {name: value for name, value in knobs.items() if value is not None}
+        given |= {"eval_only": True, "checkpoint": str(path), "test_dir": features}
+        config = command_line.completed(given)
+        device = pick_device(config.device)
+        split = load_splits(config)["test"].to(device)
+        model = load_model(path, device)
+    row = evaluate(
+        model,
+        split,
+        Objective.of(config),
+        alpha=config.alpha,
+        batch_sz=config.batch_sz,
+        target_sparsity=config.target_sparsity,
+        target_persistence=config.target_persistence,
+    )
+    return row | shift_tolerance(model, split)[0]

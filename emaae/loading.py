@@ -1,0 +1,65 @@
+"""Models of runs, sweeps and W&B, by reference."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from emaae import command_line
+from emaae.models import CNNAutoEncoder, build_model
+from emaae.runs.checkpoint import load_weights
+from emaae.system.errors import UserError
+from emaae.tracking.models import pull
+
+
+def load_model(ref: str | os.PathLike, device: torch.device | str = "cpu") -> CNNAutoEncoder:
+    """A trained model in evaluation mode, with its normaliser.
+
+    ref: see `model_file`. Raises UserError.
+    """
+    with model_file(ref) as path:
+        return _model_in(path, device)
+
+
+@contextlib.contextmanager
+def model_file(ref: str | os.PathLike) -> Iterator[Path]:
+    """The `.pth` that `ref` means, which lies beside its model_config.json.
+
+    ref: a `.pth`; a run's folder, or another with one `.pth` in it; the folder of a local sweep
+    whose best model was promoted; or `wandb:` and what `python -m emaae pull` takes, such as
+    `wandb:ENTITY/PROJECT/NAME:ALIAS`, which is there as long as the context is. Raises UserError.
+    """
+    if str(ref).startswith("wandb:"):
+        with tempfile.TemporaryDirectory() as folder:
+            yield pull(str(ref).removeprefix("wandb:"), Path(folder)) / "best.pth"
+        return
+    path = Path(ref)
+    if os.path.isdir(path):
+        known = [path / "best" / "best.pth", path / "best.pth"]
+        path = next((p for p in (*known, *_only(path.glob("*.pth"))) if p.is_file()), known[1])
+    if not os.path.isfile(path):
+        raise UserError(
+            f"no model at {ref}: expected a .pth file, a run's folder with best.pth in it, a "
+            "sweep's folder after `python -m emaae promote`, or wandb:ENTITY/PROJECT/NAME:ALIAS"
+        )
+    beside = path.parent / "model_config.json"
+    if not os.path.isfile(beside):
+        raise UserError(f"{beside} is missing: a model needs the model_config.json beside it")
+    yield path
+
+
+def _only(paths: Iterable[Path]) -> list[Path]:
+    found = list(paths)
+    return found if len(found) == 1 else []
+
+
+def _model_in(path: Path, device: torch.device | str) -> CNNAutoEncoder:
+    config = command_line.completed({"model_config": str(path.parent / "model_config.json")})
+    # A model_config.json may say any size: memory is taken when the weights have it too.
+    with torch.device("meta"):
+        model = build_model(**config.architecture)
+    load_weights(model, path)
+    return model.to(device).eval()

@@ -1,0 +1,109 @@
+"""What a run's folder says: the one reader of its files.
+
+Everything that looks at runs from outside (sweeps, promotion, uploads, reports) reads them here.
+A run may be going on, or have been killed: what is missing or broken counts as not there.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emaae.metrics import aim
+from emaae.system.errors import UserError
+from emaae.system.files import read_json
+
+# How a run may end: well; with nothing left to do; or to go on, or not, with --resume.
+GOOD = ("finished", "early_stopped")
+ENDED = (*GOOD, "diverged")
+SCORE = "select/score"
+# In the copy of a promoted model: which run's it is.
+PROMOTED = "promoted.json"
+
+
+def read_or_empty(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} when there is none that can be read."""
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    """What metrics.json says, `status` included; {} for a run that has not ended."""
+    return read_or_empty(folder / "metrics.json")
+
+
+def final_metrics(folder: Path) -> dict[str, Any]:
+    """The defined numbers of a run that has ended; {} for one that may go on."""
+    found = metrics(folder)
+    if found.pop("status", "preempted") == "preempted":
+        return {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run so far, in order; a line that is half written is left out."""
+    try:
+        text = (folder / "history.jsonl").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    rows = {}
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("epoch")) is int:
+            rows[row["epoch"]] = row
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is one of a run, as far as it got; the copy of a promoted model is not."""
+    names = ("config.json", "history.jsonl", "metrics.json")
+    left = any((folder / name).is_file() for name in names)
+    return left and not (folder / PROMOTED).is_file()
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folders of runs in a sweep's folder or in an --out_dir."""
+    inside = folder / "runs" if (folder / "runs").is_dir() else folder
+    return sorted(path for path in inside.iterdir() if is_run(path))
+
+
+def score(found: Mapping[str, Any]) -> float | None:
+    """The score of metrics of a run that ended well; None of any other."""
+    value = found.get(SCORE) if found.get("status") in GOOD else None
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def best_run(folder: Path) -> tuple[Path, float]:
+    """The run with the lowest score below a folder. Raises UserError.
+
+    Scores that ask for different things do not compare.
+    """
+    scores = {run: score(metrics(run)) for run in run_folders(folder)}
+    scored = {run: value for run, value in scores.items() if value is not None}
+    if not scored:
+        raise UserError(
+            f"{folder} holds no finished run with a score: expected the folder of a sweep, or an "
+            "--out_dir, with at least one run that ended well"
+        )
+    check_comparable(
+        str(folder),
+        {aim(read_or_empty(run / "config.json")) for run in scored},
+        "put those of one kind into a folder of their own",
+    )
+    best = min(scored, key=lambda run: (scored[run], run.name))
+    return best, scored[best]
+
+
+def check_comparable(where: str, aims: set[str], way_out: str) -> None:
+    """Raise UserError when scores ask for more than one thing, see `metrics.aim`."""
+    if len(aims) > 1:
+        raise UserError(
+            f"{where} holds runs whose scores do not compare, they ask for "
+            f"{' and for '.join(sorted(aims))}: {way_out}"
+        )

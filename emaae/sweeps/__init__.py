@@ -1,0 +1,1 @@
+"""Sweep files, and sweeps without a server."""

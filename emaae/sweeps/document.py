@@ -1,0 +1,146 @@
+"""A YAML file as plain values whose lines are known, and what is wrong with it."""
+
+import re
+from typing import Any, NamedTuple
+
+import yaml
+
+from emaae.system.errors import plainly
+
+# What a file may say, with each alias written out; nine lines of aliases can say a billion values.
+MOST_VALUES = 200_000
+# Of an unquoted scalar: a number of a million digits takes minutes to read.
+LONGEST_SCALAR = 1000
+PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
+class Finding(NamedTuple):
+    """Something that is wrong with a sweep file, or likely to be."""
+
+    path: str
+    line: int
+    key: str
+    message: str
+    warning: bool = False
+
+    def __str__(self) -> str:
+        kind = "warning: " if self.warning else ""
+        key = f"{self.key}: " if self.key else ""
+        return plainly(f"{self.path}:{self.line}: {kind}{key}{self.message}")
+
+
+class Document:
+    """A YAML file as plain values that remembers the line of every key."""
+
+    def __init__(self, path: str, text: str):
+        self.path, self.text = path, text
+        self.findings: list[Finding] = []
+        self.lines: dict[tuple, int] = {}
+        self.content = None
+        loader = None
+        try:
+            loader = yaml.SafeLoader(text)
+            node = loader.get_single_node()
+            if not isinstance(node, yaml.MappingNode):
+                self.report((), "a sweep file is a mapping: `method: grid` and so on")
+                return
+            if _size(node, {}) > MOST_VALUES:
+                self.report((), f"says more than {MOST_VALUES} values, with aliases written out")
+                return
+            self.content = self._plain(loader, node, ())
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            what = getattr(error, "problem", None) or str(error)
+            line = mark.line + 1 if mark else 1
+            self.findings.append(Finding(path, line, "", f"is not YAML: {what}"))
+        except ValueError as error:  # an escaped character that there is not
+            self.report((), f"is not YAML: {error}")
+        except RecursionError:
+            self.content = None
+            self.report((), "refers to itself, or is nested too deeply")
+        finally:
+            if loader is not None:
+                loader.dispose()
+
+    def report(self, where: tuple, message: str, *, warning: bool = False) -> None:
+        """A finding at a key, given by the keys on the way to it."""
+        known = where
+        while known and known not in self.lines:
+            known = known[:-1]
+        key = ".".join(str(part) for part in where if isinstance(part, str))
+        finding = Finding(self.path, self.lines.get(known, 1), key, message, warning)
+        if finding not in self.findings:
+            self.findings.append(finding)
+
+    def _plain(self, loader: yaml.SafeLoader, node: yaml.Node, where: tuple) -> Any:
+        self.lines.setdefault(where, node.start_mark.line + 1)
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in PLAIN_TAGS:
+            self.report(where, f"has the tag {node.tag}; write plain mappings and lists")
+            return None
+        if isinstance(node, yaml.MappingNode):
+            out: dict[str, Any] = {}
+            seen: set[str] = set()
+            own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            loader.flatten_mapping(node)  # what `<<` merges in now stands before what is written
+            inherited = len(node.value) - len(own)
+            for i, (key_node, value_node) in enumerate(node.value):
+                line = key_node.start_mark.line + 1
+                if not isinstance(key_node, yaml.ScalarNode):
+                    finding = Finding(self.path, line, "", "a key must be text, not a collection")
+                    self.findings.append(finding)
+                    continue
+                key = str(key_node.value)
+                here = (*where, key)
+                if key in seen:
+                    message = f"is written twice, first in line {self.lines[here]}"
+                    self.lines[here] = line
+                    self.report(here, f"{message}; YAML takes the last")
+                if i >= inherited:
+                    seen.add(key)
+                self.lines[here] = line
+                out[key] = self._plain(loader, value_node, here)
+            return out
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(loader, v, (*where, i)) for i, v in enumerate(node.value)]
+        if node.style is None and len(node.value) > LONGEST_SCALAR:
+            self.report(
+                where, f"is longer than {LONGEST_SCALAR} characters; quote it if it is text"
+            )
+            return ""
+        try:
+            value = loader.construct_object(node, deep=True)
+        except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError):
+            # PyYAML does not catch what is only shaped like a number or a date.
+            kind = node.tag.rpartition(":")[2]
+            self.report(
+                where, f"{node.value[:40]!r} cannot be read as {kind}; quote it if it is text"
+            )
+            return ""
+        if isinstance(value, int) and abs(value) >= 2**63:
+            self.report(where, f"{node.value[:40]} is too large for a number")
+            return 0
+        if node.style is None:
+            self._check_scalar(node.value, value, where)
+        return value
+
+    def _check_scalar(self, written: str, value: Any, where: tuple) -> None:
+        if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", written):
+            mantissa, _, exponent = written.lower().partition("e")
+            sign = exponent if exponent[0] in "+-" else f"+{exponent}"
+            better = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}"
+            self.report(where, f"{written} is text to YAML, not a number; write {better}")
+        if isinstance(value, bool) and written.lower() not in ("true", "false"):
+            message = f"{written} is {value} to YAML; write {str(value).lower()}, or '{written}'"
+            self.report(where, f"{message} for the word")
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is with its aliases written out; RecursionError within itself."""
+    if id(node) not in known:
+        parts = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [value for pair in node.value for value in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]

@@ -1,0 +1,72 @@
+"""How good is a run, at its end and on the way?"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emaae.runs import read
+from emaae.sweeps.space import Sweep
+
+
+def judge(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
+    """How a run ended and its score, from metrics.json; failed when it did not say."""
+    metrics = read.metrics(folder)
+    if metrics.get("status") == "diverged":
+        return "diverged", None
+    if metrics.get("status") not in read.GOOD:
+        return "failed", None
+    score = metrics.get(sweep.metric)
+    if score is None:
+        score = best_of(read.history(folder), sweep)
+    return ("failed", None) if score is None else (metrics["status"], score)
+
+
+def curve(history: Sequence[Mapping[str, Any]], sweep: Sweep) -> list[float]:
+    """The metric epoch by epoch, where it is a number."""
+    values = [row.get(sweep.metric) for row in history]
+    return [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+
+
+def best_of(
+    history: Sequence[Mapping[str, Any]], sweep: Sweep, instead: str | None = None
+) -> float | None:
+    """The best value of the metric in a history, or of `instead` when it is not logged there."""
+    values = curve(history, sweep)
+    if not values and instead is not None:
+        values = [row[instead] for row in history if row.get(instead) is not None]
+    return sweep.better(values) if values else None
+
+
+# ---- early termination
+
+
+def bands(spec: Mapping[str, Any], longest: int) -> list[int]:
+    """The epochs after which hyperband compares runs."""
+    eta = spec.get("eta", 3)
+    if "max_iter" in spec:
+        found = [int(spec["max_iter"] / eta**i) for i in range(1, int(spec["s"]) + 1)]
+        return sorted(band for band in found if band >= 1)
+    found = [spec["min_iter"]]
+    while found[-1] * eta <= longest:
+        found.append(found[-1] * eta)
+    return [int(band) for band in found]
+
+
+def falls_behind(
+    values: Sequence[float], curves: Mapping[str, Sequence[float]], sweep: Sweep
+) -> bool:
+    """Whether a run is not among the best 1/eta at the last band that it has passed.
+
+    Strict compares its value at the band, otherwise its best so far counts, as on W&B.
+    """
+    spec = sweep.early_terminate or {}
+    sign = 1 if sweep.goal == "minimize" else -1
+    passed = [band for band in bands(spec, len(values)) if band <= len(values)]
+    if not passed:
+        return False
+    band = passed[-1]
+    at_band = sorted(sign * other[band - 1] for other in curves.values() if len(other) >= band)
+    threshold = at_band[int(len(at_band) / spec.get("eta", 3))]
+    mine = sign * values[band - 1] if spec.get("strict", True) else min(sign * v for v in values)
+    return mine > threshold

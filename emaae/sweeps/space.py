@@ -1,0 +1,229 @@
+"""The search space of a sweep: distributions, parameters, points."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emaae.system.errors import UserError
+
+DELIMITER = "."
+
+
+# ---- distributions
+
+
+class Distribution(NamedTuple):
+    """One of W&B's distributions: the keys it takes, and its inverse cumulative distribution.
+
+    `at(u, p)` is the value below which a fraction u (0..1) of the draws lies; p holds the keys.
+    """
+
+    needs: tuple[str, ...]
+    takes: Mapping[str, float]  # optional keys and their defaults
+    at: Callable[[float, Mapping[str, Any]], Any]
+
+
+def _between(u: float, low: float, high: float) -> float:
+    return low + u * (high - low)
+
+
+def _log_uniform(u: float, p: Mapping[str, Any]) -> float:
+    return math.exp(_between(u, math.log(p["min"]), math.log(p["max"])))
+
+
+def _normal(u: float, p: Mapping[str, Any]) -> float:
+    return statistics.NormalDist().inv_cdf(u) * p["sigma"] + p["mu"]
+
+
+def _beta(u: float, p: Mapping[str, Any]) -> float:
+    from scipy import stats  # takes a second to import
+
+    return float(stats.beta.ppf(u, p["a"], p["b"]))
+
+
+def _int_uniform(u: float, p: Mapping[str, Any]) -> int:
+    return min(p["max"], p["min"] + math.floor(u * (p["max"] - p["min"] + 1)))
+
+
+def _choice(u: float, p: Mapping[str, Any]) -> Any:
+    if "probabilities" not in p:
+        return p["values"][min(len(p["values"]) - 1, math.floor(u * len(p["values"])))]
+    reached = itertools.accumulate(p["probabilities"])
+    return next((v for v, c in zip(p["values"], reached) if u < c), p["values"][-1])
+
+
+def _quantised(at: Callable) -> Callable:
+    def rounded(u: float, p: Mapping[str, Any]) -> float:
+        value = round(at(u, p) / p["q"]) * p["q"]
+        return int(value) if isinstance(p["q"], int) else value
+
+    return rounded
+
+
+def _family(name: str, needs: tuple[str, ...], takes: dict[str, float], at: Callable) -> dict:
+    return {
+        name: Distribution(needs, takes, at),
+        f"q_{name}": Distribution(needs, takes | {"q": 1}, _quantised(at)),
+    }
+
+
+ENDS = ("min", "max")
+_BELL = {"mu": 0, "sigma": 1}
+DISTRIBUTIONS: dict[str, Distribution] = {
+    "constant": Distribution(("value",), {}, lambda u, p: p["value"]),
+    "categorical": Distribution(("values",), {}, _choice),
+    "categorical_w_probabilities": Distribution(("values", "probabilities"), {}, _choice),
+    "int_uniform": Distribution(ENDS, {}, _int_uniform),
+    **_family("uniform", ENDS, {}, lambda u, p: _between(u, p["min"], p["max"])),
+    # min and max are exponents of e here, values in the one after it
+    **_family("log_uniform", ENDS, {}, lambda u, p: math.exp(_between(u, p["min"], p["max"]))),
+    **_family("log_uniform_values", ENDS, {}, _log_uniform),
+    # log(1/x) is uniform: the same draws as log_uniform
+    "inv_log_uniform": Distribution(
+        ENDS, {}, lambda u, p: math.exp(_between(u, -p["max"], -p["min"]))
+    ),
+    "inv_log_uniform_values": Distribution(ENDS, {}, _log_uniform),
+    **_family("normal", (), _BELL, _normal),
+    **_family("log_normal", (), _BELL, lambda u, p: math.exp(_normal(u, p))),
+    **_family("beta", (), {"a": 1, "b": 1}, _beta),
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a sweep: a name (nested ones joined by dots) and a distribution."""
+
+    name: str
+    distribution: str
+    spec: Mapping[str, Any]
+
+    @property
+    def varies(self) -> bool:
+        """Whether runs can differ in it."""
+        if self.distribution == "constant":
+            return False
+        return self.distribution not in ("categorical",) or len(self.spec["values"]) > 1
+
+    def at(self, u: float) -> Any:
+        """The value below which a fraction u of the draws lies, 0 < u < 1."""
+        return as_agents_say(DISTRIBUTIONS[self.distribution].at(u, self.spec))
+
+    def size(self) -> int:
+        """How many values a grid takes of it."""
+        p = self.spec
+        if self.distribution == "int_uniform":
+            return p["max"] - p["min"] + 1
+        if self.distribution == "q_uniform":
+            return math.ceil(min((p["max"] - p["min"]) / p["q"], 1e18))
+        return len(p.get("values", [None]))
+
+    def grid(self) -> list[Any] | None:
+        """All values in W&B's order; None when a grid cannot hold this distribution."""
+        p = self.spec
+        if self.distribution == "constant":
+            return [p["value"]]
+        if self.distribution == "categorical":
+            return list(p["values"])
+        if self.distribution == "int_uniform":
+            return list(range(p["min"], p["max"] + 1))
+        if self.distribution == "q_uniform":
+            return np.arange(p["min"], p["max"], p["q"]).tolist()  # without max, as W&B has it
+        return None
+
+    def ends(self) -> list[Any]:
+        """Values that Config must accept if it is to accept all: every choice, or both ends."""
+        if "values" in self.spec:
+            return list(self.spec["values"])
+        if self.distribution == "constant":
+            return [self.spec["value"]]
+        bounded = "min" in self.spec
+        return [self.at(0.0 if bounded else 0.001), self.at(1.0 if bounded else 0.999)]
+
+
+def as_agents_say(value: Any) -> Any:
+    """A value as it reaches a run: on its way through W&B 1.0 becomes 1."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [as_agents_say(v) for v in value]
+    if isinstance(value, dict):
+        return {k: as_agents_say(v) for k, v in value.items()}
+    return value
+
+
+# ---- the meaning
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep file means."""
+
+    path: str
+    question: str  # the first line of the file, a comment
+    name: str
+    program: str
+    method: str  # grid, random or bayes
+    metric: str
+    goal: str  # minimize or maximize
+    parameters: tuple[Parameter, ...]  # in W&B's order
+    command: tuple[str, ...]
+    run_cap: int | None
+    early_terminate: Mapping[str, Any] | None
+
+    @property
+    def varying(self) -> tuple[Parameter, ...]:
+        """The parameters in which runs differ."""
+        return tuple(p for p in self.parameters if p.varies)
+
+    @property
+    def better(self) -> Callable:
+        """min or max: which of several values of the metric is the best."""
+        return min if self.goal == "minimize" else max
+
+    def grid(self) -> list[dict[str, Any]]:
+        """All points in W&B's order: the last name varies fastest, and equal points are one."""
+        points = {}
+        names = [p.name for p in self.parameters]
+        for values in itertools.product(*(p.grid() or [] for p in self.parameters)):
+            point = dict(zip(names, map(as_agents_say, values)))
+            points.setdefault(repr(point), point)
+        return list(points.values())
+
+    def n_points(self) -> int:
+        """How many runs there will be. Raises UserError when they would never end."""
+        if self.method == "grid":
+            n = len(self.grid())
+            return n if self.run_cap is None else min(n, self.run_cap)
+        if self.run_cap is None:
+            raise UserError(
+                f"{self.path}: method {self.method} without run_cap never ends; add `run_cap: 20` "
+                "or as many runs as you can afford"
+            )
+        return self.run_cap
+
+    def meaning(self) -> dict[str, Any]:
+        """What must stay the same when a sweep is continued, as plain values."""
+        plain = asdict(self)
+        plain = {k: plain[k] for k in plain if k not in ("path", "question", "parameters")}
+        parameters = {
+            f"parameters.{p.name}": {"distribution": p.distribution} | dict(p.spec)
+            for p in self.parameters
+        }
+        return plain | {"command": list(self.command)} | parameters
+
+
+def nested(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point with its dotted names unfolded: {"a.b": 1} -> {"a": {"b": 1}}."""
+    out: dict[str, Any] = {}
+    for name, value in point.items():
+        *path, last = name.split(DELIMITER)
+        inner = out
+        for key in path:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+    return out
