@@ -11,7 +11,7 @@ ORDER = (
     "system",
     "knobs schedules config command_line",
     "data",
-    "activations models losses optimizers metrics filters shift evaluation training",
+    "activations models losses optimizers metric_table metrics filters shift evaluation training",
     "runs",
     "tracking",
     "loading",

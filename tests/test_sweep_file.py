@@ -12,9 +12,9 @@ import yaml
 from conftest import ROOT, program
 
 from emaae.config import Config
+from emaae.metric_table import SCORE
 from emaae.schedules import SCHEDULES
 from emaae.sweeps import file as sweep_file
-from emaae.sweeps.file import SCORE
 from emaae.sweeps.space import DISTRIBUTIONS, Parameter, nested
 from emaae.system.errors import UserError
 

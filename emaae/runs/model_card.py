@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from emaae import command_line
+from emaae.metric_table import BY_NAME
 from emaae.metrics import aim
 from emaae.system.files import read_json
 
 CARD = "MODEL_CARD.md"
-MEASURED = (
-    ("fvu", "fraction of variance unexplained, 0 is perfect"),
-    ("r_articulators", "mean correlation of the 12 articulator coordinates"),
-    ("sparsity", "fraction of encoding values that are exactly 0"),
-    ("live_sparsity", "the same, of the units that fire at all"),
-    ("l0", "units that are not 0, per frame"),
-    ("dead", "fraction of units that are never on"),
-    ("hoyer", "Hoyer's sparseness"),
-)
+MEASURED = ("fvu", "r_articulators", "sparsity", "live_sparsity", "l0", "dead", "hoyer")
 
 
 def model_card(folder: Path, run: str) -> str:
@@ -104,11 +97,11 @@ def _kept(get: Any) -> str:
 
 
 def _rows(metrics: Mapping[str, Any], split: str) -> str:
-    rows = [(f"{split}/{name}", meaning) for name, meaning in MEASURED]
-    rows += [(name, "") for name in sorted(metrics) if name.startswith(("shift/", "lowpass/"))]
+    names = [f"{split}/{name}" for name in MEASURED]
+    names += sorted(name for name in metrics if name.startswith(("shift/", "lowpass/")))
     return "\n".join(
-        f"| `{name}` | {_number(metrics[name])} | {meaning} |"
-        for name, meaning in rows
+        f"| `{name}` | {_number(metrics[name])} | {BY_NAME[name].words} |"
+        for name in names
         if isinstance(metrics.get(name), (int, float)) or metrics.get(name, 0) is None
     )
 

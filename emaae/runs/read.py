@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emaae.metric_table import SCORE
 from emaae.metrics import aim
 from emaae.system.errors import UserError
 from emaae.system.files import read_json
@@ -17,7 +18,6 @@ from emaae.system.files import read_json
 # How a run may end: well; with nothing left to do; or to go on, or not, with --resume.
 GOOD = ("finished", "early_stopped")
 ENDED = (*GOOD, "diverged")
-SCORE = "select/score"
 # In the copy of a promoted model: which run's it is.
 PROMOTED = "promoted.json"
 

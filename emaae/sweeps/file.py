@@ -15,6 +15,7 @@ from typing import Any
 
 from emaae.config import KNOBS, Config
 from emaae.knobs import nearest
+from emaae.metric_table import BY_NAME, COUNTS, SCORE, each_epoch
 from emaae.sweeps.document import Document, Finding
 from emaae.sweeps.space import DELIMITER, DISTRIBUTIONS, ENDS, Parameter, Sweep, as_agents_say
 from emaae.system.errors import UserError
@@ -37,16 +38,6 @@ MACROS = (
 )
 COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 
-# What a run logs: once at its end, and in every epoch.
-SCORE = "select/score"
-PER_EPOCH = frozenset(
-    [f"train/{name}" for name in ("loss", "mse", "penalty", "sparsity")]
-    + [
-        f"val/{name}"
-        for name in ("loss", "mse", "fvu", "penalty", "score", "sparsity", "l0", "active_mean")
-        + ("dead", "hoyer", "r_articulators", "r/pitch", "live_sparsity", "persistence_within")
-    ]
-)
 MOST_POINTS = 100_000
 # Every combination is tried on Config; beyond this many the first ones stand for the rest.
 COMBINATIONS_CHECKED = 10_000
@@ -171,18 +162,27 @@ class _Examiner:
             self.report(("metric", "target"), message, warning=True)
         name = metric["name"]
         goal = self._one_of(("metric", "goal"), metric.get("goal", "minimize"), GOALS)
-        where = ("metric", "name")
         if Path(str(self.content.get("program", "train.py"))).name == "train.py":
-            if name in PER_EPOCH:
-                message = f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is "
-                self.report(where, message + "logged once, for the selected weights", warning=True)
-            elif name != SCORE:
-                hint = nearest(name, (SCORE, *PER_EPOCH))
-                self.report(where, f"{name!r} is not logged by runs; use {SCORE}{hint}")
-            lower = name in (SCORE, "val/score", "val/fvu", "val/loss", "val/mse", "train/loss")
-            if lower and goal == "maximize":
-                self.report(("metric", "goal"), f"{name} is better when lower; write minimize")
+            self._check_metric(name, goal)
         return name, goal or "minimize"
+
+    def _check_metric(self, name: str, goal: str | None) -> None:
+        where = ("metric", "name")
+        metric = BY_NAME.get(name)
+        if metric is None or metric.range == COUNTS:
+            hint = nearest(name, BY_NAME)
+            self.report(where, f"{name!r} is not logged by runs; use {SCORE}{hint}")
+            return
+        if each_epoch(name):
+            message = f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is "
+            self.report(where, message + "logged once, for the selected weights", warning=True)
+        elif name.startswith("test/"):
+            message = "chooses by the split that is kept for the final numbers; choose by val"
+            self.report(where, message, warning=True)
+        wrong = {"lower": "maximize", "higher": "minimize"}.get(metric.better)
+        if wrong and goal == wrong:
+            right = next(other for other in GOALS if other != goal)
+            self.report(("metric", "goal"), f"{name} is better when {metric.better}; write {right}")
 
     def _parameters(self, tree: dict, path: tuple, where: tuple) -> Iterator[Parameter]:
         for name, spec in sorted(tree.items()):
@@ -325,8 +325,8 @@ class _Examiner:
                 return None
         if "strict" not in spec:
             self.report(where, "say `strict: true` or `false`: W&B documents both", warning=True)
-        if metric == SCORE:
-            message = f"{SCORE} is logged once, at the end, so that hyperband never stops a run; "
+        if metric in BY_NAME and not each_epoch(metric):
+            message = f"{metric} is logged once, at the end, so that hyperband never stops a run; "
             self.report(where, message + "take val/score as the metric", warning=True)
         return spec
 

@@ -1,0 +1,86 @@
+"""One table says what a metric is; whoever speaks of metrics takes its words."""
+
+import json
+
+import pytest
+from conftest import ROOT, program
+
+from analysis import report_data, summary
+from emaae.metric_table import BY_NAME, METRICS, each_epoch, tables
+from emaae.runs import console, model_card
+
+
+def test_each_name_stands_once():
+    names = [name for metric in METRICS for name in metric.full_names()]
+    assert len(names) == len(set(names))
+
+
+def test_every_metric_has_words_and_a_meaning():
+    for metric in METRICS:
+        assert metric.words
+        assert metric.meaning
+        assert "|" not in metric.meaning
+
+
+def test_what_is_shown_is_known():
+    shown = [f"val/{name}" for name in (*console.SHOWN, *model_card.MEASURED)]
+    shown += [*console.TOLERANCE, *report_data.METRICS, *report_data.PER_EPOCH]
+    shown += [f"test/{name}" for name in report_data.SELECTED]
+    shown += [name.replace("*", "test") for name in summary.COLUMNS.values()]
+    assert set(shown) <= set(BY_NAME)
+
+
+def test_what_is_logged_when():
+    assert each_epoch("val/fvu/pitch")
+    assert each_epoch("alpha")
+    assert not each_epoch("test/fvu")
+    assert not each_epoch("shift/persistence")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("shift/persistence", ""),
+        ("test/fvu", "warning: metric.name: chooses by the split that is kept"),
+        ("val/noise_gain", "warning: metric.name: val/noise_gain is logged every epoch"),
+        ("val/fvu/pitch", "warning: metric.name: val/fvu/pitch is logged every epoch"),
+        ("val/density_log10", "metric.name: 'val/density_log10' is not logged by runs"),
+        ("val/fuv", "metric.name: 'val/fuv' is not logged by runs; use select/score; did you mean"),
+    ],
+)
+def test_a_sweep_may_optimise_what_is_a_number(tmp_path, name, says):
+    path = tmp_path / "s.yaml"
+    goal = "maximize" if name == "shift/persistence" else "minimize"
+    parameters = "parameters: {alpha: {values: [0.1, 0.2]}}"
+    path.write_text(f"method: grid\nmetric: {{name: {name}, goal: {goal}}}\n{parameters}\n")
+    done = program("-m", "emaae", "lint", str(path))
+    assert says in done.stdout
+    assert bool(done.stdout.strip()) == bool(says)
+
+
+def test_the_direction_of_a_goal_is_that_of_the_metric(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "method: grid\nmetric: {name: shift/persistence, goal: minimize}\n"
+        "parameters: {alpha: {values: [0.1, 0.2]}}\n"
+    )
+    done = program("-m", "emaae", "lint", str(path))
+    assert "shift/persistence is better when higher; write maximize" in done.stdout
+
+
+def test_the_documentation_has_the_tables():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    for table in tables():
+        assert table in text, "print the tables by `python -m emaae.metric_table`"
+
+
+def test_metrics_that_a_run_logs_are_in_the_table(tmp_path):
+    flags = ("--epochs=1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
+    program("train.py", *flags, f"--out_dir={tmp_path}", "--run_name=r")
+    row = json.loads((tmp_path / "r" / "history.jsonl").read_text())
+    final = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    final.pop("status")
+    assert set(row) | set(final) <= set(BY_NAME)
+    assert all(map(each_epoch, row))
+    assert not any(map(each_epoch, final))
