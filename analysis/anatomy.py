@@ -1,4 +1,4 @@
-"""What is inside one model? Kernels, the decoder's primitives, and its answer to an utterance."""
+"""The inside of one model: kernels, the decoder's primitives, the encoding of an utterance."""
 
 from dataclasses import dataclass
 

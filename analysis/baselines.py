@@ -1,4 +1,4 @@
-"""What does an encoding reach that was not learnt by this program? Four rivals at any sparsity.
+"""Four encodings that were not learnt here, at any sparsity, for comparison.
 
 - `one frame`: random projections of single frames, each less a threshold of its own, ReLU.
 - `smoothed`: the same, smoothed by a Hann window first.

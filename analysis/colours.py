@@ -1,4 +1,4 @@
-"""Which colour is a schedule? The same one in every figure and report."""
+"""The colour of each schedule: the same one in every figure and report."""
 
 from emaae.schedules import SCHEDULES
 

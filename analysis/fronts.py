@@ -1,4 +1,4 @@
-"""Which runs are not beaten, and by how much do they beat nothing? Fronts of two costs.
+"""Pareto fronts of two costs, and their hypervolume.
 
 A point is (fvu, 1 - sparsity), both better when lower. Points with an undefined value are left out.
 """

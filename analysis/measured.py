@@ -1,4 +1,4 @@
-"""What does an encoding cost, utterance by utterance, so that utterances can be resampled?
+"""The costs of an encoding, utterance by utterance, so that utterances can be resampled.
 
 The definitions are those of `emaae.metrics` and `emaae.shift`; here their sums are kept apart for
 each utterance. U utterances, D channels, C units, L lags.

@@ -1,4 +1,4 @@
-"""What does a figure show? One function per figure: it takes axes and runs, and returns the axes.
+"""One function per figure: it takes axes and runs, and returns the axes.
 
 So a notebook puts a paper's figure together from them:
 

@@ -1,4 +1,4 @@
-"""Which numbers does the report page hold? Everything that its panels draw, each number once.
+"""The numbers of the report page: everything that its panels draw, each number once.
 
 Runs become rows that refer to shared lists (settings, colours, columns); the page puts together
 from them what is being looked at. NaN is null, and numbers keep five digits.

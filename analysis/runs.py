@@ -1,4 +1,4 @@
-"""What did the runs leave? Read once, for every table, figure and page.
+"""What runs left, read once for every table, figure and page.
 
 A run is a folder here or a run on W&B; both become a `Run`. What is missing or broken of a run is
 left out, so that a sweep can be looked at while it goes on and after parts of it went wrong.

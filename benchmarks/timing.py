@@ -1,4 +1,4 @@
-"""How is something timed on a machine that others use too?
+"""Timing on a machine that others use too.
 
 Candidates take turns, so that all of them meet the same disturbances; the turns in which other
 processes took more than a tenth of the CPU do not count; what counts are medians and their ratios.

@@ -1,4 +1,4 @@
-"""What ends the encoder? A ReLU, or one that keeps the largest values of a batch alone."""
+"""What ends the encoder: a ReLU, or an activation that keeps only the largest values."""
 
 import torch
 from einops import rearrange

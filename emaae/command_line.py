@@ -1,4 +1,4 @@
-"""Where do the values of a run come from? Flags, the environment, a sweep, and files.
+"""Where the values of a run come from: flags, the environment, a sweep, and files.
 
 Flags win over the environment, and a sweep's values over flags; a run that is resumed and a
 model_config.json fill in what was not given.

@@ -1,4 +1,4 @@
-"""What can be turned? Every knob of a run, once.
+"""Every knob of a run, once.
 
 A field of `Config` is a flag of `train.py`, a parameter of a sweep file, a key of the W&B config
 and a key of `config.json`, all spelt the same. `emaae.command_line` says where values come from.

@@ -1,4 +1,4 @@
-"""What are the numbers of a model on a split?"""
+"""The metrics of a model on a split."""
 
 import torch
 

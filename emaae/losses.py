@@ -1,4 +1,4 @@
-"""What is minimised? (1 - alpha) * (mse + beta * slow) + alpha * penalty (+ weight penalty).
+"""The loss: (1 - alpha) * (mse + beta * slow) + alpha * penalty (+ weight penalty).
 
 Every term is a ratio of sums over real frames. The sums are kept apart from the ratio, so that a
 batch and a whole split are measured by the same code: add the sums, divide once.

@@ -1,4 +1,4 @@
-"""How well does a model reconstruct a split, and how sparse is its encoding?
+"""How well a model reconstructs a split, how sparse its encoding is, and the score of both.
 
 Sums over real frames are collected batch by batch on the device and divided once, so no number
 depends on padding, batch size or file order. Undefined values are NaN.

@@ -1,4 +1,4 @@
-"""What is the model? A stride-1 convolutional autoencoder with a sparse, over-complete encoding."""
+"""The model: a stride-1 convolutional autoencoder with a sparse, over-complete encoding."""
 
 import os
 from typing import NamedTuple

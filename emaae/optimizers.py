@@ -1,4 +1,4 @@
-"""How does a step move the weights: by which optimiser, at which learning rate?"""
+"""The optimisers and the learning rate."""
 
 import math
 from collections.abc import Callable, Iterable

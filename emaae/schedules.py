@@ -1,4 +1,4 @@
-"""What is alpha, the weight of the sparsity penalty, at an epoch? And the fraction of top k?
+"""Alpha, the weight of the sparsity penalty, and the fraction of top k, epoch by epoch.
 
 Open-loop schedules are plain functions of t, the number of epochs since the schedule began, so
 a continued run has nothing to restore. The two adaptive ones carry a small state of plain

@@ -1,4 +1,4 @@
-"""How tolerant is an encoding to small shifts in time, and what is left of the signal in it?
+"""How tolerant an encoding is to small shifts in time, and what is left of the signal in it.
 
 A stride-1 convolutional encoder E follows a shift by whole frames exactly. How little such a shift
 changes its encoding is therefore how similar the encoding is to itself some frames later. Shifts

@@ -1,4 +1,4 @@
-"""How is a model trained? The epoch loop, selection, early stopping and the two alpha phases."""
+"""Training: the epoch loop, selection, early stopping and the two alpha phases."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""How do whole corpora go through a model? In windows, so that no length needs more memory.
+"""Encoding and decoding whole corpora, in windows, so that long utterances need no more memory.
 
 A window is some frames of an utterance and, on either side, those that its own frames see through
 the convolutions (half a receptive field). What is computed for its own frames is what the whole

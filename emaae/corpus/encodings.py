@@ -1,4 +1,4 @@
-"""How are encodings kept? A tree of .npz files like the one they were made from.
+"""The files of encodings: a tree of .npz like the one they were made from.
 
     OUT/103/1240/103-1240-0000.npz         key `features`, (T, units) float32 or float16
     OUT/103/1240/103-1240-0000_times.npz   key `times`, (T, 2), seconds, both columns increasing

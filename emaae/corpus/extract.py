@@ -1,4 +1,4 @@
-"""How does audio become features? Through SPARC (Cho et al. 2024, arXiv 2406.12998), model "en".
+"""Features from audio, by SPARC (Cho et al. 2024, arXiv 2406.12998), model "en".
 
 WavLM's ninth layer, low-passed at 10 Hz, gives the articulators, CREPE the pitch, and the waveform
 the loudness. SPARC is an optional extra, imported when it is needed. Two things in it are gone

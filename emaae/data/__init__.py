@@ -1,4 +1,4 @@
-"""Where do the frames come from? Feature trees, buckets and the generated demo data."""
+"""The frames of a run: from feature trees, buckets or the generated demo data."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""In which order, and with which neighbours, do utterances reach the model?"""
+"""The order in which utterances reach the model, and their batches."""
 
 from collections.abc import Iterator
 

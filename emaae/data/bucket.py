@@ -1,4 +1,4 @@
-"""How are features read from an S3 bucket?
+"""Features from an S3 bucket.
 
 The connection and the format are cottoncandy's (`upload_raw_array`). Credentials and endpoint are
 those of every other S3 program: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,

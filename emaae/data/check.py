@@ -1,4 +1,4 @@
-"""Is a tree of features what it should be? Everything that is wrong with it, the worst first.
+"""Everything that is wrong with a tree of features, the worst first.
 
 An error is what a run refuses, or what makes its numbers mean something else; a warning is what may
 be meant.

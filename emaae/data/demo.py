@@ -1,4 +1,4 @@
-"""What can be trained on when no recordings are at hand? A generated corpus of speech.
+"""A generated corpus of speech, to train on when no recordings are at hand.
 
 A score of overlapping gestures drives twelve articulators through task dynamics (Saltzman & Munhall
 1989, Ecological Psychology 1:333-382); loudness and pitch follow from the same phones. The corpus

@@ -1,4 +1,4 @@
-"""How is a tree of feature files read? One .npz per utterance, as the extractor writes them."""
+"""Feature trees: one .npz per utterance, as the extractor writes them."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""How is an .npz read that nobody vouches for? Its headers first, then one array of numbers.
+"""Reading an untrusted .npz: its headers first, then one array of numbers.
 
 An archive may claim any size, hold any number of arrays, and inflate a thousandfold. So nothing is
 inflated before the headers of archive and array agree on a size that is within `MOST_BYTES`, and no

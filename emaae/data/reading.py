@@ -1,4 +1,4 @@
-"""How are the utterances of a split read? One by one, or by several processes at once."""
+"""Reading the utterances of a split, one by one or by several processes."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What is a split? Its utterances end to end in one array, with their names and offsets."""
+"""A split: its utterances end to end in one array, with their names and offsets."""
 
 import functools
 import hashlib

@@ -1,4 +1,4 @@
-"""How do all runs of a machine share one copy of their data? Packed once, then mapped.
+"""One copy of the data for all runs of a machine: packed once, then memory-mapped.
 
 CACHE/<source>/<state>/ holds `frames`, the utterances end to end as raw numbers, and `index.json`:
 names, lengths, digests and moments. <source> is a digest of where the data come from and of their

@@ -1,4 +1,4 @@
-"""How are weights kept and found again?"""
+"""Weights and training states on disk: written whole or not at all, read with checks."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What does a run leave behind? OUT_DIR/RUN, complete without a network."""
+"""The folder of a run, OUT_DIR/RUN: complete without a network."""
 
 import contextlib
 import importlib.metadata

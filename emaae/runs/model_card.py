@@ -1,4 +1,4 @@
-"""What should who meets a model know of it? The MODEL_CARD.md beside a promoted model."""
+"""The MODEL_CARD.md beside a promoted model."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How are the original project's files read and written?
+"""The original project's files, read and written.
 
 There a block is batch normalisation, convolution, ReLU, the last one too, and nothing standardises
 the input. Its names of the tensors are ours, block by block:

@@ -1,4 +1,4 @@
-"""What does a reconstruction look like? Truth and prediction of utterances, kept and drawn."""
+"""Truth and prediction of a few utterances, kept and drawn."""
 
 from dataclasses import dataclass
 from pathlib import Path

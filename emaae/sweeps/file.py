@@ -1,4 +1,4 @@
-"""What does a sweep file ask for?
+"""Sweep files: what they ask for, and what is wrong with them.
 
 A sweep file is a YAML file of Weights & Biases. YAML and W&B both take much that does not mean what
 it seems to, so `check` reads with line numbers and says what is wrong where; `read` gives the

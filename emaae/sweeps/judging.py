@@ -1,4 +1,4 @@
-"""How good is a run, at its end and on the way?"""
+"""How good a run is, at its end and on the way."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Which point of a sweep is next, and whose is it? A queue that any number of runners share.
+"""The queue of a sweep's points, which any number of runners share.
 
 The queue is an Optuna study. A trial is an attempt at a point: whoever creates it claims the point,
 and of two claims to the same attempt the one with the lower number holds. Storages number trials

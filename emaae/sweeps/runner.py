@@ -1,4 +1,4 @@
-"""How does a sweep run without a server?
+"""Running a sweep without a server.
 
 `python -m emaae sweep FILE.yaml` takes the file that `wandb sweep` takes and starts its program as
 `wandb agent` does, one process for each point. Points come from a queue that any number of runners

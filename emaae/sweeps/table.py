@@ -1,4 +1,4 @@
-"""How do the points of a sweep stand? As a table, in a terminal that is redrawn, and as CSV."""
+"""The points of a sweep as a table: in a terminal that is redrawn, and as CSV."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""Where does it run, and in which precision?"""
+"""The device and the precision of a run."""
 
 import ctypes
 import os

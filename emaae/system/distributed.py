@@ -1,4 +1,4 @@
-"""Who else computes this? The other processes of a run that torchrun started; usually nobody.
+"""The other processes of a run that torchrun started, if it did.
 
     torchrun --nproc_per_node=4 train.py ...
 

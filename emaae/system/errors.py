@@ -1,4 +1,4 @@
-"""What does a user see when something they gave is wrong? One line, and exit status 2."""
+"""Usage errors: one line, and exit status 2."""
 
 import contextlib
 import os

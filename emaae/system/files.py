@@ -1,4 +1,4 @@
-"""How is a file opened that nobody vouches for? As a plain file, and no larger than it can be."""
+"""Opening untrusted files: plain files only, and no larger than they can be."""
 
 import fcntl
 import hashlib

@@ -1,4 +1,4 @@
-"""How does someone who waits see that it goes on? A bar in a terminal, plain lines elsewhere."""
+"""Progress: a bar in a terminal, plain lines elsewhere."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""What happens when a program is told to stop? It ends where nothing is half done.
+"""Stopping on a signal, where nothing is half done.
 
 Job schedulers send SIGTERM or SIGUSR1 some time before they kill, closed terminals SIGHUP, Ctrl-C
 SIGINT. Each becomes `Interrupted`, at once or at the end of the `uninterrupted` block that the

@@ -1,1 +1,1 @@
-"""How does Weights & Biases hear of a run? The only package below emaae that imports wandb."""
+"""Weights & Biases: the only package of emaae that imports wandb."""

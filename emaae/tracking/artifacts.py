@@ -1,4 +1,4 @@
-"""Which artifacts does a run's folder become? The same ones at its end and when uploaded later."""
+"""The artifacts of a run: the same at its end and when it is uploaded later."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""How do runs come back from W&B? As what their folders hold, for `analysis`."""
+"""Runs from W&B, in the form of their folders, for `analysis`."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Which model of a sweep or project is best, and how does it get to where it is used?
+"""The best model of a sweep or project: promoting it, and getting it to where it is used.
 
 A sweep is a path on W&B, ENTITY/PROJECT[/SWEEP], or the folder of a local one. On W&B the best
 model stands in one collection per sweep or project under the alias `best`; locally it is copied to

@@ -1,4 +1,4 @@
-"""How is a run followed on W&B while it goes on?"""
+"""Following a run on W&B while it goes on."""
 
 import contextlib
 import logging

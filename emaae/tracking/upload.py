@@ -1,4 +1,4 @@
-"""How does W&B get what it does not have yet? Offline runs, lost uploads, a local sweep."""
+"""Sending W&B what it lacks: offline runs, lost uploads, a local sweep."""
 
 import re
 import subprocess
