@@ -1,4 +1,4 @@
-"""The step that ours is compared with: the textbook training step: padded random batches, nn.Conv1d, float32.
+"""The step that ours is compared with: the textbook one, padded random batches, nn.Conv1d, float32.
 
 A stack of convolutions and ReLUs of the same widths and kernels as ours, a masked loss, AdamW as it
 comes. It is used here only.
