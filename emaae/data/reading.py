@@ -1,18 +1,18 @@
 """Reading the utterances of a split, one by one or by several processes."""
 
 import hashlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from multiprocessing.connection import Connection
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from emaae.data.features import CHANNELS, LOUDNESS, FeatureFile, check_identity
 from emaae.system.errors import BadFile, UserError
-from emaae.system.signals import SIGNALS, when_the_parent_ends
+from emaae.system.signals import SIGNALS
 
 # Fewer files are read before the processes that would share them have begun.
 FILES_FOR_PROCESSES = 500
@@ -136,56 +136,58 @@ def _in_order(files: Sequence[FeatureFile], connected: Callable) -> Iterator:
 
 
 def _in_processes(parts: Sequence, connect: Callable[[], Callable]) -> Iterator:
-    """What `connect()` makes of each part, in order, by several processes."""
-    loader = DataLoader(
-        _Parts(parts, connect),
-        batch_size=None,
-        num_workers=min(max(2, len(os.sched_getaffinity(0))), MAX_PROCESSES),
-        # A new interpreter would import torch before it could read.
-        multiprocessing_context="fork",
-        collate_fn=_unchanged,
-        worker_init_fn=_end_with_the_parent,
-        generator=torch.Generator(),  # the seeds of workers are not drawn from the run's numbers
-    )
+    """What `connect()` makes of each part, in order.
+
+    Process i of n does the parts i, i + n, ... and writes to a pipe of its own: it waits when it is
+    far ahead, and ends by itself when nobody reads any more, even after a SIGKILL.
+    """
+    n = min(max(2, len(os.sched_getaffinity(0))), MAX_PROCESSES)
+    # Forked, as torch's own loaders are: a new interpreter would import torch before it could read.
+    fork = multiprocessing.get_context("fork")
+    readers, processes = [], []
     try:
-        for answer in loader:
+        for i in range(n):
+            reader, writer = fork.Pipe(duplex=False)
+            readers.append(reader)
+            args = (parts[i::n], connect, writer, readers)
+            processes.append(fork.Process(target=_work, args=args, daemon=True))
+            processes[-1].start()
+            writer.close()
+        for i in range(len(parts)):
+            try:
+                answer = readers[i % n].recv()
+            except EOFError:
+                raise UserError(
+                    "a process that reads features ended early: if nothing is said above, it was "
+                    "killed, probably for lack of memory; free some and start again"
+                ) from None
             if isinstance(answer, UserError):
                 raise answer
             yield answer
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            "a process that reads features ended early: if nothing is said above, it was "
-            "killed, probably for lack of memory; free some and start again"
-        ) from None
+    finally:
+        for process in processes:
+            process.kill()
+        for process, reader in zip(processes, readers):
+            process.join()
+            reader.close()
 
 
-class _Parts(Dataset):
-    """What is made of each part; a UserError is a value, since others would get a traceback."""
-
-    def __init__(self, parts: Sequence, connect: Callable[[], Callable]):
-        self.parts, self.connect = parts, connect
-        self.work: Callable | None = None
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, i: int) -> Any:
-        try:
-            self.work = self.work or self.connect()  # once in each process
-            return self.work(self.parts[i])
-        except UserError as error:
-            return error
-
-
-def _unchanged(some: Any) -> Any:
-    return some
-
-
-def _end_with_the_parent(_: int) -> None:
-    # Signals reach all processes of the group: workers ignore them, and the parent stops them.
+def _work(
+    parts: Sequence,
+    connect: Callable[[], Callable],
+    writer: Connection,
+    readers: Sequence[Connection],
+) -> None:
+    for reader in readers:
+        reader.close()  # the parent's: a pipe breaks when nobody else could read it
+    # Told to stop is the whole group: the parent ends its processes itself.
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # A parent that was killed does not; and a worker that still has something to hand over waits.
-    when_the_parent_ends(signal.SIGKILL)
+    try:
+        work = connect()
+        for part in parts:
+            writer.send(work(part))
+    except UserError as error:
+        writer.send(error)
+    except BrokenPipeError:
+        pass

@@ -10,9 +10,11 @@ anything.
 """
 
 import contextlib
+import ctypes
 import functools
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -72,8 +74,7 @@ def joined() -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous
 
     launcher = os.getppid()
-    # torchrun passes on SIGTERM, but SIGKILL and SIGUSR1 end it.
-    signals.when_the_parent_ends(signal.SIGTERM)
+    _end_with_the_launcher()
     store, _Group.rank, _Group.size = next(rendezvous("env://", timeout=PATIENCE))
     dist.init_process_group(
         # What the processes tell each other is in main memory, what they compute where they do.
@@ -133,6 +134,13 @@ def _plainly(error: BaseException) -> BaseException:
         "another process of this run is gone, killed perhaps for lack of memory: free some, or "
         "start fewer by --nproc_per_node; --resume goes on from what was kept"
     )
+
+
+def _end_with_the_launcher() -> None:
+    """Be told to stop when torchrun dies: it passes on SIGTERM, but SIGKILL and SIGUSR1 end it."""
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 # ---- what they tell each other

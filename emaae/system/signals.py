@@ -6,9 +6,7 @@ program is in. Whoever presses Ctrl-C a second time wants the end now and gets i
 """
 
 import contextlib
-import ctypes
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -84,10 +82,3 @@ def interrupt() -> NoReturn:
     _asked.at = _asked.at or time.monotonic()
     _asked.pending = False
     raise Interrupted
-
-
-def when_the_parent_ends(number: int) -> None:
-    """Send this process a signal when its parent ends, even by SIGKILL; on Linux alone."""
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
-        ctypes.CDLL(None).prctl(set_death_signal, number)
