@@ -1,7 +1,7 @@
 """Which charts compare alpha schedules on W&B? `python -m analysis.workspace ENTITY/PROJECT`.
 
 It saves them as a new view of the project's workspace; `--dry-run` prints the view as JSON instead,
-without a network. The metrics are those that runs log, by the names in the README's table.
+without a network. The metrics are those that runs log, by the names in docs/metrics.md.
 """
 
 import argparse

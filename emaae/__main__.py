@@ -144,7 +144,7 @@ def encode(args: argparse.Namespace) -> None:
     skip = args.on_bad_file == "skip"
     with opened(args.model, args.device or "auto") as (model, made_by):
         done = encode_tree(model, listing, Path(args.out), args.format, made_by, skip_broken=skip)
-    print(done.told(args.out))
+    print(done.summary(args.out))
 
 
 def decode(args: argparse.Namespace) -> None:
@@ -155,7 +155,7 @@ def decode(args: argparse.Namespace) -> None:
 
     with opened(args.model, args.device or "auto") as (model, made_by):
         done = decode_tree(model, args.encodings, Path(args.out), made_by, recursive=args.recursive)
-    print(done.told(args.out))
+    print(done.summary(args.out))
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from emaae.system.files import read_json
 def from_args(argv: Sequence[str] | None = None, sweep: Mapping[str, Any] | None = None) -> Config:
     """The config of a command line, the environment and, when a sweep runs it, its values.
 
-    A sweep's values win over flags. Where the data are and where a run goes may also be said
+    A sweep's values win over flags. Where the data are and where a run goes may also be given
     by variables such as EMAAE_TRAIN_DIR, over which flags win: so one sweep file serves every
     machine. Raises UserError; `--help` prints and exits.
     """
@@ -192,8 +192,8 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
             )
     loss = {}
     if values.get("eval_only"):
-        told = {name: value for name, value in found.items() if value is not None}
-        loss = read_knobs(path, told, LOSS)
+        given = {name: value for name, value in found.items() if value is not None}
+        loss = read_knobs(path, given, LOSS)
         # A schedule has moved alpha since; the end of a run tells where it was selected.
         metrics = Path(path).parent / "metrics.json"
         selected = read_json(metrics) if os.path.isfile(metrics) else {}

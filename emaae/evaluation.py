@@ -21,7 +21,7 @@ def evaluate(
     target_sparsity: float = 0.9,
     target_persistence: float = 0.9,
 ) -> dict[str, float | list[int]]:
-    """Every metric of a split, as one row; the README's table says what each means.
+    """Every metric of a split, as one row; docs/metrics.md says what each means.
 
     Tolerance to shifts is measured on a sample of the utterances, everything else on all of them.
 

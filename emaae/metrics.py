@@ -80,7 +80,7 @@ class SparsitySums:
         return self.active / self.n_frames
 
     def compute(self) -> dict[str, float]:
-        """sparsity, live_sparsity, l0, active_mean, dead, hoyer, see the README's table."""
+        """sparsity, live_sparsity, l0, active_mean, dead, hoyer, see docs/metrics.md."""
         n_units, n_frames = len(self.active), float(self.n_frames)
         n_live, n_active = int((self.active > 0).sum()), float(self.active.sum())
         sparsity = 1 - n_active / (n_units * n_frames)

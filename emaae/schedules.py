@@ -139,7 +139,7 @@ class AlphaSchedule:
         return OPEN_LOOP[self.name](t, self.ramp)
 
     def observe(self, mse: float, sparsity: float) -> None:
-        """Tell the schedule what the last training epoch measured; non-finite news is ignored."""
+        """Follow what the last training epoch measured; what is not finite is ignored."""
         if self.name == "target_sparsity" and math.isfinite(sparsity):
             self.state["alpha"] = target_sparsity_step(
                 self.state.get("alpha", self.ramp.start),
@@ -149,9 +149,9 @@ class AlphaSchedule:
                 ceiling=self.ramp.end,
             )
         elif self.name == "geco" and math.isfinite(mse):
-            news = mse - self.epsilon
-            average = self.state.get("constraint", news)
-            average = GECO_DECAY * average + (1 - GECO_DECAY) * news
+            error = mse - self.epsilon
+            average = self.state.get("constraint", error)
+            average = GECO_DECAY * average + (1 - GECO_DECAY) * error
             self.state["constraint"] = average
             self.state["mu"] = geco_step(
                 self.state.get("mu", self._first_mu()),

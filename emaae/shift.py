@@ -316,7 +316,7 @@ def shift_tolerance(
 ) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
     """Every metric of this module on a whole split, and the curves that they are points of.
 
-    The README's table says what each metric means. The curves are self-similarity over lags, gain
+    docs/metrics.md says what each metric means. The curves are self-similarity over lags, gain
     over shifts, and the fvu after smoothing over cutoffs, each of the encoding and of the input.
     The model is measured in evaluation mode and left in the mode it was in.
     """
@@ -332,10 +332,10 @@ def shift_tolerance(
     similarity_x, covariance_x = SelfSimilaritySums(LAGS), CovarianceSums()
     moved_z, moved_x, inequivariance = ChangeSums(), ChangeSums(), ChangeSums()
     smooth_z, smooth_x = ChangeSums(), ChangeSums()
-    everything = progress(
+    utterances = progress(
         _utterances(model, split), "shift tolerance", total=len(split), unit="utterances"
     )
-    for name, raw in everything:
+    for name, raw in utterances:
         shifted = filtered(raw, shifts)
         x, x_shifted = model.standardise(raw), model.standardise(shifted)
         z, *z_shifted = model.encode(torch.cat([raw[None], shifted]))
@@ -356,15 +356,15 @@ def shift_tolerance(
 
     live, similar = found.z.live, found.similarity
     similarity = similar.curve(live)
-    # What the decoder hears of each unit.
-    heard = torch.where(live, found.z.variance * model.unit_norms().double().square(), 0.0)
+    # How much of each unit the decoder reads.
+    weights = torch.where(live, found.z.variance * model.unit_norms().double().square(), 0.0)
     input_similarity = similarity_x.curve(found.x.live)
     gain = (moved_z.compute() / moved_x.compute()).sqrt().expand(len(SHIFTS))
     fvu_z, fvu_x = smooth_z.compute(), smooth_x.compute()
     encoding = {f"shift/{key}": value for key, value in found.compute().items()} | {
         "shift/half_life_ms": half_life_ms(similarity),
         "shift/persistence": half_life_ms(similarity) / half_life_ms(input_similarity),
-        "shift/persistence_weighted": half_life_ms(similar.curve(heard))
+        "shift/persistence_weighted": half_life_ms(similar.curve(weights))
         / half_life_ms(input_similarity),
         "shift/persistence_null": persistence_null(model, split, found.live_sparsity()),
         "shift/gain_10ms": float(gain[half]),

@@ -245,7 +245,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
     """All epochs that are left; returns the status."""
     objective = Objective.of(config)
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
-    model, selection, phase, news = state.model, state.selection, state.phase, ""
+    model, selection, phase, note = state.model, state.selection, state.phase, ""
     falls = config.early_stop and config.lr_schedule != "constant"
 
     while state.epoch < config.epochs and not state.stopped:
@@ -255,7 +255,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
         k = config.k_fraction_at(state.epoch)
         if model.gate:
             model.gate.k = k
-        measured = train_epoch(state, train, objective, alpha, config, run, news)
+        measured = train_epoch(state, train, objective, alpha, config, run, note)
         validated = evaluate(
             model,
             val,
@@ -305,7 +305,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
         if improved:
             run.keep_best(model, selection.metrics())
         run.keep_last(state.state_dict, now=over)
-        news = (
+        note = (
             f"fvu {validated['fvu']:.4f}, sparsity {validated['sparsity']:.3f}, alpha {alpha:.3f}"
         )
     return "early_stopped" if state.stopped else "finished"
@@ -318,11 +318,11 @@ def train_epoch(
     alpha: float,
     config: Config,
     run: Run,
-    news: str = "",
+    note: str = "",
 ) -> dict[str, float]:
     """The rest of one pass over a split; loss, mse, penalty and sparsity pooled over its frames.
 
-    `news` stands behind the progress bar. Sums stay on the device until the pass is over, so that
+    `note` stands behind the progress bar. Sums stay on the device until the pass is over, so that
     no step waits for the one before.
     """
     model, optimizer = state.model.train(), state.optimizer
@@ -335,7 +335,7 @@ def train_epoch(
         total=len(order),
         done=state.batch,
         unit="batches",
-        after=news,
+        after=note,
     ):
         optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):

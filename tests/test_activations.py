@@ -234,7 +234,9 @@ def test_a_model_of_before_has_a_relu(tmp_path):
 
 @pytest.mark.parametrize("activation", SPARSE)
 def test_the_original_format_cannot_say_it(tmp_path, activation):
-    with pytest.raises(UserError, match=f"activation {activation} cannot be said in the original"):
+    with pytest.raises(
+        UserError, match=f"activation {activation} cannot be expressed in the original"
+    ):
         export_original(model_of(activation), tmp_path / "o", {})
 
 

@@ -209,7 +209,7 @@ def test_what_reconstructions_lose_is_told(tmp_path, capsys):
 
 
 def test_a_layer_norm_cannot_be_exported(tmp_path):
-    with pytest.raises(UserError, match="norm layer cannot be said in the original format"):
+    with pytest.raises(UserError, match="norm layer cannot be expressed in the original format"):
         export_original(CNNAutoEncoder(13, 24, 2, 2, norm="layer"), tmp_path / "o", {})
     assert not (tmp_path / "o").exists()
 

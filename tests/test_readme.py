@@ -1,4 +1,4 @@
-"""The README is true: its commands run, and its tables and its tree are those of the code."""
+"""README and docs are true: their commands run, and their tables and tree are those of the code."""
 
 import json
 import re
@@ -14,9 +14,13 @@ from pages import blocks, copy_project, follow
 from emaae.config import KNOBS
 from emaae.schedules import SCHEDULES
 
-PAGE = ROOT / "README.md"
-README = PAGE.read_text(encoding="utf-8")
-# Appended to the README's training commands, which are for more patient readers.
+README = ROOT / "README.md"
+# In the order in which their commands build on each other; tests/test_guide.py has the guide's.
+NAMES = ("features", "training", "runs", "sweeps", "analysis", "models", "metrics", "architecture")
+PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
+TEXT = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
+LINKED = [*PAGES, ROOT / "docs" / "guide.md", ROOT / "SECURITY.md", ROOT / "analysis/FINDINGS.md"]
+# Appended to the pages' training commands, which are for more patient readers.
 QUICK = ["--epochs=1", "--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled"]
 
 
@@ -26,14 +30,15 @@ def quick(argv: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A copy of the project in which the README's commands have been run, in order."""
+    """A copy of the project in which the commands of all pages have been run, in order."""
     root = copy_project(tmp_path_factory.mktemp("readme"))
     demo = yaml.safe_load((ROOT / "sweeps" / "demo.yaml").read_text())
     for name, value in {"epochs": 1, "alpha_epochs": 1, "inner_size": 16}.items():
         demo["parameters"][name] = {"value": value}
     demo["parameters"]["penalty_scheduler"] = {"values": ["constant", "cosine"]}
     (root / "sweeps" / "demo.yaml").write_text(yaml.safe_dump(demo))
-    follow(PAGE, root, more=quick, WANDB_MODE="disabled")
+    for page in PAGES:
+        follow(page, root, more=quick, WANDB_MODE="disabled")
     return root
 
 
@@ -50,7 +55,7 @@ def test_the_commands_run_as_written(project):
 
 
 def test_a_model_loads_in_three_lines(project, monkeypatch):
-    (snippet,) = blocks(PAGE, "python")
+    (snippet,) = blocks(README, "python")
     assert len([line for line in snippet.splitlines() if line]) == 3
     monkeypatch.chdir(project)
     names = {"x": torch.randn(2, 13, 40)}
@@ -58,26 +63,15 @@ def test_a_model_loads_in_three_lines(project, monkeypatch):
     assert names["z"].shape == (2, 16, 40)
 
 
-def test_every_logged_metric_is_in_the_table(project):
-    rows = (project / "runs/first/history.jsonl").read_text().splitlines()
-    logged = set(json.loads(rows[-1])) | set(
-        json.loads((project / "runs/first/metrics.json").read_text())
-    )
-    table = README[README.index("## Metrics") : README.index("## The code")]
-    for name in logged - {"status"}:
-        short = re.sub(r"^(train|val|test)/", "", name)
-        short = re.sub(r"^(fvu|r)/.*", r"\1/CHANNEL", short)
-        assert f"`{short}`" in table, name
-
-
 def test_every_schedule_is_in_the_table():
-    table = README[README.index("## Alpha") : README.index("## Sweeps")]
+    text = TEXT["training"]
+    table = text[text.index("## Alpha") : text.index("## Many GPUs")]
     rows = re.findall(r"^\| (\w+)(?: \(default\))? \|", table, re.MULTILINE)
     assert tuple(rows) == SCHEDULES
 
 
 def test_every_module_is_in_the_tree_and_every_file_of_the_tree_exists():
-    tree = README[README.index("## The code") :]
+    tree = TEXT["architecture"]
     for path in (ROOT / "emaae").rglob("*.py"):
         if path.name != "__init__.py":
             assert re.search(rf"\b{path.name}\b", tree), path.name
@@ -85,14 +79,14 @@ def test_every_module_is_in_the_tree_and_every_file_of_the_tree_exists():
         assert list(ROOT.rglob(name)), name
 
 
-def test_every_flag_that_the_readme_names_exists():
+def test_every_flag_that_is_named_exists():
     known = set(KNOBS)
     known |= {"out", "help", "project", "entity", "storage", "jobs", "array", "flag", "dry"}
     known |= {"format", "only", "utterance", "audio_dir", "batch_s", "no"}
     known |= {"standalone", "nproc_per_node", "model", "features", "encodings", "json"}
     known |= {"data", "like", "at", "resamples", "weights", "where", "baselines", "probe"}
-    known |= {"reference", "copies_once"}
-    for flag in re.findall(r"--([a-z_]+)", README):
+    known |= {"reference", "copies_once", "index"}
+    for flag in re.findall(r"--([a-z_]+)", "".join(TEXT.values())):
         assert flag in known, flag
 
 
@@ -100,3 +94,24 @@ def test_every_flag_that_the_readme_names_exists():
 def test_the_targets_of_the_makefile_exist(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_is_short():
+    assert len(README.read_bytes()) <= 14_000
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), target
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.M) if anchor else []
+            known = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}
+            assert not anchor or anchor in known, target
+
+
+def test_every_page_is_linked_from_the_readme():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in TEXT["README"], page.name

@@ -137,8 +137,8 @@ def test_the_example_in_r_draws_its_picture(sweep, tmp_path):
     known = subprocess.run(["Rscript", "-e", "library(ggplot2)"], capture_output=True)
     if known.returncode:
         pytest.skip("ggplot2 is not installed")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = readme.split("```r\n")[1].split("```")[0]
+    page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    example = page.split("```r\n")[1].split("```")[0]
     tables.main([str(sweep), "--out", str(tmp_path / "runs" / "demo" / "tables")])
     done = subprocess.run(
         ["Rscript", "-"], input=example, cwd=tmp_path, capture_output=True, text=True

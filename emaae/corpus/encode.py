@@ -186,7 +186,7 @@ class Written:
     kept: int
     skipped: Mapping[str, str]
 
-    def told(self, out: Path) -> str:
+    def summary(self, out: Path) -> str:
         """What a person reads of it."""
         kept = f", {self.kept} were there" if self.kept else ""
         lines = [f"{out}: {self.written} utterances written{kept}"]

@@ -217,7 +217,7 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> None:
         write_json(path, manifest)
         return
     before = read_json(path)
-    was, now = _told(before), _told(manifest)
+    was, now = _identity(before), _identity(manifest)
     if was != now:
         raise UserError(
             f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
@@ -225,7 +225,7 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _told(manifest: Mapping[str, Any]) -> str:
+def _identity(manifest: Mapping[str, Any]) -> str:
     """What must be the same of all files in a tree."""
     model = manifest.get("model")
     sha256 = str(model.get("sha256") if isinstance(model, dict) else model)[:12]

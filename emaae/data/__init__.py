@@ -49,12 +49,12 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
         }
     for name, split in splits.items():
         if split.skipped:
-            warnings.warn(f"{name}: left out {told(split)}", stacklevel=2)
+            warnings.warn(f"{name}: left out {skipped(split)}", stacklevel=2)
     check_overlap(splits)
     return splits
 
 
-def told(split: Split) -> str:
+def skipped(split: Split) -> str:
     """What a person reads of the files that were left out."""
     names = list(split.skipped)
     few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -43,8 +43,8 @@ def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Ten
     if not order:
         return
     here = split.frames.device
-    everything = torch.from_numpy(np.concatenate(order)).to(here)
-    starts, lengths = split.starts[everything], split.sizes[everything]
+    utterances = torch.from_numpy(np.concatenate(order)).to(here)
+    starts, lengths = split.starts[utterances], split.sizes[utterances]
     begin = 0
     for batch in order:
         of_batch = slice(begin, begin := begin + len(batch))

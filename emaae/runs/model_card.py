@@ -67,7 +67,7 @@ It asks for {aim(config)}.
 |---|---|---|
 {_rows(metrics, split)}
 
-All numbers are in `metrics.json`; the project's README says what each means.
+All numbers are in `metrics.json`; the project's docs/metrics.md says what each means.
 
 ## Limits
 

@@ -87,12 +87,12 @@ def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
 def _tensors(model: CNNAutoEncoder) -> Iterator[tuple[str, Tensor]]:
     if model.gate:
         raise UserError(
-            f"activation {model.activation} cannot be said in the original format, whose encoding "
-            "ends in a ReLU alone: expected a model of activation relu"
+            f"activation {model.activation} cannot be expressed in the original format, whose "
+            "encoding ends in a ReLU alone: expected a model of activation relu"
         )
     if model.norm == "layer":
         raise UserError(
-            "norm layer cannot be said in the original format, which has batch normalisation "
+            "norm layer cannot be expressed in the original format, which has batch normalisation "
             "before each convolution: expected a model of norm none, batch or original"
         )
     for stack in ("encoder", "decoder"):

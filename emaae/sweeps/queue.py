@@ -180,13 +180,13 @@ class Queue:
         return len(ended) == self.n_points
 
     def alive(self, runner: str) -> bool:
-        """Whether a runner still works; by its lock on this machine, elsewhere by its news."""
-        news = self._study.user_attrs.get(f"runner {runner}")
-        if news is None:
+        """Whether a runner still works; by its lock on this machine, elsewhere by its beat."""
+        beat = self._study.user_attrs.get(f"runner {runner}")
+        if beat is None:
             return False
-        if news["machine"] == machine() and lock_path(runner).exists():
+        if beat["machine"] == machine() and lock_path(runner).exists():
             return held(runner)
-        return time.time() - news["seen"] < SILENT_S
+        return time.time() - beat["seen"] < SILENT_S
 
     def _bury(self, attempts: list[Attempt]) -> list[Attempt]:
         """Attempts, those of dead runners being interrupted now."""

@@ -319,9 +319,9 @@ class Runner:
         attrs = {"score": score, "epoch": epoch, "seconds": seconds, "run": job.run}
         self.queue.finish(job.attempt, outcome, **attrs)
         self._ask_at = 0.0
-        said = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
+        reached = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
         why = f"  ({last_words(self.logs / f'{job.run}.txt')})" if outcome == "failed" else ""
-        self.screen.happened(f"{job.run} {outcome}{said}{why}")
+        self.screen.happened(f"{job.run} {outcome}{reached}{why}")
 
     def _stop_early(self) -> None:
         """Ask runs to stop that hyperband gives no more epochs; kill those that do not."""

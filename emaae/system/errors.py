@@ -67,7 +67,7 @@ def speaking_plainly(program: str) -> Iterator[None]:
 
 
 def _is_read(stream: TextIO) -> bool:
-    """Whether somebody reads a stream; if not, what else is said there goes nowhere."""
+    """Whether a stream has a reader; if not, what else is written there goes nowhere."""
     ready = select.poll()
     ready.register(stream.fileno(), select.POLLOUT)
     if any(event & select.POLLERR for _, event in ready.poll(0)):
@@ -82,9 +82,9 @@ def last_words(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    said = [line.strip()[:300] for line in reversed(lines) if line.strip()]
-    # torchrun reports at length after what its program has said.
-    return next((line for line in said if ": error: " in line), said[0] if said else "")
+    last = [line.strip()[:300] for line in reversed(lines) if line.strip()]
+    # torchrun reports at length after what its program has printed.
+    return next((line for line in last if ": error: " in line), last[0] if last else "")
 
 
 def plainly(message: str) -> str:

@@ -146,10 +146,10 @@ def _create_sweep(sweep_file: Path, runs: Iterable[Uploaded], project: str) -> s
     ids = [run.path.rsplit("/", 1)[1] for run in runs]
     entity = next(iter(runs)).path.split("/", 1)[0]
     prior = [word for run_id in ids for word in ("--prior_run", run_id)]
-    said = _wandb("sweep", *_to(entity, project), *prior, str(sweep_file))
-    found = re.search(r"wandb agent (\S+)", said) or re.search(r"with ID: (\S+)", said)
+    output = _wandb("sweep", *_to(entity, project), *prior, str(sweep_file))
+    found = re.search(r"wandb agent (\S+)", output) or re.search(r"with ID: (\S+)", output)
     if not found:
-        raise UserError(f"wandb sweep did not say which sweep it made: {said.strip()[-300:]}")
+        raise UserError(f"wandb sweep did not say which sweep it made: {output.strip()[-300:]}")
     path = found[1] if "/" in found[1] else f"{entity}/{project}/{found[1]}"
     inside = {run.id for run in public_api().sweep(path).runs}
     if not set(ids) <= inside:
@@ -162,12 +162,12 @@ def _to(entity: str | None, project: str | None) -> list[str]:
 
 
 def _wandb(*arguments: str) -> str:
-    """Run W&B's own command line, which has no equivalent in its library; returns what it said."""
+    """Run W&B's own command line, which has no equivalent in its library; returns its output."""
     done = subprocess.run(
         [sys.executable, "-m", "wandb", *arguments], capture_output=True, text=True
     )
-    said = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     if done.returncode:
-        last = (said.strip().splitlines() or ["nothing said"])[-1]
+        last = (output.strip().splitlines() or ["nothing output"])[-1]
         raise _NotThere(f"wandb {arguments[0]} failed: {last}")
-    return said
+    return output
