@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from emaae.config import FORMS, KNOBS
 from emaae.system.errors import UserError, plainly, speaking_plainly
+from emaae.system.files import packaged
 
 # Knobs of a run that `evaluate` has too.
 MEASURED = ("bucket", "recursive", "on_bad_file", "cache_dir", "batch_sz", "target_sparsity")
@@ -88,10 +89,17 @@ def lint(args: argparse.Namespace) -> int:
     """Say what is wrong with sweep files, by line."""
     from emaae.sweeps import file as sweep_file
 
-    findings = [finding for path in args.files for finding in sweep_file.check(path)]
+    findings = [f for path in args.files for f in sweep_file.check(packaged(path))]
     for finding in findings:
         print(finding)
     return 2 if any(not finding.warning for finding in findings) else 0
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write one page that compares the runs of a sweep, or shows a single one."""
+    from analysis.report import main
+
+    main([args.ref, *(["--out", args.out] if args.out else [])])
 
 
 def promote(args: argparse.Namespace) -> None:
@@ -257,6 +265,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     verb.add_argument("--dry-run", action="store_true", help="say what would run, and end")
 
+    verb = add(report, "report")
+    verb.add_argument("ref", metavar="REF", help="a run, a sweep or an --out_dir, here or on W&B")
+    verb.add_argument("--out", metavar="FILE.html", help="(default: report.html in its folder)")
+
     add(lint, "lint").add_argument("files", nargs="+", metavar="FILE.yaml")
 
     where = "a sweep's or run's folder here, or ENTITY/PROJECT[/SWEEP] on W&B"
@@ -320,6 +332,12 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"only sweep passes flags on, got {' '.join(flags)!r} after --")
     args.flags = flags
     return args.run(args) or 0
+
+
+def run() -> NoReturn:
+    """The command `emaae` of an installed package."""
+    with speaking_plainly("emaae"):
+        sys.exit(main())
 
 
 if __name__ == "__main__":

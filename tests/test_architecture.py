@@ -72,9 +72,9 @@ def test_no_module_imports_itself_by_way_of_others():
         left = {name: needs for name, needs in left.items() if name not in free}
 
 
-def test_analysis_and_tests_are_not_imported():
+def test_analysis_is_imported_by_the_command_line_alone():
     for path in MODULES:
-        text = path.read_text()
+        text = path.read_text() if path.name != "__main__.py" else ""
         assert "from analysis" not in text, path
         assert "import analysis" not in text, path
 

@@ -27,6 +27,7 @@ from emaae.sweeps.queue import DONE, Attempt, Queue, held, hold, latest, lock_pa
 from emaae.sweeps.space import Sweep, nested
 from emaae.sweeps.table import Row, Screen, over_seeds, ranked, table, text, write_csv
 from emaae.system.errors import INTERRUPTED, UserError, last_words
+from emaae.system.files import packaged
 
 FAILED = 1  # exit status when a point failed
 LOOK_EVERY_S = 0.25  # at the children and the terminal
@@ -52,6 +53,7 @@ def run(
     jobs: runs at the same time (default: one per GPU, else one), out: folder of the sweep, storage:
     database URL or journal file of the queue, flags: passed on to the program. Raises UserError.
     """
+    path = packaged(path)
     sweep = sweep_file.read(path)
     for finding in sweep_file.check(path):
         print(finding, file=sys.stderr)
@@ -103,7 +105,7 @@ def _check(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
             raise UserError(f"--{name} belongs to the sweep, which names its runs; leave it out")
         if name in [p.name for p in sweep.parameters]:
             raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out after `--`")
-    if "${program}" in sweep.command and not Path(sweep.program).is_file():
+    if "${program}" in sweep.command and not packaged(sweep.program).is_file():
         raise UserError(
             f"{sweep.path}: program {sweep.program} is not in {Path.cwd()}; start the sweep from "
             "the folder that holds it"
@@ -374,7 +376,7 @@ def expand(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str
     macros = {
         "env": ["/usr/bin/env"],
         "interpreter": [sys.executable],
-        "program": [sweep.program],
+        "program": [str(packaged(sweep.program))],
         "args": [f"--{name}={value}" for name, value in values.items()],
         "args_no_equals": [x for name, value in values.items() for x in (f"--{name}", str(value))],
         "args_no_hyphens": [f"{name}={value}" for name, value in values.items()],

@@ -17,6 +17,16 @@ MOST_TEXT = 1 << 20
 PIECE = 1 << 17
 
 
+def packaged(path: str | Path) -> Path:
+    """The path; when nothing is there, train.py or sweeps/FILE as they come with this package."""
+    path, package = Path(path), Path(__file__).parents[1]
+    known = {"train.py": [package.parent / "train.py"]}
+    if path.parent == Path("sweeps"):
+        # Beside the package in a checkout, inside it once it is installed.
+        known[str(path)] = [package.parent / path, package / "sweep_files" / path.name]
+    return next((p for p in (path, *known.get(str(path), [])) if p.is_file()), path)
+
+
 def open_plain(path: str | Path, at_most: int) -> BinaryIO:
     """Open a plain file of at most so many bytes to read it; a link to one is followed.
 

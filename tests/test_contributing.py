@@ -1,0 +1,68 @@
+"""What CONTRIBUTING.md shows works as it stands there, in a copy of the project."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment_of
+from pages import blocks, copy_project
+
+PENALTY, SCHEDULE, METRIC = blocks(ROOT / "CONTRIBUTING.md", "python")
+(ENTRY,) = blocks(ROOT / "CONTRIBUTING.md", "text")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    root = copy_project(tmp_path_factory.mktemp("copy"))
+
+    def edit(name: str, before: str, after: str) -> None:
+        path = root / name
+        text = path.read_text()
+        assert text.count(before) == 1, before
+        path.write_text(text.replace(before, after))
+
+    edit("emaae/losses.py", "PENALTIES = {\n", f"PENALTIES = {{\n{PENALTY}")
+    edit(
+        "emaae/config.py",
+        'Literal["l1", "l1_decoder_norm"',
+        'Literal["half", "l1", "l1_decoder_norm"',
+    )
+    edit("emaae/schedules.py", "OPEN_LOOP: dict", f"{SCHEDULE}\n\nOPEN_LOOP: dict")
+    edit("emaae/schedules.py", "log_lambda, cyclical)", "log_lambda, cyclical, root)")
+    edit("emaae/metrics.py", '            "l0": ', f'{METRIC}            "l0": ')
+    edit("emaae/metric_table.py", "METRICS = (\n", f"METRICS = (\n{ENTRY}")
+    return root
+
+
+def run(root: Path, *command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], cwd=root, capture_output=True, text=True, env=environment_of()
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_penalty_a_schedule_and_a_metric_from_outside(copy):
+    small = ("--epochs=2", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
+    schedule = ("--update", "--penalty_scheduler=root", "--alpha_max=0.5", "--run_name=r")
+    run(copy, "train.py", *small, "--sparse_loss=half", *schedule)
+    rows = [json.loads(line) for line in (copy / "runs/r/history.jsonl").read_text().splitlines()]
+    assert rows[1]["alpha"] == pytest.approx(0.5 * 0.5**0.5)
+    assert 0 < rows[1]["val/max_l0"] <= 1
+    run(copy, "-c", "import analysis.report")
+    (copy / "s.yaml").write_text(
+        "method: grid\nmetric: {name: test/max_l0, goal: maximize}\n"
+        "parameters:\n  penalty_scheduler: {value: root}\n  update: {value: true}\n"
+        "  sparse_loss: {values: [half, l1]}\n"
+    )
+    assert "is not logged" not in run(copy, "-m", "emaae", "lint", "s.yaml")
+    assert "`max_l0` | largest density" in run(copy, "-m", "emaae.metric_table")
+
+
+def test_every_file_that_contributing_names_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name in re.findall(r"`((?:emaae|tests|docs)/[\w./]+)`", text):
+        assert (ROOT / name).is_file(), name

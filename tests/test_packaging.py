@@ -1,0 +1,69 @@
+"""The package holds what the project's folder does, and asks for the same libraries."""
+
+import re
+import sys
+
+from conftest import ROOT, program
+
+import emaae
+from emaae.system.files import packaged
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+
+
+def names(lines) -> set[str]:
+    found = (re.match(r"[\w.-]+", line.strip()) for line in lines)
+    return {match[0].lower().replace("_", "-") for match in found if match}
+
+
+def test_extras_ask_for_what_the_requirements_files_do():
+    def pinned(suffix: str) -> set[str]:
+        lines = (ROOT / f"requirements{suffix}.txt").read_text().splitlines()
+        return names(line for line in lines if not line.lstrip().startswith(("#", "-")))
+
+    assert names(PROJECT["project"]["dependencies"]) == pinned("")
+    for extra, wanted in EXTRAS.items():
+        assert names(wanted) == pinned(f"-{extra}"), extra
+
+
+def test_every_package_is_in_the_wheel():
+    packages = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for folder in ("emaae", "analysis")
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert packages | {"emaae.sweep_files"} == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_the_version_is_one():
+    assert PROJECT["project"]["version"] == emaae.__version__
+    assert f"version: {emaae.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {emaae.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_programs_files_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert packaged("train.py") == ROOT / "train.py"
+    assert packaged("sweeps/demo.yaml") == ROOT / "sweeps" / "demo.yaml"
+    assert str(packaged("sweeps/nothing.yaml")) == "sweeps/nothing.yaml"
+    (tmp_path / "train.py").write_text("")
+    assert str(packaged("train.py")) == "train.py"
+
+
+def test_a_sweep_runs_from_another_folder_and_is_reported(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(
+        "# Does it run?\nmethod: grid\nmetric: {name: select/score}\n"
+        "parameters: {alpha: {values: [0.1]}}\n"
+    )
+    flags = ("--epochs=1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
+    there = {"cwd": tmp_path, "PYTHONPATH": str(ROOT)}
+    done = program("-m", "emaae", "sweep", "tiny.yaml", "--", *flags, **there)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = program("-m", "emaae", "report", "runs/tiny", **there)
+    assert done.stdout == "report: runs/tiny/report.html\n", done.stderr
