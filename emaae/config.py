@@ -65,7 +65,7 @@ class Config:
     )
 
     keep_loudness: bool = _model(False, "keep column 12, loudness: 14 input channels instead of 13")
-    model_type: Literal["cnn"] = _model("cnn", "kind of model")
+    model_type: Literal["cnn"] = _model("cnn", "kind of model; there is one")
     inner_size: int = _model(1024, "units of the encoding, C", at_least=1, at_most=65536)
     n_encoder: int = _model(5, "encoder blocks", at_least=2, at_most=5)
     n_decoder: int = _model(3, "decoder blocks", at_least=2, at_most=5)
@@ -102,7 +102,9 @@ class Config:
         "found",
     )
 
-    autoencoder_loss: Literal["mse"] = _loss("mse", "reconstruction loss, on standardised channels")
+    autoencoder_loss: Literal["mse"] = _loss(
+        "mse", "reconstruction loss, on standardised channels; there is one"
+    )
     sparse_loss: Literal["l1", "l1_decoder_norm", "tv", "tvu"] = _loss(
         "l1", "penalty on the encoding"
     )

@@ -85,15 +85,15 @@ def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
 
 
 def _tensors(model: CNNAutoEncoder) -> Iterator[tuple[str, Tensor]]:
-    if model.gate:
+    if model.activation != "relu":
         raise UserError(
             f"activation {model.activation} cannot be expressed in the original format, whose "
             "encoding ends in a ReLU alone: expected a model of activation relu"
         )
-    if model.norm == "layer":
+    if model.norm not in ("none", "batch", "original"):
         raise UserError(
-            "norm layer cannot be expressed in the original format, which has batch normalisation "
-            "before each convolution: expected a model of norm none, batch or original"
+            f"norm {model.norm} cannot be expressed in the original format, which has batch "
+            "normalisation before each convolution: expected a model of norm none, batch or original"
         )
     for stack in ("encoder", "decoder"):
         blocks = getattr(model, stack)
