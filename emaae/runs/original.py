@@ -93,7 +93,8 @@ def _tensors(model: CNNAutoEncoder) -> Iterator[tuple[str, Tensor]]:
     if model.norm not in ("none", "batch", "original"):
         raise UserError(
             f"norm {model.norm} cannot be expressed in the original format, which has batch "
-            "normalisation before each convolution: expected a model of norm none, batch or original"
+            "normalisation before each convolution: expected a model of norm none, batch or "
+            "original"
         )
     for stack in ("encoder", "decoder"):
         blocks = getattr(model, stack)
