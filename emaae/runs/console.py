@@ -24,19 +24,16 @@ class Terminal(Follower):
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
 
-    def began(
-        self,
-        model: CNNAutoEncoder,
-        splits: Mapping[str, Split],
-        last: Mapping[str, Any] | None,
-    ) -> None:
+    def began(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """Print what is trained on what."""
         n_parameters = sum(p.numel() for p in model.parameters())
         print(data_lines(splits, self.config.demo))
         print(f"model {model.get_type()}, {n_parameters / 1e6:.2f} M parameters", flush=True)
-        if last is not None:
-            batches = f" and {last['batch']} batches" if last["batch"] else ""
-            print(f"going on after {last['epoch']} epochs{batches}", flush=True)
+
+    def resumed(self, last: Mapping[str, Any]) -> None:
+        """Print where training goes on."""
+        batches = f" and {last['batch']} batches" if last["batch"] else ""
+        print(f"going on after {last['epoch']} epochs{batches}", flush=True)
 
     def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """Print a line."""

@@ -53,13 +53,11 @@ class Follower:
     def settings(self, values: Mapping[str, Any]) -> None:
         """Entries of config.json, as they become known."""
 
-    def began(
-        self,
-        model: CNNAutoEncoder,
-        splits: Mapping[str, Split],
-        last: Mapping[str, Any] | None,
-    ) -> None:
-        """Training begins, or goes on from the state `last`, whose rows the history holds."""
+    def began(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
+        """What is trained on what."""
+
+    def resumed(self, last: Mapping[str, Any]) -> None:
+        """Training goes on from the state `last`, whose rows the history holds."""
 
     def pictures(self, name: str, paths: Sequence[Path]) -> None:
         """Images that go with the next row."""
@@ -195,9 +193,10 @@ class RunFolder:
         else:
             self._refuse_changes(knobs | found)
         self._tell("settings", found)
+        self._tell("began", model, splits)
         if self.last is not None:
             self._go_back(self.last)
-        self._tell("began", model, splits, self.last)
+            self._tell("resumed", self.last)
 
     def _refuse_changes(self, now: Mapping[str, Any]) -> None:
         path = self.path / "config.json"
@@ -301,6 +300,10 @@ class RunFolder:
             if curves:
                 checkpoint.write_json(self.path / "curves.json", plain(curves))
             checkpoint.write_json(self.path / "metrics.json", final)
+        except UserError:
+            # Nobody may be told of an end that is not on disk.
+            status = "preempted" if status == "preempted" else "failed"
+            raise
         finally:
             self._tell("ended", metrics, status, curves or {})
 

@@ -14,9 +14,7 @@ from urllib.parse import urlparse
 import yaml
 
 from emaae.config import Config
-from emaae.data import Split
 from emaae.metrics import DENSITY_EDGES
-from emaae.models import CNNAutoEncoder
 from emaae.runs import read
 from emaae.runs.checkpoint import write_json
 from emaae.runs.folder import Follower
@@ -94,15 +92,9 @@ class Tracker(Follower):
             own = {k: v for k, v in values.items() if k not in self.sweep_values}
             self._run.config.update(own)
 
-    def began(
-        self,
-        model: CNNAutoEncoder,
-        splits: Mapping[str, Split],
-        last: Mapping[str, Any] | None,
-    ) -> None:
-        """Log what a run that is resumed has and the W&B run lacks."""
-        if last is not None:
-            self.log_again()
+    def resumed(self, last: Mapping[str, Any]) -> None:
+        """Log what the run has and the W&B run lacks."""
+        self.log_again()
 
     def pictures(self, name: str, paths: Sequence[Path]) -> None:
         """Images that go with the next row."""

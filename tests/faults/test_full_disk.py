@@ -118,9 +118,11 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_loses_nothing(
         patch.setattr(RunFolder, method, while_full)
         with pytest.raises(SystemExit) as ended, speaking_plainly("train.py"):
             train.main(argv)
-    said = capsys.readouterr().err.splitlines()
+    output, errors = capsys.readouterr()
+    said = errors.splitlines()
     assert ended.value.code == 2
     assert len(said) == 1
+    assert f"finished {run}" not in output
     assert said[0].startswith("train.py: error: ")
     assert f"{written} cannot be written (No space left on device): make room" in said[0]
     assert files(run) == seen.before
