@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from emaae.runs.folder import RunFolder
     from emaae.shift import shift_tolerance
     from emaae.system.devices import compile_model, keep_heap, pick_device, repeat_bitwise
-    from emaae.tracking import run as wandb_run
+    from emaae.tracking import mirror
     from emaae.training import fit
 
     # What imports leave in memory stays there: collecting garbage need not look at it ever again.
@@ -44,10 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"run {run.path}", flush=True)
         run.check_space()
         # A sweep's values arrive with the W&B run, whether or not they stand on the command line.
-        tracker = wandb_run.start(asked, run.path)
-        config = command_line.from_args(argv, sweep=tracker.sweep_values)
-        run.follow(config, tracker, Terminal(run.path, config))
-        tracker.configure(config)
+        wandb_run = mirror.start(asked, run.path)
+        config = command_line.from_args(argv, sweep=wandb_run.sweep_values)
+        run.follow(config, wandb_run, Terminal(run.path, config))
         if config.deterministic:
             repeat_bitwise()
         if device.type == "cpu":

@@ -126,8 +126,8 @@ def upload_pending(args: argparse.Namespace) -> None:
     from emaae.tracking.upload import upload_pending
 
     there, missing = upload_pending(Path(args.folder), args.entity, args.project)
-    for run in there:
-        print(f"{run.folder}: all of it is at {run.path}")
+    for folder, path in there.items():
+        print(f"{folder}: all of it is at {path}")
     if missing:
         raise UserError("; ".join(missing))
 

@@ -16,7 +16,7 @@ from conftest import ROOT, small_run
 
 import train
 from emaae import training
-from emaae.tracking import run as tracking
+from emaae.tracking import mirror
 
 KEYS = {
     "WANDB_API_KEY": "feedfacecafe0123456789deadbeef0123456789",
@@ -56,11 +56,14 @@ def test_no_key_gets_into_a_file_an_argument_or_the_output(trees, tmp_path):
 class Heard:
     """A W&B run that keeps what it is told."""
 
-    def __init__(self, folder):
-        self.rows, self.metadata, self.summary, self.resumed = [], [], {}, False
-        self.config, self.starting_step, self.id = SimpleNamespace(update=lambda _: None), 0, "r"
-        self.entity, self.project, self.url = "e", "p", ""
-        self.settings = SimpleNamespace(sync_dir=str(folder / "wandb"))
+    def __init__(self):
+        self.rows, self.metadata, self.summary, self.starting_step = [], [], {}, 0
+        self.config = SimpleNamespace(update=lambda _: None)
+        self.id, self.entity, self.project = "r", "e", "p"
+        self.settings = SimpleNamespace(sweep_id=None)
+
+    def define_metric(self, *_, **__):
+        pass
 
     def log(self, row):
         self.rows.append(row)
@@ -84,9 +87,8 @@ def test_nothing_undefined_reaches_metrics_artifacts_or_a_sweep(
     heard = {}
 
     def start(config, folder):
-        heard["run"] = Heard(folder)
-        monkeypatch.setattr(tracking, "_given_by_sweep", lambda run: {})
-        return tracking.Tracker(folder, heard["run"], "offline")
+        heard["run"] = Heard()
+        return mirror.Mirror(folder, heard["run"], "offline")
 
     real = training.train_epoch
 
@@ -96,7 +98,7 @@ def test_nothing_undefined_reaches_metrics_artifacts_or_a_sweep(
                 next(state.model.parameters()).fill_(math.nan)
         return real(state, *arguments)
 
-    monkeypatch.setattr(tracking, "start", start)
+    monkeypatch.setattr(mirror, "start", start)
     monkeypatch.setattr(training, "train_epoch", train_epoch)
     assert train.main([*small_run(trees, tmp_path), "--run_name=r"]) == train.DIVERGED
 

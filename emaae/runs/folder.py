@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,13 @@ class Follower:
     """Who is told what a run writes, such as a terminal or W&B. Each method may be left out."""
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """Entries of config.json, as they become known."""
+        """What config.json holds."""
 
     def began(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """What is trained on what."""
 
     def resumed(self, last: Mapping[str, Any]) -> None:
         """Training goes on from the state `last`, whose rows the history holds."""
-
-    def pictures(self, name: str, paths: Sequence[Path]) -> None:
-        """Images that go with the next row."""
 
     def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """A row of history.jsonl, which took so long."""
@@ -181,7 +178,8 @@ class RunFolder:
         """
         data = {name: _of_data(split) for name, split in splits.items()}
         found = {"data": data, "versions": versions(), "git_commit": git_commit()}
-        found["schedule"] = self.config.schedule_name
+        # What follows from the knobs, for those who look at many runs.
+        found |= {"schedule": self.config.schedule_name, "demo": self.config.demo}
         knobs = self.config.asdict()
         if self.last is None:
             checkpoint.write_json(self.path / "config.json", knobs | found)
@@ -192,7 +190,7 @@ class RunFolder:
             )
         else:
             self._refuse_changes(knobs | found)
-        self._tell("settings", found)
+        self._tell("settings", knobs | found)
         self._tell("began", model, splits)
         if self.last is not None:
             self._go_back(self.last)
@@ -279,12 +277,10 @@ class RunFolder:
 
     def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
         """Keep and draw the same few validation utterances under reconstructions/epoch-N."""
-        images = []
         for index in reconstructions.typical(val):
             found = reconstructions.reconstruct(model, val, index)
             stem = self.path / "reconstructions" / f"epoch-{epoch:04d}" / found.name
-            images.append(reconstructions.save(found, stem, f"epoch {epoch}"))
-        self._tell("pictures", "reconstructions", images)
+            reconstructions.save(found, stem, f"epoch {epoch}")
 
     def finish(
         self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any] | None = None

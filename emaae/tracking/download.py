@@ -12,8 +12,8 @@ from typing import Any
 
 from emaae.system.errors import UserError
 from emaae.tracking.artifacts import MODEL, RECONSTRUCTIONS
-from emaae.tracking.models import existing, split_path
-from emaae.tracking.run import CURVES, public_api
+from emaae.tracking.client import existing, line, public_api, split_path
+from emaae.tracking.mirror import CURVES
 
 # Requests at a time: a run's history is one request for each thousand rows.
 AT_ONCE = 8
@@ -49,9 +49,8 @@ def runs(path: str) -> list[Downloaded]:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             rows = list(pool.map(lambda run: list(run.scan_history()), found))
     except (UserError, wandb.Error, ValueError, OSError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{path} is no folder here, and not had from W&B ({reason}): check the path; on W&B it "
+                raise UserError(
+            f"{path} is no folder here, and not had from W&B ({line(error)}): check the path; on W&B it "
             "is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"
         ) from None
     if not found:

@@ -22,7 +22,7 @@ from emaae.runs.read import PROMOTED
 from emaae.system.errors import UserError
 from emaae.system.files import read_json, sha256
 from emaae.tracking.artifacts import MODEL
-from emaae.tracking.run import public_api
+from emaae.tracking.client import existing, line, public_api, split_path
 
 FILES = ("best.pth", "model_config.json", "metrics.json")
 MORE = ("curves.json", CARD)  # a model may lack them
@@ -150,7 +150,7 @@ def _best_on_wandb(
     try:
         runs = list(api.sweep(where).runs if sweep else api.runs(where))
     except (wandb.Error, ValueError) as error:
-        raise UserError(f"{where} is not on W&B ({_line(error)}): check the path") from None
+        raise UserError(f"{where} is not on W&B ({line(error)}): check the path") from None
     candidates = []
     for run in runs:
         artifact = existing(api, f"{entity}/{project}/{MODEL}-{run.id}:latest")
@@ -190,31 +190,3 @@ def _download(ref: str, scratch: Path) -> tuple[Path, str]:
         lacks = ", ".join(missing) or "its sha256"
         raise UserError(f"{name} is not a model that a run logged: it lacks {lacks}")
     return source, artifact.metadata["sha256"]
-
-
-def existing(api: Any, name: str) -> Any | None:
-    """The artifact of this name; None when there is none. Raises UserError without an answer."""
-    import wandb
-
-    try:
-        return api.artifact(name)
-    except (wandb.Error, ValueError) as error:
-        # W&B has one error for a name that is not there and for a server that is not.
-        if "not found" in str(error) or isinstance(error, ValueError):
-            return None
-        raise UserError(f"W&B did not say whether {name} is there ({_line(error)[:200]})") from None
-
-
-def split_path(path: str) -> tuple[str, str, str | None]:
-    """Entity, project and what follows them, None when nothing does. Raises UserError."""
-    parts = path.strip("/").split("/")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise UserError(
-            f"{path!r} is neither a folder here nor a path on W&B: expected ENTITY/PROJECT or "
-            "ENTITY/PROJECT/SWEEP"
-        )
-    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

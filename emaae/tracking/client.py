@@ -1,0 +1,121 @@
+"""W&B's client: how it is reached, asked and set up."""
+
+import contextlib
+import netrc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from emaae.system.errors import UserError
+
+# wandb's own 90 s are long for someone who waits; what is logged offline is not lost.
+INIT_TIMEOUT_S = 20
+# How long the end of a run waits for uploads; what is missing then is kept and uploaded later.
+FINISH_TIMEOUT_S = 300
+
+
+def mode_of(asked: str) -> str:
+    """online, offline or disabled, for a value of --wandb.
+
+    auto is online when a key is configured (WANDB_API_KEY or a netrc file) and offline otherwise;
+    WANDB_MODE, when set, decides instead. Raises UserError.
+    """
+    if asked != "auto":
+        return asked
+    mode = os.environ.get("WANDB_MODE") or ("online" if _key_configured() else "offline")
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    if mode not in ("online", "offline", "disabled"):
+        raise UserError(f"WANDB_MODE must be online, offline or disabled, got {mode!r}")
+    return mode
+
+
+def _key_configured() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return netrc.netrc(path).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def init(folder: Path, mode: str, **given: Any) -> Any:
+    """`wandb.init` for the run of a folder, quiet, with our limits on waiting; `given`: the rest.
+
+    Its files lie in `folder`/wandb.
+    """
+    import wandb
+
+    settings = {
+        "silent": True,
+        "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
+        "finish_timeout": float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
+        "finish_timeout_raises": True,
+    }
+    settings |= given.pop("settings", {})
+    return wandb.init(dir=str(folder), mode=mode, settings=wandb.Settings(**settings), **given)
+
+
+@contextlib.contextmanager
+def variables(folder: Path, mode: str) -> Iterator[None]:
+    """What wandb takes from the environment alone, for one run and not for the next one."""
+    ours = {
+        # Read when wandb is imported: said later, an "offline" client asks the network twice.
+        "WANDB_MODE": mode,
+        # Artifacts of an offline run are remembered by absolute path: keep them with the run.
+        "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "data"),
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def public_api() -> Any:
+    """W&B's client for questions. Raises UserError when it cannot be reached or refuses the key."""
+    import wandb
+
+    try:
+        return wandb.Api(timeout=INIT_TIMEOUT_S)
+    except (wandb.Error, OSError) as error:
+        raise UserError(
+            f"W&B cannot be asked ({line(error)[:200]}): check the network and `wandb login`"
+        ) from None
+
+
+def existing(api: Any, name: str) -> Any | None:
+    """The artifact of this name; None when there is none. Raises UserError without an answer."""
+    import wandb
+
+    try:
+        return api.artifact(name)
+    except (wandb.Error, ValueError) as error:
+        # W&B has one error for a name that is not there and for a server that is not.
+        if "not found" in str(error) or isinstance(error, ValueError):
+            return None
+        raise UserError(f"W&B did not say whether {name} is there ({line(error)[:200]})") from None
+
+
+def split_path(path: str) -> tuple[str, str, str | None]:
+    """Entity, project and what follows them, None when nothing does. Raises UserError."""
+    parts = path.strip("/").split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise UserError(
+            f"{path!r} is neither a folder here nor a path on W&B: expected ENTITY/PROJECT or "
+            "ENTITY/PROJECT/SWEEP"
+        )
+    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
+
+
+def line(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,340 @@
+"""A W&B run as the mirror of a run's folder: what the folder has and W&B lacks is sent.
+
+One path serves a run that goes on, one that is resumed, and one that is uploaded later. A row on
+W&B is an epoch of history.jsonl, the final metrics, or a point of curves.json, in this order, so
+that the number of rows there says what is missing.
+"""
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emaae.config import Config
+from emaae.metrics import DENSITY_EDGES
+from emaae.runs import read
+from emaae.runs.checkpoint import write_json
+from emaae.runs.folder import Follower
+from emaae.system.distributed import first, shared
+from emaae.system.errors import UserError
+from emaae.system.files import read_json
+from emaae.tracking import client
+from emaae.tracking.artifacts import log_artifacts, model_artifact
+
+UPLOAD_TIMEOUT_S = 120
+PREEMPTED_TIMEOUT_S = 20  # of a node that is about to be taken
+# The curves of curves.json, column by column, as rows on W&B name them; the first is the axis.
+CURVES = {
+    "self_similarity": {
+        "lag_ms": "shift/lag_ms",
+        "encoding": "shift/self_similarity",
+        "input": "shift/input_self_similarity",
+    },
+    "gain": {"shift_ms": "shift/shift_ms", "encoding": "shift/gain"},
+    "lowpass": {
+        "cutoff": "lowpass/cutoff",
+        "encoding": "lowpass/fvu",
+        "input": "lowpass/input_fvu",
+    },
+}
+# In a run's folder: which W&B run it is, and what of it W&B does not have yet.
+RECORD = "wandb.json"
+
+
+class Mirror(Follower):
+    """A W&B run that gets what a run's folder has, or nothing at all with --wandb disabled."""
+
+    def __init__(self, folder: Path, run: Any = None, mode: str = "disabled"):
+        self.folder, self.mode, self._run = folder, mode, run
+        self._lost: Exception | None = None  # why the W&B run gets no more rows
+        # Values that a sweep gives this run; they are locked there.
+        self.sweep_values: dict[str, Any] = {}
+        if run is not None:
+            self._n_there = run.starting_step
+            _define_axes(run)
+            # Until its end is confirmed, all is pending: a process may be killed at any moment.
+            self._record(["run", "artifacts"] if mode == "online" else ["run"])
+
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """Give config.json to the W&B run, and name it by what it holds."""
+        if self._run is None:
+            return
+        self._run.config.update({k: v for k, v in values.items() if k not in self.sweep_values})
+        self._run.name = (
+            f"{values['schedule']} a{values['alpha']:g}"
+            + (f"-{values['alpha_max']:g}" if values["update"] else "")
+            + f" i{values['inner_size']} e{values['n_encoder']}d{values['n_decoder']}"
+            + f" s{values['seed']}"
+        )
+        demo = ("demo",) if values.get("demo") else ()
+        self._run.tags = (values["schedule"], values["sparse_loss"], *demo)
+
+    def resumed(self, last: Mapping[str, Any]) -> None:
+        """Send the epochs that the W&B run lacks."""
+        self.send()
+
+    def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
+        """Send a row; it holds `epoch`, which is the axis of every chart."""
+        if self._run is not None and row["epoch"] > self._n_there:
+            self._send(row)
+
+    def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
+        """Send the final metrics and the artifacts, and end the W&B run.
+
+        No failure of W&B ends a run of ours: wandb.json says what is missing, and
+        `python -m emaae upload-pending` sends it.
+        """
+        if self._run is None:
+            return
+        preempted = status == "preempted"
+        if preempted:
+            self._run.mark_preempting()  # a run of a sweep is queued again
+        missing = self.complete(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
+        if missing:
+            reasons = "; ".join(dict.fromkeys(map(client.line, missing.values())))
+            print(
+                f"W&B lacks the {' and the '.join(missing)} ({reasons}); nothing is lost, finish "
+                f"with: python -m emaae upload-pending {self.folder}",
+                flush=True,
+            )
+
+    def complete(self, status: str, patience_s: float) -> dict[str, Exception]:
+        """Send all that the folder has, and end the W&B run; returns what did not arrive, and why.
+
+        patience_s: how long each artifact may take.
+        """
+        missing: dict[str, Exception] = {}
+        online = self.mode == "online"
+        self.send()
+        try:
+            self._run.summary["status"] = status
+            with client.variables(self.folder, self.mode):
+                log_artifacts(self._run, self.folder, patience_s if online else None)
+        except Exception as error:  # whatever the network does
+            missing["artifacts"] = error
+        try:
+            self._run.finish(exit_code=0 if status in read.GOOD else 1)
+            if online and lacks_rows(self.folder, self._path):
+                raise UserError("not all rows arrived")
+        except Exception as error:
+            missing["run"] = error
+        if self._lost is not None:
+            missing["run"] = self._lost
+        self._record(list(missing) if online else ["run"])
+        return missing
+
+    def send(self) -> None:
+        """Send the rows of the folder that the W&B run lacks."""
+        if self._run is not None:
+            for row in rows(self.folder)[self._n_there :]:
+                self._send(row)
+
+    def _send(self, row: Mapping[str, Any]) -> None:
+        if self._lost is not None:
+            return
+        try:
+            self._run.log(_for_wandb(row) | self._pictures(row))
+            self._n_there += 1
+        except Exception as error:  # wandb's own service is a process that may die
+            self._lost = error
+            print(f"W&B gets no more rows ({client.line(error)}); the run goes on", flush=True)
+
+    def _pictures(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        drawn = self.folder / "reconstructions" / f"epoch-{row.get('epoch', 0):04d}"
+        images = sorted(drawn.rglob("*.png"))
+        if not images:
+            return {}
+        import wandb
+
+        return {"reconstructions": [wandb.Image(str(p), caption=p.stem) for p in images]}
+
+    @property
+    def _path(self) -> str:
+        return f"{self._run.entity}/{self._run.project}/{self._run.id}"
+
+    def _record(self, pending: list[str]) -> None:
+        record = {
+            "id": self._run.id,
+            "entity": self._run.entity or None,
+            "project": self._run.project,
+            "sweep": self._run.settings.sweep_id,
+            "mode": self.mode,
+            "pending": sorted(pending),
+        }
+        write_json(self.folder / RECORD, record)
+
+
+def start(config: Config, folder: Path) -> Mirror:
+    """Begin, or go on with, the W&B run of a folder.
+
+    An online start that fails goes on offline, unless it was asked for by name. Of several
+    processes the first has the W&B run, and all have the values that a sweep gives it. Raises
+    UserError.
+    """
+    mirror = _start(config, folder) if first() else Mirror(folder)
+    mirror.sweep_values = shared(mirror.sweep_values)
+    return mirror
+
+
+def _start(config: Config, folder: Path) -> Mirror:
+    mode = client.mode_of(config.wandb)
+    if mode == "disabled":
+        print("W&B disabled", flush=True)
+        return Mirror(folder)
+    # W&B keeps a log of its own: on a full disk each line of it would print a traceback.
+    logging.raiseExceptions = False
+    with client.variables(folder, mode):
+        import wandb
+
+        try:
+            try:
+                run = _init(config, folder, mode)
+            except (wandb.Error, OSError) as error:
+                if mode == "offline" or config.wandb == "online":
+                    raise
+                reason = client.line(error)
+                print(f"W&B cannot be reached ({reason}); going on offline", flush=True)
+                mode = os.environ["WANDB_MODE"] = "offline"
+                run = _init(config, folder, mode)
+        except (wandb.Error, ValueError, OSError) as error:
+            raise UserError(
+                f"W&B refuses the run ({client.line(error)}): log in with `wandb login`, mend "
+                "--wandb_project or --wandb_entity, or use --wandb offline or disabled"
+            ) from None
+    later = f"offline; upload later with: python -m emaae upload-pending {folder}"
+    print(f"W&B {f'online at {run.url}' if mode == 'online' else later}", flush=True)
+    mirror = Mirror(folder, run, mode)
+    mirror.sweep_values = _given_by_sweep(run)
+    return mirror
+
+
+def _init(config: Config, folder: Path, mode: str) -> Any:
+    record = read_record(folder) or {}
+    if mode == "offline":
+        # The files of an offline run cannot be continued: it is told all rows once more.
+        shutil.rmtree(folder / "wandb", ignore_errors=True)
+    return client.init(
+        folder,
+        mode,
+        id=record.get("id"),
+        resume="allow" if mode == "online" else None,
+        project=config.wandb_project,
+        entity=config.wandb_entity,
+        group=os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID"),
+        job_type="eval" if config.eval_only else "train",
+    )
+
+
+def _given_by_sweep(run: Any) -> dict[str, Any]:
+    # The config of a run that is resumed holds all that it ever was told; the agent leaves what it
+    # gives in a file.
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
+    return {name: value for name, value in run.config.items() if name in given}
+
+
+def upload(folder: Path, entity: str | None = None, project: str | None = None) -> str:
+    """Send what W&B lacks of the run in a folder that has ended; returns its path there.
+
+    entity, project: where to, if not where the run was meant to go. Raises UserError when a part of
+    it did not arrive.
+    """
+    import wandb
+
+    record, config = read_record(folder) or {}, read_json(folder / "config.json")
+    # Said in full: an offline run does not know whose it will be.
+    entity = entity or record.get("entity") or client.public_api().default_entity
+    project = project or record.get("project") or config["wandb_project"]
+    path = f"{entity}/{project}/{record.get('id')}"
+    if record and not lacks_rows(folder, path) and not _lacks_model(folder, path):
+        write_json(folder / RECORD, record | {"entity": entity, "project": project, "pending": []})
+        return path
+    try:
+        run = client.init(
+            folder,
+            "online",
+            id=record.get("id"),
+            resume="allow",
+            entity=entity,
+            project=project,
+            group=record.get("sweep"),
+            job_type="eval" if config["eval_only"] else "train",
+            settings={"sweep_id": record.get("sweep"), "console": "off"},
+        )
+        mirror = Mirror(folder, run, "online")
+        mirror.settings(config)
+        missing = mirror.complete(read.metrics(folder).get("status", "failed"), UPLOAD_TIMEOUT_S)
+        path = f"{entity}/{project}/{run.id}"
+        if not missing and _lacks_model(folder, path):
+            missing["model"] = UserError("W&B has another one")
+    except (wandb.Error, OSError, ValueError) as error:
+        raise UserError(f"the run did not arrive ({client.line(error)})") from None
+    for what, error in missing.items():
+        raise UserError(f"its {what} did not arrive ({client.line(error)})")
+    return path
+
+
+def lacks_rows(folder: Path, path: str) -> bool:
+    """Whether the W&B run at `path` has fewer rows than the folder, or is not there."""
+    import wandb
+
+    try:
+        # A run whose server went away ends without complaint. Steps count from 0.
+        return client.public_api().run(path).lastHistoryStep + 1 < len(rows(folder))
+    except (wandb.Error, ValueError):
+        return True
+
+
+def _lacks_model(folder: Path, path: str) -> bool:
+    project, run_id = path.rsplit("/", 1)
+    mine = model_artifact(folder, run_id)
+    if mine is None:
+        return False
+    there = client.existing(client.public_api(), f"{project}/{mine.name}:latest")
+    return there is None or there.metadata.get("sha256") != mine.metadata["sha256"]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """What a folder's run is on W&B, row by row: epochs, final metrics, points of the curves."""
+    final, curves = read.final_metrics(folder), read.read_or_empty(folder / "curves.json")
+    found = read.history(folder) + ([final] if final else [])
+    for curve, names in CURVES.items() if final and curves else ():
+        series = {metric: curves[curve][key] for key, metric in names.items()}
+        for point in zip(*series.values()):
+            found.append({k: value for k, value in zip(series, point) if value is not None})
+    return found
+
+
+def _define_axes(run: Any) -> None:
+    """Tell W&B what each metric is drawn over: the epoch, or the axis of its curve."""
+    # Not filled in by itself: the final row belongs to no epoch.
+    run.define_metric("*", step_metric="epoch", step_sync=False)
+    for axis, *metrics in (names.values() for names in CURVES.values()):
+        run.define_metric(axis, summary="none")
+        for metric in metrics:
+            run.define_metric(metric, step_metric=axis, step_sync=False, summary="none")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What wandb.json of a run's folder says; None for a run that W&B never knew."""
+    path = folder / RECORD
+    return read_json(path) if path.is_file() else None
+
+
+def _for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what is undefined: the extremum of what holds a NaN is NaN on W&B."""
+    found = {}
+    for name, value in row.items():
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            continue
+        if name.endswith("density_log10"):
+            import wandb
+
+            value = wandb.Histogram(np_histogram=(value, DENSITY_EDGES))
+        found[name] = value
+    return found
