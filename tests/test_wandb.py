@@ -80,6 +80,8 @@ def swept(trees, tmp_path_factory):
         said = [agent.communicate(timeout=200)[0] for agent in agents]
         assert [agent.returncode for agent in agents] == [0, 0], said
         yield backend, env, path, home
+    assert not backend.strays, "hosts that somebody tried to reach"
+    assert not backend.unknown, "what W&B would have answered"
 
 
 def test_two_agents_run_every_point_once(swept):

@@ -5,8 +5,7 @@ agents, artifacts. The file stream (POST /files/ENTITY/PROJECT/RUN/file_stream) 
 history, summary, console and exit code as lines with offsets. Storage (PUT and GET /storage/...)
 carries bytes, at addresses that GraphQL hands out. State lives in memory, behind one lock.
 
-Beyond the standard library it needs PyYAML, which wandb itself requires: a sweep's config travels
-as YAML. wandb 0.31.0 was watched to write this.
+A sweep's config travels as YAML. wandb 0.31.0 was watched to write this.
 """
 
 import base64
@@ -22,12 +21,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+import graphql
 import yaml
 
-# --- GraphQL: the part of the language that the client writes ---------------------------------
-
-TOKEN = re.compile(r'#[^\n]*|"((?:[^"\\]|\\.)*)"|\.\.\.|-?\d+(?:\.\d+)?|\$?\w+|[^\s,]')
-LITERALS = {"true": True, "false": False, "null": None}
+# --- GraphQL ----------------------------------------------------------------------------------
 
 
 class Refused(Exception):
@@ -38,113 +35,53 @@ class Refused(Exception):
         self.status = status
 
 
-@dataclass
-class Field:
-    """One entry of a selection: `key: name(args) { fields }`, or `... on name { fields }`."""
-
-    key: str
-    name: str
-    args: dict
-    fields: list | None
-    spread: bool = False
-
-
 class Query:
-    """A parsed GraphQL document: the operation's name, its fields, and the named fragments."""
+    """A GraphQL document: its operation, and what that selects from a tree of dictionaries."""
 
     def __init__(self, text, variables):
-        self.tokens = [m[0] for m in TOKEN.finditer(text) if not m[0].startswith("#")] + [""]
-        self.at, self.variables, self.name, self.fields, self.fragments = 0, variables, "", [], {}
-        while self.tokens[self.at]:
-            kind, name = self._next(), self._next()
-            if kind == "fragment":
-                self._next(), self._next()  # on Type
-                self.fragments[name] = self._fields()
-                continue
-            self.name = name
-            if self._skip("("):
-                self._declarations()
-            self.fields = self._fields()
+        definitions = graphql.parse(text).definitions
+        self.fragments = {d.name.value: d for d in definitions if d.kind == "fragment_definition"}
+        (self.operation,) = (d for d in definitions if d.kind == "operation_definition")
+        self.name = self.operation.name.value
+        self.variables = {
+            d.variable.name.value: d.default_value and self._value(d.default_value)
+            for d in self.operation.variable_definitions or ()
+        } | variables
 
-    def _next(self):
-        self.at += 1
-        return self.tokens[self.at - 1]
+    def _value(self, node):
+        return graphql.value_from_ast_untyped(node, getattr(self, "variables", None))
 
-    def _skip(self, token):
-        found = self.tokens[self.at] == token
-        self.at += found
-        return found
+    def answer(self, root, unknown):
+        """The answer, from what the server has; fields that it lacks are added to `unknown`."""
+        return self._select(root, self.operation, unknown)
 
-    def _declarations(self):
-        """`$name: Type = default`, up to the closing bracket: only the defaults matter here."""
-        while (token := self._next()) != ")":
-            if token.startswith("$"):
-                name = token[1:]
-            elif token == "=":
-                self.variables.setdefault(name, self._value())
-
-    def _value(self):
-        token = self._next()
-        if token == "[":
-            values = []
-            while not self._skip("]"):
-                values.append(self._value())
-            return values
-        if token == "{":
-            return self._pairs("}")
-        if token.startswith("$"):
-            return self.variables.get(token[1:])
-        if token in LITERALS:
-            return LITERALS[token]
-        return json.loads(token) if token[0] in '"-0123456789' else token
-
-    def _pairs(self, end):
-        pairs = {}
-        while not self._skip(end):
-            name = self._next()
-            self._next()  # :
-            pairs[name] = self._value()
-        return pairs
-
-    def _fields(self):
-        fields = []
-        self._next()  # {
-        while not self._skip("}"):
-            name = key = self._next()
-            if spread := name == "...":
-                name = self._next()
-                if name != "on":
-                    fields.append(Field("", name, {}, None, True))
-                    continue
-                name = self._next()
-            elif self._skip(":"):
-                name = self._next()
-            args = self._pairs(")") if self._skip("(") else {}
-            include = True
-            while self._skip("@"):
-                directive, _ = self._next(), self._next()
-                include &= self._pairs(")")["if"] == (directive == "include")
-            inner = self._fields() if self.tokens[self.at] == "{" else None
-            if include:
-                fields.append(Field(key, name, args, inner, spread))
-        return fields
-
-    def select(self, node, fields, unknown):
-        """The answer's shape: from node (a dict; values may be functions of the arguments)."""
+    def _select(self, node, parent, unknown):
+        # Values of a node may be functions of a field's arguments.
         if node is None or isinstance(node, list):
-            return node and [self.select(n, fields, unknown) for n in node]
-        answer = {}
-        for f in fields:
-            if f.spread and (f.fields is None or f.name == node.get("__typename")):
-                inner = self.fragments[f.name] if f.fields is None else f.fields
-                answer |= self.select(node, inner, unknown)
-            elif not f.spread:
-                if f.name not in node and f.name not in NULL:
-                    unknown.add(f"{node.get('__typename', '?')}.{f.name}")
-                value = node.get(f.name)
-                value = value(**f.args) if callable(value) else value
-                answer[f.key] = self.select(value, f.fields, unknown) if f.fields else value
-        return answer
+            return node and [self._select(n, parent, unknown) for n in node]
+        found = {}
+        for f in parent.selection_set.selections:
+            name = f.kind != "inline_fragment" and f.name.value
+            if any(
+                self._value(d.arguments[0].value) != (d.name.value == "include")
+                for d in f.directives or ()
+            ):
+                continue
+            if f.kind == "fragment_spread":
+                found |= self._select(node, self.fragments[name], unknown)
+            elif f.kind == "inline_fragment":
+                if f.type_condition.name.value == node.get("__typename"):
+                    found |= self._select(node, f, unknown)
+            else:
+                if name not in node and name not in NULL:
+                    unknown.add(f"{node.get('__typename', '?')}.{name}")
+                value = node.get(name)
+                if callable(value):
+                    given = {a.name.value: self._value(a.value) for a in f.arguments or ()}
+                    value = value(**given)
+                inner = self._select(value, f, unknown) if f.selection_set else value
+                found[f.alias.value if f.alias else name] = inner
+        return found
 
 
 # Asked for and answered null: this server has nothing to say about them.
@@ -327,14 +264,13 @@ class Artifact:
 
 @dataclass
 class Collection:
-    """Versions under one name, and which of them each alias means. `portfolio`: of links."""
+    """Versions under one name, and which of them each alias means."""
 
     id: str
     entity: str
     project: str
     name: str
     type: str
-    portfolio: bool = False
     members: list = field(default_factory=list)
     aliases: dict = field(default_factory=dict)
     created: str = field(default_factory=now)
@@ -492,17 +428,8 @@ class Backend:
         def here(things):
             return [t for t in things.values() if (t.entity, t.project) == (entity, project)]
 
-        def collections(type=None, **page):
-            found = [c for c in here(self.collections) if type in (None, c.type)]
-            return connection(found, self.collection_node, **page)
-
         def collection(name):
             return self.collection_node(self.collections.get((entity, project, name)))
-
-        def artifact_type(type):
-            named = {"id": f"type-{type}", "name": type, "createdAt": now()}
-            listing = {"artifactCollections": lambda **page: collections(type=type, **page)}
-            return node("ArtifactType") | named | listing | {"artifactCollection": collection}
 
         def membership(name):
             name, _, alias = name.partition(":")
@@ -511,10 +438,10 @@ class Backend:
             return artifact and self.membership_node(found, artifact)
 
         def runs(filters=None, order=None, **page):
-            found = [r for r in here(self.runs) if matches(r, json.loads(filters or "{}"))]
-            return connection(ordered(found, order), self.run_node, **page)
+            wanted = json.loads(filters or "{}").get("$and", [])
+            found = [r for r in here(self.runs) if all({"sweep": r.sweep} == w for w in wanted)]
+            return connection(found, self.run_node, **page)
 
-        types = sorted({c.type for c in here(self.collections)})
         return {
             "__typename": "Project",
             "id": f"project-{entity}-{name}",
@@ -535,9 +462,6 @@ class Backend:
             "totalSweeps": len(here(self.sweeps)),
             "artifact": lambda name: (found := membership(name)) and found["artifact"](),
             "artifactCollectionMembership": membership,
-            "artifactType": lambda name: artifact_type(name) if name in types else None,
-            "artifactTypes": lambda **page: connection(types, artifact_type, **page),
-            "artifactCollections": collections,
             "artifactCollection": collection,
         }
 
@@ -547,19 +471,9 @@ class Backend:
         history, rows = run.lines.get("wandb-history.jsonl", []), run.history
         keys = {k: {"typeCounts": [{"type": "number", "count": 1}]} for row in rows for k in row}
 
-        def sampled(specs):
-            wanted = [json.loads(spec).get("keys") or sorted(keys) for spec in specs]
-            return [[{k: r[k] for k in w} for r in rows if set(w) <= set(r)] for w in wanted]
-
         def page_of_history(minStep=0, maxStep=None, samples=None):
             end = float("inf") if maxStep is None else maxStep
             return [json.dumps(r) for r in rows if minStep <= r["_step"] < end]
-
-        def files(names=None, **page):
-            found = [f for f in sorted(run.files) if not names or f in names]
-            return connection(
-                found, lambda f: self.file_node(f, run.files[f], f"runs/{run.id}/{f}"), **page
-            )
 
         logged = [a for a in self.artifacts if a.run_id == run.id and a.state == "COMMITTED"]
         own = run.raw_config.get("_wandb", {})
@@ -590,10 +504,7 @@ class Backend:
             "eventsTail": "[]",
             "historyKeys": {"sets": [], "lastStep": len(rows) - 1, "keys": keys},
             "history": page_of_history,
-            "sampledHistory": sampled,
             "parquetHistory": lambda liveKeys: {"parquetUrls": [], "liveData": rows},
-            "files": files,
-            "fileCount": len(run.files),
             "outputArtifacts": lambda **page: connection(logged, self.artifact_node, **page),
             "inputArtifacts": lambda **page: connection(run.inputs, self.artifact_node, **page),
         }
@@ -624,8 +535,7 @@ class Backend:
     def collection_node(self, c):
         if c is None:
             return None
-        kind = "ArtifactPortfolio" if c.portfolio else "ArtifactSequence"
-        return node(kind, c, "id name createdAt=created updatedAt=created") | {
+        return node("ArtifactSequence", c, "id name createdAt=created updatedAt=created") | {
             "project": lambda: self.project_node(c.project, c.entity),
             "defaultArtifactType": {"name": c.type},
             "tags": connection([]),
@@ -760,8 +670,8 @@ class Backend:
             entity, project = entityName or self.entity, projectName or "uncategorized"
             sweep = self.sweeps[name] = Sweep(name, entity, project, config)
             if given.get("priorRunsFilters"):
-                filters = json.loads(given["priorRunsFilters"])
-                sweep.runs = [r for r in self.runs.values() if matches(r, filters)]
+                (wanted,) = json.loads(given["priorRunsFilters"]).values()  # of "$or"
+                sweep.runs = [self.runs[run["name"]] for run in wanted]
                 for run in sweep.runs:
                     run.sweep = name
         sweep.text = config or sweep.text
@@ -877,47 +787,6 @@ class Backend:
             self.runs[runName].inputs.append(artifact)
         return {"artifact": self.artifact_node(artifact)}
 
-    def do_updateArtifact(self, artifactID, metadata=None, description=None, **_):
-        artifact = self.artifact(artifactID)
-        artifact.metadata = json.loads(metadata) if metadata else artifact.metadata
-        artifact.description = description or artifact.description
-        return {"artifact": self.artifact_node(artifact)}
-
-    def do_addAliases(self, artifactID, aliases, **_):
-        for a in aliases:
-            key = (a["entityName"], a["projectName"], a["artifactCollectionName"])
-            self.collections[key].aliases[a["alias"]] = self.artifact(artifactID)
-        return {"success": True}
-
-    def do_deleteAliases(self, artifactID, aliases, **_):
-        for a in aliases:
-            key = (a["entityName"], a["projectName"], a["artifactCollectionName"])
-            if self.collections[key].aliases.get(a["alias"]) is self.artifact(artifactID):
-                del self.collections[key].aliases[a["alias"]]
-        return {"success": True}
-
-    def do_linkArtifact(
-        self, artifactPortfolioName, entityName, projectName, aliases=None, **given
-    ):
-        """A committed version becomes a member of a portfolio: a collection of links."""
-        artifact = next(
-            a
-            for a in self.artifacts
-            if given.get("artifactID") == a.id or given.get("clientID", "-") == a.client_id
-        )
-        key = (entityName, projectName, artifactPortfolioName)
-        portfolio = self.collections.setdefault(
-            key,
-            Collection(f"collection{len(self.collections):03d}", *key, artifact.type, True),
-        )
-        if not portfolio.portfolio:
-            raise Refused(f"{artifactPortfolioName} is not a portfolio", 409)
-        portfolio.add(artifact, [a["alias"] for a in aliases or []])
-        return {
-            "versionIndex": portfolio.index(artifact),
-            "artifactMembership": self.membership_node(portfolio, artifact),
-        }
-
     # The other two protocols ---------------------------------------------------------------------
 
     def file_stream(self, run, body):
@@ -964,55 +833,6 @@ def digest(body):
 def address(digest):
     """A digest as a path's last part: without base64's slashes."""
     return digest.translate(str.maketrans("+/", "-_"))
-
-
-def value_of(run, key):
-    """What a filter's or an order's key means for a run; None where it has no such value."""
-    head, _, rest = key.partition(".")
-    if head in ("config", "summary_metrics", "summaryMetrics"):
-        values = run.config if head == "config" else run.summary
-        rest = rest.removesuffix(".value")
-        return values.get(rest)
-    names = {"name": "id", "displayName": "display_name", "jobType": "job_type"}
-    names |= {"created_at": "number", "createdAt": "number", "groupName": "group"}
-    return getattr(run, names.get(key, key))
-
-
-COMPARISONS = {
-    "$eq": lambda have, want: have == want,
-    "$ne": lambda have, want: have != want,
-    "$in": lambda have, want: any(w in have if isinstance(have, list) else w == have for w in want),
-    "$nin": lambda have, want: have not in want,
-    "$gt": lambda have, want: have is not None and have > want,
-    "$gte": lambda have, want: have is not None and have >= want,
-    "$lt": lambda have, want: have is not None and have < want,
-    "$lte": lambda have, want: have is not None and have <= want,
-    "$regex": lambda have, want: re.search(want, have or "") is not None,
-    "$exists": lambda have, want: (have is not None) == want,
-}
-
-
-def matches(run, filters):
-    """Does a run pass a filter in MongoDB's language?"""
-    for key, want in filters.items():
-        if key in ("$and", "$or"):
-            passed = (all if key == "$and" else any)(matches(run, f) for f in want)
-        elif isinstance(want, dict):
-            passed = all(COMPARISONS[op](value_of(run, key), w) for op, w in want.items())
-        else:
-            have = value_of(run, key)
-            passed = want in have if isinstance(have, list) else have == want
-        if not passed:
-            return False
-    return True
-
-
-def ordered(runs, order):
-    """Runs by `+key` or `-key`; those without the value come last."""
-    key = (order or "+created_at").split(",")[0]
-    have = [r for r in runs if value_of(r, key.lstrip("+-")) is not None]
-    have.sort(key=lambda r: value_of(r, key.lstrip("+-")), reverse=key.startswith("-"))
-    return have + [r for r in runs if value_of(r, key.lstrip("+-")) is None]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -1069,7 +889,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self, backend, path, body, query):
         if query:
-            return {"data": query.select(backend.root(), query.fields, backend.unknown)}
+            return {"data": query.answer(backend.root(), backend.unknown)}
         if path.endswith("/file_stream"):
             return backend.file_stream(backend.runs[path.split("/")[-2]], json.loads(body))
         if path.startswith("/storage/"):

@@ -1,10 +1,10 @@
-"""Encoding and decoding whole corpora, in windows, so that long utterances need no more memory.
+"""Encoding and decoding whole corpora, in windows that bound what the convolutions need.
 
 A window is some frames of an utterance and, on either side, those that its own frames see through
 the convolutions (half a receptive field). What is computed for its own frames is what the whole
 utterance would give, up to rounding, and windows of several utterances share a batch in which
-padding changes nothing. Utterances, windows and what is written follow each other: memory holds one
-batch and the utterance that is being cut, whatever the corpus.
+padding changes nothing. Memory holds one batch and the utterances that it is cut from, with their
+encodings in the form in which they are written.
 
     from emaae.corpus.encode import encode
 
@@ -38,7 +38,7 @@ from emaae.loading import load_model, model_file
 from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import git_commit, versions
 from emaae.system.devices import pick_device
-from emaae.system.errors import BadFile, UserError, plainly
+from emaae.system.errors import UserError, plainly
 from emaae.system.files import own, sha256
 from emaae.system.progress import progress
 
@@ -54,11 +54,16 @@ LONG_FRAMES = 5 * 60 * FRAME_RATE_HZ
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A sequence to be read in order: a name, its frames, and what reads the next n (n, D)."""
+    """A sequence (T, D) and what it is called. Raises ValueError for any other shape."""
 
     name: Any
-    n_frames: int
-    read: Callable[[int], np.ndarray]
+    frames: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 2 or not len(self.frames):
+            raise ValueError(
+                f"expected one utterance (T, D) with frames, got shape {self.frames.shape}"
+            )
 
 
 class _Window(NamedTuple):
@@ -72,27 +77,14 @@ def encode(model: CNNAutoEncoder, features: np.ndarray, at_once: int | None = No
 
     at_once: frames in a window (default: `FRAMES_AT_ONCE`); the result does not depend on it.
     """
-    _, parts = next(encode_each(model, [_in_memory(features)], at_once))
+    _, parts = next(encode_each(model, [Source(None, features)], at_once))
     return np.concatenate(list(parts))
 
 
 def decode(model: CNNAutoEncoder, z: np.ndarray, at_once: int | None = None) -> np.ndarray:
     """The raw features (T, D) float32 that an encoding (T, units) stands for, as `encode`."""
-    _, parts = next(decode_each(model, [_in_memory(z)], at_once))
+    _, parts = next(decode_each(model, [Source(None, z)], at_once))
     return np.concatenate(list(parts))
-
-
-def _in_memory(frames: np.ndarray, name: Any = None) -> Source:
-    if frames.ndim != 2 or not len(frames):
-        raise ValueError(f"expected one utterance (T, D) with frames, got shape {frames.shape}")
-    done = 0
-
-    def read(n: int) -> np.ndarray:
-        nonlocal done
-        done += n
-        return frames[done - n : done]
-
-    return Source(name, len(frames), read)
 
 
 def encode_each(
@@ -139,16 +131,10 @@ def _through(
 
 def _windows(source: Source, reach: int, size: int) -> Iterator[_Window]:
     """Windows with at most `size` frames of their own and `reach` more on either side."""
-    held, first = None, 0  # what was read and is still needed; which frame it begins with
-    for begin in range(0, source.n_frames, size):
-        end = min(begin + size, source.n_frames)
-        start, stop = max(0, begin - reach), min(end + reach, source.n_frames)
-        seen = 0 if held is None else first + len(held)
-        more = source.read(stop - seen) if stop > seen else None
-        there = [part for part in (held, more) if part is not None]
-        held = np.concatenate(there)[start - first :]
-        first = start
-        yield _Window(source, held, slice(begin - start, end - start))
+    frames = source.frames
+    for begin in range(0, len(frames), size):
+        start, end = max(0, begin - reach), min(begin + size, len(frames))
+        yield _Window(source, frames[start : end + reach], slice(begin - start, end - start))
 
 
 def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
@@ -241,7 +227,7 @@ def encode_tree(
 
     with _claimed(out, listing.root, {"made": "encodings", "form": form} | dict(made_by)):
         todo, kept = _todo(listing.files, out)
-        sources = (_in_memory(*found) for found in each(todo, connect, broken))
+        sources = (Source(item, x) for x, item in each(todo, connect, broken))
         done = progress(
             encode_each(model, sources),
             "encoding",
@@ -249,7 +235,7 @@ def encode_tree(
             done=kept,
             unit="utterances",
         )
-        written = _write(done, out, form, model.inner_size)
+        written = _write(done, out, form)
     return Written(written, kept, broken or {})
 
 
@@ -265,14 +251,8 @@ def decode_tree(
 
     def sources(todo: Iterable[FeatureFile]) -> Iterator[Source]:
         for file in todo:
-            with encodings.open_encoding(file.path) as found:
-                if found.n_units != model.inner_size or not found.n_frames:
-                    raise BadFile(
-                        f"{file.path} has {found.n_frames} frames of {found.n_units} units: "
-                        f"expected frames of {model.inner_size}, as {model.get_type()} encodes "
-                        "them; name the --model that made them"
-                    )
-                yield Source(_Item(file, read_times(file.path)), found.n_frames, found.read)
+            z = encodings.read_encoding(file.path, model.inner_size)
+            yield Source(_Item(file, read_times(file.path)), z)
 
     def widened(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for part in parts:
@@ -285,22 +265,20 @@ def decode_tree(
         todo, kept = _todo(files, out)
         decoded = ((source, widened(y)) for source, y in decode_each(model, sources(todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
-        written = _write(done, out, "float32", len(CHANNELS))
+        written = _write(done, out, "float32")
     return Written(written, kept, {})
 
 
-def _write(
-    done: Iterable[tuple[Source, Iterator[np.ndarray]]], out: Path, form: str, n_columns: int
-) -> int:
+def _write(done: Iterable[tuple[Source, Iterator[np.ndarray]]], out: Path, form: str) -> int:
     """Write what is done into a tree; returns of how many utterances."""
     n = 0
     for source, parts in done:
-        (file, times), shape = source.name, (source.n_frames, n_columns)
-        if source.n_frames > LONG_FRAMES:
+        (file, times), n_frames = source.name, len(source.frames)
+        if n_frames > LONG_FRAMES:
             parts = progress(parts, file.identity, unit="windows")
         path = _path(out, file)
-        encodings.write_times(path, frame_times(source.n_frames, times))
-        encodings.write_encoding(path, parts, shape, form, _state(file))
+        encodings.write_times(path, frame_times(n_frames, times))
+        encodings.write_encoding(path, parts, form, _state(file))
         n += 1
     return n
 

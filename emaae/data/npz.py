@@ -8,7 +8,6 @@ array is inflated that is not asked for. Nothing is unpickled.
 import contextlib
 import math
 import os
-import sys
 import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -18,9 +17,9 @@ import numpy as np
 from emaae.system.errors import BadFile
 from emaae.system.files import PIECE, Pieces
 
-# One utterance of 24 hours: 50 frames a second of 14 float64. The longest one of LibriSpeech has
-# 35 s, and all of train-clean-100 has 101 hours.
-MOST_FRAMES = 24 * 3600 * 50
+# One utterance of 4 hours: 50 frames a second of 14 float64. The longest one of LibriSpeech has
+# 35 s, the longest stories of brain recordings an hour or two.
+MOST_FRAMES = 4 * 3600 * 50
 MOST_BYTES = MOST_FRAMES * 14 * 8
 # NumPy's headers of plain arrays have 128 bytes.
 MOST_HEADER = 1024
@@ -58,38 +57,18 @@ def open_npz(file: BinaryIO, where: str, at_most: int = MOST_BYTES) -> Iterator[
             yield archive
 
 
-class Rows:
-    """An array in an open archive that is read in order, some rows at a time.
-
-    shape: as its header says; nothing is read before it is asked for, so that any size will do.
-    """
-
-    def __init__(self, archive: zipfile.ZipFile, key: str, where: str) -> None:
-        info = _member(archive, where, key)
-        self._where, self._stream = where, _opened(archive, info, where)
-        self.shape, fortran, self._dtype = _header(self._stream, info, where, sys.maxsize)
-        if not self.shape or (fortran and len(self.shape) > 1) or self._dtype.kind not in "fiu":
-            raise BadFile(
-                f"{where}: {info.filename} is {self._dtype} of shape {self.shape}"
-                f"{' in Fortran order' * fortran}: expected rows of plain numbers"
-            )
-
-    def read(self, n: int) -> np.ndarray:
-        """The next n rows, (n, ...). Raises BadFile when they are not there."""
-        shape = (n, *self.shape[1:])
-        n_bytes, content = math.prod(shape) * self._dtype.itemsize, bytearray()
-        with _errors_named(self._where):
-            while len(content) < n_bytes:
-                piece = self._stream.read(min(PIECE, n_bytes - len(content)))
-                if not piece:
-                    raise EOFError
-                content += piece
-        return np.frombuffer(content, self._dtype).reshape(shape)
-
-
-def read_member(archive: zipfile.ZipFile, key: str, where: str) -> np.ndarray:
-    """The array `key` in an open archive, whole. Raises BadFile."""
-    return _array(archive, _member(archive, where, key), where)
+def read_member(
+    archive: zipfile.ZipFile, key: str, where: str, at_most: int = MOST_BYTES
+) -> np.ndarray:
+    """The array `key` in an open archive, of at most so many bytes. Raises BadFile."""
+    info = _member(archive, where, key)
+    with _opened(archive, info, where) as member:
+        shape, fortran, dtype = _header(member, info, where, at_most)
+        content = bytearray()
+        while piece := member.read(PIECE):  # the last one comes with the check of the sum
+            content += piece
+    array = np.frombuffer(content, dtype)
+    return array.reshape(shape, order="F" if fortran else "C")
 
 
 def _member(archive: zipfile.ZipFile, where: str, key: str) -> zipfile.ZipInfo:
@@ -103,7 +82,7 @@ def _member(archive: zipfile.ZipFile, where: str, key: str) -> zipfile.ZipInfo:
     matrices = []
     for info in arrays.values():
         with _opened(archive, info, where) as member:
-            if len(_header(member, info, where)[0]) == 2:
+            if len(_header(member, info, where, MOST_BYTES)[0]) == 2:
                 matrices.append(info)
     if len(matrices) == 1:
         return matrices[0]
@@ -112,16 +91,6 @@ def _member(archive: zipfile.ZipFile, where: str, key: str) -> zipfile.ZipInfo:
         f"{where} has no key `{key}` and {len(matrices)} 2-D arrays among its keys "
         f"({few or 'none'}): save the matrix under the key `{key}`"
     )
-
-
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> np.ndarray:
-    with _opened(archive, info, where) as member:
-        shape, fortran, dtype = _header(member, info, where)
-        content = bytearray()
-        while piece := member.read(PIECE):  # the last one comes with the check of the sum
-            content += piece
-    array = np.frombuffer(content, dtype)
-    return array.reshape(shape, order="F" if fortran else "C")
 
 
 def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Any:
@@ -134,7 +103,7 @@ def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Any:
 
 
 def _header(
-    member: Any, info: zipfile.ZipInfo, where: str, at_most: int = MOST_BYTES
+    member: Any, info: zipfile.ZipInfo, where: str, at_most: int
 ) -> tuple[tuple[int, ...], bool, Any]:
     """Shape, whether in Fortran order, and dtype of a member, whose size they explain exactly."""
     version = np.lib.format.read_magic(member)
@@ -170,7 +139,7 @@ def too_large(where: str, what: str, n_bytes: int) -> str:
     """What a person reads of a file that no utterance explains; `what` of it has that size."""
     size = f"{n_bytes / 1e9:.1f} GB" if n_bytes < 1e15 else "more than any disk holds"
     return (
-        f"{where} is too large for one utterance: {what} has {size}, and 24 hours have "
+        f"{where} is too large for one utterance: {what} has {size}, and 4 hours have "
         f"{MOST_BYTES / 1e9:.2f} GB; cut it, or extract it again"
     )
 

@@ -41,7 +41,7 @@ def write_whole(path: Path, write: Any, keep: Path | None = None, *, flushed: bo
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "wb") as file:
+        with open(beside, "w+b") as file:
             write(file)
             file.flush()
             if flushed:

@@ -49,9 +49,9 @@ def runs(path: str) -> list[Downloaded]:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             rows = list(pool.map(lambda run: list(run.scan_history()), found))
     except (UserError, wandb.Error, ValueError, OSError) as error:
-                raise UserError(
-            f"{path} is no folder here, and not had from W&B ({line(error)}): check the path; on W&B it "
-            "is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"
+        raise UserError(
+            f"{path} is no folder here, and not had from W&B ({line(error)}): check the path; on "
+            "W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"
         ) from None
     if not found:
         raise UserError(f"{where} holds no run yet: start one, or check the path")
