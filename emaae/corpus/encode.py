@@ -235,7 +235,7 @@ def encode_tree(
             done=kept,
             unit="utterances",
         )
-        written = _write(done, out, form)
+        written = _write(done, out, form, model.inner_size)
     return Written(written, kept, broken or {})
 
 
@@ -265,11 +265,13 @@ def decode_tree(
         todo, kept = _todo(files, out)
         decoded = ((source, widened(y)) for source, y in decode_each(model, sources(todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
-        written = _write(done, out, "float32")
+        written = _write(done, out, "float32", len(CHANNELS))
     return Written(written, kept, {})
 
 
-def _write(done: Iterable[tuple[Source, Iterator[np.ndarray]]], out: Path, form: str) -> int:
+def _write(
+    done: Iterable[tuple[Source, Iterator[np.ndarray]]], out: Path, form: str, n_columns: int
+) -> int:
     """Write what is done into a tree; returns of how many utterances."""
     n = 0
     for source, parts in done:
@@ -278,7 +280,7 @@ def _write(done: Iterable[tuple[Source, Iterator[np.ndarray]]], out: Path, form:
             parts = progress(parts, file.identity, unit="windows")
         path = _path(out, file)
         encodings.write_times(path, frame_times(n_frames, times))
-        encodings.write_encoding(path, parts, form, _state(file))
+        encodings.write_encoding(path, parts, (n_frames, n_columns), form, _state(file))
         n += 1
     return n
 

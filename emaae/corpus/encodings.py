@@ -32,15 +32,20 @@ CSR = ("format", "shape", "indptr", "indices", "data")
 # ---- one utterance
 
 
-def write_encoding(path: Path, parts: Iterable[np.ndarray], form: str, made_from: str) -> None:
-    """Write the rows (t, C) in `parts` as `form`; UserError.
+def write_encoding(
+    path: Path, parts: Iterable[np.ndarray], shape: tuple[int, int], form: str, made_from: str
+) -> None:
+    """Write the rows (t, C) in `parts`, of which there are `shape` in all, as `form`; UserError.
 
     made_from: what `made_from` gives back when all of it is there.
     """
     if form == "sparse":
         matrix = scipy.sparse.vstack([scipy.sparse.csr_matrix(part) for part in parts], "csr")
     else:
-        features = _narrowed(np.concatenate(list(parts)), form, path)
+        features, done = np.empty(shape, form), 0
+        for part in parts:
+            features[done : done + len(part)] = _narrowed(part, form, path)
+            done += len(part)
 
     def write(file: BinaryIO) -> None:
         if form == "sparse":
@@ -77,12 +82,12 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name.removesuffix('.npz')}_times.npz")
 
 
-def _narrowed(z: np.ndarray, dtype: str, path: Path) -> np.ndarray:
+def _narrowed(part: np.ndarray, dtype: str, path: Path) -> np.ndarray:
     with np.errstate(over="ignore"):
-        narrow = z.astype(dtype)
+        narrow = part.astype(dtype)
     if dtype == "float16" and not np.isfinite(narrow).all():
         raise UserError(
-            f"{path} would hold {np.abs(z).max():g}, and float16 ends at 65504: use --format "
+            f"{path} would hold {np.abs(part).max():g}, and float16 ends at 65504: use --format "
             "float32 or sparse"
         )
     return narrow
