@@ -1,8 +1,8 @@
-"""Features from an S3 bucket.
+"""Features from an S3 bucket, as cottoncandy's `upload_raw_array` or as .npz.
 
-The connection and the format are cottoncandy's (`upload_raw_array`). Credentials and endpoint are
-those of every other S3 program: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
-AWS_PROFILE, AWS_ENDPOINT_URL, ... Keys and passwords appear in no message.
+Credentials and endpoint are those of every other S3 program: AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_ENDPOINT_URL, ... Keys and passwords
+appear in no message.
 """
 
 import bz2
@@ -11,10 +11,8 @@ import io
 import math
 import os
 import re
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -37,48 +35,41 @@ UPLOAD_AGAIN = "upload it again with cottoncandy's upload_raw_array"
 
 
 def open_bucket(name: str) -> Any:
-    """Connect to the bucket `name`: a cottoncandy interface for `list_features`, `read_array`.
-
-    Raises UserError.
-    """
-    cottoncandy = _import_cottoncandy()
-    from botocore.config import Config
-
-    # At most about 15 s for an endpoint that is down and 30 s for one that accepts and says
-    # nothing. cottoncandy fills an unset signature version with "", which botocore refuses.
+    """The bucket `name`, boto3's resource. Raises UserError."""
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import ClientError
+    except ImportError as error:
+        raise UserError(
+            f"reading from a bucket needs boto3, which is not installed ({error.name}): "
+            "pip install -r requirements-bucket.txt"
+        ) from error
+    # About 15 s for an endpoint that is down, 30 s for one that accepts and says nothing.
     patience = Config(
-        connect_timeout=5,
-        read_timeout=10,
-        retries={"mode": "standard", "total_max_attempts": 3},
-        signature_version="s3v4",
+        connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3}
     )
-    # None leaves keys and endpoint to the AWS_* variables: cottoncandy's own defaults come from
-    # its options file, and name Amazon's endpoint, which would hide AWS_ENDPOINT_URL. A bucket
-    # that is missing raises nothing: it is printed, and the interface has no bucket.
-    with _explained(f"s3://{name}"), contextlib.redirect_stdout(io.StringIO()):
-        handle = cottoncandy.get_interface(
-            name,
-            ACCESS_KEY=None,
-            SECRET_KEY=None,
-            endpoint_url=None,
-            force_bucket_creation=False,
-            verbose=False,
-            config=patience,
-        )
-    if handle.bucket_name is None:
-        raise UserError(_no_such_bucket(f"s3://{name}"))
-    return handle
+    where = f"s3://{name}"
+    with _explained(where):
+        bucket = boto3.resource("s3", config=patience).Bucket(name)
+        try:
+            bucket.meta.client.head_bucket(Bucket=name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "404":
+                raise UserError(_no_such_bucket(where)) from error
+            raise
+    return bucket
 
 
-def list_features(handle: Any, prefix: str, recursive: bool) -> list[FeatureFile]:
+def list_features(bucket: Any, prefix: str, recursive: bool) -> list[FeatureFile]:
     """The features under `prefix`, sorted; their path is the key, their stamp (bytes, ETag).
 
     The identity is the key relative to the prefix, without `.npz`. `recursive` looks into
     folders too. Times (`<name>_times`) and files of other kinds are left out. Raises UserError.
     """
     folder = _folder(prefix)
-    where = f"s3://{handle.bucket_name}/{folder}"
-    stamps = _listed(handle, folder, recursive)
+    where = f"s3://{bucket.name}/{folder}"
+    stamps = _listed(bucket, folder, recursive)
     features = {}
     for key, stamp in stamps.items():
         identity = _identity(key[len(folder) :])
@@ -92,14 +83,14 @@ def list_features(handle: Any, prefix: str, recursive: bool) -> list[FeatureFile
         features[identity] = FeatureFile(identity, key, stamp)
     if not features:
         with _explained(where):
-            reason = _no_features(handle, folder, list(stamps), recursive)
+            reason = _no_features(bucket, folder, list(stamps), recursive)
         raise UserError(reason)
     return sorted(features.values())
 
 
-def list_times(handle: Any, prefix: str, recursive: bool) -> frozenset[str]:
+def list_times(bucket: Any, prefix: str, recursive: bool) -> frozenset[str]:
     """The keys of the times under `prefix`. Raises UserError."""
-    keys = _listed(handle, _folder(prefix), recursive)
+    keys = _listed(bucket, _folder(prefix), recursive)
     return frozenset(key for key in keys if key.removesuffix(".npz").endswith("_times"))
 
 
@@ -114,28 +105,22 @@ def _folder(prefix: str) -> str:
     return f"{folder}/" if folder else ""
 
 
-def _listed(handle: Any, folder: str, recursive: bool) -> dict[str, tuple[int, str]]:
+def _listed(bucket: Any, folder: str, recursive: bool) -> dict[str, tuple[int, str]]:
     """Bytes and ETag of every object, by key. Raises UserError."""
     query = {"Prefix": folder} if recursive else {"Prefix": folder, "Delimiter": "/"}
-    with _explained(f"s3://{handle.bucket_name}/{folder}"):
-        # The one listing of cottoncandy's that is complete and literal: ls and lsdir stop at 1,000
-        # objects, glob decodes %20 in names and takes [ and * in a prefix for patterns.
-        found = handle.get_objects(filter=query, limit=None)
-        return {item.key: (item.size, item.e_tag) for item in found}
+    with _explained(f"s3://{bucket.name}/{folder}"):
+        return {item.key: (item.size, item.e_tag) for item in bucket.objects.filter(**query)}
 
 
-def read_array(handle: Any, key: str, etag: str | None = None, of: str = "features") -> np.ndarray:
+def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "features") -> np.ndarray:
     """The array in the object `key`: a raw array, or that of an `.npz`. Raises UserError.
 
     etag: of the object when it was listed; one that has changed since is refused. of: the key of
     the array in an `.npz`.
-
-    One request instead of the five of cottoncandy's download_raw_array, which also ignores bytes
-    beyond the array's end and leaves the choice of codec to the object.
     """
-    where = f"s3://{handle.bucket_name}/{key}"
+    where = f"s3://{bucket.name}/{key}"
     with _explained(where):
-        answer = handle.get_bucket().Object(key).get()
+        answer = bucket.Object(key).get()
         if answer["ContentLength"] > MOST_BYTES:
             raise BadFile(too_large(where, "it", answer["ContentLength"]))
         content = answer["Body"].read()
@@ -144,30 +129,6 @@ def read_array(handle: Any, key: str, etag: str | None = None, of: str = "featur
     if key.endswith(".npz"):
         return load_npz(io.BytesIO(content), where, of)
     return _raw_array(content, answer["Metadata"], where)
-
-
-def _import_cottoncandy() -> ModuleType:
-    # On its first import in a home, cottoncandy prints a ten-line welcome and saves its options
-    # there. The output of a run belongs to the run: it is read by people and by sweep agents, and
-    # the welcome points at credentials that are not used here. Its warning that SciPy is missing
-    # concerns sparse arrays only, and comes from the submodule, so that is imported here as well.
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import cottoncandy
-            import cottoncandy.interfaces  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "reading from a bucket needs cottoncandy 0.4.0, which is not installed "
-            f"({error.name or 'import failed'}): pip install -r requirements-bucket.txt "
-            "(or pip install cottoncandy==0.4.0)"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            "cottoncandy must be able to save its options under the home, got "
-            f"{type(error).__name__}: point XDG_CONFIG_HOME (HOME on a Mac) at a writable folder"
-        ) from error
-    return cottoncandy
 
 
 def _identity(name: str) -> str | None:
@@ -181,10 +142,10 @@ def _identity(name: str) -> str | None:
     return identity
 
 
-def _no_features(handle: Any, folder: str, keys: list[str], recursive: bool) -> str:
+def _no_features(bucket: Any, folder: str, keys: list[str], recursive: bool) -> str:
     """Why the listing `keys` of `folder`, which ends in / or is empty, has no features."""
-    where = f"s3://{handle.bucket_name}/{folder}"
-    below = _folders(handle, folder)
+    where = f"s3://{bucket.name}/{folder}"
+    below = _folders(bucket, folder)
     if below and not recursive:
         return (
             f"{where} has no features directly in it, only folders ({below}): "
@@ -197,15 +158,15 @@ def _no_features(handle: Any, folder: str, keys: list[str], recursive: bool) -> 
         )
     while not below and folder:
         folder = folder[: folder.rstrip("/").rfind("/") + 1]
-        below = _folders(handle, folder)
+        below = _folders(bucket, folder)
     there = f"prefixes that exist: {below}" if below else "the bucket has no folders"
     return f"no objects under {where}, expected features: name another prefix ({there})"
 
 
-def _folders(handle: Any, folder: str, n: int = 5) -> str:
+def _folders(bucket: Any, folder: str, n: int = 5) -> str:
     """The names of the first `n` folders in `folder` as text, empty where there are none."""
-    client = handle.get_bucket().meta.client
-    page = client.list_objects(Bucket=handle.bucket_name, Prefix=folder, Delimiter="/")
+    client = bucket.meta.client
+    page = client.list_objects_v2(Bucket=bucket.name, Prefix=folder, Delimiter="/")
     names = [entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])]
     return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
 
