@@ -1,9 +1,9 @@
 # make setup   a .venv with what a run needs
 # make demo    compare four alpha schedules on generated data, in minutes
-# make test    lint and tests
+# make test    lint, types and tests
 # make test-slow     the tests that take long: programs that are interrupted, sent away and resumed
 # make test-faults   kills, full disks, broken and hostile files, hundreds of times: half an hour
-# make check   lint alone
+# make check   lint and types alone
 # make bench   how fast it is, as Markdown tables, in half an hour on two quiet cores
 
 PYTHON ?= python3
@@ -45,6 +45,7 @@ test-faults: .venv/tests-ready
 check: .venv/tests-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: setup
 	$(BIN)/python -m benchmarks.step

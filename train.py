@@ -6,6 +6,7 @@ fit, evaluate, publish. `python train.py --help` lists the flags.
 
 import gc
 import sys
+from typing import Any
 
 from emaae import command_line
 from emaae.system import distributed
@@ -65,11 +66,13 @@ def main(argv: list[str] | None = None) -> int:
         if config.compile:
             compile_model(model, device)
         splits = {name: split.to(device) for name, split in splits.items()}
+        metrics: dict[str, Any] = {}
+        curves: dict[str, Any] = {}
         if config.eval_only:
-            status, measured, alpha, metrics = "finished", list(splits), config.alpha, {}
+            status, measured, alpha = "finished", list(splits), config.alpha
         else:
             fitted = fit(model, splits["train"], splits["val"], config, run, run.last)
-            status, measured, alpha, metrics = fitted.status, [], fitted.selection.alpha, {}
+            status, measured, alpha = fitted.status, [], fitted.selection.alpha
             if fitted.best is not None:
                 model.load_state_dict(fitted.best)
                 measured = [name for name in splits if name == "test"]
@@ -90,7 +93,6 @@ def main(argv: list[str] | None = None) -> int:
                 target_persistence=config.target_persistence,
             )
             metrics |= {f"{name}/{key}": value for key, value in row.items()}
-        curves = {}
         if config.eval_only or fitted.best is not None:
             last = next(name for name in ("test", "val", "train") if name in splits)
             row, found = shift_tolerance(model, splits[last])

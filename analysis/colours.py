@@ -6,8 +6,10 @@ from emaae.schedules import SCHEDULES
 
 # Okabe & Ito's colours, which the colour-blind tell apart, but for their pale yellow, and their
 # black, which is the input's; then Tol's.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255")
-COLOURS += ("#7f7f33", "#7f7f7f")
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255"),
+    *("#7f7f33", "#7f7f7f"),
+)
 # Those that are compared most are told apart best.
 _FIRST = ("constant", "linear", "cosine", "log_lambda", "step", "exponential")
 # More schedules than colours share some: line styles and labels tell those apart.

@@ -11,7 +11,6 @@ a group as one unit.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,7 +163,7 @@ def fronts(
             )
         of_seed = found[label].setdefault(run.config.get("seed", 0), [])
         of_seed.append(point(Code.of(model), test, counts, copies_once))
-    return found
+    return {**found}
 
 
 def point(code: Code, test: Split, counts: np.ndarray, copies_once: bool = False) -> Point:
@@ -184,7 +183,7 @@ def rivals(
     for name, seed in progress(todo, "baselines", total=len(todo), unit="fits"):
         codes = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
         found[name][seed] = [point(code, splits["test"], counts, copies_once) for code in codes]
-    return found
+    return {**found}
 
 
 # ---- a probe beside each
@@ -390,7 +389,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     reference = args.reference or next(iter(found))
     compared = fronts(found, splits["test"], counts, args.weights, args.copies_once)
     if args.baselines:
-        compared |= rivals(first.model(), splits, counts, args.copies_once)
+        model = first.model()
+        if model is None:
+            raise UserError(f"run {first.name} has no weights that can be loaded")
+        compared |= rivals(model, splits, counts, args.copies_once)
     if reference not in compared:
         raise UserError(f"--reference must be one of {'; '.join(compared)}, got {reference!r}")
     print(f"{args.weights} weights, test split, reference: {reference}")
@@ -412,4 +414,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.comparison"):
-        sys.exit(main())
+        main()

@@ -87,7 +87,7 @@ def _one_per_kernel(figure: Figure, runs: Sequence[Run]) -> np.ndarray:
 
 
 def _overview(figure: Figure, runs: Sequence[Run]) -> dict[str, Axes]:
-    rows = [["loss", "traces"], ["alpha", "encoding"]]
+    rows: list[Any] = [["loss", "traces"], ["alpha", "encoding"]]
     return figure.subplot_mosaic(rows, width_ratios=[1, 1.9])
 
 
@@ -118,7 +118,8 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
         axes = page.axes(figure, runs)
-        rows = figure.axes[0].get_gridspec().nrows
+        layout = figure.axes[0].get_gridspec()
+        rows = layout.nrows if layout else 1
         page.draw(axes, runs[0] if page.one_model else runs)
         below = legend(figure, page.width) if page.legend else 0.0
         figure.set_size_inches(page.width, page.height * rows + below)
@@ -127,7 +128,7 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
 
 def legend(figure: Figure, width: float) -> float:
     """One legend of all axes below them; returns the inches that it takes."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             entries.setdefault(label, handle)

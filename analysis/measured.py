@@ -5,7 +5,8 @@ each utterance. U utterances, D channels, C units, L lags.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from emaae.data import Split
 from emaae.losses import LIVE
-from emaae.metrics import MIN_VARIANCE
+from emaae.metrics import MIN_VARIANCE, zero
 from emaae.models import CNNAutoEncoder
 from emaae.shift import LAGS, CovarianceSums, Moments, SelfSimilaritySums, half_life_ms
 
@@ -115,7 +116,7 @@ def _half_lives(
 @torch.no_grad()
 def measure(code: Code, split: Split) -> Measured:
     """Measure a code on every utterance of a split."""
-    rows, moments, outer = [], Moments(), 0.0
+    rows, moments, outer = [], Moments(), zero()
     for i in range(len(split)):
         raw = split[i].T
         z, x = code.encode(raw), code.standardise(raw)
@@ -132,4 +133,6 @@ def measure(code: Code, split: Split) -> Measured:
     covariance, vary = CovarianceSums(), (moments.variance > 0).double()
     covariance.products = outer - moments.n_frames * torch.outer(moments.mean, moments.mean)
     covariance.products *= torch.outer(vary, vary)
-    return Measured(*(np.stack(column) for column in zip(*rows)), covariance)
+    names = [each.name for each in fields(Measured)][:-1]
+    columns: dict[str, Any] = {n: np.stack(c) for n, c in zip(names, zip(*rows), strict=True)}
+    return Measured(**columns, covariance=covariance)

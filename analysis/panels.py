@@ -13,7 +13,7 @@ of one model (`reconstruction` and below) show the selected weights.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ from emaae.system.errors import UserError
 STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)))
 MARKERS = "os^Dv*XP<>h"
 MANY = 12  # settings
-INPUT = {"color": "black", "lw": 1.0, "ls": (0, (4, 2)), "zorder": 3}
+INPUT: dict[str, Any] = {"color": "black", "lw": 1.0, "ls": (0, (4, 2)), "zorder": 3}
 TRUTH, PREDICTION, ALPHA, SPARSITY = "#1d3557", "#e07a5f", "#b08900", "#3d7a5f"
 SHOWN = ("TTY", "TDY", "LLY", "pitch")
 MS = 1000 / FRAME_RATE_HZ  # of a frame
@@ -206,7 +206,7 @@ def fvu_against_sparsity(axes: Axes, runs: Sequence[Run]) -> Axes:
     costs = [(final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity")) for run in runs]
     if len(runs) > 1:
         fvu, dense = pareto_front(costs).T
-        look = {"where": "pre", "color": "0.45", "lw": 0.9, "zorder": 1}
+        look: dict[str, Any] = {"where": "pre", "color": "0.45", "lw": 0.9, "zorder": 1}
         label = f"Pareto front, hypervolume {hypervolume(costs):.3f}"
         axes.step(1 - dense, fvu, **look, label=label)
     axes.set(xlabel=f"{split} sparsity (fraction of zeros)", ylabel=f"{split} fvu")
@@ -241,7 +241,8 @@ def lowpass(axes: Axes, runs: Sequence[Run]) -> Axes:
     """
     _curve(axes, runs, "lowpass", "cutoff")
     nyquist = FRAME_RATE_HZ / 2
-    above = axes.secondary_xaxis("top", functions=(lambda c: c * nyquist, lambda hz: hz / nyquist))
+    to_hz = (lambda c: np.multiply(c, nyquist), lambda hz: np.divide(hz, nyquist))
+    above = axes.secondary_xaxis("top", functions=to_hz)
     above.set_xlabel("cutoff (Hz)")
     axes.set(xlabel="cutoff (fraction of Nyquist)", ylabel="fvu after smoothing")
     _log(axes)
@@ -448,10 +449,12 @@ def _mean_and_range(axes: Axes, curves: list[tuple], look: Look, label: str) -> 
     for row, (at, values) in zip(y, curves):
         row[np.searchsorted(x, at)] = values
     known = np.isfinite(y).any(0)
-    x, y = x[known], y[:, known]
-    axes.plot(x, np.nanmean(y, 0), color=look.color, ls=look.style, label=label)
+    x, known_y = x[known], y[:, known]
+    axes.plot(x, np.nanmean(known_y, 0), color=look.color, ls=look.style, label=label)
     if len(curves) > 1:
-        axes.fill_between(x, np.nanmin(y, 0), np.nanmax(y, 0), color=look.color, alpha=0.18, lw=0)
+        axes.fill_between(
+            x, np.nanmin(known_y, 0), np.nanmax(known_y, 0), color=look.color, alpha=0.18, lw=0
+        )
 
 
 def _curve(axes: Axes, runs: Sequence[Run], name: str, x: str) -> None:

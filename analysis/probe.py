@@ -15,7 +15,6 @@ are. The probe never saw a shifted input.
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,8 +220,10 @@ def fit(
         value = l2 / 2 * np.square(weights).sum() - correct
         return value, np.vstack([slope, error.sum(0)]).ravel()
 
-    weights, bias = np.zeros((n_inputs, n_classes)), np.zeros((1, n_classes))
-    best, best_accuracy = None, -1.0
+    weights: np.ndarray = np.zeros((n_inputs, n_classes))
+    bias: np.ndarray = np.zeros((1, n_classes))
+    best: Probe | None = None
+    best_accuracy = -1.0
     for l2 in sorted(strengths, reverse=True):
         steep = np.sqrt(energy.clip(min=0) + l2)[:, None]
         start = np.vstack([weights * steep, bias]).ravel()
@@ -236,6 +237,7 @@ def fit(
             break
         if accuracy > best_accuracy:
             best, best_accuracy = probe, accuracy
+    assert best is not None, "at least one strength is tried"
     return best
 
 
@@ -499,4 +501,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.probe"):
-        sys.exit(main())
+        main()

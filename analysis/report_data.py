@@ -101,8 +101,8 @@ def series(runs: Sequence[Run], knobs: Sequence[str]) -> tuple[str, list[Any], l
 
 def details(runs: Sequence[Run], values: Sequence[Any], knob: str) -> dict[int, dict[str, Any]]:
     """What is inside the best run and the best ones of other colours, by index of the run."""
-    leaders = [best([run for run in runs if _value(run, knob) == value]) for value in values]
-    leaders = sorted((run for run in leaders if run is not None), key=score)
+    found = [best([run for run in runs if _value(run, knob) == value]) for value in values]
+    leaders = sorted((run for run in found if run is not None), key=score)
     # A run that failed, or that goes on, may be all there is.
     shown = leaders[:MAX_DETAILED] or [run for run in runs if run.history][:1]
     counts = [UTTERANCES_OF_BEST] + [UTTERANCES_OF_OTHERS] * MAX_DETAILED

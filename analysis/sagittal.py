@@ -8,6 +8,7 @@ of each channel, so offsets and scales are not in the data.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -72,7 +73,7 @@ class Film:
         self.found = found
         self.figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
-        mouth = self.figure.add_axes((0.02, 0.245, 0.96, 0.685))
+        self.mouth = mouth = self.figure.add_axes((0.02, 0.245, 0.96, 0.685))
         mouth.set(xlim=(-22, 74), ylim=(-50, 28), xticks=[], yticks=[], aspect="equal")
         mouth.spines[:].set_visible(False)
         mouth.plot(*_smooth(PALATE_MM).T, color="0.6", lw=2)
@@ -96,8 +97,13 @@ class Film:
             (found.prediction, PREDICTION, 3.2),
             (found.truth, TRUTH, 1.4),
         ):
-            line = {"color": color, "lw": width, "animated": True, "solid_capstyle": "round"}
-            dots = {"color": color, "ms": 3 + 1.2 * width, "animated": True}
+            line: dict[str, Any] = {
+                "color": color,
+                "lw": width,
+                "animated": True,
+                "solid_capstyle": "round",
+            }
+            dots: dict[str, Any] = {"color": color, "ms": 3 + 1.2 * width, "animated": True}
             outlines = {name: mouth.plot([], [], **line)[0] for name in ("tongue", *OUTLINES_MM)}
             self.sides.append((positions(values), outlines, mouth.plot([], [], "o", **dots)[0]))
         self.labels = {
@@ -105,7 +111,7 @@ class Film:
             for sensor in REST_MM
         }
 
-        pitch = self.figure.add_axes((0.12, 0.075, 0.85, 0.13))
+        self.pitch = pitch = self.figure.add_axes((0.12, 0.075, 0.85, 0.13))
         seconds = np.arange(len(found.truth)) / FRAME_RATE_HZ
         column = found.channels.index("pitch")
         pitch.plot(seconds, found.prediction[:, column], color=PREDICTION, lw=2.2)
@@ -130,13 +136,13 @@ class Film:
                 outlines[sensor].set_data(*(now[sensor] + _smooth(outline)).T)
             sensors.set_data(*np.array(list(now.values())).T)
             for artist in (*outlines.values(), sensors):
-                artist.axes.draw_artist(artist)
+                self.mouth.draw_artist(artist)
         for sensor, label in self.labels.items():
             aside = (-7, -1) if sensor in ("UL", "LL") else (2.2, 2.2)
             label.set_position(now[sensor] + aside)  # of the truth, which is drawn last
-            label.axes.draw_artist(label)
+            self.mouth.draw_artist(label)
         self.cursor.set_xdata([t / FRAME_RATE_HZ] * 2)
-        self.cursor.axes.draw_artist(self.cursor)
+        self.pitch.draw_artist(self.cursor)
         return Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3].copy())
 
 

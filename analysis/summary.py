@@ -5,7 +5,6 @@ of its runs. Runs of several REFs are put together. Numbers are those of the sel
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -86,4 +85,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.summary"):
-        sys.exit(main())
+        main()

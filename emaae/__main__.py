@@ -11,8 +11,10 @@ from emaae.system.errors import UserError, plainly, speaking_plainly
 from emaae.system.files import packaged
 
 # Knobs of a run that `evaluate` has too.
-MEASURED = ("bucket", "recursive", "on_bad_file", "cache_dir", "batch_sz", "target_sparsity")
-MEASURED += ("target_persistence", "device")
+MEASURED = (
+    *("bucket", "recursive", "on_bad_file", "cache_dir", "batch_sz", "target_sparsity"),
+    *("target_persistence", "device"),
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -34,6 +34,9 @@ class TopK(nn.Module):
         n_batches: buffer, how many it has followed.
     """
 
+    threshold: Tensor
+    n_batches: Tensor
+
     def __init__(self, n_thresholds: int, gate_frames: int = 1):
         super().__init__()
         if gate_frames < 1 or gate_frames % 2 == 0:
@@ -62,8 +65,8 @@ class TopK(nn.Module):
 
     def follow(self, s: Tensor, mask: Tensor | None) -> Tensor:
         """The threshold (n_thresholds,) of a batch, to which the running one moves."""
-        n_values = torch.tensor(s.shape[0] * s.shape[2]) if mask is None else mask.sum()
-        n_values = int(pooled(n_values)) * (s.shape[1] // len(self.threshold))
+        n_frames = torch.tensor(s.shape[0] * s.shape[2]) if mask is None else mask.sum()
+        n_values = int(pooled(n_frames)) * (s.shape[1] // len(self.threshold))
         if mask is not None:
             s = s.masked_fill(mask == 0, -torch.inf)
         values = rearrange(s, "b c t -> c (b t)").reshape(len(self.threshold), -1)
@@ -73,7 +76,9 @@ class TopK(nn.Module):
         highest = gathered(F.pad(highest, (0, n_highest - highest.shape[1]), value=-torch.inf))
         threshold = highest.topk(n_highest, sorted=False).values.amin(1)
         self.n_batches += 1
-        self.threshold.lerp_(threshold, (1 / self.n_batches).clamp(min=MOMENTUM).to(threshold))
+        self.threshold.lerp_(
+            threshold, self.n_batches.reciprocal().clamp(min=MOMENTUM).to(threshold)
+        )
         return threshold
 
 

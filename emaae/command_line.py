@@ -77,12 +77,12 @@ def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
             text += f" [{', '.join(each.choices)}]"
         if each.default is not None:
             text += f" (default: {each.default})"
-        value: dict[str, Any] = (
+        given: dict[str, Any] = (
             {"nargs": "?", "const": "True", "metavar": "True|False"}
             if each.kind is bool
             else {"metavar": {int: "N", float: "X", str: "TEXT"}[each.kind]}
         )
-        group.add_argument(f"--{name}", help=text, **value)
+        group.add_argument(f"--{name}", help=text, **given)
     namespace, rest = parser.parse_known_args(_join_negative_numbers(argv))
     flags = vars(namespace)
     for token in rest:

@@ -16,15 +16,19 @@ from emaae.schedules import SCHEDULES, AlphaSchedule, Ramp, k_fraction
 from emaae.system.errors import UserError
 
 # What a model needs besides its weights: arguments of `models.build_model`.
-ARCHITECTURE = ("model_type", "input_dim", "inner_size", "n_encoder", "n_decoder", "norm")
-ARCHITECTURE += ("activation", "gate_frames")
+ARCHITECTURE = (
+    *("model_type", "input_dim", "inner_size", "n_encoder", "n_decoder", "norm"),
+    *("activation", "gate_frames"),
+)
 # How `python -m emaae encode` keeps encodings, see emaae.corpus.encodings.
 FORMS = ("float32", "float16", "sparse")
 # The groups of knobs that say where the data are and where a run goes.
 PLACES = ("data", "run")
 # What `evaluate` needs to know of the loss by which a model was trained.
-LOSS = ("alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty")
-LOSS += ("target_sparsity", "target_persistence")
+LOSS = (
+    *("alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty"),
+    *("target_sparsity", "target_persistence"),
+)
 # Schedules that start at `alpha` and never pass `alpha_max`.
 FROM_ALPHA = ("step", "exponential", "log_lambda", "target_sparsity", "geco")
 
@@ -299,7 +303,7 @@ class Config:
         return 14 if self.keep_loudness else 13
 
     @property
-    def architecture(self) -> dict[str, str | int]:
+    def architecture(self) -> dict[str, Any]:
         """The arguments of `models.build_model`."""
         return {name: getattr(self, name) for name in ARCHITECTURE}
 

@@ -1,9 +1,11 @@
 """The metrics of a model on a split."""
 
+from typing import Any
+
 import torch
 
 from emaae.data import Split, batches, evaluation_order
-from emaae.losses import Objective
+from emaae.losses import Objective, Sums
 from emaae.metrics import ReconstructionSums, SparsitySums, density_histogram, score
 from emaae.models import CNNAutoEncoder
 from emaae.shift import quick, sample
@@ -20,7 +22,7 @@ def evaluate(
     batch_sz: int,
     target_sparsity: float = 0.9,
     target_persistence: float = 0.9,
-) -> dict[str, float | list[int]]:
+) -> dict[str, Any]:
     """Every metric of a split, as one row; docs/metrics.md says what each means.
 
     Tolerance to shifts is measured on a sample of the utterances, everything else on all of them.
@@ -29,7 +31,8 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    reconstruction, sparsity, sums = ReconstructionSums(), SparsitySums(), None
+    reconstruction, sparsity = ReconstructionSums(), SparsitySums()
+    sums: Sums | None = None
     for x, mask in batches(split, share(evaluation_order(split.lengths, batch_sz))):
         out = model(x, mask)
         sums = objective.sums(model, x, out, mask).plus(sums)
@@ -38,13 +41,17 @@ def evaluate(
         stop_together()
     model.train(was_training)
 
+    assert sums is not None, "a split has at least one batch"
     pool(reconstruction)
     pool(sparsity)
     terms = objective.terms(model, sums.pooled(), alpha)
-    row = terms.row()
-    row |= reconstruction.compute(split.channels)
+    row = terms.row() | reconstruction.compute(split.channels)
     row |= sparsity.compute() | quick(model, sample(split))
-    measured = (row[name] for name in ("fvu", "live_sparsity", "persistence_within"))
-    row["score"] = score(*measured, target_sparsity, target_persistence)
-    row["density_log10"] = density_histogram(sparsity.density())
-    return row
+    row["score"] = score(
+        row["fvu"],
+        row["live_sparsity"],
+        row["persistence_within"],
+        target_sparsity,
+        target_persistence,
+    )
+    return {**row, "density_log10": density_histogram(sparsity.density())}

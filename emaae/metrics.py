@@ -19,12 +19,17 @@ MIN_VARIANCE = 1e-12
 DENSITY_EDGES = [round(-5 + 0.25 * i, 2) for i in range(21)]
 
 
+def zero() -> Tensor:
+    """What a sum in float64 begins with, whatever its shape and device."""
+    return torch.zeros((), dtype=torch.float64)
+
+
 class ReconstructionSums:
     """Second moments of input and reconstruction per channel, in units of the train split's sd."""
 
     def __init__(self) -> None:
-        self.n_frames: Tensor | float = 0.0
-        self.moments: Tensor | float = 0.0  # (6, D): x, y, xx, yy, xy, (y - x)^2
+        self.n_frames = zero()
+        self.moments = zero()  # (6, D): x, y, xx, yy, xy, (y - x)^2
 
     def add(self, x: Tensor, y: Tensor, mask: Tensor) -> None:
         """Count one batch of standardised x and y."""
@@ -56,11 +61,11 @@ class SparsitySums:
     """Which units fire, how often and how strongly."""
 
     def __init__(self) -> None:
-        self.n_frames: Tensor | float = 0.0
-        self.active: Tensor | float = 0.0  # (C,) frames on which each unit is not zero
-        self.magnitude: Tensor | float = 0.0  # sum of |z|
-        self.hoyer: Tensor | float = 0.0  # sum over frames that are not all zero ...
-        self.n_hoyer: Tensor | float = 0.0  # ... and their count
+        self.n_frames = zero()
+        self.active = zero()  # (C,) frames on which each unit is not zero
+        self.magnitude = zero()  # sum of |z|
+        self.hoyer = zero()  # sum over frames that are not all zero ...
+        self.n_hoyer = zero()  # ... and their count
 
     def add(self, z: Tensor, mask: Tensor) -> None:
         """Count one batch of encodings."""

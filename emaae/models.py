@@ -1,7 +1,8 @@
 """The model: a stride-1 convolutional autoencoder with a sparse, over-complete encoding."""
 
 import os
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -46,6 +47,11 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     Learning, it normalises by the batch and follows it; otherwise by what it has learnt.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, h: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
         if not learning:
             known = self.running_mean, self.running_var, self.weight, self.bias
@@ -79,6 +85,8 @@ class Block(nn.Module):
     activation ends with its convolution.
     """
 
+    norm: MaskedBatchNorm | FrameNorm | None
+
     def __init__(
         self, in_size: int, out_size: int, kernel_size: int, norm: str, activation: nn.Module | None
     ):
@@ -89,7 +97,7 @@ class Block(nn.Module):
         if self.norm_first:
             self.norm = MaskedBatchNorm(in_size)
         elif activation is not None and norm != "none":
-            self.norm = {"batch": MaskedBatchNorm, "layer": FrameNorm}[norm](out_size)
+            self.norm = MaskedBatchNorm(out_size) if norm == "batch" else FrameNorm(out_size)
         self.activation = activation
 
     def forward(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
@@ -100,14 +108,14 @@ class Block(nn.Module):
 
     def prepare(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
         """What precedes mask and convolution: normalisation, or nothing."""
-        return self.norm(h, mask, learning) if self.norm_first else h
+        return self.norm(h, mask, learning) if self.norm and self.norm_first else h
 
     def activate(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
         """What follows the convolution: normalisation and activation, or nothing."""
         if self.activation is None:
             return h
-        after = self.norm is not None and not self.norm_first
-        h = self.norm(h, mask, learning) if after else h
+        if self.norm and not self.norm_first:
+            h = self.norm(h, mask, learning)
         return self.activation(h, mask, learning)
 
 
@@ -141,6 +149,12 @@ class CNNAutoEncoder(nn.Module):
     and thresholds of activations. `encode` and `decode` change nothing and give the same numbers in
     either mode.
     """
+
+    # Lists of modules; buffers (input_dim,).
+    encoder: Sequence[Block]
+    decoder: Sequence[Block]
+    mean: Tensor
+    sd: Tensor
 
     def __init__(
         self,
@@ -222,7 +236,7 @@ class CNNAutoEncoder(nn.Module):
         """A name that tells the architecture, e.g. CNN_Autoencoder_ne5_nd3_innersz1024."""
         return f"CNN_Autoencoder_ne{self.n_encoder}_nd{self.n_decoder}_innersz{self.inner_size}"
 
-    def architecture(self) -> dict[str, str | int]:
+    def architecture(self) -> dict[str, Any]:
         """What `build_model` needs to make this model again."""
         own = {name: getattr(self, name) for name in ARCHITECTURE if name != "model_type"}
         return {"model_type": "cnn", **own}
@@ -251,11 +265,11 @@ class CNNAutoEncoder(nn.Module):
         return _field(self.decoder)
 
 
-def _field(blocks: nn.ModuleList) -> int:
+def _field(blocks: Sequence[Block]) -> int:
     return 1 + sum(block.conv.kernel_size[0] - 1 for block in blocks)
 
 
-def _stack(widths: list[int], norm: str, end: nn.Module | None) -> nn.ModuleList:
+def _stack(widths: list[int], norm: str, end: nn.Module | None) -> Any:
     n_blocks = len(widths) - 1
     return nn.ModuleList(
         Block(widths[i], widths[i + 1], k, norm, ReLU() if i < n_blocks - 1 else end)
@@ -263,7 +277,7 @@ def _stack(widths: list[int], norm: str, end: nn.Module | None) -> nn.ModuleList
     )
 
 
-def build_model(model_type: str = "cnn", **architecture: int | str) -> CNNAutoEncoder:
+def build_model(model_type: str = "cnn", **architecture: Any) -> CNNAutoEncoder:
     """A new model from the entries of `ARCHITECTURE`. UserError when memory is too small."""
     if model_type != "cnn":
         raise ValueError(f"model_type must be cnn, got {model_type!r}")
@@ -277,7 +291,7 @@ def build_model(model_type: str = "cnn", **architecture: int | str) -> CNNAutoEn
     return CNNAutoEncoder(**architecture)
 
 
-def weight_bytes(model_type: str = "cnn", **architecture: int | str) -> int:
+def weight_bytes(model_type: str = "cnn", **architecture: Any) -> int:
     """Bytes of the weights and buffers of such a model, without making one."""
     with torch.device("meta"):
         return sum(t.nbytes for t in CNNAutoEncoder(**architecture).state_dict().values())

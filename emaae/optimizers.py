@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = torch.bfloat16 if bf16 else torch.float32
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move every weight that has a gradient."""
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]

@@ -25,6 +25,7 @@ from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.filters import decode_filtered, filtered, windowed_sinc
 from emaae.losses import LIVE
+from emaae.metrics import zero
 from emaae.models import CNNAutoEncoder
 from emaae.system.progress import progress
 
@@ -57,8 +58,8 @@ class Moments:
 
     def __init__(self) -> None:
         self.n_frames = 0
-        self.total: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
+        self.total = zero()
+        self.squares = zero()
 
     def add(self, z: Tensor) -> None:
         """Count z (C, T)."""
@@ -98,8 +99,8 @@ class SelfSimilaritySums:
 
     def __init__(self, lags: Sequence[int] = LAGS) -> None:
         self.lags = tuple(lags)
-        self.products: Tensor | float = 0.0  # (lag, C), the numerator
-        self.energy: Tensor | float = 0.0  # (lag, C), the denominator
+        self.products = zero()  # (lag, C), the numerator
+        self.energy = zero()  # (lag, C), the denominator
 
     def add(self, z: Tensor) -> None:
         """Count z (C, T), centred."""
@@ -140,7 +141,7 @@ class CovarianceSums:
     """In how many directions does the encoding vary, and which of its units are copies?"""
 
     def __init__(self) -> None:
-        self.products: Tensor | float = 0.0  # (C, C)
+        self.products = zero()  # (C, C)
 
     def add(self, z: Tensor) -> None:
         """Count z (C, T), centred."""
@@ -169,8 +170,8 @@ class ChangeSums:
     """
 
     def __init__(self) -> None:
-        self.change: Tensor | float = 0.0  # (F,)
-        self.energy: Tensor | float = 0.0
+        self.change = zero()  # (F,)
+        self.energy = zero()
 
     def add(self, change: Tensor, centred: Tensor) -> None:
         """Count changes (F, C, T) of a signal whose centred form is `centred` (C, T)."""
@@ -179,8 +180,7 @@ class ChangeSums:
 
     def compute(self) -> Tensor:
         """(F,) in float64, >= 0; NaN for a constant signal, or when nothing was counted."""
-        energy = torch.as_tensor(self.energy)
-        return torch.where(energy > 0, torch.as_tensor(self.change) / energy, math.nan)
+        return torch.where(self.energy > 0, self.change / self.energy, math.nan)
 
 
 # ---- the metrics
@@ -201,7 +201,7 @@ class EncodingSums:
         n_noisy: int,
     ) -> None:
         self.model, self.left = model, n_noisy
-        self.x, self.z, self.fired = Moments(), Moments(), 0.0
+        self.x, self.z, self.fired = Moments(), Moments(), zero()
         for _, x, z in first_pass:
             self.x.add(x)
             self.z.add(z)
@@ -290,7 +290,7 @@ def persistence_null(model: CNNAutoEncoder, split: Split, sparsity: float) -> fl
 def sample(split: Split) -> Split:
     """One utterance in 16, 8 to 32 of them, spread evenly over the lengths: always the same."""
     n = min(len(split), max(FEWEST, min(MOST, len(split) // ONE_IN)))
-    by_length = np.lexsort((split.names, split.lengths))
+    by_length = np.lexsort((np.array(split.names), split.lengths))
     return split.pick(by_length[np.linspace(0, len(split) - 1, n).round().astype(int)])
 
 
@@ -338,8 +338,8 @@ def shift_tolerance(
     for name, raw in utterances:
         shifted = filtered(raw, shifts)
         x, x_shifted = model.standardise(raw), model.standardise(shifted)
-        z, *z_shifted = model.encode(torch.cat([raw[None], shifted]))
-        z_shifted = torch.stack(z_shifted)
+        both = model.encode(torch.cat([raw[None], shifted]))
+        z, z_shifted = both[0], both[1:]
         centred_x, centred_z = found.x.centre(x), found.z.centre(z)
         found.add(name, x, z)
         similarity_x.add(centred_x)

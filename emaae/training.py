@@ -349,6 +349,8 @@ def train_epoch(
         state.batch += 1
         run.keep_last(state.state_dict)
         stop_together()
+    assert state.sums is not None, "a split has at least one batch"
+    assert state.active is not None
     with torch.no_grad():
         terms = objective.terms(model, state.sums, alpha)
     n_values = len(split.frames) * model.inner_size

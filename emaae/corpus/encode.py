@@ -139,7 +139,8 @@ def _windows(source: Source, reach: int, size: int) -> Iterator[_Window]:
 
 def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
     """Windows that follow each other, of at most so many frames when padded."""
-    batch, longest = [], 0
+    batch: list[_Window] = []
+    longest = 0
     for window in windows:
         longest = max(longest, len(window.frames))
         if batch and longest * (len(batch) + 1) > most:

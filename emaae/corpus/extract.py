@@ -304,7 +304,7 @@ def _batches(coder: Any, files: Sequence[Audio], batch_s: float) -> list[list[Au
     alike = defaultdict(list)
     for audio in files:
         alike[_n_frames(coder, audio.n_samples)].append(audio)
-    batches = []
+    batches: list[list[Audio]] = []
     for n_frames, group in sorted(alike.items(), reverse=True):
         n = max(1, int(batch_s * FRAME_RATE_HZ / n_frames))
         batches += (group[i : i + n] for i in range(0, len(group), n))

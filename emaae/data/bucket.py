@@ -112,7 +112,9 @@ def _listed(bucket: Any, folder: str, recursive: bool) -> dict[str, tuple[int, s
         return {item.key: (item.size, item.e_tag) for item in bucket.objects.filter(**query)}
 
 
-def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "features") -> np.ndarray:
+def read_array(
+    bucket: Any, key: str, etag: int | str | None = None, of: str = "features"
+) -> np.ndarray:
     """The array in the object `key`: a raw array, or that of an `.npz`. Raises UserError.
 
     etag: of the object when it was listed; one that has changed since is refused. of: the key of
@@ -193,14 +195,14 @@ def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.nd
     n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes > MOST_BYTES:
         raise BadFile(too_large(where, "its array", n_bytes))
-    content = memoryview(_decompressed(content, metadata["compression"], n_bytes, where))
-    if content.nbytes != n_bytes:
-        got = "more" if content.nbytes > n_bytes else content.nbytes
+    array = memoryview(_decompressed(content, metadata["compression"], n_bytes, where))
+    if array.nbytes != n_bytes:
+        got = "more" if array.nbytes > n_bytes else array.nbytes
         raise BadFile(
             f"{where} must hold {n_bytes} bytes for {metadata['dtype']} of shape {shape}, as its "
             f"metadata says, got {got}: {UPLOAD_AGAIN}"
         )
-    return np.ndarray(shape, dtype, bytearray(content))
+    return np.ndarray(shape, dtype, bytearray(array))
 
 
 def _dtype(text: str, where: str) -> np.dtype:
@@ -230,7 +232,7 @@ def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) ->
             return content
         codec = compression.lower()
         if codec in ("gzip", "zlib", "bz2"):
-            stream = {
+            stream: Any = {
                 "gzip": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),  # 16 + asks for it
                 "zlib": zlib.decompressobj,
                 "bz2": bz2.BZ2Decompressor,

@@ -111,7 +111,9 @@ class Tree:
 
 def check(roots: Sequence[str | Path], recursive: bool) -> list[Tree]:
     """Read everything below the directories once. Raises UserError when one holds no features."""
-    trees, contents, names = [], {}, {}
+    trees: list[Tree] = []
+    contents: dict[bytes | None, tuple[Tree, str]] = {}
+    names: dict[str, tuple[Tree, str]] = {}
     for root in roots:
         tree = Tree(Path(root))
         files = find_features(root, recursive)
@@ -267,9 +269,11 @@ def report(trees: Sequence[Tree], examples: int = 3) -> Iterator[str]:
 
 
 def _table(trees: Sequence[Tree]) -> Iterator[str]:
-    rows = [("directory", "files", "read", "hours", "speakers", "s: min", "median", "max", "r(LL)")]
+    rows: list[tuple[str, ...]] = [
+        ("directory", "files", "read", "hours", "speakers", "s: min", "median", "max", "r(LL)")
+    ]
     for tree in trees:
-        seconds = np.array(tree.lengths or [np.nan]) / FRAME_RATE_HZ
+        seconds = np.array(tree.lengths if tree.lengths else [np.nan]) / FRAME_RATE_HZ
         rows.append(
             (
                 str(tree.root),

@@ -127,7 +127,7 @@ def _unlistable(path: str, error: OSError) -> UserError:
     return UserError(f"{path} cannot be listed: {error.strerror}")
 
 
-def read_features(path: str | Path, stamp: tuple[int, int] | None = None) -> np.ndarray:
+def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) -> np.ndarray:
     """The feature matrix (T, 14) float32 of one file, checked. Raises BadFile.
 
     stamp: of the file when it was listed; a file that has changed since is refused.

@@ -107,7 +107,7 @@ def _header(
 ) -> tuple[tuple[int, ...], bool, Any]:
     """Shape, whether in Fortran order, and dtype of a member, whose size they explain exactly."""
     version = np.lib.format.read_magic(member)
-    read = {
+    read: Any = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)

@@ -117,6 +117,7 @@ def each(
         broken.clear()
     for found in _in_order(files, connected):
         if isinstance(found, Broken):
+            assert broken is not None
             broken[found.name] = found.why
         else:
             yield found

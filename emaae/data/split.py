@@ -2,12 +2,12 @@
 
 import functools
 import hashlib
+import itertools
 import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -126,17 +126,17 @@ class Split:
         if self.known is not None:
             return self.known.digests
         frames = self.frames.cpu().numpy()
-        return tuple(content_digest(frames[a:b]) for a, b in pairwise(self.offsets))
+        return tuple(content_digest(frames[a:b]) for a, b in itertools.pairwise(self.offsets))
 
     def fingerprint(self) -> str:
         """A digest of names and contents: equal exactly when the split is."""
         pairs = zip(self.names, self.digests)
         whole = "".join(f"{name}\0{digest}\n" for name, digest in pairs)
-        whole = whole.encode(errors="surrogateescape")
-        return hashlib.blake2b(whole, digest_size=16).hexdigest()
+        content = whole.encode(errors="surrogateescape")
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def edges(lengths: Sequence[int]) -> np.ndarray:
+def edges(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     """Where utterances of these lengths begin when they lie end to end, and the end (U + 1,)."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
@@ -174,15 +174,13 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
     for split, utterances in splits.items():
         matches = [LIBRISPEECH.fullmatch(name.rpartition("/")[2]) for name in utterances.names]
         if all(matches):
-            speakers[split] = {match[1] for match in matches}
-    names = list(speakers)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            shared = sorted(speakers[first] & speakers[second], key=int)
-            if shared:
-                few = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
-                warnings.warn(
-                    f"{len(shared)} speaker(s) are in both {first} and {second} ({few}): "
-                    "scores will say little about new speakers; split by speaker",
-                    stacklevel=2,
-                )
+            speakers[split] = {match[1] for match in matches if match}
+    for first, second in itertools.combinations(speakers, 2):
+        shared = sorted(speakers[first] & speakers[second], key=int)
+        if shared:
+            few = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+            warnings.warn(
+                f"{len(shared)} speaker(s) are in both {first} and {second} ({few}): "
+                "scores will say little about new speakers; split by speaker",
+                stacklevel=2,
+            )

@@ -116,7 +116,9 @@ def _packed(folder: Path, source: Source, verify: bool) -> Split:
             + (", in place of what it was before" if replaced else ""),
             flush=True,
         )
-        return _open(folder, source)
+        built = _open(folder, source)
+        assert built is not None
+        return built
 
 
 @contextlib.contextmanager

@@ -57,11 +57,12 @@ def write_whole(path: Path, write: Any, keep: Path | None = None, *, flushed: bo
                 os.close(folder)
     except (OSError, RuntimeError) as error:
         # torch.save says something of positions, in the context of what the disk said.
-        while error is not None and not isinstance(error, OSError):
-            error = error.__context__
-        if error is None:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
             raise
-        raise UserError(not_written(path, error)) from None
+        raise UserError(not_written(path, cause)) from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
@@ -94,7 +95,7 @@ def save_last(folder: Path, state: Mapping[str, Any]) -> None:
 
 def load_last(folder: Path) -> dict[str, Any]:
     """The state in last.pt; when that is broken, with a warning, the one before. UserError."""
-    broken = None
+    broken: UserError | None = None
     for name in LAST:
         try:
             state = load(folder / name)
@@ -112,6 +113,7 @@ def load_last(folder: Path) -> dict[str, Any]:
         if form is None or any(not isinstance(state.get(key), kind) for key, kind in STATE.items()):
             raise UserError(f"{folder / name} is not the state of a training: remove the run")
         return state
+    assert broken is not None
     raise broken
 
 

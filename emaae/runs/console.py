@@ -12,10 +12,14 @@ from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import Follower
 
 # The metrics of the table at the end of a run.
-TOLERANCE = ("shift/persistence", "shift/persistence_within", "shift/persistence_null")
-TOLERANCE += ("shift/distinct_units", "shift/noise_gain", "lowpass/gain_0.2")
-SHOWN = ("fvu", "mse", "r_articulators", "r/pitch", "sparsity", "live_sparsity", "l0", "dead")
-SHOWN += ("hoyer", "score")
+TOLERANCE = (
+    *("shift/persistence", "shift/persistence_within", "shift/persistence_null"),
+    *("shift/distinct_units", "shift/noise_gain", "lowpass/gain_0.2"),
+)
+SHOWN = (
+    *("fvu", "mse", "r_articulators", "r/pitch", "sparsity", "live_sparsity", "l0", "dead"),
+    *("hoyer", "score"),
+)
 
 
 class Terminal(Follower):

@@ -93,7 +93,8 @@ class RunFolder:
         first has the folder.
         """
         if not first():
-            return NoFolder(*shared(None))
+            path, over, last = shared((Path(), "", None))
+            return NoFolder(path, over, last)
         run = cls._open(config)
         shared((run.path, run.over, run.last))
         return run
@@ -320,14 +321,14 @@ class NoFolder:
         """The first process does it."""
 
     check_space = follow = describe = _nothing
-    log = keep_best = keep_last = reconstruct = _nothing
+    log = keep_best = keep_last = reconstruct = finish = _nothing
 
 
 def _of_data(split: Split) -> dict[str, Any]:
-    found = {"utterances": len(split), "frames": len(split.frames)}
+    found: dict[str, Any] = {"utterances": len(split), "frames": len(split.frames)}
     found["fingerprint"] = split.fingerprint()
     if split.skipped:
-        found["skipped"] = {"files": len(split.skipped), "first": list(split.skipped[:5])}
+        found["skipped"] = {"files": len(split.skipped), "first": [*split.skipped][:5]}
     return found
 
 

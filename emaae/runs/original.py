@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emaae.command_line import read_knobs, read_model_config
 from emaae.config import Config
-from emaae.models import Block, CNNAutoEncoder
+from emaae.models import Block, CNNAutoEncoder, MaskedBatchNorm
 from emaae.system.errors import UserError
 
 THEIRS = re.compile(r"model\.(encoder|decoder)\.block(\d)\.(batchnorm|conv)\.(\w+)")
 LAYERS = {"batchnorm": "norm", "conv": "conv"}
 # What their model_config.json says besides the architecture; lr is `learning_rate` there.
-SETTINGS = ("checkpoint", "epochs", "lr", "batch_sz", "optimizer", "autoencoder_loss")
-SETTINGS += ("sparse_loss", "penalty_scheduler", "weight_penalty", "alpha", "alpha_epochs")
-SETTINGS += ("update", "early_stop")
+SETTINGS = (
+    *("checkpoint", "epochs", "lr", "batch_sz", "optimizer", "autoencoder_loss"),
+    *("sparse_loss", "penalty_scheduler", "weight_penalty", "alpha", "alpha_epochs"),
+    *("update", "early_stop"),
+)
 SIZES = ("input_dim", "inner_size", "n_encoder", "n_decoder")
 EPS = 1e-5  # of their batch normalisation, PyTorch's default
 
@@ -114,8 +116,7 @@ def _norm_before(model: CNNAutoEncoder, block: Block, first: bool) -> dict[str, 
     centre, spread = torch.zeros(size).double(), torch.ones(size).double()
     weight, bias = torch.ones(size).double(), torch.zeros(size).double()
     n_batches = torch.tensor(0)
-    if block.norm_first:
-        norm = block.norm
+    if block.norm_first and isinstance(norm := block.norm, MaskedBatchNorm):
         centre, spread = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
         weight, bias, n_batches = norm.weight, norm.bias, norm.num_batches_tracked
     if first:
@@ -133,8 +134,9 @@ def _norm_before(model: CNNAutoEncoder, block: Block, first: bool) -> dict[str, 
 
 def _conv(model: CNNAutoEncoder, block: Block, last: bool) -> dict[str, Tensor]:
     """The convolution, with all that is linear between it and the ReLU after it."""
+    assert block.conv.bias is not None
     weight, bias = block.conv.weight.double(), block.conv.bias.double()
-    if isinstance(block.norm, nn.BatchNorm1d) and not block.norm_first:
+    if isinstance(block.norm, MaskedBatchNorm) and not block.norm_first:
         norm = block.norm
         scale = norm.weight / (norm.running_var.double() + norm.eps).sqrt()
         weight = weight * scale[:, None, None]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def save(reconstruction: Reconstruction, stem: Path, title: str) -> Path:
 
     Raises UserError when the disk does not take them.
     """
-    arrays = {
+    arrays: dict[str, Any] = {
         "truth": reconstruction.truth,
         "prediction": reconstruction.prediction,
         "channels": np.array(reconstruction.channels),
@@ -114,7 +115,7 @@ def draw(reconstruction: Reconstruction, title: str):
         )
         limits = f"{low[i]:.3g} to {high[i]:.3g}"
         agreement = "r undefined" if np.isnan(r) else f"r {r:.3f}"
-        side = {"transform": beside, "va": "center"}
+        side: dict[str, Any] = {"transform": beside, "va": "center"}
         axes.text(-0.01, lanes[i] + 0.14, name, ha="right", fontsize=9, **side)
         axes.text(-0.01, lanes[i] - 0.2, limits, ha="right", fontsize=6.5, color="0.45", **side)
         axes.text(1.01, lanes[i], agreement, fontsize=8, **side)

@@ -36,7 +36,7 @@ class Document:
         self.path, self.text = path, text
         self.findings: list[Finding] = []
         self.lines: dict[tuple, int] = {}
-        self.content = None
+        self.content: dict[str, Any] = {}
         loader = None
         try:
             loader = yaml.SafeLoader(text)
@@ -56,7 +56,7 @@ class Document:
         except ValueError as error:  # an escaped character that there is not
             self.report((), f"is not YAML: {error}")
         except RecursionError:
-            self.content = None
+            self.content = {}
             self.report((), "refers to itself, or is nested too deeply")
         finally:
             if loader is not None:
@@ -102,6 +102,7 @@ class Document:
             return out
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(loader, v, (*where, i)) for i, v in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
         if node.style is None and len(node.value) > LONGEST_SCALAR:
             self.report(
                 where, f"is longer than {LONGEST_SCALAR} characters; quote it if it is text"

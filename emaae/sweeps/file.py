@@ -67,7 +67,7 @@ def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
     document = Document(str(path), text)
-    sweep = _Examiner(document).sweep() if document.content is not None else None
+    sweep = _Examiner(document).sweep() if document.content else None
     return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
 
 
@@ -258,7 +258,7 @@ class _Examiner:
         for key in ("min", "max", "mu", "sigma", "q", "a", "b"):
             value = values.get(key)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if key in values and not (number and math.isfinite(value)):
+            if key in values and not (number and math.isfinite(values[key])):
                 self.report((*where, key), f"must be a finite number, got {value!r}")
                 return
         for key in ("values", "probabilities"):
@@ -349,7 +349,7 @@ class _Examiner:
 
     def _at(self, name: str, message: str) -> None:
         path = name.split(DELIMITER) if name else []
-        where = ("parameters",)
+        where: tuple[str, ...] = ("parameters",)
         for key in path:
             where = (
                 (*where, key)

@@ -40,7 +40,8 @@ class Attempt:
     """One attempt at a point of the sweep.
 
     point: from 0 in the sweep's order, n: 1 for the first attempt, runner: who claimed it, state:
-    running, or how it ended (one of DONE, failed, interrupted), run: name of its run folder.
+    running, or how it ended (one of DONE, failed, interrupted), config: {} until it is claimed,
+    run: name of its run folder.
     """
 
     trial_id: int
@@ -50,7 +51,7 @@ class Attempt:
     runner: str
     claim: str
     state: str
-    config: Mapping[str, Any] | None
+    config: Mapping[str, Any]
     run: str | None
     score: float | None
     epoch: int | None
@@ -78,7 +79,7 @@ class Queue:
         self._study = optuna.create_study(
             study_name=sweep.name,
             storage=self._storage,
-            direction=sweep.goal,
+            direction=optuna.study.StudyDirection[sweep.goal.upper()],
             load_if_exists=True,
             pruner=optuna.pruners.NopPruner(),
         )
@@ -211,7 +212,7 @@ class Queue:
 
     def _with_config(self, attempt: Attempt) -> Attempt:
         config = attempt.config
-        if config is None:
+        if not config:
             config = self._grid[attempt.point] if self._grid else self._suggest(attempt)
             self.note(attempt, config=config)
         return next(a for a in self.attempts() if a.claim == attempt.claim)
@@ -278,7 +279,7 @@ def _attempt(trial: Any, point: int, n: int) -> Attempt:
         runner=attrs.get("runner", ""),
         claim=attrs.get("claim", ""),
         state=attrs.get("outcome", "interrupted") if ended else "running",
-        config=attrs.get("config"),
+        config=attrs.get("config") or {},
         run=attrs.get("run"),
         score=attrs.get("score"),
         epoch=attrs.get("epoch"),

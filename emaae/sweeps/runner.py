@@ -217,7 +217,7 @@ class Runner:
             self.screen.say("\n" + "\n".join(over_seeds(self.sweep, rows)))
         self.screen.say(f"\ntable: {self.folder / 'table.csv'}")
         if rows and rows[0].score is not None:
-            self.screen.say(f"best model: {self.runs / rows[0].run / 'best.pth'}")
+            self.screen.say(f"best model: {self.runs / str(rows[0].run) / 'best.pth'}")
         failed = [row for row in rows if row.state == "failed"]
         for row in failed:
             log = self.logs / f"{row.run}.txt"
@@ -234,7 +234,7 @@ class Runner:
     def rows(self) -> list[Row]:
         """How every point that was tried stands, whoever ran it."""
         return [
-            Row(a.point + 1, a.config or {}, a.state, a.epoch, a.score, a.seconds, a.run)
+            Row(a.point + 1, a.config, a.state, a.epoch, a.score, a.seconds, a.run)
             for a in latest(self.queue.attempts())
         ]
 
@@ -242,7 +242,7 @@ class Runner:
         history = read.history(self.runs / job.run)
         epoch = history[-1].get("epoch") if history else None
         score = best_of(history, self.sweep, "val/score")
-        point, config = job.attempt.point + 1, job.attempt.config or {}
+        point, config = job.attempt.point + 1, job.attempt.config
         return Row(point, config, "running", epoch, score, None, job.run)
 
     def _begin(self, attempt: Attempt) -> None:
@@ -259,7 +259,7 @@ class Runner:
                 return
         # What was interrupted goes on where it stopped; what failed begins afresh.
         resume = attempt.resumes and (self.runs / str(attempt.run) / "config.json").is_file()
-        name = attempt.run if resume else run_name(attempt, self.runs)
+        name = str(attempt.run) if resume else run_name(attempt, self.runs)
         command = expand(self.sweep, attempt.config, self.logs / f"{name}.json")
         gpu = self._free_gpu()
         # The lock passes to the child and lives as long as it: a run whose runner was killed is

@@ -65,10 +65,10 @@ def _quantised(at: Callable) -> Callable:
     return rounded
 
 
-def _family(name: str, needs: tuple[str, ...], takes: dict[str, float], at: Callable) -> dict:
+def _family(name: str, needs: tuple[str, ...], takes: Mapping[str, float], at: Callable) -> dict:
     return {
         name: Distribution(needs, takes, at),
-        f"q_{name}": Distribution(needs, takes | {"q": 1}, _quantised(at)),
+        f"q_{name}": Distribution(needs, {**takes, "q": 1}, _quantised(at)),
     }
 
 
@@ -187,7 +187,7 @@ class Sweep:
 
     def grid(self) -> list[dict[str, Any]]:
         """All points in W&B's order: the last name varies fastest, and equal points are one."""
-        points = {}
+        points: dict[str, dict[str, Any]] = {}
         names = [p.name for p in self.parameters]
         for values in itertools.product(*(p.grid() or [] for p in self.parameters)):
             point = dict(zip(names, map(as_agents_say, values)))

@@ -75,7 +75,7 @@ def repeat_bitwise() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     # It would write NaN into each new tensor first, against code that reads before it writes.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def compile_model(model: nn.Module, device: torch.device) -> None:

@@ -97,7 +97,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(read_text(path))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {os.strerror(error.errno)}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -28,7 +28,7 @@ def progress(
     total: of the sizes of all items, in `unit`. done: what came earlier of it. after: stands behind
     the bar. The bar disappears when it is done: what is worth keeping is printed by the caller.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr is not None and sys.stderr.isatty():
         with tqdm(
@@ -45,7 +45,7 @@ def progress(
                 bar.update(size(item))
         return
     begun = last = time.monotonic()
-    far = done
+    far: float = done
     for item in items:
         yield item
         far += size(item)

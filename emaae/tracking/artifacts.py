@@ -41,8 +41,10 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
         return None
     config = read_json(folder / "config.json")
     row = next(r for r in read.history(folder) if r["epoch"] == metrics["select/epoch"])
-    knobs = ("alpha", "alpha_max", "alpha_epochs", "sparse_loss", "slow_coefficient", "seed")
-    knobs += ("inner_size", "n_encoder", "n_decoder", "norm", "activation", "keep_loudness")
+    knobs = (
+        *("alpha", "alpha_max", "alpha_epochs", "sparse_loss", "slow_coefficient", "seed"),
+        *("inner_size", "n_encoder", "n_decoder", "norm", "activation", "keep_loudness"),
+    )
     metadata = {
         "score": metrics["select/score"],
         "aim": aim(config),

@@ -42,14 +42,14 @@ def _key_configured() -> bool:
         return False
 
 
-def init(folder: Path, mode: str, **given: Any) -> Any:
+def init(folder: Path, mode: Any, **given: Any) -> Any:
     """`wandb.init` for the run of a folder, quiet, with our limits on waiting; `given`: the rest.
 
     Its files lie in `folder`/wandb.
     """
     import wandb
 
-    settings = {
+    settings: dict[str, Any] = {
         "silent": True,
         "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
         "finish_timeout": float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from emaae.config import Config
@@ -274,8 +275,8 @@ def upload(folder: Path, entity: str | None = None, project: str | None = None) 
             missing["model"] = UserError("W&B has another one")
     except (wandb.Error, OSError, ValueError) as error:
         raise UserError(f"the run did not arrive ({client.line(error)})") from None
-    for what, error in missing.items():
-        raise UserError(f"its {what} did not arrive ({client.line(error)})")
+    for what, reason in missing.items():
+        raise UserError(f"its {what} did not arrive ({client.line(reason)})")
     return path
 
 
@@ -335,6 +336,6 @@ def _for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
         if name.endswith("density_log10"):
             import wandb
 
-            value = wandb.Histogram(np_histogram=(value, DENSITY_EDGES))
+            value = wandb.Histogram(np_histogram=(np.array(value), np.array(DENSITY_EDGES)))
         found[name] = value
     return found
