@@ -14,6 +14,7 @@ are. The probe never saw a shifted input.
 """
 
 import argparse
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 
 import emaae
 from analysis.tables import write_csv
@@ -162,25 +161,15 @@ def untrained(model: CNNAutoEncoder, train: Sequence[Labelled]) -> CNNAutoEncode
 # ---- the probe
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A linear classifier of frames.
+class Probe(NamedTuple):
+    """A linear classifier of frames: scikit-learn's pipeline, and the strength of its penalty."""
 
-    classes (K,): sorted labels. mean, scale (n,): of the inputs. weights (n, K), bias (K,): of the
-    standardised inputs. l2: the strength of the penalty.
-    """
-
-    classes: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
-    weights: np.ndarray
-    bias: np.ndarray
+    pipeline: Any
     l2: float
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """The label (N,) of each frame x (N, n)."""
-        logits = (x - self.mean) / self.scale @ self.weights + self.bias
-        return self.classes[logits.argmax(1)]
+        return self.pipeline.predict(x)
 
 
 def fit(
@@ -192,46 +181,30 @@ def fit(
 ) -> Probe:
     """The probe of frames x (N, n) and their labels (N,) that is most often right on val.
 
-    It minimises the mean cross-entropy + l2 / 2 ||weights||^2, which has one minimum, by L-BFGS.
-    Strengths are tried from the strongest on, until val gets worse; of two that are as good the
-    stronger is taken. An input that is constant on these frames is centred and left at its scale.
+    It minimises the mean cross-entropy + l2 / 2 ||weights||^2 of standardised inputs. Strengths are
+    tried from the strongest on, until val gets worse; of two that are as good the stronger is
+    taken. Raises UserError without scikit-learn, and for labels that are all the same.
     """
-    classes, target = np.unique(labels, return_inverse=True)
-    mean, sd = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    # What float32 makes of a constant is not spread.
-    scale = np.where(sd > 1e-6 * np.abs(mean), sd, 1.0)
-    mean, scale = mean.astype(np.float32), scale.astype(np.float32)
-    inputs = (x - mean) / scale
-    # The same minimum is found in fewer steps along directions that are independent and equally
-    # steep, above all where inputs are neighbouring frames.
-    energy, axes = np.linalg.eigh((inputs.T @ inputs).astype(np.float64) / len(inputs))
-    inputs = inputs @ axes.astype(np.float32)
-    n_inputs, n_classes = inputs.shape[1], len(classes)
-
-    def loss(flat: np.ndarray, l2: float, steep: np.ndarray) -> tuple[float, np.ndarray]:
-        scaled, bias = np.split(flat.reshape(-1, n_classes), [n_inputs])
-        weights = scaled / steep
-        log_p = log_softmax(inputs @ weights.astype(np.float32) + bias, axis=1)
-        correct = log_p[np.arange(len(target)), target].mean()
-        error = np.exp(log_p)
-        error[np.arange(len(target)), target] -= 1
-        error /= len(target)
-        slope = (inputs.T @ error.astype(np.float32) + l2 * weights) / steep
-        value = l2 / 2 * np.square(weights).sum() - correct
-        return value, np.vstack([slope, error.sum(0)]).ravel()
-
-    weights: np.ndarray = np.zeros((n_inputs, n_classes))
-    bias: np.ndarray = np.zeros((1, n_classes))
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError:
+        raise UserError(
+            "probes need scikit-learn: pip install -r requirements-analysis.txt"
+        ) from None
+    if len(set(labels)) < 2:
+        raise UserError(
+            f"all frames have the label {labels[0]}: expected two or more to tell apart"
+        )
+    scaler = StandardScaler().fit(x)
+    # Newton's method, since neighbouring frames as inputs are too much alike for gradients.
+    classifier = LogisticRegression(solver="newton-cg", max_iter=MOST_STEPS, warm_start=True)
     best: Probe | None = None
     best_accuracy = -1.0
     for l2 in sorted(strengths, reverse=True):
-        steep = np.sqrt(energy.clip(min=0) + l2)[:, None]
-        start = np.vstack([weights * steep, bias]).ravel()
-        options = {"maxiter": MOST_STEPS, "ftol": 1e-6, "gtol": 1e-5}
-        found = minimize(loss, start, (l2, steep), "L-BFGS-B", jac=True, options=options).x
-        scaled, bias = np.split(found.reshape(-1, n_classes), [n_inputs])
-        weights = scaled / steep
-        probe = Probe(classes, mean, scale, (axes @ weights).astype(np.float32), bias[0], l2)
+        classifier.set_params(C=1 / (l2 * len(x))).fit(scaler.transform(x), labels)
+        probe = Probe(make_pipeline(scaler, copy.deepcopy(classifier)), l2)
         accuracy = float((probe.predict(x_val) == labels_val).mean())
         if accuracy < best_accuracy:
             break
