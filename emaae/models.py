@@ -1,7 +1,7 @@
 """The model: a stride-1 convolutional autoencoder with a sparse, over-complete encoding."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,6 @@ from emaae.activations import ACTIVATIONS, ReLU, TopK
 from emaae.config import ARCHITECTURE
 from emaae.system.distributed import pooled
 from emaae.system.errors import UserError
-
-NORMS = ("none", "layer", "batch", "original")
 
 
 def stack_widths(inner_size: int, n_blocks: int) -> list[int]:
@@ -78,6 +76,15 @@ class FrameNorm(nn.LayerNorm):
         return rearrange(super().forward(rearrange(h, "b c t -> b t c")), "b t c -> b c t")
 
 
+# By --norm, what makes one for so many channels.
+NORMS: dict[str, Callable[[int], nn.Module] | None] = {
+    "none": None,
+    "layer": FrameNorm,
+    "batch": MaskedBatchNorm,
+    "original": MaskedBatchNorm,
+}
+
+
 class Block(nn.Module):
     """Mask, convolution that keeps the length, normalisation, activation. h (batch, channel, time).
 
@@ -85,19 +92,17 @@ class Block(nn.Module):
     activation ends with its convolution.
     """
 
-    norm: MaskedBatchNorm | FrameNorm | None
+    norm: nn.Module | None
 
     def __init__(
         self, in_size: int, out_size: int, kernel_size: int, norm: str, activation: nn.Module | None
     ):
         super().__init__()
         self.conv = nn.Conv1d(in_size, out_size, kernel_size, padding=kernel_size // 2)
-        self.norm_first = norm == "original"
-        self.norm = None
-        if self.norm_first:
-            self.norm = MaskedBatchNorm(in_size)
-        elif activation is not None and norm != "none":
-            self.norm = MaskedBatchNorm(out_size) if norm == "batch" else FrameNorm(out_size)
+        self.norm_first, self.norm = norm == "original", None
+        make = NORMS[norm]
+        if make and (self.norm_first or activation is not None):
+            self.norm = make(in_size if self.norm_first else out_size)
         self.activation = activation
 
     def forward(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:

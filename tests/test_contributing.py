@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT, environment_of
 from pages import blocks, copy_project
 
-PENALTY, SCHEDULE, METRIC = blocks(ROOT / "CONTRIBUTING.md", "python")
-(ENTRY,) = blocks(ROOT / "CONTRIBUTING.md", "text")
+PENALTY, SCHEDULE, METRIC, ACTIVATION, NORM = blocks(ROOT / "CONTRIBUTING.md", "python")
+METRIC_ENTRY, ACTIVATION_ENTRY, NORM_ENTRY = blocks(ROOT / "CONTRIBUTING.md", "text")
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +33,22 @@ def copy(tmp_path_factory) -> Path:
     edit("emaae/schedules.py", "OPEN_LOOP: dict", f"{SCHEDULE}\n\nOPEN_LOOP: dict")
     edit("emaae/schedules.py", "log_lambda, cyclical)", "log_lambda, cyclical, root)")
     edit("emaae/metrics.py", '            "l0": ', f'{METRIC}            "l0": ')
-    edit("emaae/metric_table.py", "METRICS = (\n", f"METRICS = (\n{ENTRY}")
+    edit("emaae/metric_table.py", "METRICS = (\n", f"METRICS = (\n{METRIC_ENTRY}")
+    edit("emaae/activations.py", "# What ends the encoder, by", f"{ACTIVATION}\n\n# What ends, by")
+    edit("emaae/activations.py", "ACTIVATIONS = {\n", f"ACTIVATIONS = {{\n{ACTIVATION_ENTRY}")
+    edit("emaae/config.py", 'Literal["relu", ', 'Literal["squared", "relu", ')
+    edit("emaae/models.py", "# By --norm, what", f"{NORM}\n\n# By --norm, what")
+    edit("emaae/models.py", '    "none": None,\n', f'    "none": None,\n{NORM_ENTRY}')
+    edit("emaae/config.py", 'Literal["none", "layer"', 'Literal["rms", "none", "layer"')
     return root
 
 
-def run(root: Path, *command: str) -> str:
+def run(root: Path, *command: str, status: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, *command], cwd=root, capture_output=True, text=True, env=environment_of()
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def test_a_penalty_a_schedule_and_a_metric_from_outside(copy):
@@ -60,6 +66,31 @@ def test_a_penalty_a_schedule_and_a_metric_from_outside(copy):
     )
     assert "is not logged" not in run(copy, "-m", "emaae", "lint", "s.yaml")
     assert "`max_l0` | largest density" in run(copy, "-m", "emaae.metric_table")
+
+
+LOAD_AND_EXPORT = """
+import emaae
+from emaae.models import build_model
+from emaae.runs import original
+from emaae.system.errors import UserError
+
+model = emaae.load_model("runs/n")
+print("loaded", model.norm, model.activation)
+for one in ({"norm": "rms"}, {"activation": "squared"}):
+    try:
+        original.state_dict(build_model(**one))
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_an_activation_and_a_norm_from_outside(copy):
+    small = ("--epochs=2", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
+    run(copy, "train.py", *small, "--activation=squared", "--norm=rms", "--run_name=n")
+    said = run(copy, "-c", LOAD_AND_EXPORT)
+    assert "loaded rms squared" in said
+    assert "norm rms cannot be expressed in the original format" in said
+    assert "activation squared cannot be expressed in the original format" in said
 
 
 def test_every_file_that_contributing_names_is_there():
