@@ -1,6 +1,5 @@
 """The packed store: the same splits as without it, made once, never believed blindly."""
 
-import json
 import multiprocessing
 import os
 import resource
@@ -382,43 +381,25 @@ def test_the_cache_belongs_to_its_user(tree, folder):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
-LIES = {
-    "longer": lambda index: index["lengths"].__setitem__(0, 31),
-    "negative": lambda index: index["lengths"].__setitem__(slice(2), [70, -35]),
-    "fraction": lambda index: index["lengths"].__setitem__(0, 30.0),
-    "beyond 64 bits": lambda index: index["lengths"].__setitem__(0, 2**64 + 30),
-    "wraps around": lambda index: index["lengths"].__setitem__(slice(2), [2**63 - 1, 2**63 - 1]),
-    "other names": lambda index: index["names"].__setitem__(0, "../../x"),
-    "fewer names": lambda index: index["names"].pop(),
-    "no text": lambda index: index["digests"].__setitem__(0, 7),
-    "short digest": lambda index: index["digests"].__setitem__(0, "ab"),
-    "NaN": lambda index: index["mean"].__setitem__(0, float("nan")),
-    "infinite": lambda index: index["sd"].__setitem__(0, float("inf")),
-    "too few": lambda index: index["sd"].pop(),
-    "other columns": lambda index: index["channels"].reverse(),
-    "other numbers": lambda index: index.update(dtype="object"),
-    "missing": lambda index: index.pop("names"),
+CHANGES = {
+    "empty": lambda text: "",
+    "no digest": lambda text: text.partition("\n")[2],
+    "another digest": lambda text: "0" + text[1:] if text[0] != "0" else "1" + text[1:],
+    "one name": lambda text: text.replace('"names": ["', '"names": ["x', 1),
+    "cut short": lambda text: text[:-10],
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_a_store_whose_index_lies_is_built_again(tree, folder, lie, capsys):
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_store_whose_index_was_changed_is_built_again(tree, folder, change, capsys):
     split_of(tree, folder)
     path = the_store(folder) / "index.json"
-    index = json.loads(path.read_text())
-    LIES[lie](index)
-    path.write_text(json.dumps(index))
+    before = path.read_text()
+    path.write_text(CHANGES[change](before))
+    assert path.read_text() != before
     assert same(split_of(tree, folder), split_of(tree, "none"))
-    assert "is built again: its" in capsys.readouterr().out
+    assert "is built again: its index is not as it was written" in capsys.readouterr().out
     assert len(list(folder.glob("*/*/"))) == 1
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, "\x80", '{"mean": 1e999}'])
-def test_an_index_that_is_none_is_built_again(tree, folder, text, capsys):
-    split_of(tree, folder)
-    (the_store(folder) / "index.json").write_text(text, encoding="latin1")
-    assert same(split_of(tree, folder), split_of(tree, "none"))
-    assert "is built again: its index cannot be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", [lambda f: f.unlink(), lambda f: os.truncate(f, 100)])

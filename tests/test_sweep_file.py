@@ -15,7 +15,7 @@ from emaae.config import Config
 from emaae.metric_table import SCORE
 from emaae.schedules import SCHEDULES
 from emaae.sweeps import file as sweep_file
-from emaae.sweeps.space import DISTRIBUTIONS, Parameter, nested
+from emaae.sweeps.space import DISTRIBUTIONS, Parameter
 from emaae.system.errors import UserError
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -137,24 +137,11 @@ def test_whole_floats_reach_a_run_as_whole_numbers_and_equal_points_are_one(writ
     assert [type(p["batch_sz"]) for p in points] == [int, int]
 
 
-def test_nested_parameters_are_sorted_at_each_level_and_joined_by_dots(write):
-    sweep = sweep_file.read(
-        write("""
-        program: other.py
-        parameters:
-          b: {values: [1, 2]}
-          a:
-            parameters:
-              z: {values: [3, 4]}
-              y: {value: 5}
-        """)
-    )
-    assert sweep.grid()[:3] == [
-        {"a.y": 5, "a.z": 3, "b": 1},
-        {"a.y": 5, "a.z": 3, "b": 2},
-        {"a.y": 5, "a.z": 4, "b": 1},
+def test_nested_parameters_are_refused_since_no_flag_is_nested(write):
+    path = write("parameters:\n  a:\n    parameters:\n      y: {value: 5}\n")
+    assert findings(path) == [
+        "FILE:4: parameters.a: is nested, and no flag is; write its parameters side by side"
     ]
-    assert nested(sweep.grid()[0]) == {"a": {"y": 5, "z": 3}, "b": 1}
 
 
 def test_run_cap_cuts_a_grid(write):

@@ -134,9 +134,8 @@ def _source(name: str, root: str, config: Config, form: Form) -> store.Source:
         utterances = read(found.files, found.connect, form, broken)
         return progress(utterances, f"reading {name}", total=len(found.files), unit="utterances")
 
-    names = tuple(file.identity for file in found.files)
     state = store.key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))
-    return store.Source(found.where, found.place, state, form, read_all, names, broken)
+    return store.Source(found.where, found.place, state, form, read_all, broken)
 
 
 def _demo(name: str, form: Form) -> store.Source:

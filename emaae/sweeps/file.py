@@ -17,7 +17,7 @@ from emaae.config import KNOBS, Config
 from emaae.knobs import nearest
 from emaae.metric_table import BY_NAME, COUNTS, SCORE, each_epoch
 from emaae.sweeps.document import Document, Finding
-from emaae.sweeps.space import DELIMITER, DISTRIBUTIONS, ENDS, Parameter, Sweep, as_agents_say
+from emaae.sweeps.space import DISTRIBUTIONS, ENDS, Parameter, Sweep, as_agents_say
 from emaae.system.errors import UserError
 from emaae.system.files import read_text
 
@@ -93,7 +93,7 @@ class _Examiner:
         if not isinstance(tree, dict) or not tree:
             self.report(("parameters",), f"must map names to what they may be, got {tree!r}")
             return None
-        parameters = tuple(self._parameters(tree, (), ("parameters",)))
+        parameters = tuple(self._parameters(tree))
         run_cap = content.get("run_cap")
         if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
             self.report(("run_cap",), f"must be a whole number, at least 1, got {run_cap!r}")
@@ -184,20 +184,15 @@ class _Examiner:
             right = next(other for other in GOALS if other != goal)
             self.report(("metric", "goal"), f"{name} is better when {metric.better}; write {right}")
 
-    def _parameters(self, tree: dict, path: tuple, where: tuple) -> Iterator[Parameter]:
+    def _parameters(self, tree: dict) -> Iterator[Parameter]:
         for name, spec in sorted(tree.items()):
-            here = (*where, name)
+            here = ("parameters", name)
             if not isinstance(spec, dict):
                 self.report(here, f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
             elif "parameters" in spec:
-                if isinstance(spec["parameters"], dict):
-                    yield from self._parameters(
-                        spec["parameters"], (*path, name), (*here, "parameters")
-                    )
-                else:
-                    self.report(here, f"parameters must be a mapping, got {spec['parameters']!r}")
+                self.report(here, "is nested, and no flag is; write its parameters side by side")
             else:
-                parameter = self._parameter(DELIMITER.join((*path, name)), spec, here)
+                parameter = self._parameter(name, spec, here)
                 if parameter is not None:
                     yield parameter
 
@@ -348,15 +343,7 @@ class _Examiner:
                 self._at(named[0] if named else "", message)
 
     def _at(self, name: str, message: str) -> None:
-        path = name.split(DELIMITER) if name else []
-        where: tuple[str, ...] = ("parameters",)
-        for key in path:
-            where = (
-                (*where, key)
-                if (*where, key) in self.document.lines
-                else (*where, "parameters", key)
-            )
-        self.report(where, message)
+        self.report(("parameters", name) if name else ("parameters",), message)
 
 
 def _inferred(spec: Mapping[str, Any]) -> str | None:

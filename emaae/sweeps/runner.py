@@ -24,7 +24,7 @@ from emaae.runs import read
 from emaae.sweeps import file as sweep_file
 from emaae.sweeps.judging import best_of, curve, falls_behind, judge
 from emaae.sweeps.queue import DONE, Attempt, Queue, held, hold, latest, lock_path, release
-from emaae.sweeps.space import Sweep, nested
+from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import Row, Screen, over_seeds, ranked, table, text, write_csv
 from emaae.system.errors import INTERRUPTED, UserError, last_words
 from emaae.system.files import packaged
@@ -372,7 +372,7 @@ def _interrupts() -> Iterator[Interrupts]:
 
 def expand(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str]:
     """The command of a run: W&B's macros filled in, each a whole item of the list."""
-    values = nested(config)
+    values = dict(config)
     macros = {
         "env": ["/usr/bin/env"],
         "interpreter": [sys.executable],

@@ -11,9 +11,6 @@ import numpy as np
 
 from emaae.system.errors import UserError
 
-DELIMITER = "."
-
-
 # ---- distributions
 
 
@@ -96,7 +93,7 @@ DISTRIBUTIONS: dict[str, Distribution] = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a sweep: a name (nested ones joined by dots) and a distribution."""
+    """One parameter of a sweep: a name and a distribution."""
 
     name: str
     distribution: str
@@ -215,15 +212,3 @@ class Sweep:
             for p in self.parameters
         }
         return plain | {"command": list(self.command)} | parameters
-
-
-def nested(point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point with its dotted names unfolded: {"a.b": 1} -> {"a": {"b": 1}}."""
-    out: dict[str, Any] = {}
-    for name, value in point.items():
-        *path, last = name.split(DELIMITER)
-        inner = out
-        for key in path:
-            inner = inner.setdefault(key, {})
-        inner[last] = value
-    return out
