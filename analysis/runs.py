@@ -150,8 +150,8 @@ def label(run: Run, names: Sequence[str]) -> str:
 
 def best(runs: Sequence[Run]) -> Run | None:
     """The run that ended well with the lowest `select/score`; None when there is none."""
-    scored = [run for run in runs if run.status in GOOD and math.isfinite(score(run))]
-    return min(scored, key=lambda run: (score(run), run.name), default=None)
+    found = read.best({i: run.metrics for i, run in enumerate(runs)})
+    return None if found is None else runs[found]
 
 
 def aims(runs: Sequence[Run]) -> str:

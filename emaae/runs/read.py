@@ -8,12 +8,14 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from emaae.metric_table import SCORE
 from emaae.metrics import aim
 from emaae.system.errors import UserError
 from emaae.system.files import read_json
+
+K = TypeVar("K")
 
 # How a run may end: well; with nothing left to do; or to go on, or not, with --resume.
 GOOD = ("finished", "early_stopped")
@@ -79,25 +81,34 @@ def score(found: Mapping[str, Any]) -> float | None:
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
+def best(found: Mapping[K, Mapping[str, Any]]) -> K | None:
+    """Of metrics by run, the run that ended well with the lowest score; None without any.
+
+    Of equal scores the first counts.
+    """
+    scores = {run: score(of) for run, of in found.items()}
+    scored = {run: value for run, value in scores.items() if value is not None}
+    return min(scored, key=lambda run: scored[run], default=None)
+
+
 def best_run(folder: Path) -> tuple[Path, float]:
     """The run with the lowest score below a folder. Raises UserError.
 
     Scores that ask for different things do not compare.
     """
-    scores = {run: score(metrics(run)) for run in run_folders(folder)}
-    scored = {run: value for run, value in scores.items() if value is not None}
-    if not scored:
+    found = {run: metrics(run) for run in run_folders(folder)}
+    run = best(found)
+    if run is None:
         raise UserError(
             f"{folder} holds no finished run with a score: expected the folder of a sweep, or an "
             "--out_dir, with at least one run that ended well"
         )
     check_comparable(
         str(folder),
-        {aim(read_or_empty(run / "config.json")) for run in scored},
+        {aim(read_or_empty(r / "config.json")) for r, of in found.items() if score(of) is not None},
         "put those of one kind into a folder of their own",
     )
-    best = min(scored, key=lambda run: (scored[run], run.name))
-    return best, scored[best]
+    return run, found[run][SCORE]
 
 
 def check_comparable(where: str, aims: set[str], way_out: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emaae.metric_table import SCORE
 from emaae.metrics import aim
 from emaae.runs import read
 from emaae.runs.checkpoint import write_json
@@ -151,23 +152,23 @@ def _best_on_wandb(
         runs = list(api.sweep(where).runs if sweep else api.runs(where))
     except (wandb.Error, ValueError) as error:
         raise UserError(f"{where} is not on W&B ({line(error)}): check the path") from None
-    candidates = []
-    for run in runs:
+    models = {}
+    for run in sorted(runs, key=lambda run: run.id):
         artifact = existing(api, f"{entity}/{project}/{MODEL}-{run.id}:latest")
         if artifact is not None and artifact.metadata.get("status") in read.GOOD:
-            candidates.append((artifact.metadata["score"], run.id, artifact))
-    if not candidates:
+            models[run.id] = artifact
+    best = read.best({i: a.metadata | {SCORE: a.metadata["score"]} for i, a in models.items()})
+    if best is None:
         raise UserError(
             f"{where} has no finished run with a model: expected at least one of {len(runs)} runs "
             f"to have logged the artifact {MODEL}-RUN"
         )
     read.check_comparable(
         where,
-        {artifact.metadata.get("aim", aim({})) for _, _, artifact in candidates},
+        {artifact.metadata.get("aim", aim({})) for artifact in models.values()},
         "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind",
     )
-    score, run_id, artifact = min(candidates, key=lambda c: c[:2])
-    return artifact, run_id, score
+    return models[best], best, models[best].metadata["score"]
 
 
 def _download(ref: str, scratch: Path) -> tuple[Path, str]:
