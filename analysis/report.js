@@ -183,12 +183,9 @@ const COLUMNS = [
   { name: "status", value: (run) => run.status.replaceAll("_", " "), left: true },
   { name: "epoch", value: (run) => run.final["select/epoch"], title: "whose weights were selected" },
   { name: "score", value: (run) => run.final["select/score"], title: "validation; lower is better" },
-  { name: "fvu", value: (run) => run.final.fvu, title: `${SPLIT}; lower is better` },
-  { name: "sparsity", value: (run) => run.final.sparsity, title: `${SPLIT}; higher is better` },
-  { name: "r", value: (run) => run.final.r_articulators, title: "mean of the articulators" },
-  { name: "dead", value: (run) => run.final.dead, title: "fraction of units; lower is better" },
-  { name: "persistence", value: (run) => run.final["shift/persistence"], title: "higher is better" },
-].filter(({ name, value }) => name !== "persistence" || runs.some((run) => value(run) !== null));
+  ...data.columns.map(({ key, name, title }) => ({ name, title, value: (run) => run.final[key] }))
+    .filter(({ value }) => runs.some((run) => (value(run) ?? null) !== null)),
+];
 const order = { by: COLUMNS.findIndex(({ name }) => name === "score"), down: false };
 
 function text(value) {

@@ -15,6 +15,7 @@ from analysis import anatomy
 from analysis.colours import COLOURS, SCHEDULE_COLOURS
 from analysis.runs import Run, best, final, groups, number, score, split_of, text, varying
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
+from emaae.metric_table import BY_NAME, METRICS, SHORT, SHORT_AT_END
 from emaae.metrics import DENSITY_EDGES
 from emaae.models import CNNAutoEncoder
 from emaae.runs.reconstructions import Reconstruction
@@ -27,14 +28,8 @@ PER_EPOCH = (
     *("val/sparsity", "val/dead", "val/self_similarity_20ms", "val/self_similarity_80ms"),
     "val/persistence_within",
 )
-# Of the selected weights: on the split that all runs share, and as they stand in the metrics.
-SELECTED = ("mse", "fvu", "sparsity", "r_articulators", "dead", "l0")
-METRICS = (
-    *("select/score", "select/epoch", "select/alpha", "shift/persistence", "shift/half_life_ms"),
-    *("shift/persistence_within", "shift/persistence_null"),
-    *("shift/gain_10ms", "shift/participation_ratio", "shift/distinct_units"),
-    *("lowpass/gain_0.2", "shift/noise_gain"),
-)
+# What is logged once, of the selected weights.
+AT_END = tuple(name for m in METRICS if m.logged == "end" for name in m.names)
 MAX_COLOURS = len(COLOURS)
 
 # What is drawn of one run: the best, and the best of up to three other colours.
@@ -63,8 +58,8 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
             "status": run.status,
             "knobs": [run.config.get(name) for name in knobs],
             "epochs": {c: _plain(run.column(c)) for c in columns},
-            "final": {name: _plain(final(run, f"{split}/{name}")) for name in SELECTED}
-            | {name: _plain(final(run, name)) for name in METRICS},
+            "final": {name: _plain(final(run, f"{split}/{name}")) for name in SHORT}
+            | {name: _plain(final(run, name)) for name in AT_END},
             "r": _plain(final(run, f"{split}/r/{channel}") for channel in channels),
             "density": _density(run, split),
             "curves": _curves(run),
@@ -73,6 +68,7 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
     ]
     return {
         "split": split,
+        "columns": [_column(name, split) for name in (*SHORT, *SHORT_AT_END) if name != "score"],
         "knobs": knobs,
         "series": {"knob": knob, "names": [text(v) for v in values], "colours": colours},
         "groups": list(settings),
@@ -81,6 +77,17 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
         "best": runs.index(top) if top else None,
         "runs": rows,
         "details": details(runs, values, knob),
+    }
+
+
+def _column(name: str, split: str) -> dict[str, str]:
+    """A column of the table of runs: the metric, its heading, and what it says."""
+    metric = BY_NAME.get(name) or BY_NAME[f"{split}/{name}"]
+    better = f"; {metric.better} is better" if metric.better else ""
+    return {
+        "key": name,
+        "name": name.rpartition("/")[2].replace("_", " "),
+        "title": metric.words + better,
     }
 
 

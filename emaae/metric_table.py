@@ -23,7 +23,8 @@ class Metric:
     names: without the split; CHANNEL stands for any channel. words: a few, for a table in which it
     stands alone. meaning: with its formula and source, in Markdown. logged: `training`, each epoch
     of train and val, and once of test; `validation`, the same without train; `epoch`, each epoch
-    and of no split; `end`, once.
+    and of no split; `end`, once. short: which of the names stand in short tables, such as those of
+    the terminal, of model cards and of the report.
     """
 
     names: tuple[str, ...]
@@ -33,6 +34,7 @@ class Metric:
     better: Literal["lower", "higher", ""]
     logged: Literal["training", "validation", "epoch", "end"]
     note: str = ""  # behind the direction
+    short: tuple[str, ...] = ()
 
     def full_names(self) -> Iterator[str]:
         """As they are logged, with split and channel."""
@@ -61,6 +63,7 @@ METRICS = (
         ">= 0",
         "lower",
         "training",
+        short=("mse",),
     ),
     Metric(
         ("penalty",),
@@ -87,6 +90,7 @@ METRICS = (
         ">= 0; the mean gives 1",
         "lower",
         "validation",
+        short=("fvu",),
     ),
     Metric(
         ("fvu/CHANNEL",),
@@ -103,6 +107,7 @@ METRICS = (
         "-1 to 1",
         "higher",
         "validation",
+        short=("r/pitch",),
     ),
     Metric(
         ("r_articulators",),
@@ -111,6 +116,7 @@ METRICS = (
         "-1 to 1",
         "higher",
         "validation",
+        short=("r_articulators",),
     ),
     Metric(
         ("sparsity",),
@@ -119,6 +125,7 @@ METRICS = (
         "0 to 1",
         "higher",
         "training",
+        short=("sparsity",),
     ),
     Metric(
         ("live_sparsity",),
@@ -127,6 +134,7 @@ METRICS = (
         "0 to 1",
         "higher",
         "validation",
+        short=("live_sparsity",),
     ),
     Metric(
         ("l0",),
@@ -135,6 +143,7 @@ METRICS = (
         "0 to C",
         "lower",
         "validation",
+        short=("l0",),
     ),
     Metric(
         ("active_mean",),
@@ -151,6 +160,7 @@ METRICS = (
         "0 to 1",
         "lower",
         "validation",
+        short=("dead",),
     ),
     Metric(
         ("hoyer",),
@@ -159,6 +169,7 @@ METRICS = (
         "0 uniform to 1 one-hot",
         "higher",
         "validation",
+        short=("hoyer",),
     ),
     Metric(
         ("density_log10",),
@@ -190,6 +201,7 @@ METRICS = (
         ">= 0",
         "lower",
         "validation",
+        short=("score",),
     ),
     Metric(
         (SCORE,),
@@ -272,6 +284,7 @@ METRICS = (
         "> 0; 1 keeps the input's",
         "higher",
         "end",
+        short=("shift/persistence",),
     ),
     Metric(
         ("shift/persistence_within",),
@@ -281,6 +294,7 @@ METRICS = (
         "> 0",
         "higher",
         "end",
+        short=("shift/persistence_within",),
     ),
     Metric(
         ("shift/persistence_weighted",),
@@ -299,6 +313,7 @@ METRICS = (
         "> 0",
         "",
         "end",
+        short=("shift/persistence_null",),
     ),
     Metric(
         ("shift/gain_10ms",),
@@ -325,6 +340,7 @@ METRICS = (
         "> 1 survives better than the input",
         "higher",
         "end",
+        short=("lowpass/gain_0.2",),
     ),
     Metric(
         ("lowpass/auc_ratio",),
@@ -350,6 +366,7 @@ METRICS = (
         "0 to C",
         "higher",
         "end",
+        short=("shift/distinct_units",),
     ),
     Metric(
         ("shift/noise_gain",),
@@ -358,6 +375,7 @@ METRICS = (
         "1 for an identity",
         "lower",
         "end",
+        short=("shift/noise_gain",),
     ),
     Metric(
         (
@@ -371,6 +389,9 @@ METRICS = (
         "end",
     ),
 )
+# Names in short tables: of a split, without it, and of no split.
+SHORT = tuple(n for m in METRICS if m.logged in ("training", "validation") for n in m.short)
+SHORT_AT_END = tuple(n for m in METRICS if m.logged == "end" for n in m.short)
 BY_NAME = {name: metric for metric in METRICS for name in metric.full_names()}
 
 

@@ -54,11 +54,12 @@ def run(root: Path, *command: str, status: int = 0) -> str:
 def test_a_penalty_a_schedule_and_a_metric_from_outside(copy):
     small = ("--epochs=2", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
     schedule = ("--update", "--penalty_scheduler=root", "--alpha_max=0.5", "--run_name=r")
-    run(copy, "train.py", *small, "--sparse_loss=half", *schedule)
+    assert "\nmax_l0 " in run(copy, "train.py", *small, "--sparse_loss=half", *schedule)
     rows = [json.loads(line) for line in (copy / "runs/r/history.jsonl").read_text().splitlines()]
     assert rows[1]["alpha"] == pytest.approx(0.5 * 0.5**0.5)
     assert 0 < rows[1]["val/max_l0"] <= 1
-    run(copy, "-c", "import analysis.report")
+    run(copy, "-m", "analysis.report", "runs/r")
+    assert '"max l0"' in (copy / "runs/r/report.html").read_text()
     (copy / "s.yaml").write_text(
         "method: grid\nmetric: {name: test/max_l0, goal: maximize}\n"
         "parameters:\n  penalty_scheduler: {value: root}\n  update: {value: true}\n"

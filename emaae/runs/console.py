@@ -8,18 +8,9 @@ from typing import Any
 from emaae.config import Config
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
+from emaae.metric_table import SHORT, SHORT_AT_END
 from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import Follower
-
-# The metrics of the table at the end of a run.
-TOLERANCE = (
-    *("shift/persistence", "shift/persistence_within", "shift/persistence_null"),
-    *("shift/distinct_units", "shift/noise_gain", "lowpass/gain_0.2"),
-)
-SHOWN = (
-    *("fvu", "mse", "r_articulators", "r/pitch", "sparsity", "live_sparsity", "l0", "dead"),
-    *("hoyer", "score"),
-)
 
 
 class Terminal(Follower):
@@ -97,14 +88,14 @@ def table(
         lines.append("the loss grew beyond all bounds: lower --lr, or give it --lr_warm_up 0.03")
     if splits:
         lines.append(f"{'':<26}" + "".join(f"{split:>12}" for split in splits))
-        for name in SHOWN:
+        for name in SHORT:
             values = "".join(f"{metrics[f'{split}/{name}']:>12.4f}" for split in splits)
             lines.append(f"{name:<26}{values}")
     if curves:
         half_life, of_input = metrics["shift/half_life_ms"], metrics["shift/input_half_life_ms"]
         why = f"({curves['split']}: half-life {half_life:.0f} ms, the input's {of_input:.0f} ms)"
-        for name in TOLERANCE:
-            lines.append(f"{name:<26}{metrics[name]:>12.4f}" + f"   {why}" * (name == TOLERANCE[0]))
+        for i, name in enumerate(SHORT_AT_END):
+            lines.append(f"{name:<26}{metrics[name]:>12.4f}" + f"   {why}" * (i == 0))
     if "select/score" in metrics:
         best = f"(validation, best epoch {metrics['select/epoch']})"
         lines.append(f"{'select/score':<26}{metrics['select/score']:>12.4f}   {best}")

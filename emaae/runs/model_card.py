@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from emaae import command_line
-from emaae.metric_table import BY_NAME
+from emaae.metric_table import BY_NAME, SHORT
 from emaae.metrics import aim
 from emaae.system.files import read_json
 
 CARD = "MODEL_CARD.md"
-MEASURED = ("fvu", "r_articulators", "sparsity", "live_sparsity", "l0", "dead", "hoyer")
 
 
 def model_card(folder: Path, run: str) -> str:
@@ -97,7 +96,7 @@ def _kept(get: Any) -> str:
 
 
 def _rows(metrics: Mapping[str, Any], split: str) -> str:
-    names = [f"{split}/{name}" for name in MEASURED]
+    names = [f"{split}/{name}" for name in SHORT]
     names += sorted(name for name in metrics if name.startswith(("shift/", "lowpass/")))
     return "\n".join(
         f"| `{name}` | {_number(metrics[name])} | {BY_NAME[name].words} |"
