@@ -84,11 +84,8 @@ def _column(name: str, split: str) -> dict[str, str]:
     """A column of the table of runs: the metric, its heading, and what it says."""
     metric = BY_NAME.get(name) or BY_NAME[f"{split}/{name}"]
     better = f"; {metric.better} is better" if metric.better else ""
-    return {
-        "key": name,
-        "name": name.rpartition("/")[2].replace("_", " "),
-        "title": metric.words + better,
-    }
+    heading = name.removeprefix("shift/").replace("/", " ").replace("_", " ")
+    return {"key": name, "name": heading, "title": metric.words + better}
 
 
 def series(runs: Sequence[Run], knobs: Sequence[str]) -> tuple[str, list[Any], list[str]]:

@@ -23,8 +23,8 @@ class Metric:
     names: without the split; CHANNEL stands for any channel. words: a few, for a table in which it
     stands alone. meaning: with its formula and source, in Markdown. logged: `training`, each epoch
     of train and val, and once of test; `validation`, the same without train; `epoch`, each epoch
-    and of no split; `end`, once. short: which of the names stand in short tables, such as those of
-    the terminal, of model cards and of the report.
+    and of no split; `end`, once. short: whether it stands in short tables, such as those of the
+    terminal, of model cards and of the report.
     """
 
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Metric:
     better: Literal["lower", "higher", ""]
     logged: Literal["training", "validation", "epoch", "end"]
     note: str = ""  # behind the direction
-    short: tuple[str, ...] = ()
+    short: bool = False
 
     def full_names(self) -> Iterator[str]:
         """As they are logged, with split and channel."""
@@ -63,7 +63,6 @@ METRICS = (
         ">= 0",
         "lower",
         "training",
-        short=("mse",),
     ),
     Metric(
         ("penalty",),
@@ -90,7 +89,7 @@ METRICS = (
         ">= 0; the mean gives 1",
         "lower",
         "validation",
-        short=("fvu",),
+        short=True,
     ),
     Metric(
         ("fvu/CHANNEL",),
@@ -107,7 +106,6 @@ METRICS = (
         "-1 to 1",
         "higher",
         "validation",
-        short=("r/pitch",),
     ),
     Metric(
         ("r_articulators",),
@@ -116,7 +114,7 @@ METRICS = (
         "-1 to 1",
         "higher",
         "validation",
-        short=("r_articulators",),
+        short=True,
     ),
     Metric(
         ("sparsity",),
@@ -125,7 +123,7 @@ METRICS = (
         "0 to 1",
         "higher",
         "training",
-        short=("sparsity",),
+        short=True,
     ),
     Metric(
         ("live_sparsity",),
@@ -134,7 +132,7 @@ METRICS = (
         "0 to 1",
         "higher",
         "validation",
-        short=("live_sparsity",),
+        short=True,
     ),
     Metric(
         ("l0",),
@@ -143,7 +141,7 @@ METRICS = (
         "0 to C",
         "lower",
         "validation",
-        short=("l0",),
+        short=True,
     ),
     Metric(
         ("active_mean",),
@@ -160,7 +158,7 @@ METRICS = (
         "0 to 1",
         "lower",
         "validation",
-        short=("dead",),
+        short=True,
     ),
     Metric(
         ("hoyer",),
@@ -169,7 +167,6 @@ METRICS = (
         "0 uniform to 1 one-hot",
         "higher",
         "validation",
-        short=("hoyer",),
     ),
     Metric(
         ("density_log10",),
@@ -201,7 +198,7 @@ METRICS = (
         ">= 0",
         "lower",
         "validation",
-        short=("score",),
+        short=True,
     ),
     Metric(
         (SCORE,),
@@ -284,7 +281,7 @@ METRICS = (
         "> 0; 1 keeps the input's",
         "higher",
         "end",
-        short=("shift/persistence",),
+        short=True,
     ),
     Metric(
         ("shift/persistence_within",),
@@ -294,7 +291,7 @@ METRICS = (
         "> 0",
         "higher",
         "end",
-        short=("shift/persistence_within",),
+        short=True,
     ),
     Metric(
         ("shift/persistence_weighted",),
@@ -313,7 +310,7 @@ METRICS = (
         "> 0",
         "",
         "end",
-        short=("shift/persistence_null",),
+        short=True,
     ),
     Metric(
         ("shift/gain_10ms",),
@@ -340,7 +337,7 @@ METRICS = (
         "> 1 survives better than the input",
         "higher",
         "end",
-        short=("lowpass/gain_0.2",),
+        short=True,
     ),
     Metric(
         ("lowpass/auc_ratio",),
@@ -366,7 +363,7 @@ METRICS = (
         "0 to C",
         "higher",
         "end",
-        short=("shift/distinct_units",),
+        short=True,
     ),
     Metric(
         ("shift/noise_gain",),
@@ -375,7 +372,7 @@ METRICS = (
         "1 for an identity",
         "lower",
         "end",
-        short=("shift/noise_gain",),
+        short=True,
     ),
     Metric(
         (
@@ -390,8 +387,10 @@ METRICS = (
     ),
 )
 # Names in short tables: of a split, without it, and of no split.
-SHORT = tuple(n for m in METRICS if m.logged in ("training", "validation") for n in m.short)
-SHORT_AT_END = tuple(n for m in METRICS if m.logged == "end" for n in m.short)
+SHORT = tuple(
+    n for m in METRICS if m.logged in ("training", "validation") for n in m.names if m.short
+)
+SHORT_AT_END = tuple(n for m in METRICS if m.logged == "end" for n in m.names if m.short)
 BY_NAME = {name: metric for metric in METRICS for name in metric.full_names()}
 
 
