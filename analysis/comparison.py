@@ -222,7 +222,7 @@ def _view(code: Code, frames: probe.View) -> probe.View:
     return view
 
 
-# ---- what a person reads
+# ---- tables
 
 
 def rows(

@@ -1,4 +1,4 @@
-"""Which figures can be drawn of these runs? `python -m analysis.figures DIR` draws them all.
+"""Paper figures: `python -m analysis.figures DIR` draws all that the runs have numbers for.
 
 Their text stays text in pdf and svg, their widths are those of one and two columns of a journal,
 and the same runs give the same file. What they show is in `analysis/panels.py`.

@@ -368,7 +368,7 @@ def _at_rest(result: Result) -> list[np.ndarray]:
     return [one.astype(int) for one in result.correct[0]]
 
 
-# ---- what a person reads
+# ---- tables and verdicts
 
 
 def table(results: Sequence[Result]) -> str:

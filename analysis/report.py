@@ -1,4 +1,4 @@
-"""How did the runs do? `python -m analysis.report REF` writes one page that opens anywhere.
+"""A report: `python -m analysis.report REF` writes one page that compares runs and opens anywhere.
 
 The page holds everything: text, numbers, drawing code. It asks no network for anything.
 """
@@ -175,7 +175,7 @@ def _problems(runs: Sequence[Run]) -> str:
 def _why(run: Run) -> str:
     of = f" of {run.config['epochs']}" if "epochs" in run.config else ""
     reached = f" after epoch {run.history[-1]['epoch']}{of}" if run.history else ""
-    reason = f": {run.said}" if run.status == "failed" and run.said else ""
+    reason = f": {run.last_words}" if run.status == "failed" and run.last_words else ""
     return (reached or " before the end of its first epoch") + reason
 
 

@@ -32,8 +32,8 @@ class Run:
 
     name: its folder's name, or its id on W&B. config, metrics, curves: the JSON files of that
     name, {} without one. history: a row per epoch, in order, undefined values None. status: of
-    metrics.json, "unfinished" without one. ref: what `emaae.load_model` takes. said: the last error
-    that it printed, else its last line, when a sweep kept them.
+    metrics.json, "unfinished" without one. ref: what `emaae.load_model` takes. last_words: the last
+    error that it printed, else its last line, when a sweep kept them.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Run:
     curves: Mapping[str, Any]
     status: str
     ref: str
-    said: str = ""
+    last_words: str = ""
     kept: Callable[[], Path | None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
@@ -118,7 +118,7 @@ def read_run(folder: Path) -> Run:
         curves=read.read_or_empty(folder / "curves.json"),
         status=str(metrics.get("status", "unfinished")),
         ref=str(folder),
-        said=last_words(folder.parent.parent / "logs" / f"{folder.name}.txt"),
+        last_words=last_words(folder.parent.parent / "logs" / f"{folder.name}.txt"),
         kept=lambda: folder / "reconstructions",
     )
 
@@ -181,7 +181,7 @@ def number(value: Any) -> float:
 
 
 def text(value: Any) -> str:
-    """A setting as a person reads it."""
+    """A setting as tables and labels show it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

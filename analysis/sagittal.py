@@ -1,4 +1,4 @@
-"""How does the mouth move? `python -m analysis.sagittal RUN` films an utterance of a run, as a GIF.
+"""A film of the mouth, as a GIF: `python -m analysis.sagittal RUN` draws an utterance of a run.
 
 The six sensors seen from the left, truth and reconstruction, in real time. Where they move is data;
 where they rest, and how far one unit of a channel reaches, is a template's: features are z-scores

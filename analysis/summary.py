@@ -1,4 +1,4 @@
-"""What came out, in two tables? `python -m analysis.summary REF...` prints them as Markdown.
+"""Two tables of results: `python -m analysis.summary REF...` prints them as Markdown.
 
 One line per setting, mean and standard deviation over its seeds; one line per schedule, the front
 of its runs. Runs of several REFs are put together. Numbers are those of the selected weights.

@@ -1,6 +1,6 @@
-"""What are the numbers? `python -m analysis.tables DIR` writes them for R, pandas or a spreadsheet.
+"""Tidy tables: `python -m analysis.tables DIR` writes runs for R, pandas or a spreadsheet.
 
-Tidy tables: a row is an observation, a column a variable. All begin with the run, its setting (the
+A row is an observation, a column a variable. All begin with the run, its setting (the
 same but for the seed), schedule and seed. Metrics keep their names, with `_` for `/`; settings are
 `config_NAME`. Undefined values are empty.
 """
@@ -102,7 +102,7 @@ def _of_curves(run: Run) -> Iterator[Row]:
 
 
 def _scalars(metrics: Mapping[str, Any]) -> Row:
-    """What is one number and of no channel: those of channels are a table of their own."""
+    """Metrics that are one number and of no channel: channels have a table of their own."""
     return {
         name.replace("/", "_"): value
         for name, value in metrics.items()

@@ -1,4 +1,4 @@
-"""Which charts compare alpha schedules on W&B? `python -m analysis.workspace ENTITY/PROJECT`.
+"""A W&B workspace that compares alpha schedules: `python -m analysis.workspace ENTITY/PROJECT`.
 
 It saves them as a new view of the project's workspace; `--dry-run` prints the view as JSON instead,
 without a network. The metrics are those that runs log, by the names in docs/metrics.md.

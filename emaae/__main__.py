@@ -180,7 +180,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from emaae.runs.folder import plain
 
     knobs = {name: getattr(args, name) for name in MEASURED}
-    # What is told of the data on the way is no part of the answer.
+    # Messages about the data are no part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
         row = plain(evaluate_ref(args.model, args.features, **knobs))
     if args.out:

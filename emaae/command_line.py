@@ -148,7 +148,7 @@ def read_knobs(path: str | Path, found: Mapping[str, Any], names: Iterable[str])
 
 
 def _resumed(values: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what the run that is resumed was given; what is said now stands."""
+    """Fill in the settings of the run that is resumed; those given now take precedence."""
     if not values.get("resume") or not values.get("run_name"):
         return values
     path = Path(values.get("out_dir", Config.out_dir)) / values["run_name"] / "config.json"
@@ -158,7 +158,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the architecture from a model_config.json; what was said explicitly must agree.
+    """Fill in the architecture from a model_config.json; explicit values must agree.
 
     With --eval_only the loss of the run that trained the model is filled in too, so that the same
     weights and data have the same numbers.

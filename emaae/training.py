@@ -31,7 +31,7 @@ DIVERGED_MSE = 1e6
 
 
 class Run(Protocol):
-    """Who is told what happens during training."""
+    """Receives the events of a training."""
 
     def keep_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """The weights have just become the best; `selected` are the metrics of the selection."""
@@ -79,7 +79,7 @@ class Phase:
     With --early_stop and --update, alpha is held until the first early stop, and the schedule
     begins there (t = 0). Otherwise the schedule begins with the first epoch.
 
-    With --early_stop and a learning rate that falls, nobody knows beforehand when the end comes:
+    With --early_stop and a learning rate that falls, the end is not known beforehand:
     the rate is held until the run would stop, or until --patience epochs are left, falls over
     --patience epochs, and the run ends there.
     """

@@ -174,7 +174,7 @@ class Written:
     skipped: Mapping[str, str]
 
     def summary(self, out: Path) -> str:
-        """What a person reads of it."""
+        """A few lines for the terminal."""
         kept = f", {self.kept} were there" if self.kept else ""
         lines = [f"{out}: {self.written} utterances written{kept}"]
         lines += [f"left out: {name} ({why})" for name, why in self.skipped.items()]
@@ -246,7 +246,7 @@ def decode_tree(
     """Write the features (T, 14) that a tree of encodings stands for, as a tree of features.
 
     A model that does not see loudness gives none: it is 0 there. Times are those of the encodings.
-    What is kept and what is refused is said at `encode_tree`. Raises UserError.
+    It keeps and refuses the same files as `encode_tree`. Raises UserError.
     """
     columns = [CHANNELS.index(c) for c in Form.of(model.input_dim == len(CHANNELS)).channels]
 

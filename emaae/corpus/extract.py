@@ -282,7 +282,7 @@ def load_coder(sparc: types.ModuleType, device: torch.device) -> Any:
     except Exception as error:  # of the hub, HTTP, YAML, torch and transformers
         raise UserError(
             f"SPARC's model cannot be loaded ({_reason(error)}): with a network it is downloaded "
-            f"once; without one, fetch it elsewhere ({FETCH}), copy that machine's "
+            f"once; without one, fetch it on another machine ({FETCH}), copy that machine's "
             "~/.cache/huggingface and set HF_HUB_OFFLINE=1"
         ) from error
 

@@ -55,7 +55,7 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
 
 
 def skipped(split: Split) -> str:
-    """What a person reads of the files that were left out."""
+    """A warning that names the files that were left out."""
     names = list(split.skipped)
     few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     n_files = len(split) + len(names)

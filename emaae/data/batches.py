@@ -37,8 +37,8 @@ def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Ten
     """x (batch, D, time) in raw units, zero where padded, and its mask (batch, 1, time).
 
     A batch may be of no utterance. Frames are picked where they lie, and the order goes there once:
-    a split on the GPU is never waited for. What lies elsewhere is sent from pinned memory while the
-    step before is computed.
+    a split on the GPU is never waited for. What lies in main memory is sent from pinned pages while
+    the step before is computed.
     """
     if not order:
         return

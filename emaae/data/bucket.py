@@ -284,7 +284,7 @@ def _no_answer(where: str, what: str) -> str:
 def _explained(where: str) -> Iterator[None]:
     """Turn what boto says about `where` into a UserError.
 
-    Of errors from the server only the code is told: their text may quote the request.
+    Messages hold the code of a server's error only: its text may quote the request.
     """
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError

@@ -237,7 +237,7 @@ def _check_whole(tree: Tree, others: Sequence[Tree]) -> None:
             tree.found["speakers"].append(f"{speaker} ({tree.root} and {other.root})")
 
 
-# ---- what a person reads
+# ---- the report
 
 
 def exit_status(trees: Sequence[Tree]) -> int:

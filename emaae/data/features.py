@@ -112,7 +112,7 @@ def _is_features(name: str) -> bool:
 
 
 def check_identity(identity: str, where: str) -> None:
-    """Raise BadFile for an identity that leads elsewhere, or that steers a terminal.
+    """Raise BadFile for an identity that leaves its folder or holds control characters.
 
     In a bucket a name may be anything; files are named by it, such as reconstructions.
     """

@@ -136,7 +136,7 @@ def _pickled(where: str) -> str:
 
 
 def too_large(where: str, what: str, n_bytes: int) -> str:
-    """What a person reads of a file that no utterance explains; `what` of it has that size."""
+    """The message for a file that is too large for one utterance; `what` has that size."""
     size = f"{n_bytes / 1e9:.1f} GB" if n_bytes < 1e15 else "more than any disk holds"
     return (
         f"{where} is too large for one utterance: {what} has {size}, and 4 hours have "

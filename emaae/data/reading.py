@@ -140,7 +140,7 @@ def _in_processes(parts: Sequence, connect: Callable[[], Callable]) -> Iterator:
     """What `connect()` makes of each part, in order.
 
     Process i of n does the parts i, i + n, ... and writes to a pipe of its own: it waits when it is
-    far ahead, and ends by itself when nobody reads any more, even after a SIGKILL.
+    far ahead, and ends by itself when its parent is gone, even after a SIGKILL.
     """
     n = min(max(2, len(os.sched_getaffinity(0))), MAX_PROCESSES)
     # Forked, as torch's own loaders are: a new interpreter would import torch before it could read.
@@ -180,8 +180,8 @@ def _work(
     readers: Sequence[Connection],
 ) -> None:
     for reader in readers:
-        reader.close()  # the parent's: a pipe breaks when nobody else could read it
-    # Told to stop is the whole group: the parent ends its processes itself.
+        reader.close()  # the parent's end: a pipe breaks once no process could read it
+    # Signals reach all processes of the group; the workers ignore them and the parent ends them.
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     try:

@@ -35,7 +35,7 @@ MOST_PICKLE = 60_000
 def write_whole(path: Path, write: Any, keep: Path | None = None, *, flushed: bool = True) -> None:
     """Call write(file) on a file beside `path`, flush it to disk and rename it over `path`.
 
-    Whoever looks finds the old file or the new one, never half of one, whenever the power fails.
+    A reader finds the old file or the new one, never half of one, whenever the power fails.
     keep: where the old file stays. flushed: wait for the disk; without it only a process may fail,
     not the power. Raises UserError when the disk does not take it.
     """
@@ -56,7 +56,7 @@ def write_whole(path: Path, write: Any, keep: Path | None = None, *, flushed: bo
             finally:
                 os.close(folder)
     except (OSError, RuntimeError) as error:
-        # torch.save says something of positions, in the context of what the disk said.
+        # torch.save raises an error of its own, whose context is that of the disk.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
@@ -69,7 +69,7 @@ def write_whole(path: Path, write: Any, keep: Path | None = None, *, flushed: bo
 
 
 def not_written(path: Path, error: OSError) -> str:
-    """What a person reads when a disk is full or gone."""
+    """The message for a disk that is full or gone."""
     return (
         f"{path} cannot be written ({error.strerror or error}): make room; what was written before "
         "is intact, and the same command (--resume, of a run) goes on from it"
@@ -149,7 +149,7 @@ def load(
 def _check_archive(file: BinaryIO, path: str | Path) -> None:
     """Refuse a flipped bit, and what would need more memory than the file has bytes.
 
-    torch.load compares no sums, and allocates what it is told.
+    torch.load compares no sums, and allocates whatever size a file claims.
     """
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(Pieces(file, str(path))) as archive:

@@ -1,4 +1,4 @@
-"""What a person reads of a run in the terminal."""
+"""A run in the terminal: what is trained on what, epochs, the final table."""
 
 import json
 from collections.abc import Mapping

@@ -48,7 +48,7 @@ def space_needed(config: Config) -> int:
 
 
 class Follower:
-    """Who is told what a run writes, such as a terminal or W&B. Each method may be left out."""
+    """Gets what a run writes, such as a terminal or W&B. Each method may be left out."""
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """What config.json holds."""
@@ -67,7 +67,7 @@ class Follower:
 
 
 class RunFolder:
-    """The files of one run; its followers are told what is written.
+    """The files of one run; its followers get what is written.
 
     Used as a context it ends the run whatever happens: an exception before `finish` leaves
     metrics.json with the status failed, or preempted when it was an interrupt.
@@ -145,7 +145,7 @@ class RunFolder:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if self._touched and not self._finished:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-            # On a full disk not even the end can be written; what is told is what came first.
+            # On a full disk not even the end can be written; the first error is the one to print.
             with contextlib.suppress(UserError, Interrupted), uninterrupted():
                 self.finish(self._selected, "preempted" if interrupted else "failed")
         if self._lock is not None:
@@ -298,7 +298,7 @@ class RunFolder:
                 checkpoint.write_json(self.path / "curves.json", plain(curves))
             checkpoint.write_json(self.path / "metrics.json", final)
         except UserError:
-            # Nobody may be told of an end that is not on disk.
+            # Followers must not hear of an end that is not on disk.
             status = "preempted" if status == "preempted" else "failed"
             raise
         finally:

@@ -1,9 +1,9 @@
 """The queue of a sweep's points, which any number of runners share.
 
-The queue is an Optuna study. A trial is an attempt at a point: whoever creates it claims the point,
-and of two claims to the same attempt the one with the lower number holds. Storages number trials
-one by one in the order of their creation, so that all runners see the same owner without asking
-each other, and a claim needs no lock.
+The queue is an Optuna study. A trial is an attempt at a point: the runner that creates it claims
+the point, and of two claims to the same attempt the one with the lower number holds. Storages
+number trials one by one in the order of their creation, so that all runners see the same owner
+without asking each other, and a claim needs no lock.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from emaae.runs.read import ENDED, GOOD
 from emaae.sweeps.space import Sweep
 from emaae.system.errors import UserError
 
-# A runner on another machine that has not been heard of for this long is dead.
+# A runner on another machine without a sign of life for this long is dead.
 BEAT_EVERY_S = 30.0
 SILENT_S = 300.0
 # How often a point is tried when its run fails; an interruption is not a failure.
@@ -181,7 +181,7 @@ class Queue:
         return len(ended) == self.n_points
 
     def alive(self, runner: str) -> bool:
-        """Whether a runner still works; by its lock on this machine, elsewhere by its beat."""
+        """Whether a runner still works: by its lock on this machine, by its beat on others."""
         beat = self._study.user_attrs.get(f"runner {runner}")
         if beat is None:
             return False
@@ -305,7 +305,7 @@ def _open(optuna: Any, storage: str) -> Any:
         try:
             return optuna.storages.RDBStorage(storage, engine_kwargs=patient)
         except Exception as error:
-            # Runners that start together create the same tables; all but one are told off.
+            # Runners that start together create the same tables: all but one get an error.
             if attempt == 5:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(

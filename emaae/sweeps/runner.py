@@ -68,7 +68,7 @@ def run(
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror}") from None
-    shutil.copyfile(path, folder / "sweep.yaml")  # for whoever publishes the folder later
+    shutil.copyfile(path, folder / "sweep.yaml")  # for `publish`
     queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
     runner = Runner(sweep, queue, folder, jobs, devices, flags)
     try:
@@ -172,7 +172,7 @@ class Runner:
         while not (done or stopping) or self.jobs:
             if interrupts.count and not stopping:
                 stopping = True
-                self.screen.say("stopping: the runs are told to end; Ctrl-C again kills them")
+                self.screen.say("stopping: the runs are asked to end; Ctrl-C again kills them")
                 for job in self.jobs:
                     job.send(signal.SIGTERM)
             for job in [job for job in self.jobs if not job.running()]:
@@ -232,7 +232,7 @@ class Runner:
         return FAILED if failed else 0
 
     def rows(self) -> list[Row]:
-        """How every point that was tried stands, whoever ran it."""
+        """The state of every point that was tried, by any runner."""
         return [
             Row(a.point + 1, a.config, a.state, a.epoch, a.score, a.seconds, a.run)
             for a in latest(self.queue.attempts())

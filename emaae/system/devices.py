@@ -61,7 +61,7 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     if precision == "auto":
         if device.type == "cuda":
             return torch.cuda.get_device_capability(device) >= (8, 0)
-        # oneDNN emulates it elsewhere, slower than float32.
+        # On other CPUs oneDNN emulates it, slower than float32.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return precision == "bf16"
 
@@ -100,7 +100,7 @@ def keep_heap() -> None:
 
     The activations of each step are hundreds of MB, and pages that come fresh from the system are
     cleared first: kept, a step is 1.4 to 1.5 times as fast (benchmarks/RESULTS.md). glibc only;
-    elsewhere nothing happens.
+    on other systems nothing happens.
     """
     if sys.platform != "linux":
         return

@@ -63,7 +63,7 @@ def first() -> bool:
 def joined() -> Iterator[None]:
     """Compute together with the processes that torchrun started, if it did, until the block ends.
 
-    Only the first one is heard. An error that ends them all is raised in one process, the first
+    Only the first one prints. An error that ends them all is raised in one process, the first
     that met it; in the others it is the end of the program, without a word, with exit status 0.
     """
     if not launched():
@@ -137,7 +137,7 @@ def _plainly(error: BaseException) -> BaseException:
 
 
 def _end_with_the_launcher() -> None:
-    """Be told to stop when torchrun dies: it passes on SIGTERM, but SIGKILL and SIGUSR1 end it."""
+    """Get SIGTERM when torchrun dies: it passes that on, but SIGKILL and SIGUSR1 end it."""
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
@@ -169,7 +169,7 @@ def after_the_first() -> Iterator[None]:
 
 
 def stop_together() -> None:
-    """Raise `Interrupted` in every process when one was told to stop, so that none waits.
+    """Raise `Interrupted` in every process when one got a signal, so that none waits.
 
     To be called within `signals.uninterrupted`, where nothing is half done.
     """

@@ -13,7 +13,7 @@ from emaae.system.signals import listening
 
 LONGEST = 2000  # of a message, whatever a file made it quote
 INTERRUPTED = 130  # the shell's exit status of a program that Ctrl-C ended
-UNREAD = 141  # ... and of one whose output nobody reads any more, as in `| head -1`
+UNREAD = 141  # ... and of one whose reader has gone, as in `| head -1`
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""Progress: a bar in a terminal, plain lines elsewhere."""
+"""Progress: a bar in a terminal, plain lines without one."""
 
 import sys
 import time

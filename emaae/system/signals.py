@@ -2,7 +2,7 @@
 
 Job schedulers send SIGTERM or SIGUSR1 some time before they kill, closed terminals SIGHUP, Ctrl-C
 SIGINT. Each becomes `Interrupted`, at once or at the end of the `uninterrupted` block that the
-program is in. Whoever presses Ctrl-C a second time wants the end now and gets it.
+program is in. A second Ctrl-C ends the program at once.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ SECOND_AFTER_S = 0.5
 
 
 class Interrupted(KeyboardInterrupt):
-    """The program was told to stop, and nothing is half done."""
+    """A signal asked the program to stop; nothing is half done."""
 
 
 class _Asked:
-    """Whether and when the program was told to stop."""
+    """Whether and when a signal asked the program to stop."""
 
     def __init__(self) -> None:
         self.at: float | None = None
-        self.pending = False  # told inside an `uninterrupted` block
+        self.pending = False  # a signal came inside an `uninterrupted` block
         self.depth = 0  # of `uninterrupted` blocks
 
     def handle(self, number: int, frame: Any) -> None:
@@ -73,12 +73,12 @@ def uninterrupted() -> Iterator[None]:
 
 
 def pending() -> bool:
-    """Whether the program was told to stop inside the `uninterrupted` block that it is in."""
+    """Whether a signal came inside the current `uninterrupted` block."""
     return _asked.pending
 
 
 def interrupt() -> NoReturn:
-    """Stop here, inside an `uninterrupted` block, as if the program had just been told to."""
+    """Stop here, inside an `uninterrupted` block, as if a signal had just come."""
     _asked.at = _asked.at or time.monotonic()
     _asked.pending = False
     raise Interrupted

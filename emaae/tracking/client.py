@@ -63,7 +63,7 @@ def init(folder: Path, mode: Any, **given: Any) -> Any:
 def variables(folder: Path, mode: str) -> Iterator[None]:
     """What wandb takes from the environment alone, for one run and not for the next one."""
     ours = {
-        # Read when wandb is imported: said later, an "offline" client asks the network twice.
+        # Read when wandb is imported: set later, an "offline" client asks the network twice.
         "WANDB_MODE": mode,
         # Artifacts of an offline run are remembered by absolute path: keep them with the run.
         "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "data"),

@@ -217,7 +217,7 @@ def _start(config: Config, folder: Path) -> Mirror:
 def _init(config: Config, folder: Path, mode: str) -> Any:
     record = read_record(folder) or {}
     if mode == "offline":
-        # The files of an offline run cannot be continued: it is told all rows once more.
+        # The files of an offline run cannot be continued: all rows are logged again.
         shutil.rmtree(folder / "wandb", ignore_errors=True)
     return client.init(
         folder,
@@ -232,8 +232,8 @@ def _init(config: Config, folder: Path, mode: str) -> Any:
 
 
 def _given_by_sweep(run: Any) -> dict[str, Any]:
-    # The config of a run that is resumed holds all that it ever was told; the agent leaves what it
-    # gives in a file.
+    # The config of a resumed run holds all of its settings; the agent writes those of the sweep
+    # into a file.
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
     given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
     return {name: value for name, value in run.config.items() if name in given}
@@ -248,7 +248,7 @@ def upload(folder: Path, entity: str | None = None, project: str | None = None) 
     import wandb
 
     record, config = read_record(folder) or {}, read_json(folder / "config.json")
-    # Said in full: an offline run does not know whose it will be.
+    # In full, since an offline run does not know its entity.
     entity = entity or record.get("entity") or client.public_api().default_entity
     project = project or record.get("project") or config["wandb_project"]
     path = f"{entity}/{project}/{record.get('id')}"

@@ -90,7 +90,7 @@ def _promote_local(folder: Path) -> Best:
                 shutil.copyfile(run / name, beside / name)
             write_json(beside / PROMOTED, chosen)
             (beside / CARD).write_text(model_card(beside, run.name), encoding="utf-8")
-            # Renamed into place, so that nobody loads half of it.
+            # Renamed into place, so that no reader sees half of it.
             old = Path(tempfile.mkdtemp(prefix=".old-", dir=folder)) / "best"
             if best.exists():
                 os.replace(best, old)
@@ -116,7 +116,7 @@ def _promote_on_wandb(path: str) -> Best:
     api = public_api()
     collection = f"{MODEL}-{sweep or project}"
     target = f"{entity}/{project}/{collection}:best"
-    # Somebody may promote an older view at the same moment: look again until it is the best.
+    # Another promotion may have seen fewer runs at the same moment: repeat until the best stays.
     for _ in range(5):
         source, run_id, score = _best_on_wandb(api, entity, project, sweep)
         now = existing(api, target)

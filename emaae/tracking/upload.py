@@ -25,7 +25,7 @@ def upload_pending(
     folders = [folder] if (folder / RECORD).is_file() else read.run_folders(folder)
     folders = [run for run in folders if read_record(run) is not None]
     if not folders:
-        raise UserError(f"{folder} holds no run that W&B was told of: expected {RECORD} in a run")
+        raise UserError(f"{folder} holds no run that W&B knows: expected {RECORD} in a run")
     return _upload_all(folders, entity, project)
 
 
