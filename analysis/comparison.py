@@ -150,7 +150,7 @@ def fronts(
     counts: np.ndarray,
     weights: str,
     copies_once: bool = False,
-) -> dict[str, Front]:
+) -> Mapping[str, Front]:
     """The front of each setting, its models measured on the test split."""
     todo = [(label, run) for label, members in runs.items() for run in members]
     found: dict[str, dict[int, list[Point]]] = {label: {} for label in runs}
@@ -163,7 +163,7 @@ def fronts(
             )
         of_seed = found[label].setdefault(run.config.get("seed", 0), [])
         of_seed.append(point(Code.of(model), test, counts, copies_once))
-    return {**found}
+    return found
 
 
 def point(code: Code, test: Split, counts: np.ndarray, copies_once: bool = False) -> Point:
@@ -176,14 +176,14 @@ def rivals(
     splits: Mapping[str, Split],
     counts: np.ndarray,
     copies_once: bool = False,
-) -> dict[str, Front]:
+) -> Mapping[str, Front]:
     """The fronts of all baselines, as wide as a model and seeing as much."""
     todo = [(name, seed) for name in BASELINES for seed in BASELINE_SEEDS]
     found: dict[str, dict[int, list[Point]]] = {name: {} for name in BASELINES}
     for name, seed in progress(todo, "baselines", total=len(todo), unit="fits"):
         codes = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
         found[name][seed] = [point(code, splits["test"], counts, copies_once) for code in codes]
-    return {**found}
+    return found
 
 
 # ---- a probe beside each
@@ -387,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     counts = resampled(len(splits["test"]), args.resamples)
     reference = args.reference or next(iter(found))
-    compared = fronts(found, splits["test"], counts, args.weights, args.copies_once)
+    compared = dict(fronts(found, splits["test"], counts, args.weights, args.copies_once))
     if args.baselines:
         model = first.model()
         if model is None:

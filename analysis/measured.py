@@ -5,8 +5,7 @@ each utterance. U utterances, D channels, C units, L lags.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -53,6 +52,7 @@ class Measured:
     own mean: products and energy (U, L, C), of the input (U, L, D). covariance: of the whole split.
     """
 
+    covariance: CovarianceSums
     n_frames: np.ndarray
     fired: np.ndarray
     error: np.ndarray
@@ -62,7 +62,6 @@ class Measured:
     energy: np.ndarray
     input_products: np.ndarray
     input_energy: np.ndarray
-    covariance: CovarianceSums
 
     def costs(self, counts: np.ndarray, copies_once: bool = False) -> dict[str, np.ndarray]:
         """live_sparsity, fvu, persistence_within, dead (B,) of B resamples.
@@ -133,6 +132,4 @@ def measure(code: Code, split: Split) -> Measured:
     covariance, vary = CovarianceSums(), (moments.variance > 0).double()
     covariance.products = outer - moments.n_frames * torch.outer(moments.mean, moments.mean)
     covariance.products *= torch.outer(vary, vary)
-    names = [each.name for each in fields(Measured)][:-1]
-    columns: dict[str, Any] = {n: np.stack(c) for n, c in zip(names, zip(*rows), strict=True)}
-    return Measured(**columns, covariance=covariance)
+    return Measured(covariance, *(np.stack(column) for column in zip(*rows)))

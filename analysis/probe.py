@@ -200,10 +200,11 @@ def fit(
     scaler = StandardScaler().fit(x)
     # Newton's method, since neighbouring frames as inputs are too much alike for gradients.
     classifier = LogisticRegression(solver="newton-cg", max_iter=MOST_STEPS, warm_start=True)
+    inputs = scaler.transform(x)
     best: Probe | None = None
     best_accuracy = -1.0
     for l2 in sorted(strengths, reverse=True):
-        classifier.set_params(C=1 / (l2 * len(x))).fit(scaler.transform(x), labels)
+        classifier.set_params(C=1 / (l2 * len(x))).fit(inputs, labels)
         probe = Probe(make_pipeline(scaler, copy.deepcopy(classifier)), l2)
         accuracy = float((probe.predict(x_val) == labels_val).mean())
         if accuracy < best_accuracy:

@@ -17,6 +17,7 @@ import io
 import json
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,7 @@ def recorded(folder: str) -> tuple[Split, Split]:
     return standardised(Split.from_utterances(kept), Split.from_utterances(held_out))
 
 
-class Training:
+class Training(ABC):
     """One training: `next` is an epoch, and gives its row."""
 
     def __init__(self, train: Split, val: Split, config: Config):
@@ -82,9 +83,9 @@ class Training:
         torch.manual_seed(config.seed)
         self.model = build_model(**config.architecture)
 
+    @abstractmethod
     def epoch(self, alpha: float) -> None:
         """Train one epoch."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         schedule = self.config.schedule()

@@ -20,6 +20,7 @@ from wandb_backend import Backend
 import emaae
 from analysis.runs import read_runs
 from emaae.data.features import ARTICULATORS
+from emaae.system.files import own
 
 TINY = ["--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--epochs=3", "--batch_sz=4"]
 GRID = {
@@ -123,13 +124,13 @@ def test_the_curves_are_rows_over_axes_of_their_own(swept):
         (folder,) = (home / "runs").glob(f"*-{run_id}")
         curves = json.loads((folder / "curves.json").read_text())
         assert curves["split"] == "test"
-        for name, axis, encoding, own in [
+        for name, axis, encoding, column in [
             ("self_similarity", "shift/lag_ms", "shift/self_similarity", "lag_ms"),
             ("gain", "shift/shift_ms", "shift/gain", "shift_ms"),
             ("lowpass", "lowpass/cutoff", "lowpass/fvu", "cutoff"),
         ]:
             rows = [row for row in run.history if axis in row]
-            assert [row[axis] for row in rows] == curves[name][own]
+            assert [row[axis] for row in rows] == curves[name][column]
             there = [row[encoding] for row in rows if encoding in row]
             assert there == [value for value in curves[name]["encoding"] if value is not None]
             assert not any("epoch" in row for row in rows)
@@ -284,28 +285,72 @@ def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tm
 
 
 @pytest.mark.slow
-def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path):
+def test_what_is_uploaded_later_joins_its_sweep_or_says_why_not(trees, tmp_path):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID))
+    with Backend() as backend:
+        env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
+        wandb("sweep", "--project", "speech", str(tmp_path / "grid.yaml"), env=env)
+        (known,) = backend.sweeps
+        for sweep in (known, "gone"):  # as an agent starts its runs
+            agent = {
+                "WANDB_MODE": "offline",
+                "WANDB_SWEEP_ID": sweep,
+                "WANDB_RUN_ID": f"of-{sweep}",
+            }
+            done = forked("train.py", *TINY, "--wandb_project=speech", **env | agent)
+            assert done.returncode == 0, done.stderr
+        done = forked("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
+        assert done.returncode == 2, done.stdout
+        assert "gone-of-gone: " in done.stderr
+        assert "Traceback" not in done.stderr
+        assert [run.id for run in backend.sweeps[known].runs] == [f"of-{known}"]
+        assert backend.runs[f"of-{known}"].group == known
+        assert "of-gone" not in backend.runs
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_is_not_uploaded_beside_itself(trees, tmp_path):
+    with Backend() as backend:
+        folder, env = offline_run(backend, trees, tmp_path)
+        lock = own(folder)
+        done = forked("-m", "emaae", "upload-pending", str(folder), **env)
+        lock.close()
+        assert done.returncode == 2, done.stdout
+        assert "another process is writing" in done.stderr
+        assert backend.runs == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path, mode):
     grid = {**GRID, "parameters": {**GRID["parameters"], "seed": {"value": 0}}}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     with Backend() as backend:
         env = variables(backend, tmp_path / "home", trees)
         out = tmp_path / "local"
         sweep = ["-m", "emaae", "sweep", str(tmp_path / "grid.yaml"), "--out", str(out)]
-        done = forked(*sweep, **env | {"WANDB_MODE": "offline"})
+        done = forked(*sweep, **env | {"WANDB_MODE": mode})
         assert done.returncode == 0, done.stdout + done.stderr
         assert backend.requests == []
         assert backend.strays == []
+        failed = out / "runs" / "failed"  # before it began
+        failed.mkdir()
+        (failed / "metrics.json").write_text('{"status": "failed"}')
         done = forked("-m", "emaae", "publish", str(out), "--project", "speech", **env)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "sweep: tester/speech/" in done.stdout
         (published,) = backend.sweeps.values()
         assert {run.id for run in published.runs} == set(backend.runs)
-        assert sorted(run.config["alpha"] for run in backend.runs.values()) == [0.05, 0.3]
-        for run in backend.runs.values():  # epochs, the final metrics, 26 + 4 + 10 points of curves
+        (empty,) = (run for run in backend.runs.values() if run.state == "failed")
+        assert empty.history == []
+        good = [run for run in backend.runs.values() if run is not empty]
+        assert sorted(run.config["alpha"] for run in good) == [0.05, 0.3]
+        assert mode == "disabled" or {run.group for run in good} == {"grid"}
+        for run in good:  # epochs, the final metrics, 26 + 4 + 10 points of curves
             assert len(run.history) == 3 + 1 + 40
             assert sum("select/score" in row for row in run.history) == 1
         models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
-        assert {a.run_id for a in models} == set(backend.runs)
+        assert {a.run_id for a in models} == {run.id for run in good}
 
 
 @pytest.mark.slow

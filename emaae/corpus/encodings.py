@@ -119,9 +119,10 @@ def read_encoding(path: str | Path, n_units: int) -> np.ndarray:
 def _dense(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.ndarray:
     form, shape, begins, columns, numbers = (arrays[key] for key in CSR)
     try:
-        if form.tobytes() != b"csr" or shape.tolist()[1:] != [n_units]:
+        n_frames, width = shape.tolist()
+        if form.tobytes() != b"csr" or width != n_units or n_frames > MOST_FRAMES:
             raise ValueError
-        matrix = scipy.sparse.csr_matrix((numbers, columns, begins), shape.tolist())
+        matrix = scipy.sparse.csr_matrix((numbers, columns, begins), (n_frames, width))
         matrix.check_format(full_check=True)
     except (ValueError, TypeError):
         raise BadFile(

@@ -106,7 +106,7 @@ def _in_bucket(name: str, prefix: str, recursive: bool) -> Listing:
         handle = bucket.open_bucket(name)
 
         def read_object(file: FeatureFile) -> np.ndarray:
-            array = bucket.read_array(handle, file.path, file.stamp[1])
+            array = bucket.read_array(handle, file.path, str(file.stamp[1]))
             return check_features(array, f"s3://{name}/{file.path}")
 
         return read_object

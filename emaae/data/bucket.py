@@ -112,9 +112,7 @@ def _listed(bucket: Any, folder: str, recursive: bool) -> dict[str, tuple[int, s
         return {item.key: (item.size, item.e_tag) for item in bucket.objects.filter(**query)}
 
 
-def read_array(
-    bucket: Any, key: str, etag: int | str | None = None, of: str = "features"
-) -> np.ndarray:
+def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "features") -> np.ndarray:
     """The array in the object `key`: a raw array, or that of an `.npz`. Raises UserError.
 
     etag: of the object when it was listed; one that has changed since is refused. of: the key of

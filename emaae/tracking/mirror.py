@@ -5,6 +5,7 @@ W&B is an epoch of history.jsonl, the final metrics, or a point of curves.json, 
 that the number of rows there says what is missing.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -23,7 +24,7 @@ from emaae.runs.checkpoint import write_json
 from emaae.runs.folder import Follower
 from emaae.system.distributed import first, shared
 from emaae.system.errors import UserError
-from emaae.system.files import read_json
+from emaae.system.files import own, read_json
 from emaae.tracking import client
 from emaae.tracking.artifacts import log_artifacts, model_artifact
 
@@ -65,15 +66,14 @@ class Mirror(Follower):
         """Give config.json to the W&B run, and name it by what it holds."""
         if self._run is None:
             return
-        self._run.config.update({k: v for k, v in values.items() if k not in self.sweep_values})
-        self._run.name = (
-            f"{values['schedule']} a{values['alpha']:g}"
-            + (f"-{values['alpha_max']:g}" if values["update"] else "")
-            + f" i{values['inner_size']} e{values['n_encoder']}d{values['n_decoder']}"
-            + f" s{values['seed']}"
-        )
+        free = {k: v for k, v in values.items() if k not in self.sweep_values}
         demo = ("demo",) if values.get("demo") else ()
-        self._run.tags = (values["schedule"], values["sparse_loss"], *demo)
+        try:
+            self._run.config.update(free)
+            self._run.name = _name(values)
+            self._run.tags = (values["schedule"], values["sparse_loss"], *demo)
+        except Exception as error:  # wandb's own service is a process that may die
+            self._lose(error)
 
     def resumed(self, last: Mapping[str, Any]) -> None:
         """Send the epochs that the W&B run lacks."""
@@ -94,7 +94,8 @@ class Mirror(Follower):
             return
         preempted = status == "preempted"
         if preempted:
-            self._run.mark_preempting()  # a run of a sweep is queued again
+            with contextlib.suppress(Exception):  # whatever it is, `complete` meets it again
+                self._run.mark_preempting()  # a run of a sweep is queued again
         missing = self.complete(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
         if missing:
             reasons = "; ".join(dict.fromkeys(map(client.line, missing.values())))
@@ -141,9 +142,12 @@ class Mirror(Follower):
         try:
             self._run.log(_for_wandb(row) | self._pictures(row))
             self._n_there += 1
-        except Exception as error:  # wandb's own service is a process that may die
-            self._lost = error
-            print(f"W&B gets no more rows ({client.line(error)}); the run goes on", flush=True)
+        except Exception as error:  # as above, in whichever way
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        self._lost = error
+        print(f"W&B gets no more rows ({client.line(error)}); the run goes on", flush=True)
 
     def _pictures(self, row: Mapping[str, Any]) -> dict[str, Any]:
         drawn = self.folder / "reconstructions" / f"epoch-{row.get('epoch', 0):04d}"
@@ -164,6 +168,7 @@ class Mirror(Follower):
             "entity": self._run.entity or None,
             "project": self._run.project,
             "sweep": self._run.settings.sweep_id,
+            "group": self._run.group or None,
             "mode": self.mode,
             "pending": sorted(pending),
         }
@@ -235,49 +240,68 @@ def _given_by_sweep(run: Any) -> dict[str, Any]:
     # The config of a resumed run holds all of its settings; the agent writes those of the sweep
     # into a file.
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
-    given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
-    return {name: value for name, value in run.config.items() if name in given}
+    given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
+    return {name: value for name, value in run.config.items() if name in (given or {})}
 
 
 def upload(folder: Path, entity: str | None = None, project: str | None = None) -> str:
-    """Send what W&B lacks of the run in a folder that has ended; returns its path there.
+    """Send what W&B lacks of the run in a folder; returns its path there.
 
     entity, project: where to, if not where the run was meant to go. Raises UserError when a part of
-    it did not arrive.
+    it did not arrive, or the run goes on.
     """
     import wandb
 
-    record, config = read_record(folder) or {}, read_json(folder / "config.json")
-    # In full, since an offline run does not know its entity.
-    entity = entity or record.get("entity") or client.public_api().default_entity
-    project = project or record.get("project") or config["wandb_project"]
-    path = f"{entity}/{project}/{record.get('id')}"
-    if record and not lacks_rows(folder, path) and not _lacks_model(folder, path):
-        write_json(folder / RECORD, record | {"entity": entity, "project": project, "pending": []})
-        return path
+    lock = own(folder)  # which a run that goes on holds
     try:
-        run = client.init(
-            folder,
-            "online",
-            id=record.get("id"),
-            resume="allow",
-            entity=entity,
-            project=project,
-            group=record.get("sweep"),
-            job_type="eval" if config["eval_only"] else "train",
-            settings={"sweep_id": record.get("sweep"), "console": "off"},
-        )
-        mirror = Mirror(folder, run, "online")
-        mirror.settings(config)
-        missing = mirror.complete(read.metrics(folder).get("status", "failed"), UPLOAD_TIMEOUT_S)
-        path = f"{entity}/{project}/{run.id}"
-        if not missing and _lacks_model(folder, path):
-            missing["model"] = UserError("W&B has another one")
+        return _upload(folder, entity, project)
     except (wandb.Error, OSError, ValueError) as error:
         raise UserError(f"the run did not arrive ({client.line(error)})") from None
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _upload(folder: Path, entity: str | None, project: str | None) -> str:
+    record = read_record(folder) or {}
+    config = read.read_or_empty(folder / "config.json")  # {} of a run that failed before it began
+    # In full, since an offline run does not know its entity.
+    entity = entity or record.get("entity") or client.public_api().default_entity
+    project = project or record.get("project") or config.get("wandb_project")
+    path = f"{entity}/{project}/{record.get('id')}"
+    if record and not lacks_rows(folder, path) and not _lacks_model(folder, path):
+        whole: dict[str, Any] = {"entity": entity, "project": project, "pending": []}
+        write_json(folder / RECORD, record | whole)
+        return path
+    run = client.init(
+        folder,
+        "online",
+        id=record.get("id"),
+        resume="allow",
+        entity=entity,
+        project=project,
+        group=record.get("group"),
+        job_type="eval" if config.get("eval_only") else "train",
+        settings={"sweep_id": record.get("sweep"), "console": "off"},
+    )
+    mirror = Mirror(folder, run, "online")
+    if config:
+        mirror.settings(config)
+    missing = mirror.complete(read.metrics(folder).get("status", "failed"), UPLOAD_TIMEOUT_S)
+    path = f"{entity}/{project}/{run.id}"
+    if not missing and _lacks_model(folder, path):
+        missing["model"] = UserError("W&B has another one")
     for what, reason in missing.items():
         raise UserError(f"its {what} did not arrive ({client.line(reason)})")
     return path
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    """What tells runs apart on W&B's pages, e.g. cosine a0.1-0.95 i1024 e5d3 s0."""
+    ramp = f"-{config['alpha_max']:g}" if config["update"] else ""
+    blocks = f"e{config['n_encoder']}d{config['n_decoder']}"
+    alpha, size = f"a{config['alpha']:g}{ramp}", f"i{config['inner_size']}"
+    return f"{config['schedule']} {alpha} {size} {blocks} s{config['seed']}"
 
 
 def lacks_rows(folder: Path, path: str) -> bool:
