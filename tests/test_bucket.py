@@ -439,7 +439,7 @@ def test_the_command_that_installs_boto3_is_named_where_it_is_missing(monkeypatc
         open_bucket("speech")
 
 
-def test_reading_needs_no_cottoncandy(handle, tmp_path):
+def test_reading_needs_no_cottoncandy(handle):
     program = """
 import sys
 from emaae.data.bucket import open_bucket, read_array

@@ -432,6 +432,13 @@ def test_a_sparse_file_that_lies_is_refused(place, key, value, message):
         run("decode", place, "back")
 
 
+def test_a_sparse_file_of_more_frames_than_an_utterance_has_is_not_unfolded(place, monkeypatch):
+    run("encode", place, "out", "--format=sparse")
+    monkeypatch.setattr(encodings, "MOST_FRAMES", LENGTHS["b/x"] - 1)
+    with pytest.raises(BadFile, match=r"b/x.npz contradicts itself"):
+        encodings.read_encoding(place / "out/b/x.npz", C)
+
+
 @pytest.mark.parametrize("form", ["float32", "sparse"])
 def test_a_flipped_bit_in_an_encoding_is_noticed(place, form):
     run("encode", place, "out", f"--format={form}")

@@ -388,6 +388,21 @@ def test_every_sweep_file_is_valid_against_the_schema_of_wandb(path):
     assert not validator.is_valid(given | {"method": "guess"})
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}", "method: must be one of grid, random, bayes, got None"),
+        ("", "a sweep file is a mapping: `method: grid` and so on"),
+        ("[1]", "a sweep file is a mapping: `method: grid` and so on"),
+    ],
+)
+def test_a_file_that_says_nothing_is_refused(write, text, expected):
+    path = write(text, head="")
+    assert findings(path)[0] == f"FILE:1: {expected}"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        sweep_file.read(path)
+
+
 # ---- made to do harm
 
 

@@ -273,7 +273,8 @@ def _table(trees: Sequence[Tree]) -> Iterator[str]:
         ("directory", "files", "read", "hours", "speakers", "s: min", "median", "max", "r(LL)")
     ]
     for tree in trees:
-        seconds = np.array(tree.lengths if tree.lengths else [np.nan]) / FRAME_RATE_HZ
+        lengths: list[float] = [*tree.lengths] or [np.nan]
+        seconds = np.array(lengths) / FRAME_RATE_HZ
         rows.append(
             (
                 str(tree.root),

@@ -36,7 +36,7 @@ class Document:
         self.path, self.text = path, text
         self.findings: list[Finding] = []
         self.lines: dict[tuple, int] = {}
-        self.content: dict[str, Any] = {}
+        self.content: dict[str, Any] | None = None
         loader = None
         try:
             loader = yaml.SafeLoader(text)
@@ -56,7 +56,7 @@ class Document:
         except ValueError as error:  # an escaped character that there is not
             self.report((), f"is not YAML: {error}")
         except RecursionError:
-            self.content = {}
+            self.content = None
             self.report((), "refers to itself, or is nested too deeply")
         finally:
             if loader is not None:

@@ -67,16 +67,16 @@ def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
     document = Document(str(path), text)
-    sweep = _Examiner(document).sweep() if document.content else None
+    content = document.content
+    sweep = _Examiner(document, content).sweep() if content is not None else None
     return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
 
 
 class _Examiner:
     """Gives the meaning of a document and reports what is wrong to it."""
 
-    def __init__(self, document: Document):
-        self.document, self.content = document, document.content
-        self.report = document.report
+    def __init__(self, document: Document, content: dict[str, Any]):
+        self.document, self.content, self.report = document, content, document.report
 
     def sweep(self) -> Sweep | None:
         """The sweep; None when a part of it cannot be made sense of."""
