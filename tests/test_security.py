@@ -59,7 +59,7 @@ class Heard:
     def __init__(self):
         self.rows, self.metadata, self.summary, self.starting_step = [], [], {}, 0
         self.config = SimpleNamespace(update=lambda _: None)
-        self.id, self.entity, self.project = "r", "e", "p"
+        self.id, self.entity, self.project, self.group = "r", "e", "p", ""
         self.settings = SimpleNamespace(sweep_id=None)
 
     def define_metric(self, *_, **__):
