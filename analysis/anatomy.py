@@ -1,6 +1,6 @@
 """The inside of one model: kernels, the decoder's primitives, the encoding of an utterance."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,8 +9,7 @@ from torch import Tensor
 from emaae.models import CNNAutoEncoder
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What a model makes of one utterance: y (T, D) in raw units, encoding z (T, C)."""
 
     y: np.ndarray

@@ -25,7 +25,7 @@ from analysis.measured import Code
 from emaae.activations import TopK
 from emaae.data import Split
 from emaae.models import CNNAutoEncoder, build_model
-from emaae.system.errors import UserError
+from emaae.system.errors import extra
 
 HANN = 9  # frames
 RIDGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # in units of the inputs' mean energy
@@ -97,13 +97,9 @@ def _untrained(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
 
 
 def _nmf(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
-    try:
+    with extra("analysis"):
         from sklearn.decomposition import NMF
         from sklearn.exceptions import ConvergenceWarning
-    except ImportError:
-        raise UserError(
-            "scikit-learn is missing: pip install -r requirements-analysis.txt"
-        ) from None
 
     def windows(x: Tensor) -> np.ndarray:
         """What is above the mean and what is below it, each >= 0, of the frames around each."""

@@ -15,19 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
-from analysis import probe
+from analysis import paper, probe
 from analysis.baselines import BASELINES, baseline
-from analysis.figures import STYLE, TWO, legend, save
+from analysis.drawing import Axis, Drawing, Line, Panel, looks
 from analysis.measured import Code, measure
-from analysis.panels import INPUT, looks
 from analysis.runs import GOOD, Run, read_runs, text, varying
 from analysis.summary import markdown
-from analysis.tables import write_csv
+from analysis.tables import frame
 from emaae.config import Config
 from emaae.data import Split, load_splits
 from emaae.models import CNNAutoEncoder
@@ -291,40 +288,28 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def drawn(found: Mapping[str, Front], units: str = "live") -> Figure:
+def drawn(found: Mapping[str, Front], units: str = "live") -> Drawing:
     """Fvu and persistence over the sparsity of live or of distinct units.
 
     A point for each run, a line for the mean over seeds.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((TWO, 3.4), layout="constrained")
-        panels = figure.subplots(1, 2)
-        for (label, front), look in zip(found.items(), looks(list(found)).values()):
-            points = [p for of_seed in front.values() for p in of_seed]
-            live = np.array([p.costs["live_sparsity"][0] for p in points])
-            grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
-            means = [read_at(x, _plain(front)) for x in grid]
-            for panel, name in zip(panels, ("fvu", "persistence")):
-                panel.plot(
-                    live,
-                    [p.costs[name][0] for p in points],
-                    look.marker,
-                    color=look.color,
-                    ms=2.5,
-                    alpha=0.4,
-                    mew=0,
-                )
-                # The mean of all seeds or nothing: where some are missing the line would jump.
-                line = [value[name][:, 0].mean() for value in means]
-                panel.plot(grid, line, color=look.color, ls=look.style, label=label)
-        panels[0].set(yscale="log", ylabel="fvu")
-        panels[1].set(ylabel="persistence (half-life of encoding / input)")
-        panels[1].axhline(1, **INPUT)
-        for panel in panels:
-            panel.set_xlabel(f"sparsity of {units} units")
-        room = legend(figure, TWO)
-        figure.set_figheight(3.0 + room)
-    return figure
+    costs = {"fvu": Axis("fvu", log=True), "persistence": Axis("persistence (encoding / input)")}
+    items: dict[str, list[Line]] = {name: [] for name in costs}
+    for (label, front), look in zip(found.items(), looks(list(found)).values()):
+        points = [p for of_seed in front.values() for p in of_seed]
+        live = np.array([p.costs["live_sparsity"][0] for p in points])
+        grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
+        means = [read_at(x, _plain(front)) for x in grid]
+        for name, lines in items.items():
+            one = np.array([p.costs[name][0] for p in points])
+            lines.append(Line(live, one, look, points=True, size=2.5, opacity=0.4))
+            # The mean of all seeds or nothing: where some are missing the line would jump.
+            mean = np.array([value[name][:, 0].mean() for value in means])
+            lines.append(Line(grid, mean, look, label))
+    x = Axis(f"sparsity of {units} units")
+    levels = {"persistence": (1,)}
+    panels = [Panel(x, y, items[name], levels=levels.get(name, ())) for name, y in costs.items()]
+    return Drawing([panels], legend=True)
 
 
 def _plain(front: Front) -> Front:
@@ -406,10 +391,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
-            write_csv([flat(line) for of in lines for line in of], args.out / "comparison.csv")
+            compared_rows = frame([flat(line) for of in lines for line in of])
+            compared_rows.to_csv(args.out / "comparison.csv", index=False)
         except OSError as error:
             raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
-        save(drawn(compared, units), args.out / "comparison.png")
+        figure = paper.draw(drawn(compared, units), height=3.0)
+        paper.save(figure, args.out / "comparison.png")
 
 
 if __name__ == "__main__":

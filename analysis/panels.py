@@ -1,262 +1,242 @@
-"""One function per figure: it takes axes and runs, and returns the axes.
+"""What each figure shows of runs: panels, which `paper` draws for print, `interactive` for pages.
 
-So a notebook puts a paper's figure together from them:
+So a notebook puts a figure together from them:
 
-    figure, axes = plt.subplots(1, 2)
-    panels.losses(axes, read_runs("runs/demo"))
+    from analysis import panels, paper
+    paper.draw(Drawing([panels.losses(read_runs("runs/demo"))]))
 
 Runs of the same settings are one line, the mean over their seeds, in a band from the lowest seed to
 the highest. What cannot be drawn raises `Missing`, which says what is missing and why. The figures
 of one model (`reconstruction` and below) show the selected weights.
 """
 
-import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.anatomy import answer, busiest_units, first_kernels, primitives
-from analysis.colours import COLOURS, SCHEDULE_COLOURS
+from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
+from analysis.drawing import INPUT, Axis, Drawing, Image, Line, Look, Missing, Panel, looks
 from analysis.fronts import hypervolume, pareto_front
-from analysis.runs import Run, final, groups, number, score, split_of
+from analysis.runs import GOOD, Run, best, final, groups, number, score, split_of
 from emaae.data.features import ARTICULATORS, CHANNELS, FRAME_RATE_HZ
+from emaae.metrics import DENSITY_EDGES
 from emaae.models import CNNAutoEncoder
 from emaae.runs.reconstructions import Reconstruction
-from emaae.system.errors import UserError
 
-STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)))
-MARKERS = "os^Dv*XP<>h"
 MANY = 12  # settings
-INPUT: dict[str, Any] = {"color": "black", "lw": 1.0, "ls": (0, (4, 2)), "zorder": 3}
-TRUTH, PREDICTION, ALPHA, SPARSITY = "#1d3557", "#e07a5f", "#b08900", "#3d7a5f"
 SHOWN = ("TTY", "TDY", "LLY", "pitch")
 MS = 1000 / FRAME_RATE_HZ  # of a frame
-
-
-class Missing(UserError):
-    """What a figure needs and the runs have not."""
-
-
-class Look(NamedTuple):
-    """How a setting is told from the others: by colour and, again, by style."""
-
-    color: str
-    style: str | tuple
-    marker: str
-
-
-def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """A look for each label of `groups`; at least thirty differ, as lines and as points.
-
-    Where both schedules and something else vary, a schedule is a colour and the rest a style.
-    """
-    parts = [label.partition(", ") for label in labels]
-    schedules, rests = (list(dict.fromkeys(part[i] for part in parts)) for i in (0, 2))
-    named = all(schedule in SCHEDULE_COLOURS for schedule in schedules)
-    crossed = len(schedules) > 1 and len(rests) > 1
-    found = {}
-    for i, (label, (schedule, _, rest)) in enumerate(zip(labels, parts)):
-        at, form = (schedules.index(schedule), rests.index(rest)) if crossed else (i, i)
-        if not named or len(schedules) == 1:
-            # Colours that come again come in other styles.
-            form += at // len(COLOURS) * (len(rests) if crossed else 3)
-            color = COLOURS[at % len(COLOURS)]
-        else:
-            color = SCHEDULE_COLOURS[schedule]
-        found[label] = Look(color, STYLES[form % len(STYLES)], MARKERS[form % len(MARKERS)])
-    return found
+EPOCH = Axis("epoch", whole=True)
+Curve = tuple[np.ndarray, np.ndarray]  # x (n,) and y (n,)
 
 
 # ---- over epochs
 
 
-def losses(axes: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
-    """Training and validation loss over epochs, one panel each, (2,) axes of one scale."""
-    for panel, name in zip(axes, ("train/loss", "val/loss")):
-        over_epochs(panel, runs, name)
-        panel.set(title=f"{'training' if name[0] == 't' else 'validation'} loss", ylabel="")
-        _log(panel)
-    low, high = (f(panel.get_ylim()[i] for panel in axes) for i, f in enumerate((min, max)))
-    for panel in axes:
-        panel.set_ylim(low, high)
-    axes[0].set_ylabel("loss")
-    return axes
+def over_epochs(runs: Sequence[Run], name: str, y: Axis, title: str = "") -> Panel:
+    """One metric over epochs: the mean over the seeds that got so far, and the range of them."""
+
+    def curve(run: Run) -> Curve | None:
+        found = run.column(name)
+        if y.log:
+            found = np.where(found > 0, found, np.nan)
+        return (run.column("epoch"), found) if np.isfinite(found).any() else None
+
+    items = _means(runs, curve)
+    if not items:
+        raise Missing(f"no run has logged {name}")
+    return Panel(EPOCH, y, items, title)
 
 
-def losses_by_run(axes: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
-    """Training and validation loss of each run, a panel each; the first panel has the legend.
+def losses(runs: Sequence[Run]) -> list[Panel]:
+    """Training and validation loss over epochs, on one scale."""
+    drawn = [run.column(name) for run in runs for name in ("train/loss", "val/loss")]
+    values = np.concatenate([*drawn, [np.nan]])
+    known = values[np.isfinite(values) & (values > 0)]
+    scale = (known.min() / 1.1, known.max() * 1.1) if len(known) else (None, None)
+    return [
+        over_epochs(runs, f"{split}/loss", Axis("loss", log=True, range=scale), f"{words} loss")
+        for split, words in (("train", "training"), ("val", "validation"))
+    ]
 
-    axes: (rows, columns); those that are left over are hidden. Of more runs than axes those with
-    the lowest scores are drawn, in this order.
+
+def losses_by_run(runs: Sequence[Run], most: int = 60) -> list[Panel]:
+    """Training and validation loss of each run, a panel each.
+
+    Of more runs than `most` those with the lowest scores are drawn, in this order.
     """
     runs = [run for run in runs if run.history]
     if len(runs) < 2:
         raise Missing("fewer than two runs have finished an epoch; one alone is in the overview")
-    figure, columns = axes.flat[0].figure, axes.shape[1]
-    if len(runs) > axes.size:
-        figure.suptitle(f"the {axes.size} of {len(runs)} runs with the lowest scores")
+    if len(runs) > most:
         runs = sorted(runs, key=lambda run: (np.nan_to_num(score(run), nan=np.inf), run.name))
-    for panel in axes.flat[len(runs) :]:
-        panel.set_visible(False)
-    for panel in axes.flat[max(0, len(runs) - columns) : len(runs)]:
-        panel.tick_params(labelbottom=True)
-    for panel, run in zip(axes.flat, runs):
-        epochs = run.column("epoch")
-        panel.plot(epochs, run.column("train/loss"), color=TRUTH, lw=0.9, label="train")
-        panel.plot(epochs, run.column("val/loss"), color=PREDICTION, lw=1.5, label="val")
-        if run.selected:
-            panel.axvline(run.selected["epoch"], color="0.6", lw=0.8, ls=":", label="selected")
-        found = "" if math.isnan(score(run)) else f"  J = {score(run):.3f}"
-        panel.set_title(f"{run.name}{found}", loc="left", parse_math=False)
-        panel.locator_params(axis="x", integer=True)
-        _log(panel)
-    axes.flat[0].legend()
-    figure.supxlabel("epoch")
-    figure.supylabel("loss")
-    return axes
+    return [run_losses(run, title=run.name) for run in runs[:most]]
 
 
-def alpha(axes: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
-    """What the schedules did, and what the encodings made of it: (2,) axes, both from 0 to 1."""
-    for panel, name in zip(axes, ("alpha", "val/sparsity")):
-        over_epochs(panel, runs, name)
-        panel.set_ylim(0, 1)
-    axes[0].set_ylabel("alpha")
-    axes[1].set_ylabel("val sparsity (fraction of zeros)")
-    return axes
+def run_losses(run: Run, title: str = "") -> Panel:
+    """Training and validation loss of one run; the upright line is the selected epoch."""
+    names = {"train/loss": (TRUTH, "training"), "val/loss": (PREDICTION, "validation")}
+    return _of_run(run, names, Axis("loss", log=True), title)
 
 
-def over_epochs(axes: Axes, runs: Sequence[Run], name: str) -> Axes:
-    """One metric over epochs: the mean over the seeds that got so far, and the range of them."""
-    found = {
-        label: [run for run in members if np.isfinite(run.column(name)).any()]
-        for label, members in groups(runs).items()
+def run_alpha(run: Run, title: str = "") -> Panel:
+    """Alpha, sparsity and dead units of one run, as fractions."""
+    names = {
+        "alpha": (ALPHA, "alpha"),
+        "val/sparsity": (SPARSITY, "sparsity"),
+        "val/dead": (DEAD, "dead"),
     }
-    if not any(found.values()):
-        raise Missing(f"no run has logged {name}")
-    for label, look in looks(list(found)).items():
-        curves = [(run.column("epoch"), run.column(name)) for run in found[label]]
-        if curves:
-            _mean_and_range(axes, curves, look, label)
-    axes.set(xlabel="epoch", ylabel=name.replace("/", " "))
-    axes.locator_params(axis="x", integer=True)
-    return axes
+    return _of_run(run, names, Axis("fraction", range=(0, 1)), title)
 
 
-def mse_against_alpha(axes: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
-    """What alpha costs, (2,) axes: epoch by epoch within runs, and across runs at the selected one.
+def _of_run(run: Run, names: dict[str, tuple[str, str]], y: Axis, title: str) -> Panel:
+    if not run.history:
+        raise Missing(f"{run.name} has finished no epoch")
+    dashes = ("solid", "dash", "dot")
+    items = [
+        Line(run.column("epoch"), run.column(name), Look(color, dash), label, width=1.8)
+        for dash, (name, (color, label)) in zip(dashes, names.items())
+        if np.isfinite(run.column(name)).any()
+    ]
+    chosen = [run.selected["epoch"]] if run.selected else []
+    return Panel(EPOCH, y, items, title, marks=chosen)
 
-    Within a run every point is an epoch, and the ring is the selected one.
-    """
+
+def alpha(runs: Sequence[Run]) -> list[Panel]:
+    """What the schedules did, and what the encodings made of it, both from 0 to 1."""
+    names = {"alpha": "alpha", "val/sparsity": "val sparsity (fraction of zeros)"}
+    return [over_epochs(runs, name, Axis(words, range=(0, 1))) for name, words in names.items()]
+
+
+def mse_along_epochs(runs: Sequence[Run]) -> Panel:
+    """Mse against alpha, epoch by epoch: mean of the seeds; the marker is the last epoch."""
     if not any(run.history for run in runs):
         raise Missing("no run has finished an epoch")
-    members, split = groups(runs), split_of(runs)
-    for label, look in looks(list(members)).items():
-        for run in members[label]:
-            x, y = run.column("alpha"), run.column("val/mse")
-            axes[0].plot(x, y, color=look.color, ls=look.style, lw=0.6, alpha=0.5)
-            axes[0].plot(x, y, ".", color=look.color, ms=2.5, alpha=0.7, mew=0)
-            chosen = final(run, "alpha"), final(run, "val/mse")
-            axes[0].plot(*chosen, "o", mfc="none", mec=look.color)
-    if any(run.selected for run in runs):
-        points(axes[1], runs, "select/alpha", f"{split}/mse")
-    for panel, where in zip(axes, ("within runs", "across runs, selected epoch")):
-        panel.set(xlabel="alpha", title=where)
-        _log(panel)
-    axes[0].set_ylabel("val mse (sd²)")
-    axes[1].set_ylabel(f"{split} mse (sd²)")
-    return axes
+    items: list[Line] = []
+    order = positions(runs)
+    for label, look, members in _looked(runs):
+        paths = [(run.column("alpha"), run.column("val/mse")) for run in members if run.history]
+        if not paths:
+            continue
+        n = min(len(x) for x, _ in paths)
+        mean = tuple(np.mean([path[i][:n] for path in paths], 0) for i in (0, 1))
+        whose = tuple(order[id(run)] for run in members)
+        drawn = [(mean, whose, "mean"), *((p, (w,), "each") for p, w in zip(paths, whose))]
+        for (x, y), of, kind in drawn:
+            same: dict[str, Any] = {"runs": of, "kind": kind}
+            items.append(Line(x, y, look, label if kind == "mean" else "", **same))
+            items.append(Line(x[-1:], y[-1:], look, points=True, size=7.0, **same))
+    return Panel(Axis("alpha"), Axis("val mse (sd²)", log=True), items, "along the epochs")
+
+
+def mse_across_runs(runs: Sequence[Run]) -> Panel:
+    """Mse against alpha at the selected epochs, a point per run."""
+    split = split_of(runs)
+    items = points(runs, "select/alpha", f"{split}/mse")
+    y = Axis(f"{split} mse (sd²)", log=True)
+    return Panel(Axis("alpha"), y, items, "across runs, selected epoch")
 
 
 # ---- across runs
 
 
-def points(axes: Axes, runs: Sequence[Run], x: str, y: str) -> Axes:
+def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
     """One metric of the selected weights against another, a point per run. Raises Missing.
 
     Of more settings than a legend can tell apart, only the schedules are told apart.
     """
-    drawn = 0
     members = groups(runs)
     if len(members) > MANY and len({run.schedule for run in runs}) > 1:
         members = {}
         for run in runs:
             members.setdefault(run.schedule, []).append(run)
+    order, items = positions(runs), []
+    settings = {id(run): label for label, found in groups(runs).items() for run in found}
     for label, look in looks(list(members)).items():
-        pairs = np.array([(final(run, x), final(run, y)) for run in members[label]])
-        pairs = pairs[np.isfinite(pairs).all(1)]
-        drawn += len(pairs)
-        if len(pairs):
-            axes.plot(*pairs.T, look.marker, color=look.color, ms=4.5, mew=0, alpha=0.85)
-            axes.lines[-1].set_label(label)
-    if not drawn:
+        shown = [run for run in members[label] if run.status in GOOD]
+        shown = [run for run in shown if np.isfinite(final(run, x) + final(run, y))]
+        for i, run in enumerate(shown):
+            said = f"{run.name}: {settings[id(run)]}, seed {run.config.get('seed')}"
+            items.append(
+                Line(
+                    np.array([final(run, x)]),
+                    np.array([final(run, y)]),
+                    look,
+                    "" if i else label,
+                    points=True,
+                    opacity=0.85,
+                    runs=(order[id(run)],),
+                    text=(f"{said}, score {score(run):.4g}",),
+                )
+            )
+    if not items:
         raise Missing(f"no run has both {x} and {y}")
-    axes.set(xlabel=x, ylabel=y)
-    return axes
+    return items
 
 
-def fvu_against_sparsity(axes: Axes, runs: Sequence[Run]) -> Axes:
+def fvu_against_sparsity(runs: Sequence[Run]) -> Panel:
     """The trade that alpha makes, and the Pareto front of all runs: right and down is better."""
     split = split_of(runs)
-    points(axes, runs, f"{split}/sparsity", f"{split}/fvu")
-    costs = [(final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity")) for run in runs]
-    if len(runs) > 1:
-        fvu, dense = pareto_front(costs).T
-        look: dict[str, Any] = {"where": "pre", "color": "0.45", "lw": 0.9, "zorder": 1}
+    items = points(runs, f"{split}/sparsity", f"{split}/fvu")
+    ended = [run for run in runs if run.status in GOOD]
+    costs = [(final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity")) for run in ended]
+    fvu, dense = pareto_front(costs).T
+    note = "one run: a front needs several" if len(ended) == 1 else ""
+    if len(ended) > 1:
         label = f"Pareto front, hypervolume {hypervolume(costs):.3f}"
-        axes.step(1 - dense, fvu, **look, label=label)
-    axes.set(xlabel=f"{split} sparsity (fraction of zeros)", ylabel=f"{split} fvu")
-    _log(axes)
-    return axes
+        items.insert(0, Line(1 - dense, fvu, Look(SOFT), label, step="vh", width=1.0))
+    top = best(runs)
+    if top is not None and len(ended) > 1:
+        x, y = (np.array([final(top, f"{split}/{name}")]) for name in ("sparsity", "fvu"))
+        ring: dict[str, Any] = {"points": True, "size": 11.0, "open": True}
+        items.append(Line(x, y, Look(INK), f"best: {top.name}", **ring))
+    sparsity = Axis(f"{split} sparsity (fraction of zeros)")
+    return Panel(sparsity, Axis(f"{split} fvu", log=True), items, note=note)
 
 
-def sparsity_against_persistence(axes: Axes, runs: Sequence[Run]) -> Axes:
+def sparsity_against_persistence(runs: Sequence[Run]) -> Panel:
     """The aim, sparse and tolerant to shifts: right and up is better; 1 is the input's own."""
     split = split_of(runs)
-    points(axes, runs, "shift/persistence", f"{split}/sparsity")
-    axes.axvline(1, **INPUT, label="input")
-    axes.set(
-        xlabel="persistence (half-life of encoding / input)",
-        ylabel=f"{split} sparsity (fraction of zeros)",
-    )
-    return axes
+    items = points(runs, "shift/persistence", f"{split}/sparsity")
+    x = Axis("persistence (half-life of encoding / input)")
+    return Panel(x, Axis(f"{split} sparsity (fraction of zeros)"), items, marks=(1,))
 
 
-def self_similarity(axes: Axes, runs: Sequence[Run]) -> Axes:
+def participation_against_persistence(runs: Sequence[Run]) -> Panel:
+    """Whether tolerance is real: persistence of few directions is no evidence."""
+    items = points(runs, "shift/participation_ratio", "shift/persistence")
+    x = Axis("participation ratio (directions in use)", log=True)
+    return Panel(x, Axis("persistence (encoding / input)"), items, levels=(1,))
+
+
+def self_similarity(runs: Sequence[Run]) -> Panel:
     """How alike the encoding is to itself some time later; the input is the baseline."""
-    _curve(axes, runs, "self_similarity", "lag_ms")
-    axes.axhline(0, color="0.8", lw=0.6, zorder=0)
-    axes.set(xlabel="lag (ms)", ylabel="self-similarity", ylim=(None, 1))
-    return axes
+    items = _curves(runs, "self_similarity", "lag_ms")
+    return Panel(Axis("lag (ms)"), Axis("self-similarity", range=(None, 1)), items, levels=(0, 0.5))
 
 
-def lowpass(axes: Axes, runs: Sequence[Run]) -> Axes:
+def gain(runs: Sequence[Run]) -> Panel:
+    """How far a small shift of the input moves the encoding, relative to the input's own move."""
+    items = _curves(runs, "gain", "shift_ms")
+    ticks = [(float(ms), str(ms)) for ms in (5, 10, 20, 40)]
+    return Panel(Axis("shift (ms)", log=True, ticks=ticks), Axis("gain"), items)
+
+
+def lowpass(runs: Sequence[Run]) -> Panel:
     """Fvu after the encoding was smoothed in time; the input, smoothed likewise, is the baseline.
 
     The cutoff's second axis is in Hz.
     """
-    _curve(axes, runs, "lowpass", "cutoff")
-    nyquist = FRAME_RATE_HZ / 2
-    to_hz = (lambda c: np.multiply(c, nyquist), lambda hz: np.divide(hz, nyquist))
-    above = axes.secondary_xaxis("top", functions=to_hz)
-    above.set_xlabel("cutoff (Hz)")
-    axes.set(xlabel="cutoff (fraction of Nyquist)", ylabel="fvu after smoothing")
-    _log(axes)
-    return axes
+    items = _curves(runs, "lowpass", "cutoff")
+    y = Axis("fvu after smoothing", log=True)
+    hz = ("cutoff (Hz)", FRAME_RATE_HZ / 2)
+    return Panel(Axis("cutoff (fraction of Nyquist)"), y, items, above=hz)
 
 
-def shift_tolerance(axes: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
-    """`self_similarity` beside `lowpass`, (2,) axes: neither is evidence without the other."""
-    self_similarity(axes[0], runs)
-    lowpass(axes[1], runs)
-    return axes
-
-
-def articulators(axes: Axes, runs: Sequence[Run]) -> Axes:
+def articulators(runs: Sequence[Run]) -> Panel:
     """Pearson r of every channel: mean of the seeds of a setting, and their range."""
     prefix = f"{split_of(runs)}/r/"
     keys = dict.fromkeys(k for run in runs for k in (*run.selected, *run.metrics))
@@ -265,19 +245,32 @@ def articulators(axes: Axes, runs: Sequence[Run]) -> Axes:
         raise Missing("no run has measured the channels of selected weights")
     members = groups(runs)
     aside = np.linspace(-0.3, 0.3, len(members)) if len(members) > 1 else [0.0]
-    for (label, look), dx in zip(looks(list(members)).items(), aside):
-        r = np.array([[final(run, prefix + name) for name in channels] for run in members[label]])
-        r = r[np.isfinite(r).any(1)]
-        if len(r):
-            low, mean, high = np.nanmin(r, 0), np.nanmean(r, 0), np.nanmax(r, 0)
-            x = np.arange(len(channels)) + dx
-            axes.vlines(x, low, high, color=look.color, lw=1, alpha=0.6)
-            axes.plot(x, mean, look.marker, color=look.color, ms=3.5, mew=0, label=label)
-    for boundary in np.arange(len(channels) - 1) + 0.5:
-        axes.axvline(boundary, color="0.9", lw=0.6, zorder=0)
-    axes.set_xticks(range(len(channels)), channels)
-    axes.set(xlim=(-0.5, len(channels) - 0.5), ylabel=f"{prefix[:-3]} r (Pearson)")
-    return axes
+    shift = {id(run): dx for found, dx in zip(members.values(), aside) for run in found}
+
+    def curve(run: Run) -> Curve | None:
+        r = np.array([final(run, prefix + name) for name in channels])
+        x = np.arange(len(channels)) + shift[id(run)]
+        return (x, r) if run.status in GOOD and np.isfinite(r).any() else None
+
+    items = _means(runs, curve, points=True, size=4.0)
+    x = Axis(range=(-0.5, len(channels) - 0.5), ticks=list(enumerate(channels)))
+    return Panel(x, Axis(f"{prefix[:-3]} r (Pearson)"), items)
+
+
+def density(runs: Sequence[Run]) -> Panel:
+    """Live units by the fraction of frames on which they fire."""
+    name = f"{split_of(runs)}/density_log10"
+    middles = 10 ** ((np.array(DENSITY_EDGES[1:]) + DENSITY_EDGES[:-1]) / 2)
+
+    def curve(run: Run) -> Curve | None:
+        counts = run.metrics.get(name, run.selected.get(name))
+        right = isinstance(counts, list) and len(counts) == len(middles)
+        return (middles, np.array([number(n) for n in counts])) if right else None
+
+    items = _means(runs, curve, step="hvh")
+    if not items:
+        raise Missing("no run has counted how often its units fire")
+    return Panel(Axis("fraction of frames", log=True), Axis("units per bin"), items)
 
 
 # ---- one model
@@ -288,8 +281,8 @@ def through(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarr
 
     name: the utterance; without one, that nearest to 5 s. Raises Missing.
     """
-    model = _model(run)
-    kept = _kept(run, model)
+    model = model_of(run)
+    kept = kept_by(run, model)
     if name is not None and name not in kept:
         raise Missing(f"{run.name} has not kept {name}: it has {', '.join(sorted(kept))}")
     if name is None:
@@ -303,238 +296,202 @@ def channels_of(input_dim: int) -> tuple[str, ...]:
     return tuple(n for n in CHANNELS if n != "loudness" or input_dim == len(CHANNELS))
 
 
-def reconstruction(axes: np.ndarray, run: Run) -> np.ndarray:
-    """Truth and reconstruction of every channel of an utterance, (D,) axes, in their own units."""
-    found, _ = through(run)
-    seconds = np.arange(len(found.truth)) / FRAME_RATE_HZ
-    for i, (panel, name, r) in enumerate(zip(axes, found.channels, found.r())):
-        y, x = found.prediction[:, i], found.truth[:, i]
-        panel.plot(seconds, y, color=PREDICTION, lw=1.8, label="reconstruction")
-        panel.plot(seconds, x, color=TRUTH, lw=0.7, label="truth")
-        unit = "z" if name in ARTICULATORS else "Hz" if name == "pitch" else ""
-        panel.set_ylabel(f"{name}\n{unit}".strip(), rotation=0, ha="right", va="center")
+def reconstruction(found: Reconstruction) -> list[Panel]:
+    """Truth and reconstruction of every channel of an utterance, a panel each, in its own unit."""
+    seconds, panels = _seconds(found), []
+    span = (0, len(seconds) / FRAME_RATE_HZ)
+    for i, (name, r) in enumerate(zip(found.channels, found.r())):
         agreement = "undefined" if math.isnan(r) else f"{r:.3f}"
-        panel.annotate(f"r = {agreement}", (1.01, 0.5), xycoords="axes fraction", va="center")
-        panel.margins(x=0)
-        panel.locator_params(axis="y", nbins=3)
-        panel.label_outer()
-    axes[-1].set_xlabel("seconds")
-    axes[0].set_title(f"{found.name}, run {run.name}", loc="left", parse_math=False)
-    axes[0].legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98))
-    return axes
+        unit = "z" if name in ARTICULATORS else "Hz" if name == "pitch" else ""
+        panels.append(
+            Panel(
+                Axis("seconds" if i == len(found.channels) - 1 else "", range=span),
+                Axis(f"{name} {unit}".strip()),
+                _truth_and_prediction(seconds, found.truth[:, i], found.prediction[:, i], not i),
+                notes=[(float(np.nanmean(found.truth[:, i])), f"r = {agreement}")],
+            )
+        )
+    return panels
 
 
-def traces(axes: Axes, found: Reconstruction, shown: Sequence[str] = SHOWN) -> Axes:
+def traces(found: Reconstruction, shown: Sequence[str] = SHOWN) -> Panel:
     """Truth and reconstruction of some channels, one above the other, each in units of its sd."""
-    seconds = np.arange(len(found.truth)) / FRAME_RATE_HZ
-    r = found.r()
+    seconds, r = _seconds(found), found.r()
+    items, notes = [], []
     for row, name in enumerate(shown):
         i = found.channels.index(name)
         mean, sd = found.truth[:, i].mean(), max(found.truth[:, i].std(), 1e-12)
-        for values, color, width, label in (
-            (found.prediction, PREDICTION, 2.6, "reconstruction"),
-            (found.truth, TRUTH, 1.1, "truth"),
-        ):
-            shifted = (values[:, i] - mean) / sd - 5 * row
-            axes.plot(seconds, shifted, color=color, lw=width, label=None if row else label)
-        axes.annotate(
-            f"{name}\nr = {r[i]:.3f}",
-            (1.01, -5 * row),
-            xycoords=("axes fraction", "data"),
-            va="center",
-        )
-    axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 0.97))
-    axes.set(yticks=[], xlim=(0, len(found.truth) / FRAME_RATE_HZ))
-    axes.spines["left"].set_visible(False)
-    return axes
+        x, y = ((v[:, i] - mean) / sd - 5 * row for v in (found.truth, found.prediction))
+        items += _truth_and_prediction(seconds, x, y, not row)
+        notes.append((-5.0 * row, f"{name}\nr = {r[i]:.3f}"))
+    span = (0, len(seconds) / FRAME_RATE_HZ)
+    return Panel(Axis(range=span), Axis(ticks=()), items, notes=notes)
 
 
-def raster(axes: Axes, z: np.ndarray) -> Axes:
+def raster(z: np.ndarray) -> Panel:
     """An encoding z (T, C): each live unit over its own maximum, in the order of its peak."""
     alive = z[:, z.max(0) > 0]
     if not alive.size:
         raise Missing("no unit fires on the kept utterance")
     alive = alive / alive.max(0)
     order = np.argsort(alive.argmax(0), kind="stable")
-    axes.imshow(
-        alive[:, order].T,
-        aspect="auto",
-        cmap="Greys",
-        vmin=0,
-        vmax=1,
-        extent=(0, len(z) / FRAME_RATE_HZ, alive.shape[1], 0),
-        interpolation="nearest",
-    )
-    axes.set(xlabel="seconds", ylabel="unit, by time of peak")
-    return axes
+    image = Image(alive[:, order].T, (0, len(z) / FRAME_RATE_HZ), (0, alive.shape[1]))
+    counts = f"{alive.shape[1]} of {z.shape[1]} units fire, {(z == 0).mean():.0%} zeros"
+    return Panel(Axis("seconds"), Axis("unit, by time of peak"), [image], counts)
 
 
-def encodings(axes: np.ndarray, run: Run) -> np.ndarray:
-    """The encoding of an utterance under what it encodes: (2,) axes, traces over raster."""
-    found, z = through(run)
-    traces(axes[0], found)
-    raster(axes[1], z)
-    axes[1].set_title(
-        f"encoding of {found.name}: {z.shape[1]} units, {(z == 0).mean():.0%} zeros",
-        loc="left",
-        parse_math=False,
-    )
-    return axes
+def encodings(found: Reconstruction, z: np.ndarray) -> list[Panel]:
+    """The encoding of an utterance under what it encodes: traces over raster."""
+    return [traces(found), raster(z)]
 
 
-def kernels(axes: np.ndarray, run: Run) -> np.ndarray:
-    """First-layer weights, a panel each, (rows, columns) axes, the largest norm first.
+def kernels(run: Run, n: int = 24) -> list[Panel]:
+    """First-layer weights, a panel each, the largest norm first.
 
     A row of a panel is a channel, a column a frame; the colours of all panels are one scale,
     symmetric about 0.
     """
-    model = _model(run)
-    _montage(axes, first_kernels(model, axes.size), "weight (per sd)")
-    n = model.encoder[0].conv.out_channels
-    axes.flat[0].figure.suptitle(
-        f"first-layer kernels of {run.name}, {min(n, axes.size)} of {n}, the largest norm first",
-        parse_math=False,
-    )
-    return axes
+    found = first_kernels(model_of(run), n)
+    return montage(found, [f"no. {i + 1}" for i in range(len(found))])
 
 
-def decoder_primitives(axes: np.ndarray, run: Run) -> np.ndarray:
-    """What single units add to the output, a panel each, (rows, columns) axes.
+def decoder_primitives(run: Run, n: int = 24) -> list[Panel]:
+    """What single units add to the output, a panel each, those that matter most first.
 
-    The decoder's answer to an impulse of height 1 less its answer to silence; the units that put
-    most into the reconstruction of the kept utterances come first. Colours as in `kernels`.
+    The decoder's answer to an impulse of height 1 less its answer to silence, colours as in
+    `kernels`; the order is that of what units put into the reconstruction of kept utterances.
     """
-    model = _model(run)
-    z = np.concatenate([answer(model, x).z for x in _kept(run, model).values()])
-    units = busiest_units(model, z, axes.size)
+    model = model_of(run)
+    z = np.concatenate([answer(model, x).z for x in kept_by(run, model).values()])
+    units = busiest_units(model, z, n)
     if not len(units):
         raise Missing(f"no unit of {run.name} fires on the kept utterances")
-    _montage(axes, primitives(model, units), "answer to an impulse (sd)")
-    for panel, unit in zip(axes.flat, units):
-        panel.set_title(f"unit {unit}", fontsize=6, pad=2)
-    axes.flat[0].figure.suptitle(
-        f"decoder primitives of {run.name}, the {len(units)} busiest of {model.inner_size} units",
-        parse_math=False,
-    )
-    return axes
+    return montage(primitives(model, units), [f"unit {unit}" for unit in units])
 
 
-def overview(axes: dict[str, Axes], run: Run) -> dict[str, Axes]:
-    """A run at a glance: axes loss, alpha, traces, encoding."""
-    if not run.history:
-        raise Missing(f"{run.name} has finished no epoch")
-    epochs = run.column("epoch")
-    axes["loss"].plot(epochs, run.column("train/loss"), color=TRUTH, lw=1.2, label="train loss")
-    axes["loss"].plot(epochs, run.column("val/loss"), color=PREDICTION, lw=1.8, label="val loss")
-    axes["loss"].set_ylabel("loss")
-    _log(axes["loss"])
-    for name, color in (("alpha", ALPHA), ("val/sparsity", SPARSITY)):
-        label = name.replace("/", " ")
-        axes["alpha"].plot(epochs, run.column(name), color=color, lw=1.8, label=label)
-    axes["alpha"].set(ylim=(0, 1), xlabel="epoch", ylabel="fraction")
-    for name in ("loss", "alpha"):
-        axes[name].legend()
-        axes[name].locator_params(axis="x", integer=True)
-    encodings(np.array([axes["traces"], axes["encoding"]]), run)
-    return axes
+def firing(fired: Sequence[np.ndarray], names: Sequence[str]) -> Panel:
+    """When one unit fires (T,) in some utterances, one above the other, over its own maximum."""
+    most = max(1e-12, *(float(z.max()) for z in fired))
+    items = [
+        Line(np.arange(len(z)) / FRAME_RATE_HZ, z / most - 1.2 * row, Look(TRUTH))
+        for row, z in enumerate(fired)
+    ]
+    notes = [
+        (-1.2 * row, name.rpartition("/")[2]) for row, (name, _) in enumerate(zip(names, fired))
+    ]
+    return Panel(Axis("seconds"), Axis(ticks=()), items, "when it fires", notes=notes)
 
 
-# ---- what they share
+def overview(run: Run) -> Drawing:
+    """A run at a glance: its losses, its alpha, an utterance and its encoding."""
+    rows = list(zip((run_losses(run), run_alpha(run)), encodings(*through(run))))
+    return Drawing(rows, widths=(1, 1.9))
 
 
-def _mean_and_range(axes: Axes, curves: list[tuple], look: Look, label: str) -> None:
-    """curves: pairs of x (n,) and y (n,), whose x may differ in length."""
-    x = np.unique(np.concatenate([x for x, _ in curves]))
-    y = np.full((len(curves), len(x)), np.nan)
-    for row, (at, values) in zip(y, curves):
-        row[np.searchsorted(x, at)] = values
-    known = np.isfinite(y).any(0)
-    x, known_y = x[known], y[:, known]
-    axes.plot(x, np.nanmean(known_y, 0), color=look.color, ls=look.style, label=label)
-    if len(curves) > 1:
-        axes.fill_between(
-            x, np.nanmin(known_y, 0), np.nanmax(known_y, 0), color=look.color, alpha=0.18, lw=0
-        )
-
-
-def _curve(axes: Axes, runs: Sequence[Run], name: str, x: str) -> None:
-    def read(run: Run, who: str) -> tuple[np.ndarray, np.ndarray] | None:
-        curve = run.curves.get(name) or {}
-        values = np.array([number(value) for value in curve.get(who, ())])
-        at = np.array([number(value) for value in curve.get(x, ())])
-        return (at, values) if len(at) == len(values) and np.isfinite(values).any() else None
-
-    members, inputs = groups(runs), []
-    for label, look in looks(list(members)).items():
-        curves = [found for run in members[label] if (found := read(run, "encoding"))]
-        inputs += [found for run in members[label] if (found := read(run, "input"))]
-        if curves:
-            _mean_and_range(axes, curves, look, label)
-    if not axes.lines:
-        raise Missing(f"no run has the curve {name} (curves.json)")
-    if inputs:
-        at = inputs[0][0]
-        same = [values for where, values in inputs if np.array_equal(where, at)]
-        axes.plot(at, np.mean(same, 0), **INPUT, label="input")
-
-
-def _log(axes: Axes) -> None:
-    axes.set_yscale("log")
-    low, high = axes.dataLim.intervaly
-    if 0 < low == high:  # a single point would get a whole decade
-        axes.set_ylim(low / 1.5, high * 1.5)
-    # Most span little more than a decade: powers of ten alone would leave one label.
-    low, high = axes.get_ylim()
-    subs = (1, 1.5, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5) if high < 1000 * low else (1,)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _model(run: Run) -> CNNAutoEncoder:
+def model_of(run: Run) -> CNNAutoEncoder:
+    """The selected weights. Raises Missing."""
     model = run.model()
     if model is None:
         raise Missing(f"{run.name} has no model (best.pth) that can be loaded")
     return model
 
 
-def _kept(run: Run, model: CNNAutoEncoder) -> dict[str, np.ndarray]:
-    """Features of the kept utterances that the model can read, by name."""
+def kept_by(run: Run, model: CNNAutoEncoder) -> dict[str, np.ndarray]:
+    """Features (T, D) of the kept utterances that the model can read, by name. Raises Missing."""
     kept = {name: x for name, x in run.features().items() if x.shape[1] == model.input_dim}
     if not kept:
         raise Missing(f"{run.name} has kept no reconstructions")
     return kept
 
 
-def _montage(axes: np.ndarray, images: np.ndarray, label: str) -> None:
-    """images (n, D, W) on axes (rows, columns), as many as fit, in one symmetric colour scale."""
+# ---- what they share
+
+
+def positions(runs: Sequence[Run]) -> dict[int, int]:
+    """Where each run stands in runs, by its id()."""
+    return {id(run): i for i, run in enumerate(runs)}
+
+
+def _looked(runs: Sequence[Run]) -> list[tuple[str, Look, list[Run]]]:
+    members = groups(runs)
+    return [(label, look, members[label]) for label, look in looks(list(members)).items()]
+
+
+def _means(runs: Sequence[Run], curve: Callable[[Run], Curve | None], **style: Any) -> list[Line]:
+    """The mean of each setting with its range, and every run by itself for pages."""
+    items, order = [], positions(runs)
+    for label, look, members in _looked(runs):
+        found = {order[id(run)]: got for run in members if (got := curve(run))}
+        if not found:
+            continue
+        whose = tuple(i for i in found if runs[i].status not in ("diverged", "failed"))
+        if whose:
+            x, mean, low, high = _mean_and_range([found[i] for i in whose])
+            band: dict[str, Any] = {"low": low, "high": high} if len(whose) > 1 else {}
+            band |= {"runs": whose, "kind": "mean", "markers": True}
+            items.append(Line(x, mean, look, label, **band, **style))
+        for i, (x, y) in found.items():
+            items.append(
+                Line(x, y, look, f"{label}, {runs[i].name}", runs=(i,), kind="each", **style)
+            )
+    return items
+
+
+def _mean_and_range(curves: list[Curve]) -> tuple[np.ndarray, ...]:
+    """x, mean, lowest, highest of curves whose x may differ; undefined points are left out."""
+    x = np.unique(np.concatenate([x for x, _ in curves]))
+    y = np.full((len(curves), len(x)), np.nan)
+    for row, (at, values) in zip(y, curves):
+        row[np.searchsorted(x, at)] = values
+    known = np.isfinite(y).any(0)
+    drawn = y[:, known]
+    return x[known], np.nanmean(drawn, 0), np.nanmin(drawn, 0), np.nanmax(drawn, 0)
+
+
+def _curves(runs: Sequence[Run], name: str, x: str) -> list[Line]:
+    def read(run: Run, who: str = "encoding") -> Curve | None:
+        curve = run.curves.get(name)
+        if not isinstance(curve, dict) or not all(isinstance(c, list) for c in curve.values()):
+            return None
+        at, values = (np.array([number(v) for v in curve.get(key, ())]) for key in (x, who))
+        return (at, values) if len(at) == len(values) and np.isfinite(values).any() else None
+
+    items = _means(runs, read)
+    if not items:
+        raise Missing(f"no run has the curve {name} (curves.json)")
+    inputs = [found for run in runs if (found := read(run, "input"))]
+    if inputs:
+        at = inputs[0][0]
+        same = [values for where, values in inputs if np.array_equal(where, at)]
+        items.append(Line(at, np.mean(same, 0), INPUT, "input"))
+    return items
+
+
+def _seconds(found: Reconstruction) -> np.ndarray:
+    return np.arange(len(found.truth)) / FRAME_RATE_HZ
+
+
+def _truth_and_prediction(
+    seconds: np.ndarray, truth: np.ndarray, prediction: np.ndarray, labelled: bool
+) -> list[Line]:
+    names = ("reconstruction", "truth") if labelled else ("", "")
+    return [
+        Line(seconds, prediction, Look(PREDICTION), names[0], width=2.2),
+        Line(seconds, truth, Look(TRUTH), names[1], width=0.9),
+    ]
+
+
+def montage(images: np.ndarray, titles: Sequence[str]) -> list[Panel]:
+    """images (n, D, W), a panel each, in one colour scale that is symmetric about 0."""
     channels = channels_of(images.shape[1])
     most, half = max(float(np.abs(images).max()), 1e-12), images.shape[2] / 2 * MS
-    for panel, image in itertools.zip_longest(axes.flat, images):
-        if image is None:
-            panel.set_visible(False)
-            continue
-        drawn = panel.imshow(
-            image,
-            cmap="RdBu_r",
-            vmin=-most,
-            vmax=most,
-            aspect="auto",
-            extent=(-half, half, len(channels) - 0.5, -0.5),
-            interpolation="nearest",
+    ticks = [(i + 0.5, name) for i, name in enumerate(channels)]
+    return [
+        Panel(
+            Axis("ms"),
+            Axis(ticks=ticks),
+            [Image(image, (-half, half), (0, len(channels)), most, signed=True)],
+            title,
         )
-        panel.set_yticks(range(len(channels)), channels, fontsize=5)
-        panel.tick_params(length=1.5)
-        panel.tick_params(axis="x", labelsize=6)
-        for side in ("top", "right"):
-            panel.spines[side].set_visible(True)
-    columns = axes.shape[1]
-    for i, panel in enumerate(axes.flat[: len(images)]):
-        if i % columns:
-            panel.set_yticks([])
-        if i + columns < len(images):
-            panel.set_xticklabels([])
-        else:
-            panel.set_xlabel("ms", fontsize=6, labelpad=1)
-    bar = axes.flat[0].figure.colorbar(drawn, ax=list(axes.flat), shrink=0.5, aspect=30, pad=0.01)
-    bar.set_label(label)
+        for image, title in zip(images, titles)
+    ]

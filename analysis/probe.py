@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import emaae
-from analysis.tables import write_csv
+from analysis.tables import frame
 from emaae.corpus.encode import encode
 from emaae.data import SPLITS, listed
 from emaae.data.demo import generate, read_score
@@ -34,7 +34,7 @@ from emaae.data.phones import Gesture, Phone, phone_at
 from emaae.data.reading import Form, utterance
 from emaae.data.split import moments
 from emaae.models import CNNAutoEncoder, build_model
-from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.errors import UserError, extra, speaking_plainly
 from emaae.system.progress import progress
 
 SHIFTS = (1, 2, 3)  # frames, to either side
@@ -185,14 +185,10 @@ def fit(
     tried from the strongest on, until val gets worse; of two that are as good the stronger is
     taken. Raises UserError without scikit-learn, and for labels that are all the same.
     """
-    try:
+    with extra("analysis"):
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise UserError(
-            "probes need scikit-learn: pip install -r requirements-analysis.txt"
-        ) from None
     if len(set(labels)) < 2:
         raise UserError(
             f"all frames have the label {labels[0]}: expected two or more to tell apart"
@@ -468,7 +464,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out is not None:
         try:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            write_csv([result.row() for result in results], args.out)
+            frame([result.row() for result in results]).to_csv(args.out, index=False)
         except OSError as error:
             raise UserError(f"{args.out} cannot be written: {error.strerror or error}") from None
 

@@ -6,14 +6,22 @@ The page holds everything: text, numbers, drawing code. It asks no network for a
 import argparse
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
-from analysis.report_data import collect
+from plotly.offline import get_plotlyjs
+
+from analysis.colours import DARK, SCHEDULE_COLOURS
+from analysis.drawing import looks
+from analysis.fronts import fvu_at, hypervolume
+from analysis.interactive import TEMPLATE
+from analysis.report_figures import SECTIONS, Shown, collect, shown_in_full
 from analysis.runs import (
     GOOD,
     Run,
@@ -30,44 +38,50 @@ from analysis.runs import (
     varying,
 )
 from emaae.data.features import FRAME_RATE_HZ
+from emaae.metric_table import BY_NAME, SHORT, SHORT_AT_END
 from emaae.system.errors import UserError, speaking_plainly
 
 HERE = Path(__file__).parent
-FILES = ("report.html", "report.css", "report.js", "report_panels.js", "report_run.js")
+MAX_VALUES = 12  # of a filter
+SPARSITIES = (0.8, 0.9, 0.95)
 
 
 def page(runs: Sequence[Run], title: str) -> str:
-    """The page of these runs as HTML, complete in itself. Raises UserError without plotly."""
-    html, css, *js = ((HERE / name).read_text(encoding="utf-8") for name in FILES)
-    # A closing tag in a run's name would end the script that holds the data.
-    data = json.dumps(collect(runs), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    """The page of these runs as HTML, complete in itself."""
+    html, css, js = (
+        (HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
+    figures, details = collect(runs)
+    top = best(runs)
+    content = {
+        "runs": [run.name for run in runs],
+        "best": runs.index(top) if top else None,
+        "filters": [filter_ | {"name": name} for name, filter_ in filters(runs).items()],
+        "figures": figures,
+        "details": details,
+        "template": TEMPLATE.to_plotly_json(),
+        "dark": DARK,
+    }
+    first, *others = SECTIONS
+    ids = {name: _id(name) for name in ("Summary", first, "Runs", *others)}
     return Template(html).substitute(
         title=escape(title),
         css=css,
-        header=header(runs, title),
+        contents="".join(f'<a href="#{at}">{name}</a>' for name, at in ids.items()),
+        body=header(runs, title) + toolbar(runs) + sections(runs),
         footer=footer(runs),
-        data=data,
-        plotly=plotly_js(),
-        js="".join(js),
+        # A closing tag in a run's name would end the script that holds the data.
+        page=json.dumps(content, allow_nan=False).replace("<", "\\u003c"),
+        plotly=get_plotlyjs(),
+        js=js,
     )
 
 
-def plotly_js() -> str:
-    """plotly's drawing code. Raises UserError when plotly is not installed."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise UserError(
-            "the report is drawn by plotly, which is not installed: pip install -r requirements.txt"
-        ) from None
-    return get_plotlyjs()
-
-
-# ---- the top of the page, which is text
+# ---- the answer
 
 
 def header(runs: Sequence[Run], title: str) -> str:
-    """What was compared, how the runs ended and which is best."""
+    """Which run to take and what it gives up, what was compared, and how the runs ended."""
     rows = [
         ("Runs", _statuses(runs)),
         ("Compared", _compared(runs)),
@@ -77,19 +91,49 @@ def header(runs: Sequence[Run], title: str) -> str:
     ]
     facts = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows if value)
     return (
-        f"<h1>{escape(title)}</h1>\n"
-        f'<div class="facts"><div class="card"><h2>What was compared</h2><dl>{facts}</dl></div>\n'
-        f'<div class="card">{_best_card(runs)}</div></div>\n{_problems(runs)}'
+        f'<header id="summary">\n<h1>{escape(title)}</h1>\n'
+        f'<div class="facts"><div class="card">{_answer(runs)}</div>\n'
+        f'<div class="card"><h2>What was compared</h2><dl>{facts}</dl></div></div>\n'
+        f"{_problems(runs)}</header>\n"
     )
 
 
-def footer(runs: Sequence[Run]) -> str:
-    """Which code made the runs."""
-    commits = sorted({str(run.config.get("git_commit")) for run in runs if run.config})
-    commits = [commit[:12] for commit in commits if commit != "None"]
-    if not commits:
-        return "The commit of the runs' code is not known."
-    return f"Made by the code at commit {escape(', '.join(commits))}."
+def _answer(runs: Sequence[Run]) -> str:
+    run = best(runs)
+    if run is None:
+        return "<h2>Which run to take</h2><p>No run has ended well yet, so there is none.</p>"
+    split = split_of(runs)
+    names = [name for name in varying(runs) if name != "seed"]
+    what = f"{run.name}: {label(run, names)}, epoch {run.selected.get('epoch', 'unknown')}"
+    rows = [
+        ("fvu", f"{split}/fvu", 0.0, "of the variance is missed; 0 is the aim"),
+        _asked(run, "zeros of live units", f"{split}/live_sparsity", "target_sparsity"),
+        _asked(run, "persistence within", "shift/persistence_within", "target_persistence"),
+        ("r articulators", f"{split}/r_articulators", 1.0, "of 1"),
+        ("persistence", "shift/persistence", None, "of the input's own half-life"),
+    ]
+    shown = "".join(
+        f"<div><b>{value:.3g}</b>{name}<small>{escape(said)}</small></div>"
+        for name, metric, _, said in rows
+        if (value := final(run, metric)) == value
+    )
+    others = [score(other) for other in runs if other is not run and other.status in GOOD]
+    lead = min((value for value in others if value == value), default=None)
+    than = "" if lead is None else f"; the next run has {lead:.4g}"
+    return (
+        f"<h2>Which run to take</h2><p><strong>{escape(what)}</strong>, with the lowest score, "
+        f'{score(run):.4g}{than}.</p>\n<div class="numbers">{shown}</div>\n'
+        f"<pre>{escape(f'model = emaae.load_model({run.ref!r})')}</pre>"
+    )
+
+
+def _asked(run: Run, name: str, metric: str, knob: str) -> tuple[str, str, float | None, str]:
+    """A number of the best run beside what its score asks for."""
+    target, value = number(run.config.get(knob)), final(run, metric)
+    if target != target or not target:
+        return name, metric, None, "not asked for"
+    met = f"target {target:g}, met" if value >= target else f"{target - value:.2g} below {target:g}"
+    return name, metric, target, met
 
 
 def _statuses(runs: Sequence[Run]) -> str:
@@ -132,30 +176,6 @@ def _where(split: str) -> str:
     return "of the selected weights, on the validation split (not every run has a test split)"
 
 
-def _best_card(runs: Sequence[Run]) -> str:
-    run = best(runs)
-    if run is None:
-        return "<h2>Best model</h2><p>No run has ended well yet, so there is none.</p>"
-    split = split_of(runs)
-    shown = {
-        "score": score(run),
-        "fvu": final(run, f"{split}/fvu"),
-        "sparsity": final(run, f"{split}/sparsity"),
-        "r articulators": final(run, f"{split}/r_articulators"),
-        "persistence": final(run, "shift/persistence"),
-    }
-    numbers = "".join(
-        f"<div><b>{value:.3g}</b>{name}</div>" for name, value in shown.items() if value == value
-    )
-    names = [name for name in varying(runs) if name != "seed"]
-    what = f"{run.name}: {label(run, names)}, epoch {run.selected.get('epoch', 'unknown')}"
-    command = f"model = emaae.load_model({run.ref!r})"
-    return (
-        f"<h2>Best model</h2><p>{escape(what)}</p>\n"
-        f'<div class="numbers">{numbers}</div>\n<pre>{escape(command)}</pre>'
-    )
-
-
 def _problems(runs: Sequence[Run]) -> str:
     troubled = [run for run in runs if run.status not in GOOD]
     if not troubled:
@@ -177,6 +197,202 @@ def _why(run: Run) -> str:
     reached = f" after epoch {run.history[-1]['epoch']}{of}" if run.history else ""
     reason = f": {run.last_words}" if run.status == "failed" and run.last_words else ""
     return (reached or " before the end of its first epoch") + reason
+
+
+def footer(runs: Sequence[Run]) -> str:
+    """Which code made the runs."""
+    commits = sorted({str(run.config.get("git_commit")) for run in runs if run.config})
+    commits = [commit[:12] for commit in commits if commit != "None"]
+    if not commits:
+        return "The commit of the runs' code is not known."
+    return f"Made by the code at commit {escape(', '.join(commits))}."
+
+
+# ---- filters and tables
+
+
+def filters(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """By knob: its values as texts, and which of them each run has (of); the seed is the last."""
+    found = {}
+    for name in dict.fromkeys(["schedule", *varying(runs)]):
+        values = [run.schedule if name == "schedule" else run.config.get(name) for run in runs]
+        distinct = sorted(set(map(text, values)), key=lambda v: (not _is_number(v), _order(v)))
+        if 1 < len(distinct) <= MAX_VALUES:
+            found[name] = {"values": distinct, "of": [distinct.index(text(v)) for v in values]}
+    return found
+
+
+def toolbar(runs: Sequence[Run]) -> str:
+    """The buttons that say which runs are shown, and whether seeds are."""
+    sets = []
+    for f, (name, filter_) in enumerate(filters(runs).items()):
+        colours = SCHEDULE_COLOURS if name == "schedule" else {}
+        buttons = "".join(
+            f'<button class="chip" data-filter="{f}" data-value="{i}" title="shows or hides; twice'
+            f', or with shift, alone">{_dot(colours.get(value))}{escape(value)}</button>'
+            for i, value in enumerate(filter_["values"])
+        )
+        sets.append(f"<fieldset><legend>{escape(name)}</legend>{buttons}</fieldset>")
+    if len(groups(runs)) < len(runs):
+        modes = (("yes", "mean over seeds, band from min to max"), ("no", "every run"))
+        buttons = "".join(
+            f'<button class="chip" data-means="{value}">{words}</button>' for value, words in modes
+        )
+        sets.append(f"<fieldset><legend>lines</legend>{buttons}</fieldset>")
+    bar = '<div id="filters" role="toolbar" aria-label="Which runs are shown">'
+    return f"{bar}{''.join(sets)}</div>\n"
+
+
+def table(runs: Sequence[Run]) -> str:
+    """What differs between the runs and how they did, the best first."""
+    split, knobs = split_of(runs), varying(runs)
+    known = [name for name in (*SHORT, *SHORT_AT_END) if name != "score"]
+    full = {name: name if name in BY_NAME else f"{split}/{name}" for name in known}
+    full = {
+        name: at for name, at in full.items() if any(final(r, at) == final(r, at) for r in runs)
+    }
+    heads = [("run", ""), *((knob, "") for knob in knobs), ("status", "")]
+    heads += [("epoch", "whose weights were selected"), ("score", "validation; lower is better")]
+    heads += [(_heading(name), _words(at)) for name, at in full.items()]
+    sort = {"score": ' aria-sort="ascending"'}
+    head = "".join(
+        f'<th title="{escape(title)}"{sort.get(name, "")}><button>{escape(name)}</button></th>'
+        for name, title in heads
+    )
+    top = best(runs)
+    colour = {id(run): look.color for run, look in _looks(runs)}
+    order = sorted(
+        range(len(runs)), key=lambda i: (score(runs[i]) != score(runs[i]), score(runs[i]))
+    )
+    body = []
+    for i in order:
+        run = runs[i]
+        star = " ★" if run is top else ""
+        bad = ' class="left"' if run.status in GOOD else ' class="left bad"'
+        cells = [f"<td><button>{_dot(colour[id(run)])}{escape(run.name)}{star}</button></td>"]
+        cells += [_cell(run.schedule if k == "schedule" else run.config.get(k)) for k in knobs]
+        cells += [f"<td{bad}>{escape(run.status.replace('_', ' '))}</td>"]
+        names = ["select/epoch", "select/score", *full.values()]
+        cells += [_cell(final(run, name)) for name in names]
+        body.append(f'<tr data-run="{i}">{"".join(cells)}</tr>')
+    return (
+        f'<div id="table" tabindex="0" role="region" aria-label="Table of runs"><table><thead><tr>'
+        f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        '<p class="note" id="none" hidden>No run is shown: the filters leave none.</p></div>\n'
+    )
+
+
+def fronts(runs: Sequence[Run]) -> str:
+    """The front of each schedule, or of all runs, in numbers; the best first."""
+    split = split_of(runs)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        cost = (final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity"))
+        if run.status in GOOD and cost[0] + cost[1] == cost[0] + cost[1]:
+            points.setdefault(run.schedule, []).append(cost)
+    rows = sorted(points.items(), key=lambda item: -hypervolume(item[1]))
+    if len(rows) > 1:
+        rows.append(("all runs", [cost for found in points.values() for cost in found]))
+    if not rows:
+        return '<p class="note">No run has ended well yet.</p>'
+    heads = ["schedule", "runs", "hypervolume", *(f"fvu at {s}" for s in SPARSITIES)]
+    body = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(_cell(v) for v in (len(c), hypervolume(c), *(fvu_at(c, s) for s in SPARSITIES)))
+        + "</tr>"
+        for name, c in rows
+    )
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def sections(runs: Sequence[Run]) -> str:
+    """The figures' places, section by section."""
+    found = []
+    for name, (intro, shown) in SECTIONS.items():
+        figures = "".join(_figure(one) for one in shown)
+        if name == "Trade-off":
+            figures += (
+                '<figure id="fronts" class="wide"><figcaption><h3>Fronts in numbers</h3>'
+                "Hypervolume is the area of fvu and 1 - sparsity that the front dominates below "
+                "(1, 1), from 0 to 1: higher is better. The fvu at a sparsity is read off the "
+                "front; a dash means that the front does not reach there.</figcaption>"
+                f"{fronts(runs)}</figure>"
+            )
+        above = _choice(runs) if name == "One run" else ""
+        found.append(
+            f'<section id="{_id(name)}"><h2>{name}</h2>{intro}{above}'
+            f'<div class="panels">{figures}</div></section>\n'
+        )
+        if name == "Trade-off":
+            found.append(
+                '<section id="runs"><h2>Runs</h2><p>What differs between the runs and how they '
+                "did; ★ is the best. A heading sorts; a row is drawn boldly in every figure and "
+                f'shown under <a href="#one-run">One run</a>.</p>\n{table(runs)}</section>\n'
+            )
+    return "".join(found)
+
+
+def _figure(one: Shown) -> str:
+    wide, of = ' class="wide"' if one.wide else "", f' data-of="{one.of}"' if one.of else ""
+    return (
+        f'<figure id="{one.name}" data-figure="{one.name}"{of}{wide}><figcaption>'
+        f"<h3>{one.heading}</h3>{one.caption}</figcaption>"
+        '<div class="plot" role="img" tabindex="0"></div></figure>\n'
+    )
+
+
+def _choice(runs: Sequence[Run]) -> str:
+    names = {id(run): name for name, members in groups(runs).items() for run in members}
+    full = {id(run) for run in shown_in_full(runs)}
+    options = "".join(
+        f'<option value="{i}">{"● " if id(run) in full else ""}'
+        f"{escape(run.name)}: {escape(names[id(run)])}, seed {run.config.get('seed')}</option>"
+        for i, run in enumerate(runs)
+    )
+    return (
+        f'<div class="choice"><label>Run <select id="choose-run">{options}</select></label>'
+        '<label>Utterance <select id="choose-utterance"></select></label>'
+        '<label>Unit <select id="choose-unit"></select></label></div>'
+    )
+
+
+def _looks(runs: Sequence[Run]) -> list[tuple[Run, Any]]:
+    members = groups(runs)
+    return [(run, look) for name, look in looks(list(members)).items() for run in members[name]]
+
+
+def _dot(color: str | None) -> str:
+    return f'<span class="dot" style="background:{color}"></span>' if color else ""
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return '<td data-value="">–</td>'
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f'<td class="left">{escape(str(value))}</td>'
+    return f'<td data-value="{value!r}">{value:.4g}</td>'
+
+
+def _heading(name: str) -> str:
+    return name.removeprefix("shift/").replace("/", " ").replace("_", " ")
+
+
+def _words(name: str) -> str:
+    metric = BY_NAME[name]
+    return metric.words + (f"; {metric.better} is better" if metric.better else "")
+
+
+def _id(name: str) -> str:
+    return re.sub(r"\W+", "-", name.lower())
+
+
+def _is_number(value: str) -> bool:
+    return re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) is not None
+
+
+def _order(value: str) -> Any:
+    return float(value) if _is_number(value) else value
 
 
 # ---- the program

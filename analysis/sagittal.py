@@ -7,6 +7,7 @@ of each channel, so offsets and scales are not in the data.
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.interpolate import CubicSpline
 
-from analysis.panels import PREDICTION, TRUTH, through
+from analysis.colours import PREDICTION, SOFT, TRUTH
+from analysis.drawing import Axis, Line, Look, Panel
+from analysis.panels import through
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import SD_MM
@@ -45,6 +48,7 @@ OUTLINES_MM = {
     "LL": np.array([(3.5, -9), (0, -6), (-1, -1), (4, 3)]),
 }
 SIZE_INCHES, DPI = (4.2, 4.6), 100
+LARGEST_MM = 12.0  # that a primitive moves a sensor in a picture
 COLORS = 32  # of the GIF's palette
 
 
@@ -64,6 +68,36 @@ def positions(features: np.ndarray) -> dict[str, np.ndarray]:
 def contour(tip: np.ndarray, body: np.ndarray, dorsum: np.ndarray) -> np.ndarray:
     """A smooth line (n, 2) from the tongue's tip through body and dorsum to the fixed root."""
     return _smooth(np.array([tip, body, dorsum, ROOT_MM], dtype=float))
+
+
+def outlines(at: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Lines (n, 2) of the tongue and of what moves with the other sensors, from where they are."""
+    lines = {"tongue": contour(at["TT"], at["TB"], at["TD"])}
+    return lines | {name: at[name] + _smooth(line) for name, line in OUTLINES_MM.items()}
+
+
+def moved(effect: np.ndarray) -> Panel:
+    """The mouth at rest and at the strongest frame of a primitive (D, W), in units of the sd.
+
+    Magnified, so that the sensor that moves most moves LARGEST_MM.
+    """
+    paths = positions(effect.T)
+    strongest = int(np.abs(effect[: len(ARTICULATORS)]).sum(0).argmax())
+    rest = {name: np.array(at) for name, at in REST_MM.items()}
+    steps = {name: path[strongest] - rest[name] for name, path in paths.items()}
+    most = max(1e-9, *(float(np.linalg.norm(step)) for step in steps.values()))
+    at = {name: rest[name] + step * LARGEST_MM / most for name, step in steps.items()}
+    still = [(_smooth(line), SOFT, 1.2) for line in (PALATE_MM, THROAT_MM)]
+    before = [(line, SOFT, 0.7) for line in outlines(rest).values()]
+    after = [(line, PREDICTION, 2.2) for line in outlines(at).values()]
+    drawn = [
+        Line(line[:, 0], line[:, 1], Look(color), width=width)
+        for line, color, width in (*still, *before, *after)
+    ]
+    where = np.array(list(at.values()))
+    sensors = Line(where[:, 0], where[:, 1], Look(PREDICTION), points=True, text=list(at))
+    x, y = Axis(range=(-22, 74)), Axis(range=(-50, 28))
+    return Panel(x, y, [*drawn, sensors], "where it moves them", equal=True)
 
 
 class Film:
@@ -104,8 +138,8 @@ class Film:
                 "solid_capstyle": "round",
             }
             dots: dict[str, Any] = {"color": color, "ms": 3 + 1.2 * width, "animated": True}
-            outlines = {name: mouth.plot([], [], **line)[0] for name in ("tongue", *OUTLINES_MM)}
-            self.sides.append((positions(values), outlines, mouth.plot([], [], "o", **dots)[0]))
+            drawn = {name: mouth.plot([], [], **line)[0] for name in ("tongue", *OUTLINES_MM)}
+            self.sides.append((positions(values), drawn, mouth.plot([], [], "o", **dots)[0]))
         self.labels = {
             sensor: mouth.text(0, 0, sensor, fontsize=6, color="0.3", animated=True, clip_on=True)
             for sensor in REST_MM
@@ -129,13 +163,12 @@ class Film:
     def frame(self, t: int) -> Image.Image:
         """The picture of frame t."""
         self.canvas.restore_region(self.still)
-        for where, outlines, sensors in self.sides:
+        for where, drawn, sensors in self.sides:
             now = {sensor: path[t] for sensor, path in where.items()}
-            outlines["tongue"].set_data(*contour(now["TT"], now["TB"], now["TD"]).T)
-            for sensor, outline in OUTLINES_MM.items():
-                outlines[sensor].set_data(*(now[sensor] + _smooth(outline)).T)
+            for name, line in outlines(now).items():
+                drawn[name].set_data(*line.T)
             sensors.set_data(*np.array(list(now.values())).T)
-            for artist in (*outlines.values(), sensors):
+            for artist in (*drawn.values(), sensors):
                 self.mouth.draw_artist(artist)
         for sensor, label in self.labels.items():
             aside = (-7, -1) if sensor in ("UL", "LL") else (2.2, 2.2)

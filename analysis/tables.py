@@ -6,7 +6,6 @@ same but for the seed), schedule and seed. Metrics keep their names, with `_` fo
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from analysis.runs import Run, groups, read_runs
 from emaae.config import Config
 from emaae.metrics import DENSITY_EDGES
-from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.errors import UserError, extra, speaking_plainly
 
 SERIES = ("encoding", "input")
 SPLITS = ("train", "val", "test")
@@ -24,8 +23,8 @@ FORMATS = ("csv", "parquet")
 Row = dict[str, Any]
 
 
-def tables(runs: Sequence[Run]) -> dict[str, list[Row]]:
-    """The tables by name; their rows are in the order of the runs."""
+def tables(runs: Sequence[Run]) -> dict[str, Any]:
+    """The tables by name, each a pandas DataFrame; their rows are in the order of the runs."""
     settings = {id(run): label for label, members in groups(runs).items() for run in members}
     makers = {
         "runs": _of_run,
@@ -33,20 +32,22 @@ def tables(runs: Sequence[Run]) -> dict[str, list[Row]]:
         "channels": _of_channels,
         "curves": _of_curves,
     }
-    found: dict[str, list[Row]] = {}
-    for name, rows_of in makers.items():
-        found[name] = [
-            {
-                "run": run.name,
-                "setting": settings[id(run)],
-                "schedule": run.schedule,
-                "seed": run.config.get("seed"),
-            }
-            | row
-            for run in runs
-            for row in rows_of(run)
-        ]
-    return found
+    return {
+        name: frame(
+            [
+                {
+                    "run": run.name,
+                    "setting": settings[id(run)],
+                    "schedule": run.schedule,
+                    "seed": run.config.get("seed"),
+                }
+                | row
+                for run in runs
+                for row in rows_of(run)
+            ]
+        )
+        for name, rows_of in makers.items()
+    }
 
 
 def _of_run(run: Run) -> Iterator[Row]:
@@ -110,52 +111,26 @@ def _scalars(metrics: Mapping[str, Any]) -> Row:
     }
 
 
-def columns(rows: Sequence[Row]) -> list[str]:
-    """Every column that some row has, in the order in which they appear."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+def frame(rows: Sequence[Row]) -> Any:
+    """A pandas DataFrame with every column that some row has. Raises UserError without pandas."""
+    with extra("analysis"):
+        import pandas
+    table = pandas.DataFrame(list(rows))
+    for name in table.select_dtypes("object"):
+        # Words beside numbers, such as a seed that is "random", are all words.
+        if len({type(value) for value in table[name].dropna()}) > 1:
+            table[name] = table[name].map(str, na_action="ignore")
+    return table
 
 
-# ---- files
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Comma-separated, UTF-8, a header; TRUE and FALSE, which R and pandas both read."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns(rows), restval="", lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _cell(value) for name, value in row.items()})
-
-
-def write_parquet(rows: Sequence[Row], path: Path) -> None:
-    """Parquet with the types of the values. Raises UserError without pyarrow."""
-    pyarrow, parquet = _pyarrow()
-    # By column: whole numbers beside fractions (as in `value`) are fractions.
-    data = {name: [row.get(name) for row in rows] for name in columns(rows)}
-    for name, values in data.items():
-        kinds = {type(value) for value in values} - {type(None)}
-        if kinds == {int, float}:
-            data[name] = [None if value is None else float(value) for value in values]
-        elif len(kinds) > 1:
-            data[name] = [None if value is None else str(value) for value in values]
-    parquet.write_table(pyarrow.table(data), path)
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, bool):
-        return str(value).upper()
-    return "" if value is None or value != value else value
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(
-            "--format parquet needs pyarrow: pip install -r requirements-parquet.txt, or use csv"
-        ) from None
-    return pyarrow, parquet
+def write(table: Any, path: Path) -> None:
+    """As the path's suffix says, csv or parquet. Raises UserError without pyarrow."""
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        with extra("parquet"):
+            import pyarrow  # noqa: F401
+        table.to_parquet(path, index=False)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -169,22 +144,19 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, help="directory (default: DIR/tables; tables for runs on W&B)"
     )
     args = parser.parse_args(argv)
-    if args.format == "parquet":
-        _pyarrow()  # before anything is read
     found = tables(read_runs(args.runs))
     out = args.out or (Path(args.runs) if Path(args.runs).is_dir() else Path()) / "tables"
-    write = {"csv": write_csv, "parquet": write_parquet}[args.format]
-    for name, rows in found.items():
+    for name, table in found.items():
         path = out / f"{name}.{args.format}"
-        if not rows:
+        if table.empty:
             print(f"no {name}: no run has left any")
             continue
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write(rows, path)
+            write(table, path)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-        print(f"{path}: {len(rows)} rows, {len(columns(rows))} columns")
+        print(f"{path}: {len(table)} rows, {len(table.columns)} columns")
     return 0
 
 

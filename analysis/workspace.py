@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.errors import UserError, extra, speaking_plainly
 
 NAME = "alpha schedules"
 GROUP = "schedule"  # of the config: what alpha really did
@@ -119,14 +119,10 @@ def without_ids(value: Any) -> Any:
 
 
 def _wandb_workspaces() -> tuple[Any, Any, Any]:
-    try:
+    with extra("workspace"):
         from wandb_workspaces import expr
         from wandb_workspaces import workspaces as ws
         from wandb_workspaces.reports import v2 as wr
-    except ImportError:
-        raise UserError(
-            "a W&B workspace needs wandb-workspaces: pip install -r requirements-workspace.txt"
-        ) from None
     return ws, wr, expr
 
 

@@ -3,15 +3,15 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from synthetic_runs import write_run, write_runs
 
-from analysis import figures, panels
-from analysis.panels import Missing
+from analysis import figures, interactive, panels, paper
+from analysis.drawing import Axis, Drawing, Image, Line, Missing, Panel, described, log_ticks, looks
 from analysis.runs import Run, read_runs
 from emaae.models import build_model
 from emaae.system.errors import UserError
@@ -50,10 +50,6 @@ def named(**columns):
     return {name.replace("__", "/"): values for name, values in columns.items()}
 
 
-def axes(*shape):
-    return Figure().subplots(*shape)
-
-
 def test_every_figure_of_a_sweep_is_drawn(sweep, tmp_path, capsys):
     assert figures.main([str(sweep), "--out", str(tmp_path), "--format", "svg"]) == 0
     drawn = {path.stem for path in tmp_path.glob("*.svg")}
@@ -87,77 +83,110 @@ def test_seeds_of_a_setting_are_their_mean_in_a_band_of_their_range():
         of(seed=1, **named(val__loss=[3.0, 1.5])),
         of("cosine", **named(val__loss=[2.0, 2.0])),
     ]
-    ax = panels.over_epochs(axes(), runs, "val/loss")
-    linear, cosine = ax.lines
-    assert (linear.get_label(), cosine.get_label()) == ("linear", "cosine")
-    assert linear.get_xdata().tolist() == [1, 2, 3]
-    assert linear.get_ydata().tolist() == [2.0, 1.0, 0.3]  # the third epoch of one seed alone
-    (band,) = ax.collections
-    low_high = {tuple(corner) for corner in band.get_paths()[0].vertices}
-    assert {(1, 1), (1, 3), (2, 0.5), (2, 1.5), (3, 0.3)} <= low_high
+    panel = panels.over_epochs(runs, "val/loss", Axis("loss"))
+    linear, cosine = panel.lines
+    assert (linear.label, cosine.label) == ("linear", "cosine")
+    assert linear.x.tolist() == [1, 2, 3]
+    assert linear.y.tolist() == [2.0, 1.0, 0.3]  # the third epoch of one seed alone
+    assert (linear.low.tolist(), linear.high.tolist()) == ([1, 0.5, 0.3], [3, 1.5, 0.3])
+    assert cosine.low is None
+    assert (linear.runs, cosine.runs) == ((0, 1), (2,))
+    each = [line for line in panel.items if line.kind == "each"]
+    assert [line.runs for line in each] == [(0,), (1,), (2,)]
+    assert each[1].y.tolist() == [3.0, 1.5]
+
+
+def test_runs_that_diverged_are_no_part_of_a_mean():
+    runs = [
+        of(seed=0, **named(val__loss=[1.0])),
+        replace(of(seed=1, **named(val__loss=[9e9])), status="diverged"),
+    ]
+    panel = panels.over_epochs(runs, "val/loss", Axis())
+    assert [line.y.tolist() for line in panel.lines] == [[1.0]]
+    assert len(panel.items) == 3
 
 
 def test_an_undefined_value_leaves_a_gap():
-    ax = panels.over_epochs(axes(), [of(**named(val__fvu=[1.0, None, 0.5]))], "val/fvu")
-    assert ax.lines[0].get_xdata().tolist() == [1, 3]
+    runs = [of(**named(val__fvu=[1.0, None, 0.5]))]
+    assert panels.over_epochs(runs, "val/fvu", Axis()).lines[0].x.tolist() == [1, 3]
 
 
-def test_the_front_is_the_staircase_below_which_no_run_is():
+def test_training_and_validation_loss_have_one_scale():
+    runs = [of(**{"train/loss": [1.0, 0.1], "val/loss": [2.0, 0.5]})]
+    training, validation = panels.losses(runs)
+    assert training.y.range == validation.y.range == pytest.approx((0.1 / 1.1, 2.2))
+
+
+def test_the_front_is_the_staircase_below_which_no_run_is_and_the_best_run_is_ringed():
     found = [(0.2, 0.7), (0.5, 0.9), (0.6, 0.6)]  # fvu, sparsity
     runs = [
-        of(seed=i, alpha=[0], metrics={"select/epoch": 1, "test/fvu": f, "test/sparsity": s})
+        of(
+            seed=i,
+            alpha=[0],
+            metrics={"select/epoch": 1, "select/score": f, "test/fvu": f, "test/sparsity": s}
+            | {"status": "finished"},
+        )
         for i, (f, s) in enumerate(found)
     ]
-    ax = panels.fvu_against_sparsity(axes(), runs)
-    points, front = ax.lines
-    assert sorted(zip(*points.get_data())) == sorted((s, f) for f, s in found)
-    np.testing.assert_allclose(front.get_xydata(), [(0.7, 0.2), (0.9, 0.5)])
-    assert front.get_label() == "Pareto front, hypervolume 0.660"
+    front, *points, ring = panels.fvu_against_sparsity(runs).lines
+    assert sorted((p.x[0], p.y[0]) for p in points) == sorted((s, f) for f, s in found)
+    np.testing.assert_allclose(np.c_[front.x, front.y], [(0.7, 0.2), (0.9, 0.5)])
+    assert front.label == "Pareto front, hypervolume 0.660"
+    assert (ring.x[0], ring.y[0], ring.label) == (0.7, 0.2, "best: a")
 
 
-def test_within_a_run_mse_is_drawn_at_the_alpha_of_its_epoch():
+def test_the_front_of_one_run_says_so():
+    run = of(alpha=[0], metrics={"select/epoch": 1, "test/fvu": 0.2, "test/sparsity": 0.7})
+    panel = panels.fvu_against_sparsity([run])
+    assert panel.note == "one run: a front needs several"
+    assert len(panel.lines) == 1
+
+
+def test_mse_is_drawn_at_the_alpha_of_its_epoch_and_of_its_selected_one():
     run = of(
         alpha=[0.1, 0.2], metrics={"select/epoch": 2, "select/alpha": 0.2}, **{"val/mse": [4, 3]}
     )
-    within, across = panels.mse_against_alpha(axes(1, 2), [run])
-    line, _, ring = within.lines
-    assert line.get_xydata().tolist() == [[0.1, 4], [0.2, 3]]
-    assert ring.get_xydata().tolist() == across.lines[0].get_xydata().tolist() == [[0.2, 3]]
+    line, end = panels.mse_along_epochs([run]).lines
+    assert np.c_[line.x, line.y].tolist() == [[0.1, 4], [0.2, 3]]
+    (point,) = panels.mse_across_runs([run]).lines
+    assert (end.x[0], end.y[0]) == (point.x[0], point.y[0]) == (0.2, 3)
 
 
 def test_curves_stand_beside_those_of_the_input(sweep):
     runs = read_runs(sweep)
-    left, right = panels.shift_tolerance(axes(1, 2), runs)
-    for ax, name in ((left, "self_similarity"), (right, "lowpass")):
-        lines = {line.get_label(): line for line in ax.lines}
-        baseline = runs[0].curves[name]["input"]
-        np.testing.assert_allclose(lines["input"].get_ydata(), baseline)
+    for show, name in ((panels.self_similarity, "self_similarity"), (panels.lowpass, "lowpass")):
+        lines = {line.label: line for line in show(runs).lines}
+        np.testing.assert_allclose(lines["input"].y, runs[0].curves[name]["input"])
         seeds = [run.curves[name]["encoding"] for run in runs[:2]]
-        np.testing.assert_allclose(lines["linear"].get_ydata(), np.mean(seeds, 0))
+        np.testing.assert_allclose(lines["linear"].y, np.mean(seeds, 0))
+
+
+def test_channels_are_points_that_no_line_joins(sweep):
+    for line in panels.articulators(read_runs(sweep)).lines:
+        assert line.points
+        assert len(line.x) == 13
 
 
 def test_the_reconstruction_is_that_of_the_selected_weights(sweep):
     run = read_runs(sweep)[0]
     (name,) = run.features()
-    rows = panels.reconstruction(axes(13, 1), run)
+    rows = panels.reconstruction(panels.through(run)[0])
     x = torch.from_numpy(run.features()[name]).T[None]
     with torch.no_grad():
         y = run.model()(x).y[0]
     for row, predicted, true in zip(rows, y, x[0]):
-        np.testing.assert_allclose(row.lines[0].get_ydata(), predicted, atol=1e-6)
-        np.testing.assert_array_equal(row.lines[1].get_ydata(), true)
-    assert [row.get_ylabel() for row in rows[-2:]] == ["LLY\nz", "pitch\nHz"]
+        np.testing.assert_allclose(row.items[0].y, predicted, atol=1e-6)
+        np.testing.assert_array_equal(row.items[1].y, true)
+    assert [row.y.label for row in rows[-2:]] == ["LLY z", "pitch Hz"]
 
 
 def test_kernels_and_primitives_are_on_one_scale_about_zero(sweep):
     run = read_runs(sweep)[0]
-    for draw, width in ((panels.kernels, 3), (panels.decoder_primitives, 5)):
-        shown = [ax.images[0] for ax in draw(axes(2, 3), run).flat]
-        assert {image.get_array().shape for image in shown} == {(13, width)}
-        (low, high), *others = [image.get_clim() for image in shown]
-        assert low == -high
-        assert set(others) == {(low, high)}
-        assert high == max(np.abs(image.get_array()).max() for image in shown)
+    for show, width in ((panels.kernels, 3), (panels.decoder_primitives, 5)):
+        images = [panel.items[0] for panel in show(run, 6)]
+        assert {image.z.shape for image in images} == {(13, width)}
+        assert {image.most for image in images} == {max(np.abs(i.z).max() for i in images)}
+        assert all(image.signed for image in images)
 
 
 def test_of_more_runs_than_panels_those_with_the_lowest_scores_are_drawn():
@@ -167,8 +196,7 @@ def test_of_more_runs_than_panels_those_with_the_lowest_scores_are_drawn():
         of(seed=i, name=f"r{i}", metrics={"select/score": score}, **loss)
         for i, score in enumerate(scores)
     ]
-    grid = panels.losses_by_run(axes(1, 3).reshape(1, 3), runs)
-    titles = [ax.get_title(loc="left").split()[0] for ax in grid.flat]
+    titles = [panel.title for panel in panels.losses_by_run(runs, most=3)]
     assert titles == ["r2", "r3", "r0"]
 
 
@@ -181,16 +209,83 @@ def test_of_more_runs_than_panels_those_with_the_lowest_scores_are_drawn():
     ],
 )
 def test_thirty_settings_look_different_as_lines_and_as_points(labels):
-    looks = panels.looks(labels)
-    assert len({(look.color, look.style) for look in looks.values()}) == 30
-    assert len({(look.color, look.marker) for look in looks.values()}) == 30
+    found = looks(labels).values()
+    assert len({(look.color, look.dash) for look in found}) == 30
+    assert len({(look.color, look.marker) for look in found}) == 30
 
 
-def test_a_schedule_is_a_colour_and_what_else_varies_a_style():
-    looks = panels.looks([f"{s}, alpha_max {a}" for s in ("linear", "cosine") for a in (0.3, 0.6)])
-    linear, stronger, cosine, _ = looks.values()
+def test_a_schedule_is_a_colour_and_what_else_varies_a_dash_and_both_have_a_marker():
+    found = looks([f"{s}, alpha_max {a}" for s in ("linear", "cosine") for a in (0.3, 0.6)])
+    linear, stronger, cosine, _ = found.values()
     assert linear.color == stronger.color != cosine.color
-    assert linear.style == cosine.style != stronger.style
+    assert linear.dash == cosine.dash != stronger.dash
+    assert len({look.marker for look in found.values()}) == 4
+
+
+# ---- both programs draw the same
+
+
+def drawn_twice(panel):
+    drawing = Drawing([[panel]])
+    return paper.draw(drawing).axes[0], interactive.draw(drawing)
+
+
+def test_paper_and_page_draw_the_same_lines_on_the_same_axes():
+    look = looks(["linear"])["linear"]
+    x, y = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.2, 0.1])
+    line = Line(x, y, look, "<linear>", low=y / 2, high=y * 2)
+    single = Line(x, y, look, "one seed", kind="each")
+    panel = Panel(Axis("epoch"), Axis("loss", log=True, range=(0.05, 1)), [line, single])
+    axes, figure = drawn_twice(panel)
+    band, trace, each = figure.data
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), np.c_[trace.x, trace.y], rtol=1e-6)
+    assert axes.lines[0].get_color() == trace.line.color == look.color
+    assert len(axes.lines) == 1, "single seeds are for pages"
+    assert (trace.visible, each.visible) == (True, False)
+    assert (axes.get_xlabel(), figure.layout.xaxis.title.text) == ("epoch", "epoch")
+    assert axes.get_yscale() == figure.layout.yaxis.type == "log"
+    assert figure.layout.yaxis.range == pytest.approx(np.log10(axes.get_ylim()))
+    shown = [tick for tick in axes.get_yticks() if 0.05 <= tick <= 1]
+    assert shown == [tick for tick in figure.layout.yaxis.tickvals if 0.05 <= tick <= 1]
+    assert trace.name == "&lt;linear&gt;"
+    np.testing.assert_allclose(band.y, [*(y * 2), *(y[::-1] / 2)], rtol=1e-6)
+
+
+def test_paper_and_page_draw_the_same_image_with_its_first_row_at_the_top():
+    image = Image(np.array([[0.0, 1.0], [2.0, 3.0]]), (0, 4), (0, 2), most=3)
+    axes, figure = drawn_twice(Panel(Axis("s"), Axis("unit"), [image]))
+    (heatmap,) = figure.data
+    np.testing.assert_array_equal(axes.images[0].get_array(), heatmap.z)
+    assert axes.yaxis_inverted()
+    assert figure.layout.yaxis.autorange == "reversed"
+    assert (heatmap.x0, heatmap.dx, heatmap.y0) == (1, 2, 0.5)
+    assert axes.get_xlim() == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.03, 0.06], ["0.015", "0.02", "0.025", "0.03", "0.04", "0.05", "0.06"]),
+        ([0.1, 10], ["0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10", "20"]),
+        ([1e-5, 1], ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]),
+        ([0.0, -1.0, float("nan")], []),
+    ],
+)
+def test_logarithmic_axes_have_a_few_ticks(values, ticks):
+    found = [text for _, text in log_ticks(values)]
+    assert found[: len(ticks)] == ticks
+
+
+def test_a_drawing_can_be_told_in_words():
+    look = looks(["linear"])["linear"]
+    line = Line(np.array([1, 2]), np.array([0.5, 0.25]), look, "linear")
+    point = Line(np.array([0.9]), np.array([0.1]), look, "best", points=True)
+    panel = Panel(Axis("epoch"), Axis("loss"), [line, point], "training")
+    expected = "training: loss against epoch; linear: 0.5 at 1 to 0.25 at 2; best: 1 at 0.9, 0.1"
+    assert described(Drawing([[panel]])) == expected
+
+
+# ---- what is missing
 
 
 def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path, capsys):
@@ -238,4 +333,4 @@ def test_runs_that_never_trained_are_a_mistake_in_one_line(tmp_path):
 
 def test_a_figure_of_a_notebook_says_what_it_lacks():
     with pytest.raises(Missing, match="no run has logged val/loss"):
-        panels.losses(axes(1, 2), [of(**{"train/loss": [1.0]})])
+        panels.losses([of(**{"train/loss": [1.0]})])

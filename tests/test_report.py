@@ -1,21 +1,22 @@
 """The report page: one file, opened in a real browser where there is one."""
 
+import base64
 import json
 import re
 import shutil
-import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from forked import forked
 from synthetic_runs import write_run, write_runs
 
+from analysis.colours import SCHEDULE_COLOURS
 from analysis.fronts import fvu_at, hypervolume
-from analysis.report import main, page
-from analysis.report_data import collect
+from analysis.report import filters, main, page
+from analysis.report_figures import SECTIONS, collect
 from analysis.runs import best, read_runs, score
 from emaae.data.features import ARTICULATORS
-from emaae.system.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "<img src=x onerror=window.hacked=1>"
@@ -55,15 +56,15 @@ def open_page(browser, tmp_path_factory):
     """Opens the page of a folder's runs; complains of errors in it and of requests outside."""
     complaints = []
 
-    def open_page(folder):
+    def open_page(folder, **look):
         file = tmp_path_factory.mktemp("page") / "page.html"
         file.write_text(page(read_runs(folder), "a sweep"), encoding="utf-8")
-        view = browser.new_page(viewport={"width": 1400, "height": 900})
+        view = browser.new_page(**{"viewport": {"width": 1400, "height": 900}} | look)
         view.on("console", lambda message: complaints.append(message.text))
         view.on("pageerror", lambda error: complaints.append(str(error)))
         view.on("request", lambda r: complaints.append(r.url) if r.url != file.as_uri() else None)
         view.goto(file.as_uri())
-        view.wait_for_selector("#fvu-sparsity .plot > *")
+        show(view, "fvu-sparsity")
         return view
 
     open_page.complaints = complaints
@@ -86,83 +87,91 @@ def page_of_sweep(open_page, sweep):
 def view(opened, page_of_sweep):
     """The page of `sweep` as it is when opened; loading it again would take a second."""
     page_of_sweep.evaluate("""() => {
-        FILTERS.forEach(({ hidden }) => hidden.clear());
+        hidden.forEach((values) => values.clear());
         Object.assign(state, { means: true, picked: null });
-        order.by = COLUMNS.findIndex(({ name }) => name === "score");
-        order.down = false;
-        choose(data.best);
+        choose(page.best);
         scrollTo(0, 0);
     }""")
     return page_of_sweep
 
 
-def show(view, panel: str) -> None:
-    """Scroll a panel into view and wait until it is drawn."""
-    view.locator(f"#{panel}").scroll_into_view_if_needed()
-    view.wait_for_function("id => !panels.get(id).stale", arg=panel)
+def show(view, figure: str) -> None:
+    """Scroll a figure into view and wait until it is drawn."""
+    view.locator(f"#{figure}").scroll_into_view_if_needed()
+    view.wait_for_function("id => document.getElementById(id).dataset.drawn", arg=figure)
 
 
-def traces(view, panel: str) -> list[dict]:
-    return view.evaluate(f"document.querySelector('#{panel} .js-plotly-plot').data")
+def traces(view, figure: str) -> list[dict]:
+    """What the figure shows now; each has x and y as lists."""
+    show(view, figure)
+    return view.evaluate(f"""[...document.querySelector('#{figure} .plot')._fullData]
+        .filter(({{ visible }}) => visible)
+        .map(({{ x, y, ...rest }}) => ({{ ...rest, x: [...x ?? []], y: [...y ?? []] }}))""")
+
+
+def colours(view, figure: str) -> set[str]:
+    return {(trace.get("line") or trace["marker"])["color"] for trace in traces(view, figure)}
+
+
+def figures(view) -> list[str]:
+    return view.locator("figure[data-figure]").evaluate_all("all => all.map(one => one.id)")
 
 
 def names(view) -> list[str]:
     return [
-        text.strip(" ★") for text in view.locator("#table tbody td:first-child").all_inner_texts()
+        text.strip(" ★")
+        for text in view.locator("#table tr:not([hidden]) td:first-child").all_inner_texts()
     ]
 
 
 def data_of(html: str) -> dict:
-    return json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
+    return json.loads(re.search(r'id="page">(.*?)</script>', html, re.DOTALL)[1])
 
 
 # ---- in the browser
 
 
-def test_every_panel_is_drawn_when_it_is_scrolled_to_and_not_before(sweep, opened):
+def test_every_figure_is_drawn_when_it_is_scrolled_to_and_not_before(sweep, opened):
     view = opened(sweep)
-    panels = view.locator("figure").evaluate_all("all => all.map(one => one.id)")
-    assert view.locator("figure .plot > *").count() < len(panels) / 2
-    for panel in panels:
-        show(view, panel)
-    assert view.locator(".note").count() == 1, "the guard, of which these runs have no numbers"
-    assert view.locator("figure .js-plotly-plot").count() == len(panels) - 2
+    assert view.locator("figure .js-plotly-plot").count() < len(figures(view)) / 2
+    for figure in figures(view):
+        show(view, figure)
+    lacking = view.locator("figure:has(.note)").evaluate_all("all => all.map(one => one.id)")
+    # Of these runs nothing has counted directions, and no unit of an untrained model fires.
+    assert set(lacking) <= {"guard", "encoding", "primitives", "unit"}
+    drawn = view.locator("figure .js-plotly-plot").count()
+    assert drawn == len(figures(view)) - len(lacking)
 
 
-def test_filters_take_runs_out_of_every_panel_and_of_the_table(view):
-    n_runs, cosine = 18, "#009E73"
+def test_filters_take_runs_out_of_every_figure_and_of_the_table(view):
+    n_runs, cosine = 18, SCHEDULE_COLOURS["cosine"]
     assert len(names(view)) == n_runs
-    show(view, "losses")
-    colours = {trace["line"].get("color") for trace in traces(view, "losses")} - {None}
-    assert cosine in colours
-    view.get_by_role("button", name="cosine").click()
+    assert cosine in colours(view, "val-loss")
+    view.get_by_role("button", name="cosine", exact=True).click()
     assert len(names(view)) == n_runs - 6
-    for panel in ("losses", "alpha-epochs", "self-similarity", "r-channels"):
-        show(view, panel)
-        assert cosine not in {trace["line"].get("color") for trace in traces(view, panel)}, panel
-    show(view, "sparsity-persistence")
-    points = traces(view, "sparsity-persistence")
-    assert sum(len(trace["x"]) for trace in points) == n_runs - 6
+    for figure in ("val-loss", "alpha-epochs", "self-similarity", "r-channels"):
+        assert cosine not in colours(view, figure), figure
+    assert len(traces(view, "sparsity-persistence")) == n_runs - 6
     view.get_by_role("group", name="seed").get_by_role("button", name="2").click()
-    assert len(names(view)) == 8
-    assert sum(len(trace["x"]) for trace in traces(view, "sparsity-persistence")) == 8
-    view.get_by_role("button", name="linear").dblclick()
+    assert len(names(view)) == len(traces(view, "sparsity-persistence")) == 8
+    # Means are of all seeds: without one of them every run is drawn.
+    assert {trace["meta"]["kind"] for trace in traces(view, "fvu")} == {"each"}
+    view.get_by_role("button", name="linear", exact=True).dblclick()
     assert len(names(view)) == 4
-    assert view.get_by_role("button", name="constant").get_attribute("aria-pressed") == "false"
+    pressed = view.get_by_role("button", name="constant", exact=True).get_attribute("aria-pressed")
+    assert pressed == "false"
 
 
 def test_all_filtered_out_says_so(view):
     for name in ("constant", "linear", "cosine"):
-        view.get_by_role("button", name=name).click()
+        view.get_by_role("button", name=name, exact=True).click()
     assert "the filters leave none" in view.locator("#table").inner_text()
-    assert "the filters leave none" in view.locator("#fvu-sparsity").inner_text()
 
 
 def test_lines_are_means_with_bands_or_every_run(view, sweep):
-    show(view, "fvu")
     drawn = traces(view, "fvu")
     bands = [trace for trace in drawn if trace.get("fill") == "toself"]
-    means = [trace for trace in drawn if "fill" not in trace]
+    means = [trace for trace in drawn if trace.get("fill") != "toself"]
     # A constant alpha knows no alpha_max: its runs are one setting, those of the others two each.
     assert (len(bands), len(means)) == (5, 5)
     members = [run for run in read_runs(sweep) if run.schedule == "constant"]
@@ -173,42 +182,41 @@ def test_lines_are_means_with_bands_or_every_run(view, sweep):
     assert len(traces(view, "fvu")) == 18
 
 
-def test_the_table_sorts_by_each_column_both_ways_with_the_best_first_at_the_start(view, sweep):
+def test_the_table_sorts_by_each_column_both_ways_with_the_best_first_at_the_start(sweep, opened):
+    view = opened(sweep)
     runs = read_runs(sweep)
     by_score = [run.name for run in sorted(runs, key=score)]
     assert names(view) == by_score
     view.get_by_role("button", name="score").click()
     assert names(view) == by_score[::-1]
-    view.get_by_role("button", name="run", exact=True).click()
+    view.locator("#table th button").first.click()
     assert names(view) == sorted(by_score)
-    head = view.locator("#table th").first
-    assert head.get_attribute("aria-sort") == "ascending"
+    assert view.locator("#table th").first.get_attribute("aria-sort") == "ascending"
 
 
-def test_a_row_that_is_clicked_is_edged_in_the_panels_and_shown_below(view, sweep):
-    show(view, "fvu")
+def test_a_row_that_is_clicked_is_bold_in_the_figures_and_shown_below(view, sweep):
     before = len(traces(view, "fvu"))
     row = view.locator("#table tbody tr").nth(4)
     name = row.locator("td").first.inner_text()
     row.click()
-    after = traces(view, "fvu")
-    assert len(after) == before + 2
-    assert after[-1]["meta"].startswith(f"<b>{name}</b>")
-    assert view.get_by_label("run", exact=True).locator("option:checked").inner_text()[:4] == name
-    show(view, "run-losses")
     (run,) = read_runs(sweep / "runs" / name)
+    after = traces(view, "fvu")
+    assert len(after) == before + 1
+    (bold,) = [trace for trace in after if trace["line"]["width"] == 5]
+    assert bold["name"].endswith(f", {name}")
+    assert bold["y"] == pytest.approx(run.column("val/fvu"), rel=1e-4)
+    assert view.locator("#choose-run").locator("option:checked").inner_text()[:4] == name
     assert traces(view, "run-losses")[1]["y"] == pytest.approx(run.column("val/loss"), rel=1e-4)
     show(view, "kernels")
-    assert "not in this page" in view.locator("#kernels").inner_text()
+    assert "is not shown in full" in view.locator("#kernels").inner_text()
 
 
 def test_the_fronts_on_the_page_are_those_of_the_analysis(view, sweep):
-    show(view, "fronts")
     rows = view.locator("#fronts tbody tr").all()
     found = {cells[0]: cells[1:] for cells in (row.locator("td").all_inner_texts() for row in rows)}
-    assert set(found) == {"constant", "linear", "cosine", "all that are shown"}
+    assert set(found) == {"constant", "linear", "cosine", "all runs"}
     for schedule, cells in found.items():
-        runs = [run for run in read_runs(sweep) if schedule in (run.schedule, "all that are shown")]
+        runs = [run for run in read_runs(sweep) if schedule in (run.schedule, "all runs")]
         costs = [(run.metrics["test/fvu"], 1 - run.metrics["test/sparsity"]) for run in runs]
         expected = [hypervolume(costs), *(fvu_at(costs, s) for s in (0.8, 0.9, 0.95))]
         shown = [float(cell.replace("–", "nan")) for cell in cells[1:]]
@@ -216,18 +224,61 @@ def test_the_fronts_on_the_page_are_those_of_the_analysis(view, sweep):
         assert cells[0] == str(len(runs))
 
 
-def test_the_fronts_of_the_page_have_the_hand_values(view):
-    for points, area in (
-        ([], 0),
-        ([(0.2, 0.3)], 0.56),
-        ([(0.2, 0.3), (0.5, 0.1)], 0.66),
-        ([(0.6, 0.4), (0.5, 0.1), (0.2, 0.3)], 0.66),
-        ([(1.2, 0.1)], 0),
-    ):
-        assert view.evaluate("points => hypervolume(points)", points) == pytest.approx(area)
-    at = "sparsity => fvuAt([[.6, .4], [.5, .1], [.2, .3]], sparsity)"
-    assert [view.evaluate(at, s) for s in (0.7, 0.8, 0.9)] == pytest.approx([0.2, 0.35, 0.5])
-    assert [view.evaluate(at, s) for s in (0.69, 0.91)] == [None, None]
+def test_on_paper_every_figure_is_drawn_on_white_and_fits(sweep, opened):
+    view = opened(sweep, color_scheme="dark")
+    view.evaluate("dispatchEvent(new Event('beforeprint'))")
+    places = view.locator("figure[data-figure] .plot")
+    assert places.evaluate_all("all => all.every(one => one.childElementCount)")
+    ink = "one => [one.getBoundingClientRect().right, getComputedStyle(one).color]"
+    assert {color for _, color in places.evaluate_all(f"all => all.map({ink})")} == {
+        "rgb(34, 40, 47)"
+    }
+    assert max(right for right, _ in places.evaluate_all(f"all => all.map({ink})")) <= 720
+    assert view.locator("nav").is_hidden()
+    view.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert view.locator("nav").is_visible()
+
+
+def test_in_the_dark_the_text_of_page_and_figures_is_light(sweep, opened):
+    view = opened(sweep, color_scheme="dark")
+    assert view.evaluate("getComputedStyle(document.body).color") == "rgb(228, 231, 234)"
+    show(view, "fvu")
+    fill = "getComputedStyle(document.querySelector('#fvu .xtick text')).fill"
+    assert view.evaluate(fill) == "rgb(228, 231, 234)"
+
+
+def test_a_telephone_scrolls_down_and_not_aside(sweep, opened):
+    view = opened(sweep, viewport={"width": 420, "height": 800})
+    for figure in figures(view):
+        show(view, figure)
+    assert view.evaluate("document.documentElement.scrollWidth") <= 420
+
+
+def test_the_keyboard_reaches_filters_headings_rows_and_figures(view):
+    view.keyboard.press("Tab")
+    view.evaluate("document.querySelector('button[data-value]').focus()")
+    view.keyboard.press("Space")
+    assert len(names(view)) == 12
+    view.keyboard.press("Space")
+    view.locator("#table tbody td button").nth(3).focus()
+    view.keyboard.press("Enter")
+    assert view.locator("#table tr.chosen").count() == 1
+    reached = "all => all.every(one => one.tabIndex === 0 && one.getAttribute('role') === 'img')"
+    assert view.locator("figure .plot").evaluate_all(reached)
+
+
+def test_figures_say_in_words_what_they_show(view):
+    show(view, "fvu")
+    said = view.locator("#fvu .plot").get_attribute("aria-label")
+    assert said.startswith("val fvu against epoch; constant: ")
+    assert "cosine, alpha_max 0.3: " in said
+
+
+def test_the_page_offers_no_upload(view):
+    show(view, "fvu")
+    buttons = view.locator("#fvu .modebar-btn").evaluate_all("all => all.map(b => b.dataset.title)")
+    assert len(buttons) == 4
+    assert not [title for title in buttons if re.search("cloud|edit|upload", title or "", re.I)]
 
 
 def test_what_files_say_is_text_and_never_code(tmp_path, opened):
@@ -238,10 +289,10 @@ def test_what_files_say_is_text_and_never_code(tmp_path, opened):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.json").write_text(json.dumps({"status": EVIL}))
     view = opened(tmp_path)
-    for panel in view.locator("figure").evaluate_all("all => all.map(one => one.id)"):
-        show(view, panel)
-    show(view, "losses")
-    view.locator("#losses .plot").hover()
+    for figure in figures(view):
+        show(view, figure)
+    show(view, "val-loss")
+    view.locator("#val-loss .plot").hover()
     assert EVIL in names(view)
     assert view.evaluate("window.hacked") is None
     assert view.locator("img").count() == 0
@@ -259,21 +310,22 @@ def test_whatever_is_missing_is_said_in_its_place(tmp_path, opened):
     view = opened(tmp_path)
     assert "validation split (not every run has a test split)" in view.inner_text("#summary")
     assert "3: 1 finished, 1 unfinished, 1 failed" in view.inner_text("#summary")
-    for panel, said in {
-        "self-similarity": "No run that is shown has a self-similarity curve",
-        "gain": "has a gain curve",
-        "lowpass": "has a lowpass curve",
-        "sparsity-persistence": "has measured its shift tolerance",
-        "reconstruction": "This run has no reconstructions",
-        "raster": "This run has no model, and so no encodings",
+    for figure, said in {
+        "self-similarity": "No run has the curve self_similarity",
+        "gain": "No run has the curve gain",
+        "lowpass": "No run has the curve lowpass",
+        "sparsity-persistence": "No run has both shift/persistence and val/sparsity",
+        "reconstruction": "This run has kept no reconstructions",
+        "encoding": "This run has no model, and so no encodings",
         "kernels": "This run has no model that can be loaded",
         "primitives": "This run has no model that can be loaded",
+        "unit": "This run has no model that can be loaded",
     }.items():
-        show(view, panel)
-        assert said in view.inner_text(f"#{panel}"), panel
-    view.get_by_label("run", exact=True).select_option("1")
+        show(view, figure)
+        assert said in view.inner_text(f"#{figure}"), figure
+    view.locator("#choose-run").select_option("1")
     show(view, "run-losses")
-    assert "has not finished an epoch" in view.inner_text("#run-losses")
+    assert "B has finished no epoch" in view.inner_text("#run-losses")
 
 
 def test_one_run_that_failed_at_once_still_has_a_page(tmp_path, opened):
@@ -286,8 +338,8 @@ def test_one_run_that_failed_at_once_still_has_a_page(tmp_path, opened):
     summary = view.inner_text("#summary")
     assert "failed before the end of its first epoch: train.py: error: no such tree" in summary
     assert "No run has ended well yet" in summary
-    for panel in view.locator("figure").evaluate_all("all => all.map(one => one.id)"):
-        show(view, panel)
+    for figure in figures(view):
+        show(view, figure)
     assert view.locator("figure .note").count() == view.locator("figure").count()
 
 
@@ -303,35 +355,52 @@ def test_numbers_of_two_hundred_runs_stay_small(tmp_path):
     assert len(html.encode()) < 15e6
 
 
-def test_colours_stand_for_schedules_and_are_the_same_in_every_report(sweep, tmp_path):
-    found = collect(read_runs(sweep))["series"]
-    assert found["knob"] == "schedule"
-    assert found["names"] == ["constant", "linear", "cosine"]
-    write_run(tmp_path / "a", "cosine", epochs=2)
-    assert collect(read_runs(tmp_path))["series"]["colours"] == [found["colours"][2]]
-
-
-def test_colours_stand_for_another_setting_when_there_is_one_schedule(tmp_path):
-    write_runs(tmp_path, schedules=("cosine",), alphas=(0.5, 0.3), seeds=(0, 1), epochs=2)
-    found = collect(read_runs(tmp_path))
-    assert found["series"]["knob"] == "alpha_max"
-    assert found["series"]["names"] == ["0.3", "0.5"]
-    assert [run["series"] for run in found["runs"]] == [1, 1, 0, 0]
-
-
-def test_the_best_run_and_the_best_of_other_colours_are_shown_in_full(sweep):
+def test_filters_are_the_knobs_that_vary_with_their_values_in_order(sweep):
     runs = read_runs(sweep)
-    found = collect(runs)
-    top = runs[found["best"]]
-    assert top.name == best(runs).name
-    assert len(found["details"]) == 3
-    detail = found["details"][found["best"]]
-    (utterance,) = detail["utterances"]
-    assert utterance["channels"] == (*ARTICULATORS, "pitch")
+    found = filters(runs)
+    assert {name: one["values"] for name, one in found.items()} == {
+        "schedule": ["constant", "cosine", "linear"],
+        "alpha_max": ["0.3", "0.5"],
+        "seed": ["0", "1", "2"],
+    }
+    for name, one in found.items():
+        values = [run.schedule if name == "schedule" else run.config[name] for run in runs]
+        assert [one["values"][i] for i in one["of"]] == list(map(str, values))
+
+
+def test_the_best_run_and_the_best_of_other_settings_are_shown_in_full(sweep):
+    runs = read_runs(sweep)
+    made, details = collect(runs)
+    top = best(runs)
+    assert len(details) == 4
+    assert list(details)[0] == runs.index(top)
     (kept,) = top.reconstructions()[6]
+    assert details[runs.index(top)]["utterances"] == [kept.name]
+    figure = made[f"reconstruction/{runs.index(top)}/0"]
+    assert "pitch Hz" in figure["text"]
     y = top.model()(top.model().mean.new_tensor(kept.truth.T[None])).y[0].detach()
-    assert utterance["prediction"][3] == pytest.approx(y[3].tolist(), rel=1e-2)
-    assert len(detail["primitives"]) == len(detail["units"]) <= 16
+    drawn = figure["figure"]["data"]
+    assert len(drawn) == 2 * len((*ARTICULATORS, "pitch"))
+    values = np.frombuffer(base64.b64decode(drawn[6]["y"]["bdata"]), drawn[6]["y"]["dtype"])
+    assert values == pytest.approx(y[3].numpy(), rel=1e-2, abs=1e-4)
+
+
+def test_the_page_begins_with_the_run_to_take_and_what_it_gives_up(tmp_path):
+    folder = write_run(tmp_path / "a", epochs=4)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics |= {"test/live_sparsity": 0.85, "shift/persistence_within": 0.95, "test/fvu": 0.04}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    answer = page(read_runs(folder), "t").partition("Which run to take</h2>")[2][:1500]
+    assert answer.startswith("<p><strong>a: cosine, epoch 4</strong>, with the lowest score")
+    assert "<b>0.04</b>fvu" in answer
+    assert "<b>0.85</b>zeros of live units<small>0.05 below 0.9</small>" in answer
+    assert "<b>0.95</b>persistence within<small>target 0.9, met</small>" in answer
+
+
+def test_every_figure_has_a_heading_and_a_caption_of_its_own():
+    shown = [one for _, found in SECTIONS.values() for one in found]
+    for part in ("name", "heading", "caption"):
+        assert len({getattr(one, part) for one in shown}) == len(shown)
 
 
 def test_the_program_says_where_the_page_is_and_what_loads_the_best_model(sweep, capsys):
@@ -354,9 +423,3 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path):
     assert done.returncode == 2
     assert "holds no run" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_without_plotly_the_way_to_get_it_is_said(sweep, monkeypatch):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(UserError, match="pip install -r requirements.txt"):
-        page(read_runs(sweep), "a sweep")

@@ -19,7 +19,7 @@ import numpy as np
 
 from emaae.data.features import FeatureFile
 from emaae.data.npz import MOST_BYTES, load_npz, too_large
-from emaae.system.errors import BadFile, UserError
+from emaae.system.errors import BadFile, UserError, extra
 
 # What upload_raw_array can write besides gzip and no compression. The name comes from the object's
 # metadata, and numcodecs also has a codec that unpickles, so no other name may reach it.
@@ -36,15 +36,10 @@ UPLOAD_AGAIN = "upload it again with cottoncandy's upload_raw_array"
 
 def open_bucket(name: str) -> Any:
     """The bucket `name`, boto3's resource. Raises UserError."""
-    try:
+    with extra("bucket"):
         import boto3
         from botocore.config import Config
         from botocore.exceptions import ClientError
-    except ImportError as error:
-        raise UserError(
-            f"reading from a bucket needs boto3, which is not installed ({error.name}): "
-            "pip install -r requirements-bucket.txt"
-        ) from error
     # About 15 s for an endpoint that is down, 30 s for one that accepts and says nothing.
     patience = Config(
         connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3}

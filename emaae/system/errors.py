@@ -29,6 +29,18 @@ class BadFile(UserError):
 
 
 @contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around the imports of an optional extra: without its packages, says how to install them."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"this needs {error.name or error}, which is not installed: pip install -r "
+            f"requirements-{name}.txt, or, where emaae is installed, pip install 'emaae[{name}]'"
+        ) from error
+
+
+@contextlib.contextmanager
 def speaking_plainly(program: str) -> Iterator[None]:
     """Turn a `UserError` into one line and exit status 2, and a warning into one line.
 

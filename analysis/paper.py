@@ -1,0 +1,211 @@
+"""Drawings on paper: matplotlib, in the widths of a journal's columns."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from analysis.colours import SIGNED, SILENCE_TO_PEAK, SOFT
+from analysis.drawing import Axis, Drawing, Image, Line, Panel, ranged
+from emaae.system.errors import UserError
+
+ONE, TWO = 3.5, 7.2  # columns of a journal, in inches: 89 and 183 mm
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "figure.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "savefig.dpi": 300,
+    # A run may be called anything.
+    "text.parse_math": False,
+    # Text as text, in fonts that journals take and editors can change.
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "emaae",
+}
+# The same runs give the same file, whenever it is drawn.
+UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+DASHES = {
+    "solid": "-",
+    "dash": "--",
+    "dot": ":",
+    "dashdot": "-.",
+    "longdash": (0, (9, 2)),
+    "longdashdot": (0, (5, 1, 1, 1, 1, 1)),
+}
+MARKERS = {
+    "circle": "o",
+    "square": "s",
+    "triangle-up": "^",
+    "diamond": "D",
+    "triangle-down": "v",
+    "star": "*",
+    "x": "X",
+    "cross": "P",
+    "triangle-right": ">",
+    "triangle-left": "<",
+    "hexagon": "h",
+}
+STEPS = {"vh": "steps-pre", "hv": "steps-post", "hvh": "steps-mid", "": "default"}
+MAPS = {
+    signed: LinearSegmentedColormap.from_list("", colours)
+    for signed, colours in ((True, SIGNED), (False, SILENCE_TO_PEAK))
+}
+
+
+def draw(drawing: Drawing, width: float = TWO, height: float = 2.5) -> Figure:
+    """The drawing as a figure; width in inches, height in inches of a row."""
+    rows, columns = len(drawing.rows), max(map(len, drawing.rows))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        ratios: dict[str, Any] = {
+            "width_ratios": drawing.widths,
+            "height_ratios": drawing.heights,
+            "sharex": "col" if drawing.share_x else False,
+        }
+        grid = figure.subplots(rows, columns, squeeze=False, **ratios)
+        for axes, panels in zip(grid, drawing.rows):
+            for place, panel in zip(axes, panels):
+                fill(place, ranged(panel))
+                if not drawing.legend and any(line.label for line in panel.lines):
+                    # Traces leave no room for one among them.
+                    outside = {"loc": "lower right", "bbox_to_anchor": (1, 0.97), "ncols": 2}
+                    place.legend(handlelength=1.6, **(outside if panel.notes else {}))
+            for empty in axes[len(panels) :]:
+                empty.set_visible(False)
+        if drawing.share_x:
+            for axes in grid[:-1].flat:
+                axes.tick_params(labelbottom=False)
+        if drawing.bar:
+            shown = next(image for axes in grid.flat for image in axes.images)
+            bar = figure.colorbar(shown, ax=list(grid.flat), shrink=0.5, aspect=30, pad=0.01)
+            bar.set_label(drawing.bar)
+        if drawing.title:
+            figure.suptitle(drawing.title)
+        below = _legend(figure, width) if drawing.legend else 0.0
+        figure.set_size_inches(width, height * rows + below)
+    return figure
+
+
+def fill(axes: Axes, panel: Panel) -> None:
+    """Draw a panel on axes."""
+    for item in panel.items:
+        if isinstance(item, Image):
+            _image(axes, item)
+        elif item.kind != "each":
+            _line(axes, item)
+    for level in panel.levels:
+        axes.axhline(level, color=SOFT, lw=0.6, ls=":", zorder=0)
+    for mark in panel.marks:
+        axes.axvline(mark, color=SOFT, lw=0.6, ls=":", zorder=0)
+    sides: tuple[tuple[Literal["x", "y"], Axis], ...] = (("x", panel.x), ("y", panel.y))
+    for name, axis in sides:
+        limits = axis.range
+        axes.set(**{f"{name}label": axis.label})
+        if axis.log:
+            axes.set(**{f"{name}scale": "log"})
+            getattr(axes, f"{name}axis").set_minor_locator(matplotlib.ticker.NullLocator())
+        bounds = getattr(axes, f"get_{name}lim")()
+        if axis.ticks is not None:
+            axes.set(**{f"{name}ticks": [at for at, _ in axis.ticks]})
+            axes.set(**{f"{name}ticklabels": [text for _, text in axis.ticks]})
+        if axis.whole:
+            axes.locator_params(axis=name, integer=True)
+        values = [new if new is not None else old for new, old in zip(limits, bounds)]
+        if not axis.log or values[0] > 0:
+            axes.set(**{f"{name}lim": values})
+    images = any(isinstance(item, Image) for item in panel.items)
+    if images:
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(True)
+        if panel.y.ticks:
+            axes.tick_params(labelsize=5, length=1.5)
+    if panel.y.ticks == ():
+        axes.spines["left"].set_visible(False)
+    for height, text in panel.notes:
+        axes.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), va="center")
+    if panel.equal:
+        axes.set_aspect("equal")
+        axes.axis("off")
+    if panel.note:
+        axes.annotate(panel.note, (0.5, 0.5), xycoords="axes fraction", ha="center", color=SOFT)
+    if panel.title:
+        axes.set_title(panel.title, loc="left", fontsize=6 if images and panel.y.ticks else 8)
+    if panel.above:
+        label, scale = panel.above
+        both = (lambda c: np.multiply(c, scale), lambda hz: np.divide(hz, scale))
+        axes.secondary_xaxis("top", functions=both).set_xlabel(label)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure in the format of the path's suffix: pdf, svg or png. Raises UserError."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(path, metadata=UNDATED[path.suffix[1:]])
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _line(axes: Axes, line: Line) -> None:
+    look, x, y = line.look, np.asarray(line.x), np.asarray(line.y)
+    style: dict[str, Any] = {
+        "color": look.color,
+        "alpha": line.opacity,
+        "label": line.label or None,
+    }
+    if line.points or line.markers:
+        style |= {"marker": MARKERS[look.marker], "ms": line.size if line.points else 3.5}
+        style |= {"mfc": "none"} if line.open else {"mew": 0}
+        if not line.points:
+            style["markevery"] = max(1, math.ceil(len(x) / 8))
+    style["ls"] = "none" if line.points else DASHES[look.dash]
+    axes.plot(x, y, lw=line.width, drawstyle=STEPS[line.step], **style)
+    if line.low is not None and line.high is not None:
+        if line.points:
+            axes.vlines(x, line.low, line.high, color=look.color, lw=1, alpha=0.6)
+        else:
+            step = {"vh": "pre", "hv": "post", "hvh": "mid"}.get(line.step)
+            band: dict[str, Any] = {"color": look.color, "alpha": 0.18, "lw": 0, "step": step}
+            axes.fill_between(x, line.low, line.high, **band)
+
+
+def _image(axes: Axes, image: Image) -> None:
+    axes.imshow(
+        image.z,
+        cmap=MAPS[image.signed],
+        vmin=-image.most if image.signed else 0,
+        vmax=image.most,
+        aspect="auto",
+        extent=(*image.x, *image.y),
+        interpolation="nearest",
+        origin="lower",
+    )
+
+
+def _legend(figure: Figure, width: float) -> float:
+    """One legend of all axes below them; returns the inches that it takes."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            entries.setdefault(label, handle)
+    if len(entries) < 2:
+        return 0.0
+    # About .05 inches a letter at 7 points, and .45 for the line beside it.
+    columns = max(1, int(width / (0.45 + 0.05 * max(map(len, entries)))))
+    columns = min(columns, len(entries))
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns)
+    return 0.17 * math.ceil(len(entries) / columns)
