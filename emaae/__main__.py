@@ -147,14 +147,17 @@ def encode(args: argparse.Namespace) -> None:
     """Write the encodings of all utterances of a feature tree or a bucket; again to go on."""
     from pathlib import Path
 
-    from emaae.corpus.encode import encode_tree, opened
+    from emaae.corpus.encode import encode_tree, opened, upload_tree
     from emaae.data import listed
 
     listing = listed(args.features, args.recursive, args.bucket)
     skip = args.on_bad_file == "skip"
     with opened(args.model, args.device or "auto") as (model, made_by):
         done = encode_tree(model, listing, Path(args.out), args.format, made_by, skip_broken=skip)
-    print(done.summary(args.out))
+        print(done.summary(args.out))
+        if args.upload:
+            n_new = upload_tree(Path(args.out), args.upload, model.inner_size)
+            print(f"{args.upload}: {n_new} utterances uploaded")
 
 
 def decode(args: argparse.Namespace) -> None:
@@ -311,6 +314,11 @@ def main(argv: list[str] | None = None) -> int:
         choices=FORMS,
         default=FORMS[0],
         help="arrays of these numbers, or a CSR matrix for scipy.sparse.load_npz",
+    )
+    verb.add_argument(
+        "--upload",
+        metavar="s3://BUCKET/PREFIX",
+        help="put them into a bucket too, as arrays that cottoncandy downloads",
     )
     add_knobs(verb, "recursive", "bucket", "on_bad_file", "device")
 

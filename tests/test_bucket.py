@@ -17,14 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import speech
+from conftest import speech, write_tree
+from scipy.sparse import load_npz
 
 from emaae.__main__ import main
 from emaae.config import Config
+from emaae.corpus.encode import upload_tree
 from emaae.data import load_splits
-from emaae.data.bucket import list_features, open_bucket, read_array
+from emaae.data.bucket import list_features, open_bucket, read_array, write_array
 from emaae.data.features import find_features, frame_times, read_features
-from emaae.models import CNNAutoEncoder
+from emaae.models import CNNAutoEncoder, build_model
 from emaae.runs import checkpoint
 from emaae.system.errors import UserError
 
@@ -586,3 +588,42 @@ def test_a_mistake_with_a_bucket_is_one_line_of_a_verb(
     with pytest.raises(UserError, match=message) as caught:
         main([verb, f"--model={model}", *given])
     one_line(caught)
+
+
+# ---- encodings into a bucket
+
+
+def test_what_is_written_is_what_cottoncandy_downloads(cc, handle):
+    for array in (X, np.asfortranarray(X), X[:, 0].astype("<f8"), np.float16(X)):
+        assert write_array(handle, "out/x", array, f"{array.dtype}{array.shape}{id(array)}")
+        back = cc.download_raw_array("out/x")
+        assert back.dtype == array.dtype
+        np.testing.assert_array_equal(back, array)
+        np.testing.assert_array_equal(read_array(handle, "out/x"), array)
+
+
+def test_encodings_go_into_a_bucket_once(cc, handle, tmp_path, capsys):
+    write_tree(tmp_path / "features", {"s/a": 30, "s/b": 30})
+    torch.manual_seed(0)
+    model = build_model(inner_size=8, n_encoder=2, n_decoder=2)
+    checkpoint.save(tmp_path / "best.pth", model.state_dict())
+    checkpoint.write_json(tmp_path / "model_config.json", model.architecture())
+    command = ["encode", "--model", str(tmp_path / "best.pth"), "--recursive", "--format", "sparse"]
+    command += ["--features", str(tmp_path / "features"), "--out", str(tmp_path / "z")]
+    for n_new in (2, 0):
+        assert main([*command, "--upload", "s3://speech/z/v1"]) == 0
+        assert f"s3://speech/z/v1: {n_new} utterances uploaded" in capsys.readouterr().out
+    for name in ("s/a", "s/b"):
+        z = cc.download_raw_array(f"z/v1/{name}")
+        assert z.shape == (30, 8)
+        assert z.dtype == np.float32
+        np.testing.assert_array_equal(z, load_npz(tmp_path / "z" / f"{name}.npz").toarray())
+        times = cc.download_raw_array(f"z/v1/{name}_times")
+        with np.load(tmp_path / "z" / f"{name}_times.npz") as kept:
+            np.testing.assert_array_equal(times, kept["times"])
+
+
+@pytest.mark.parametrize("where", ["speech/z", "s3://", "gs://speech/z"])
+def test_where_encodings_go_is_a_bucket(tmp_path, where):
+    with pytest.raises(UserError, match=f"must be s3://BUCKET or s3://BUCKET/PREFIX, got {where}"):
+        upload_tree(tmp_path, where, 8)

@@ -63,6 +63,13 @@ def test_a_model_loads_in_three_lines(project, monkeypatch):
     assert names["z"].shape == (2, 16, 40)
 
 
+def test_a_figure_of_a_notebook_is_put_together_as_the_page_says(project, monkeypatch):
+    (snippet,) = blocks(ROOT / "docs" / "analysis.md", "python")
+    monkeypatch.chdir(project)
+    exec(snippet, {})
+    assert (project / "runs/demo/figures/mine.pdf").stat().st_size > 5_000
+
+
 def test_every_schedule_is_in_the_table():
     text = TEXT["training"]
     table = text[text.index("## Alpha") : text.index("## Many GPUs")]
@@ -86,7 +93,7 @@ def test_every_flag_that_is_named_exists():
     known |= {"format", "only", "utterance", "audio_dir", "batch_s", "no"}
     known |= {"standalone", "nproc_per_node", "model", "features", "encodings", "json"}
     known |= {"data", "like", "at", "resamples", "weights", "where", "baselines", "probe"}
-    known |= {"reference", "copies_once", "index"}
+    known |= {"reference", "copies_once", "index", "upload"}
     for flag in re.findall(r"--([a-z_]+)", "".join(TEXT.values())):
         assert flag in known, flag
 

@@ -240,6 +240,31 @@ def encode_tree(
     return Written(written, kept, broken or {})
 
 
+def upload_tree(out: Path, where: str, n_units: int) -> int:
+    """Put a tree of encodings into a bucket as cottoncandy's raw arrays; returns how many were new.
+
+    where: s3://BUCKET or s3://BUCKET/PREFIX. PREFIX/103/1240/103-1240-0000 is an encoding
+    (T, n_units) float32, whatever the form of the tree, and ..._times its times (T, 2). Arrays that
+    are there already, of the same state, are left. Raises UserError.
+    """
+    from emaae.data.bucket import open_bucket, write_array
+
+    scheme, _, place = where.partition("://")
+    name, _, prefix = place.strip("/").partition("/")
+    if scheme != "s3" or not name:
+        raise UserError(f"--upload must be s3://BUCKET or s3://BUCKET/PREFIX, got {where}")
+    bucket = open_bucket(name)
+    n_new = 0
+    for file in progress(find_features(str(out), recursive=True), "uploading", unit="utterances"):
+        state = encodings.made_from(Path(file.path)) or ""
+        key = f"{prefix}/{file.identity}".strip("/")
+        z = encodings.read_encoding(file.path, n_units)
+        times = frame_times(len(z), read_times(file.path))
+        write_array(bucket, f"{key}_times", times, state)
+        n_new += write_array(bucket, key, z, state)
+    return n_new
+
+
 def decode_tree(
     model: CNNAutoEncoder, root: str, out: Path, made_by: Mapping[str, Any], *, recursive: bool
 ) -> Written:

@@ -1,4 +1,4 @@
-"""Features from an S3 bucket, as cottoncandy's `upload_raw_array` or as .npz.
+"""Arrays in S3 buckets, laid out as cottoncandy's `upload_raw_array` does; reads .npz too.
 
 Credentials and endpoint are those of every other S3 program: AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_ENDPOINT_URL, ... Keys and passwords
@@ -7,6 +7,8 @@ appear in no message.
 
 import bz2
 import contextlib
+import gzip
+import hashlib
 import io
 import math
 import os
@@ -124,6 +126,23 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
     if key.endswith(".npz"):
         return load_npz(io.BytesIO(content), where, of)
     return _raw_array(content, answer["Metadata"], where)
+
+
+def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bool:
+    """Write an array as upload_raw_array does; returns whether it was not there yet. UserError.
+
+    state: of what the array was made from, kept as metadata; an object of the same state is left.
+    """
+    digest = hashlib.sha256(state.encode()).hexdigest()
+    shape = ",".join(map(str, array.shape))
+    metadata = {"dtype": array.dtype.str, "shape": shape, "compression": "gzip", "order": "C"}
+    with _explained(f"s3://{bucket.name}/{key}"):
+        found = {item.key for item in bucket.objects.filter(Prefix=key, MaxKeys=1)}
+        if key in found and bucket.Object(key).metadata.get("state") == digest:
+            return False
+        content = gzip.compress(array.tobytes(), mtime=0)
+        bucket.Object(key).put(Body=content, Metadata=metadata | {"state": digest})
+    return True
 
 
 def _identity(name: str) -> str | None:
@@ -303,8 +322,9 @@ def _explained(where: str) -> Iterator[None]:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
             raise UserError(_no_answer(where, code)) from error
         raise UserError(
-            f"{where} was refused by {endpoint()} ({code}), expected credentials that may list "
-            "and read it: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION"
+            f"{where} was refused by {endpoint()} ({code}), expected credentials that may list, "
+            "read it, and write it for --upload: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+            "and AWS_DEFAULT_REGION"
         ) from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
         raise UserError(
