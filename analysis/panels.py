@@ -239,8 +239,8 @@ def lowpass(runs: Sequence[Run]) -> Panel:
 def articulators(runs: Sequence[Run]) -> Panel:
     """Pearson r of every channel: mean of the seeds of a setting, and their range."""
     prefix = f"{split_of(runs)}/r/"
-    keys = dict.fromkeys(k for run in runs for k in (*run.selected, *run.metrics))
-    channels = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+    measured = {key for run in runs for key in (*run.selected, *run.metrics)}
+    channels = [name for name in CHANNELS if prefix + name in measured]
     if not channels:
         raise Missing("no run has measured the channels of selected weights")
     members = groups(runs)
