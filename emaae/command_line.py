@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -157,6 +158,40 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     return read_knobs(path, read_json(path), KNOBS) | values
 
 
+# Of later versions of the original project, whose arithmetic is another: normalisation after the
+# convolution, an encoding that does not end in a ReLU, kernels of other sizes.
+LATER = (
+    *("batchnorm_first", "final_tanh", "initial_ekernel", "initial_dkernel"),
+    *("exclude_final_norm", "exclude_all_norm"),
+)
+ORIGINAL = ("learning_rate", "lr", "input_dim", "patience")
+
+
+def _check_original(path: str | Path, found: Mapping[str, Any], *, asked: bool) -> None:
+    """A model_config.json without `norm` is the original project's, of one version or another."""
+    later = [name for name in LATER if name in found]
+    if later:
+        raise UserError(
+            f"{path} says {', '.join(later)}: it is of a later version of the original project, "
+            "whose models compute something else (their encodings can be negative), and which "
+            "this program does not compute; use that version, or train anew"
+        )
+    unknown = [name for name in found if name not in KNOBS and name not in ORIGINAL]
+    if unknown:
+        raise UserError(
+            f"{path} says {', '.join(unknown)}, which this program does not know: if that does "
+            "not change what the model computes, take it out of the file"
+        )
+    if "patience" in found and not asked:
+        warnings.warn(
+            f"{path} does not say where its model has batch normalisation: read as before each "
+            "convolution, with a ReLU at the end, as in the first versions of the original "
+            'project. If that is so, write "norm": "original" into it; if it comes after, "batch" '
+            "(or give --norm)",
+            stacklevel=2,
+        )
+
+
 def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in the architecture from a model_config.json; explicit values must agree.
 
@@ -174,7 +209,7 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
     # Models of before have no word for it.
     architecture.setdefault("activation", "relu")
     if "norm" not in found:
-        # The original project had one architecture, and no word for it.
+        _check_original(path, found, asked="norm" in values)
         architecture["norm"] = values.get("norm", "original")
     input_dim = found.get("input_dim")
     if input_dim is not None:

@@ -274,3 +274,95 @@ def test_an_entry_that_the_original_does_not_have_is_refused(tmp_path):
     save(weights, state | {"model.encoder.block9.conv.weight": torch.zeros(1)})
     with pytest.raises(UserError, match=r"has the entry encoder.9.conv.weight"):
         load_model(tmp_path)
+
+
+# ---- what only looks like it
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """The files of a model of the original project, and its model_config.json."""
+    model = stirred(CNNAutoEncoder(inner_size=16, n_encoder=2, n_decoder=2, norm="original"))
+    export_original(model, tmp_path, {})
+    (weights,) = tmp_path.glob("*.pth")
+    return weights, json.loads((tmp_path / "model_config.json").read_text())
+
+
+def say(theirs, **more):
+    weights, config = theirs
+    write_json(weights.parent / "model_config.json", config | more)
+    return weights
+
+
+@pytest.mark.parametrize("name", command_line.LATER)
+def test_a_model_of_a_later_version_of_the_original_is_refused_by_what_it_says(theirs, name):
+    with pytest.raises(UserError, match=f"says {name}: it is of a later version"):
+        load_model(say(theirs, **{name: True}))
+
+
+def test_what_a_foreign_model_config_says_and_we_do_not_know_is_named(theirs):
+    with pytest.raises(UserError, match="says dilation, strides, which this program does not know"):
+        load_model(say(theirs, dilation=2, strides=[1, 2]))
+
+
+def test_where_batch_normalisation_stands_is_asked_when_a_file_leaves_it_open(theirs, recwarn):
+    load_model(say(theirs))
+    assert not recwarn
+    with pytest.warns(UserWarning, match='write "norm": "original" into it.*"batch"'):
+        load_model(say(theirs, patience=20))
+    recwarn.clear()
+    assert load_model(say(theirs, patience=20, norm="original")).norm == "original"
+    assert not recwarn
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model_state_dict": state},
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+    ],
+)
+@pytest.mark.parametrize("norm", ["original", "none"])
+def test_what_trainers_put_around_weights_is_taken_off(tmp_path, wrap, norm):
+    model = stirred(CNNAutoEncoder(inner_size=16, n_encoder=2, n_decoder=2, norm=norm))
+    if norm == "original":
+        export_original(model, tmp_path, {})
+    else:
+        save(tmp_path / "best.pth", model.state_dict())
+        write_json(tmp_path / "model_config.json", model.architecture())
+    (weights,) = tmp_path.glob("*.pth")
+    x = torch.randn(1, 13, 20)
+    expected = load_model(weights).encode(x)
+    save(weights, wrap(torch.load(weights, weights_only=True)))
+    assert torch.equal(load_model(weights).encode(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        (b"\x80\x02}q\x00.", "a pickle, perhaps a checkpoint of PyTorch before 1.6"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"<!doctype html><html>", "a page of HTML"),
+        (b"\x1f\x8b\x08\x00", "compressed by gzip"),
+        (b"\x10\0\0\0\0\0\0\0{}              ", "a file of safetensors"),
+        (b"", "empty"),
+        (b"something else", "not a readable checkpoint"),
+    ],
+)
+def test_files_of_other_kinds_are_told_apart(theirs, content, says):
+    weights, _ = theirs
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=f"is {says}"):
+        load_model(weights)
+
+
+def test_pytorchs_old_form_is_told_from_a_broken_file(theirs):
+    weights, _ = theirs
+    state = torch.load(weights, weights_only=True)
+    torch.save(state, weights, _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match="a pickle, perhaps a checkpoint of PyTorch before 1.6"):
+        load_model(weights)

@@ -127,6 +127,7 @@ def load(
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     with file:
         try:
+            _check_kind(file, path)
             _check_archive(file, path)
             content = torch.load(file, map_location=device, weights_only=True)
         except UserError:
@@ -144,6 +145,30 @@ def load(
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}: expected a state_dict")
     return content
+
+
+# How files begin that are taken for checkpoints, and what they are.
+KINDS = {
+    b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` gets the file itself",
+    b"\x80": "a pickle, perhaps a checkpoint of PyTorch before 1.6: load it where it was made, and "
+    "save its state_dict again by torch.save",
+    b"\x89HDF": "an HDF5 file, as Keras writes its models: expected a checkpoint of PyTorch",
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"<": "a page of HTML or XML, such as a download that failed: get the file itself",
+}
+EMPTY = "empty: copy it again"
+
+
+def _check_kind(file: BinaryIO, path: str | Path) -> None:
+    """Refuse a file that is of another kind, and say which."""
+    head = file.read(32)
+    file.seek(0)
+    if head[8:9] == b"{":  # after the length of its list of tensors
+        raise BadFile(f"{path} is a file of safetensors: expected one that torch.save wrote")
+    kinds = [words for start, words in KINDS.items() if start and head.startswith(start)]
+    kind = kinds[0] if kinds else "" if head else EMPTY
+    if kind:
+        raise BadFile(f"{path} is {kind}")
 
 
 def _check_archive(file: BinaryIO, path: str | Path) -> None:
@@ -191,7 +216,7 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
         raise UserError(
             f"{path} holds the whole state of a run, not weights alone: use the best.pth beside it"
         )
-    found = original.renamed(found, model.input_dim)
+    found = original.renamed(unwrapped(found), model.input_dim)
     for name, tensor in expected.items():
         if name not in found:
             raise UserError(
@@ -226,6 +251,21 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
     if next(model.parameters()).is_meta:
         model.to_empty(device="cpu")
     model.load_state_dict(found)
+
+
+def unwrapped(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A state_dict without what trainers put around it.
+
+    A dictionary with other things beside it under `state_dict` or `model_state_dict`, and names
+    that begin with `module.` (DataParallel) or `_orig_mod.` (torch.compile).
+    """
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(found.get(key), dict):
+            found = found[key]
+    for prefix in ("module.", "_orig_mod.") * 2:  # either may be outside
+        if found and all(isinstance(name, str) and name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return dict(found)
 
 
 def export_original(model: CNNAutoEncoder, out: Path, settings: Mapping[str, Any]) -> Path:
