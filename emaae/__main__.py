@@ -50,7 +50,7 @@ def check(args: argparse.Namespace) -> int:
     """Say what is wrong with feature trees; exit status 0 fine, 1 warnings alone, 2 errors."""
     from emaae.data import check
 
-    trees = check.check(args.dirs, args.recursive)
+    trees = check.check(args.dirs, args.recursive, args.keep_loudness)
     print("\n".join(check.report(trees)))
     return check.exit_status(trees)
 
@@ -240,6 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     verb = add(check, "check")
     verb.add_argument("dirs", nargs="+", metavar="DIR", help="a feature tree, such as a split")
     verb.add_argument("--recursive", action="store_true", help="read sub-directories too")
+    verb.add_argument("--keep_loudness", action="store_true", help="runs are to read column 12")
 
     verb = add(extract, "extract")
     verb.add_argument(

@@ -12,6 +12,7 @@ from emaae import command_line
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.runs.checkpoint import load_weights
 from emaae.system.errors import UserError
+from emaae.system.files import is_data
 from emaae.tracking.models import pull
 
 
@@ -52,7 +53,7 @@ def model_file(ref: str | os.PathLike) -> Iterator[Path]:
 
 
 def _only(paths: Iterable[Path]) -> list[Path]:
-    found = list(paths)
+    found = [path for path in paths if is_data(path.name)]
     return found if len(found) == 1 else []
 
 

@@ -93,7 +93,7 @@ WRONG = {
     "columns": lambda tree: write(tree, "bad", utterance(9)[:, :13]),
     "numbers": changed(lambda x: x.__setitem__((5, 3), np.nan)),
     "name": lambda tree: write(tree, "bad\nname", utterance(9)),
-    "loudness": changed(lambda x: x.__setitem__((slice(None), 12), -x[:, 12])),
+    "unused": changed(lambda x: x.__setitem__((slice(None), 12), -x[:, 12])),
     "rate": timed(FAST),
     "sign": forwards,
     "scale": changed(lambda x: x.__imul__(np.float32([30] * 12 + [1, 1]))),
@@ -123,7 +123,14 @@ def test_what_is_wrong_with_a_tree_is_found_and_nothing_else(tree, kind):
 
 
 def test_every_kind_of_finding_has_a_test():
-    assert {*WRONG, *IN_TWO} == {*ERRORS, *WARNINGS}
+    assert {*WRONG, *IN_TWO, "loudness"} == {*ERRORS, *WARNINGS}
+
+
+def test_negative_loudness_is_an_error_for_runs_that_read_it(tree):
+    WRONG["unused"](tree)
+    trees = check([tree], True, keep_loudness=True)
+    assert exit_status(trees) == 2
+    assert next(report(trees)).startswith("error (1): utterances with negative loudness")
 
 
 def test_times_of_each_frame_are_fine_and_tell_the_rate(tree):

@@ -6,21 +6,29 @@ import pickle
 import time
 import tracemalloc
 import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
 
 import hostile
 import numpy as np
 import pytest
-from conftest import speech, write_tree
+from conftest import program, small_run, speech, write_tree
 
 from emaae.config import Config
-from emaae.data import load_splits, reading
-from emaae.data.features import check_identity, find_features, read_features
+from emaae.corpus import extract
+from emaae.data import bucket, load_splits, reading
+from emaae.data.features import check_identity, find_features, read_features, read_times
 from emaae.system.errors import BadFile, UserError
 
 
 @pytest.fixture
 def features() -> np.ndarray:
     return speech(30, seed=5)
+
+
+def write(path, features) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, features=features)
 
 
 def names(root, recursive) -> list[str]:
@@ -58,6 +66,80 @@ def test_other_files_beside_the_features_are_ignored(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "._x.npz").write_bytes(b"left behind by a file manager")
     assert names(tmp_path, True) == ["x"]
+
+
+# Each name is left out of every listing, or is data in each.
+NAMES = {
+    "a": True,
+    "._a": False,
+    ".hidden/a": False,
+    "b/.Trash-1000/files/a": False,
+    "__MACOSX/a": False,
+    "$RECYCLE.BIN/a": False,
+    "lost+found/a": False,
+    "c/@eaDir/a": False,
+    "d/e.f/a": True,
+    "ä/ö": True,
+}
+
+
+def test_every_listing_goes_by_one_rule_of_what_is_data(tmp_path, features):
+    for name in NAMES:
+        for suffix in (".npz", ".WAV"):
+            path = tmp_path / f"{name}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, features)
+    data = sorted(name for name, is_data in NAMES.items() if is_data)
+    assert [file.identity for file in find_features(tmp_path, recursive=True)] == data
+    assert [audio.identity for audio in extract._find(tmp_path, {})] == data
+
+    class Bucket:
+        name = "b"
+        objects = SimpleNamespace(
+            filter=lambda **query: [
+                SimpleNamespace(key=f"x/{name}", size=1, e_tag="") for name in NAMES
+            ]
+        )
+
+    pytest.importorskip("boto3")
+    assert [file.identity for file in bucket.list_features(Bucket, "x", True)] == data
+
+
+def test_the_suffix_may_be_in_capitals(tmp_path, features):
+    write(tmp_path / "A.NPZ", features)
+    np.savez(open(tmp_path / "A_times.NPZ", "wb"), times=np.zeros((len(features), 2)))  # noqa: SIM115
+    (file,) = find_features(tmp_path, recursive=False)
+    assert file.identity == "A"
+    assert np.array_equal(read_features(file.path), features)
+    assert read_times(file.path).shape == (len(features), 2)
+    write(tmp_path / "A.npz", features)
+    with pytest.raises(UserError, match="would be the same utterance, A: rename or remove one"):
+        find_features(tmp_path, recursive=False)
+
+
+def test_a_link_that_leads_nowhere_is_the_fault_of_that_file(tmp_path, features):
+    write(tmp_path / "a.npz", features)
+    (tmp_path / "b.npz").symlink_to(tmp_path / "gone.npz")
+    config = Config(train_dir=str(tmp_path), cache_dir="none")
+    with pytest.raises(BadFile, match=r"b.npz cannot be read: No such file"):
+        load_splits(config)
+    with pytest.warns(UserWarning, match="left out 1 of 2 files, which are broken: b"):
+        (train,) = load_splits(replace(config, on_bad_file="skip")).values()
+    assert len(train) == 1
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.npz", b"x" * 251 + b".npz", "\u202e.npz".encode()])
+def test_names_of_any_length_or_encoding_end_in_a_line(tmp_path, features, name):
+    trees = {"train": write_tree(tmp_path / "t", {"a": 30, "b": 30}), "val": tmp_path / "v"}
+    write_tree(tmp_path / "v", {"c": 30})
+    os.rename(tmp_path / "v" / "c.npz", os.fsencode(tmp_path / "v") + b"/" + name)
+    done = program("train.py", *small_run(trees, tmp_path / "runs"))
+    checked = program("-m", "emaae", "check", str(tmp_path / "v"))
+    assert "Traceback" not in done.stderr + checked.stderr
+    assert done.returncode in (0, 2), done.stderr
+    if len(name) < 200:
+        assert "must have no control characters" in done.stderr
+        assert checked.returncode == 2
 
 
 def test_times_may_be_missing(tmp_path, features):

@@ -169,8 +169,7 @@ def _find(root: str | Path, broken: dict[str, str]) -> list[Audio]:
 
 
 def _is_audio(name: str) -> bool:
-    # Names with a leading dot are left behind by file managers.
-    return name.lower().endswith(SUFFIXES) and name[0] != "."
+    return name.lower().endswith(SUFFIXES)
 
 
 def _is_there(out: Path, identity: str) -> bool:

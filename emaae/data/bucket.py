@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from emaae.data.features import FeatureFile
+from emaae.data.features import FeatureFile, times_beside
 from emaae.data.npz import MOST_BYTES, load_npz, too_large
 from emaae.system.errors import BadFile, UserError, extra
+from emaae.system.files import is_data
 
 # What upload_raw_array can write besides gzip and no compression. The name comes from the object's
 # metadata, and numcodecs also has a codec that unpickles, so no other name may reach it.
@@ -31,7 +32,7 @@ NUMCODECS = ("zstd", "lz4")
 NUMBER = re.compile(r"[<>|=]?[fiub]\d+")
 
 # A suffix starts with a letter, so that `rate_1.2` is a name and `x_config.json` is not.
-OTHER_FILE = re.compile(r"^\.|\.[A-Za-z][A-Za-z0-9]*$")
+OTHER_FILE = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
 
 UPLOAD_AGAIN = "upload it again with cottoncandy's upload_raw_array"
 
@@ -62,7 +63,8 @@ def list_features(bucket: Any, prefix: str, recursive: bool) -> list[FeatureFile
     """The features under `prefix`, sorted; their path is the key, their stamp (bytes, ETag).
 
     The identity is the key relative to the prefix, without `.npz`. `recursive` looks into
-    folders too. Times (`<name>_times`) and files of other kinds are left out. Raises UserError.
+    folders too. Times (`<name>_times`), files of other kinds, and what `is_data` does not take are
+    left out. Raises UserError.
     """
     folder = _folder(prefix)
     where = f"s3://{bucket.name}/{folder}"
@@ -88,12 +90,20 @@ def list_features(bucket: Any, prefix: str, recursive: bool) -> list[FeatureFile
 def list_times(bucket: Any, prefix: str, recursive: bool) -> frozenset[str]:
     """The keys of the times under `prefix`. Raises UserError."""
     keys = _listed(bucket, _folder(prefix), recursive)
-    return frozenset(key for key in keys if key.removesuffix(".npz").endswith("_times"))
+    return frozenset(key for key in keys if _stem(key).endswith("_times"))
 
 
 def times_key(key: str) -> str:
     """Where the times of the features in the object `key` are, if there are any."""
-    return f"{key.removesuffix('.npz')}_times{'.npz' * key.endswith('.npz')}"
+    return times_beside(key) if _is_npz(key) else f"{key}_times"
+
+
+def _is_npz(key: str) -> bool:
+    return key.lower().endswith(".npz")
+
+
+def _stem(key: str) -> str:
+    return key[: -len(".npz")] if _is_npz(key) else key
 
 
 def _folder(prefix: str) -> str:
@@ -123,7 +133,7 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
         content = answer["Body"].read()
     if etag is not None and answer["ETag"] != etag:
         raise UserError(f"{where} has changed since it was listed: start again")
-    if key.endswith(".npz"):
+    if _is_npz(key):
         return load_npz(io.BytesIO(content), where, of)
     return _raw_array(content, answer["Metadata"], where)
 
@@ -147,11 +157,10 @@ def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bo
 
 def _identity(name: str) -> str | None:
     """The utterance that the object `name` holds the features of, or None."""
-    identity = name.removesuffix(".npz")
+    identity = _stem(name)
     last = identity.rpartition("/")[2]
-    if last == "" or last.endswith("_times"):
-        return None
-    if identity == name and OTHER_FILE.search(last):
+    other = identity == name and OTHER_FILE.search(last)
+    if last == "" or last.endswith("_times") or other or not is_data(name):
         return None
     return identity
 

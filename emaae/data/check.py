@@ -21,6 +21,7 @@ from emaae.data.features import (
     check_features,
     check_identity,
     find_features,
+    read_times,
 )
 from emaae.data.npz import MOST_BYTES, load_npz
 from emaae.data.split import LIBRISPEECH
@@ -51,6 +52,7 @@ ERRORS = {
     "loudness": "utterances with negative loudness: column 12 is something else",
 }
 WARNINGS = {
+    "unused": "utterances with negative loudness, which runs read with --keep_loudness alone",
     "rate": f"utterances that do not have {FRAME_RATE_HZ} frames a second by their times",
     "sign": "directories with r(LLX, LLY) > 0: X grows forwards, the extractor's grows backwards",
     "scale": f"directories with an articulator's sd beyond {SCALE[0]} to {SCALE[1]}: no z-scores",
@@ -70,11 +72,13 @@ WARNINGS = {
 class Tree:
     """What is known of one directory.
 
-    n_files: of features. lengths: frames of each utterance that could be read. total, squares,
-    product: sums over frames of each channel, of its square, and of LLX times LLY.
+    keep_loudness: whether column 12 counts. n_files: of features. lengths: frames of each
+    utterance that could be read. total, squares, product: sums over frames of each channel, of its
+    square, and of LLX times LLY.
     """
 
     root: Path
+    keep_loudness: bool = False
     n_files: int = 0
     lengths: list[int] = field(default_factory=list)
     total: np.ndarray = field(default_factory=lambda: np.zeros(len(CHANNELS)))
@@ -109,13 +113,16 @@ class Tree:
         self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
 
 
-def check(roots: Sequence[str | Path], recursive: bool) -> list[Tree]:
-    """Read everything below the directories once. Raises UserError when one holds no features."""
+def check(roots: Sequence[str | Path], recursive: bool, keep_loudness: bool = False) -> list[Tree]:
+    """Read everything below the directories once. Raises UserError when one holds no features.
+
+    keep_loudness: whether runs are to read column 12, so that nonsense there is an error.
+    """
     trees: list[Tree] = []
     contents: dict[bytes | None, tuple[Tree, str]] = {}
     names: dict[str, tuple[Tree, str]] = {}
     for root in roots:
-        tree = Tree(Path(root))
+        tree = Tree(Path(root), keep_loudness)
         files = find_features(root, recursive)
         tree.n_files = len(files)
         for identity, path, _ in progress(files, f"checking {root}", unit="files"):
@@ -166,7 +173,8 @@ def _check_values(tree: Tree, identity: str, features: np.ndarray) -> None:
     n_frames = len(features)
     negative = int((features[:, LOUDNESS] < 0).sum())
     if negative:
-        tree.found["loudness"].append(f"{identity} ({negative} of {n_frames} frames)")
+        kind = "loudness" if tree.keep_loudness else "unused"
+        tree.found[kind].append(f"{identity} ({negative} of {n_frames} frames)")
     pitch = features[:, PITCH]
     outside = int(((pitch < PITCH_HZ[0]) | (pitch > PITCH_HZ[1])).sum())
     if outside:
@@ -183,14 +191,13 @@ def _check_values(tree: Tree, identity: str, features: np.ndarray) -> None:
 
 
 def _check_times(tree: Tree, identity: str, path: Path, n_frames: int) -> None:
-    beside = path.with_name(f"{path.name.removesuffix('.npz')}_times.npz")
-    if not beside.exists():
-        tree.found["missing"].append(identity)
-        return
     try:
-        times = _load(beside, "times")
+        times = read_times(path)
     except BadFile as error:
         tree.found["times"].append(str(error))
+        return
+    if times is None:
+        tree.found["missing"].append(identity)
         return
     if times.shape != (n_frames, 2) or times.dtype.kind not in "fiu":
         what = f"{times.dtype} of shape {times.shape} for {n_frames} frames"

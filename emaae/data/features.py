@@ -1,5 +1,7 @@
 """Feature trees: one .npz per utterance, as the extractor writes them."""
 
+import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 
 from emaae.data.npz import MOST_BYTES, load_npz
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import open_plain
+from emaae.system.files import is_data, open_plain
 
 # Tongue dorsum, body and tip, lower incisor, upper and lower lip.
 ARTICULATORS = (
@@ -39,8 +41,9 @@ class FeatureFile(NamedTuple):
 def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
     """Utterances of a tree, sorted by identity; their stamp is (bytes, ns of the last change).
 
-    The identity is the path relative to the root without `.npz`; nothing shorter is unique. Files
-    `*_times.npz` and everything that is not `.npz` are left out. Raises UserError.
+    The identity is the path relative to the root without `.npz`, however that is spelt; nothing
+    shorter is unique. Files `*_times.npz`, everything that is not `.npz`, and what `is_data` does
+    not take are left out. A link that leads nowhere is listed: reading it fails. Raises UserError.
     """
     root = str(Path(root))
     if not os.path.isdir(root):
@@ -53,16 +56,21 @@ def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
         if not recursive and any(_is_features(name) for name in below):
             hint = "there are some in its sub-directories: add --recursive"
         raise UserError(f"{root} holds no .npz feature files: {hint}")
+    for one, next_one in zip(found, found[1:]):
+        if one.identity == next_one.identity:
+            raise UserError(
+                f"{one.path} and {next_one.path} would be the same utterance, {one.identity}: "
+                "rename or remove one"
+            )
     return found
 
 
 def _features_below(root: str, recursive: bool) -> Iterator[FeatureFile]:
     for folder, entry in entries_below(root, recursive, _is_features):
-        try:
+        stamp = (0, 0)
+        with contextlib.suppress(OSError):  # a link that leads nowhere is that file's fault
             now = entry.stat()
-        except OSError as error:
-            raise _unlistable(entry.path, error) from None
-        stamp = (now.st_size, now.st_mtime_ns)
+            stamp = (now.st_size, now.st_mtime_ns)
         yield FeatureFile(folder + entry.name[: -len(".npz")], entry.path, stamp)
 
 
@@ -90,6 +98,8 @@ def entries_below(
         seen.add((real.st_dev, real.st_ino))
         folders = []
         for entry in entries:
+            if not is_data(entry.name):
+                continue
             if _is_folder(entry):
                 folders.append(entry.name)
             elif wanted(entry.name):
@@ -107,8 +117,14 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _is_features(name: str) -> bool:
-    # Names with a leading dot are left behind by file managers.
-    return name.endswith(".npz") and not name.endswith("_times.npz") and name[0] != "."
+    name = name.lower()
+    return name.endswith(".npz") and not name.endswith("_times.npz")
+
+
+def times_beside(path: str) -> str:
+    """Where the times of the features at a path are, if there are any."""
+    stem, suffix = path[: -len(".npz")], path[-len(".npz") :]
+    return f"{stem}_times{suffix}"
 
 
 def check_identity(identity: str, where: str) -> None:
@@ -145,13 +161,15 @@ def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) 
 
 def read_times(path: str | Path) -> np.ndarray | None:
     """The array in the times file beside the features at `path`; None without one. BadFile."""
-    beside = f"{str(path).removesuffix('.npz')}_times.npz"
+    beside = times_beside(str(path))
     try:
         with open_plain(beside, MOST_BYTES) as file:
             return load_npz(file, beside, "times")
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None  # no such file can be
         raise BadFile(f"{beside} cannot be read: {error.strerror or error}") from None
 
 

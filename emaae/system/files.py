@@ -27,6 +27,19 @@ def packaged(path: str | Path) -> Path:
     return next((p for p in (path, *known.get(str(path), [])) if p.is_file()), path)
 
 
+# Folders in which file managers, archives and network disks keep what is no data.
+NO_DATA = ("__MACOSX", "$RECYCLE.BIN", "lost+found", "@eaDir", "#recycle")
+
+
+def is_data(path: str) -> bool:
+    """Whether no part of a path, relative to the root of what is listed, is hidden or of `NO_DATA`.
+
+    Hidden are names with a leading dot, as `._x` of macOS and `.Trash-1000`. Every listing of
+    features, audio, weights, encodings and objects goes by it.
+    """
+    return not any(part[:1] == "." or part in NO_DATA for part in path.split("/"))
+
+
 def open_plain(path: str | Path, at_most: int) -> BinaryIO:
     """Open a plain file of at most so many bytes to read it; a link to one is followed.
 
