@@ -1,6 +1,6 @@
 """Train one sparse autoencoder over articulatory features, and measure it.
 
-This is the program that a sweep runs. It says in order what a run does: config, run, data, model,
+This is the program that a sweep runs. It says in order what a run does: config, data, run, model,
 fit, evaluate, publish. `python train.py --help` lists the flags.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 from emaae import command_line
 from emaae.system import distributed
 from emaae.system.errors import speaking_plainly
+from emaae.tracking import agent
 
 # Exit status of a run whose loss grew beyond all bounds; 2 is a mistake in what was given.
 DIVERGED = 3
@@ -18,7 +19,8 @@ DIVERGED = 3
 
 def main(argv: list[str] | None = None) -> int:
     """One run; returns the exit status."""
-    asked = command_line.from_args(argv)
+    # A sweep's values come from its agent, whether or not they stand on the command line.
+    config = command_line.from_args(agent.flags(argv), sweep=agent.values())
 
     # torch takes seconds to import: a mistake in a flag is answered before that
     import torch
@@ -37,22 +39,20 @@ def main(argv: list[str] | None = None) -> int:
 
     # What imports leave in memory stays there: collecting garbage need not look at it ever again.
     gc.freeze()
-    device = pick_device(asked.device)
-    with RunFolder.open(asked) as run:
+    device = pick_device(config.device)
+    if config.deterministic:
+        repeat_bitwise()
+    if device.type == "cpu":
+        keep_heap()
+    # Before anything is made: a run with broken data leaves nothing, here or on W&B.
+    splits = load_splits(config)
+    with RunFolder.open(config) as run:
         if run.over:
             print(f"{run.path} is {run.over} already: nothing is left to do", flush=True)
             return 0
         print(f"run {run.path}", flush=True)
         run.check_space()
-        # A sweep's values arrive with the W&B run, whether or not they stand on the command line.
-        wandb_run = mirror.start(asked, run.path)
-        config = command_line.from_args(argv, sweep=wandb_run.sweep_values)
-        run.follow(config, wandb_run, Terminal(run.path, config))
-        if config.deterministic:
-            repeat_bitwise()
-        if device.type == "cpu":
-            keep_heap()
-        splits = load_splits(config)
+        run.follow(mirror.start(config, run.path), Terminal(run.path, config))
 
         torch.manual_seed(config.seed)
         model = build_model(**config.architecture)

@@ -29,6 +29,7 @@ from emaae.config import Config
 from emaae.data import Split, load_splits
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.files import expanded
 from emaae.system.progress import progress
 
 # The knobs along a front.
@@ -357,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--probe", action="store_true", help="a linear probe beside each; needs generated data")
     add("--resamples", type=int, default=1000, metavar="N", help="(default: 1000)")
     add("--out", type=Path, metavar="DIR", help="write comparison.csv and comparison.png there")
-    args = parser.parse_args(argv)
+    args = expanded(parser.parse_args(argv))
     if args.resamples < 1:
         raise UserError(f"--resamples must be at least 1, got {args.resamples}")
 

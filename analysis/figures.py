@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from analysis import panels, paper
 from analysis.drawing import Drawing, Missing, Panel, in_grid
 from analysis.paper import ONE, TWO, UNDATED
-from analysis.runs import Run, best, read_runs
+from analysis.runs import Run, best, read_comparable
 from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.files import expanded
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES)
     )
-    args = parser.parse_args(argv)
-    runs = [run for ref in args.refs for run in read_runs(ref)]
+    args = expanded(parser.parse_args(argv))
+    runs = read_comparable(*args.refs)
     first = Path(args.refs[0])
     out = args.out or (first if first.is_dir() else Path()) / "figures"
     drawn = 0

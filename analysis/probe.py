@@ -35,6 +35,7 @@ from emaae.data.reading import Form, utterance
 from emaae.data.split import moments
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.system.errors import UserError, extra, speaking_plainly
+from emaae.system.files import expanded
 from emaae.system.progress import progress
 
 SHIFTS = (1, 2, 3)  # frames, to either side
@@ -454,7 +455,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="a tree that `python -m emaae demo-data` wrote (default: the demo data)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the table there too")
-    args = parser.parse_args(argv)
+    args = expanded(parser.parse_args(argv))
     if args.out is not None and args.out.suffix != ".csv":
         raise UserError(f"--out must name a .csv file, got {args.out}")
     models = {ref: emaae.load_model(ref) for ref in args.refs}

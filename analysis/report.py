@@ -31,7 +31,7 @@ from analysis.runs import (
     groups,
     label,
     number,
-    read_runs,
+    read_comparable,
     score,
     split_of,
     text,
@@ -40,6 +40,7 @@ from analysis.runs import (
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import BY_NAME, SHORT, SHORT_AT_END
 from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.files import expanded
 
 HERE = Path(__file__).parent
 MAX_VALUES = 12  # of a filter
@@ -420,10 +421,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.html", help="default: REF/report.html, or ./report.html"
     )
-    args = parser.parse_args(argv)
+    args = expanded(parser.parse_args(argv))
     inside = Path(args.ref) if os.path.isdir(args.ref) else Path()
     out = args.out or inside / "report.html"
-    html = page(read_runs(args.ref), title_of(args.ref))
+    html = page(read_comparable(args.ref), title_of(args.ref))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(html, encoding="utf-8")

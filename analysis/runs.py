@@ -7,6 +7,8 @@ left out, so that a sweep can be looked at while it goes on and after parts of i
 import json
 import math
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,9 +97,9 @@ def read_runs(ref: str | os.PathLike) -> list[Run]:
 
     On W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP. Raises UserError when there is no run.
     """
-    if not os.path.isdir(ref):
+    folder = Path(ref).expanduser()
+    if not folder.is_dir():
         return _read_wandb(str(ref))
-    folder = Path(ref)
     folders = [folder] if read.is_run(folder) else read.run_folders(folder)
     if not folders:
         raise UserError(
@@ -105,6 +107,25 @@ def read_runs(ref: str | os.PathLike) -> list[Run]:
             "sweep, or an --out_dir"
         )
     return [read_run(path) for path in folders]
+
+
+def read_comparable(*refs: str | os.PathLike) -> list[Run]:
+    """All runs of the refs that learnt from the same data, those of which there are most.
+
+    Numbers of other data do not compare: a warning names those runs. Raises UserError.
+    """
+    runs = [run for ref in refs for run in read_runs(ref)]
+    data = [read.data_of(run.config) for run in runs]
+    (most, _), *others = Counter(filter(None, data)).most_common() or [("", 0)]
+    left = [run.name for run, of in zip(runs, data) if of not in ("", most)]
+    if left:
+        some = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+        warnings.warn(
+            f"left out {len(left)} of {len(runs)} runs, which are of other data than those of "
+            f"data_fingerprint {most}, so that their numbers do not compare: {some}",
+            stacklevel=2,
+        )
+    return [run for run, of in zip(runs, data) if of in ("", most)]
 
 
 def read_run(folder: Path) -> Run:

@@ -25,6 +25,7 @@ from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import SD_MM
 from emaae.runs.reconstructions import Reconstruction
 from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.files import expanded
 
 # Millimetres; x grows backwards and y upwards, from the edge of the upper incisors.
 REST_MM = {
@@ -212,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.gif", help="(default: sagittal.gif in DIR)"
     )
-    args = parser.parse_args(argv)
+    args = expanded(parser.parse_args(argv))
     runs = read_runs(args.run)
     run = best(runs) or runs[0]
     found, _ = through(run, args.utterance)

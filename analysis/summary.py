@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.fronts import fvu_at, hypervolume
-from analysis.runs import GOOD, Run, aims, final, groups, read_runs, split_of
+from analysis.runs import GOOD, Run, aims, final, groups, read_comparable, split_of
 from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.files import expanded
 
 # Column: metric, `*` being the split.
 COLUMNS = {
@@ -75,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(prog="python -m analysis.summary", description=__doc__)
     parser.add_argument("refs", nargs="+", metavar="REF", help="as for analysis.report")
-    args = parser.parse_args(argv)
-    runs = [run for ref in args.refs for run in read_runs(ref)]
+    args = expanded(parser.parse_args(argv))
+    runs = read_comparable(*args.refs)
     if not any(run.status in GOOD for run in runs):
         raise UserError(f"{' '.join(args.refs)}: none of {len(runs)} runs has ended well")
     print(f"On the {split_of(runs)} split. Scores ask for {aims(runs)}.\n")

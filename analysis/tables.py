@@ -15,6 +15,7 @@ from analysis.runs import Run, groups, read_runs
 from emaae.config import Config
 from emaae.metrics import DENSITY_EDGES
 from emaae.system.errors import UserError, extra, speaking_plainly
+from emaae.system.files import expanded
 
 SERIES = ("encoding", "input")
 SPLITS = ("train", "val", "test")
@@ -143,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="directory (default: DIR/tables; tables for runs on W&B)"
     )
-    args = parser.parse_args(argv)
+    args = expanded(parser.parse_args(argv))
     found = tables(read_runs(args.runs))
     out = args.out or (Path(args.runs) if Path(args.runs).is_dir() else Path()) / "tables"
     for name, table in found.items():

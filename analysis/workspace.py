@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from emaae.system.errors import UserError, extra, speaking_plainly
+from emaae.system.files import expanded
 
 NAME = "alpha schedules"
 GROUP = "schedule"  # of the config: what alpha really did
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.workspace", description=__doc__)
     parser.add_argument("project", metavar="ENTITY/PROJECT")
     parser.add_argument("--dry-run", action="store_true", help="print it as JSON and send nothing")
-    args = parser.parse_args(argv)
+    args = expanded(parser.parse_args(argv))
     entity, slash, project = args.project.partition("/")
     if not (entity and slash and project) or "/" in project:
         raise UserError(f"{args.project!r} is no project on W&B: expected ENTITY/PROJECT")

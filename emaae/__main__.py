@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from emaae.config import FORMS, KNOBS
 from emaae.system.errors import UserError, plainly, speaking_plainly
-from emaae.system.files import packaged
+from emaae.system.files import expanded, packaged
 
 # Knobs of a run that `evaluate` has too.
 MEASURED = (
@@ -338,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_argument("--format", required=True, choices=("original",), help="whose files to write")
     verb.add_argument("--out", required=True, metavar="DIR", help="folder for the files")
 
-    args = parser.parse_args(argv)
+    args = expanded(parser.parse_args(argv))
     if flags and args.verb != "sweep":
         raise UserError(f"only sweep passes flags on, got {' '.join(flags)!r} after --")
     args.flags = flags

@@ -33,7 +33,14 @@ def from_args(argv: Sequence[str] | None = None, sweep: Mapping[str, Any] | None
                 f"a sweep may not set {name}: say it with --{name} on the command line or "
                 f"EMAAE_{name.upper()} in the environment of the agent"
             )
-    return completed(from_environment() | parse_flags(argv) | dict(sweep or {}))
+    config = completed(from_environment() | parse_flags(argv) | dict(sweep or {}))
+    if os.environ.get("WANDB_SWEEP_ID") and config.uses_demo and not config.demo:
+        raise UserError(
+            "an agent's run has no data, and generated speech would stand among real runs: set "
+            "EMAAE_TRAIN_DIR, EMAAE_VAL_DIR and perhaps EMAAE_TEST_DIR where the agent is started, "
+            "or EMAAE_DEMO=True if generated speech is what the sweep is about"
+        )
+    return config
 
 
 def completed(given: Mapping[str, Any]) -> Config:
@@ -46,10 +53,24 @@ def completed(given: Mapping[str, Any]) -> Config:
 
 
 def from_environment() -> dict[str, str]:
-    """The knobs of the groups `PLACES` that the environment sets, as EMAAE_TRAIN_DIR does."""
-    names = (name for name, each in KNOBS.items() if each.group in PLACES)
-    variables = {name: os.environ.get(f"EMAAE_{name.upper()}") for name in names}
-    return {name: value for name, value in variables.items() if value}
+    """The knobs of the groups `PLACES` that the environment sets, as EMAAE_TRAIN_DIR does.
+
+    WANDB_PROJECT and WANDB_ENTITY, which every program of W&B's heeds, count where ours are not
+    set. Raises UserError for a variable of ours that sets nothing.
+    """
+    ours = {f"EMAAE_{name.upper()}": name for name, k in KNOBS.items() if k.group in PLACES}
+    theirs = {f"WANDB_{name}": f"wandb_{name.lower()}" for name in ("PROJECT", "ENTITY")}
+    for variable in os.environ:
+        if variable.startswith("EMAAE_") and variable not in ours:
+            name = variable.removeprefix("EMAAE_").lower()
+            raise UserError(
+                f"{variable} is set, and {name} is no setting of the environment: say --{name} "
+                f"on the command line, or unset it"
+                if name in KNOBS
+                else f"{variable} is set, and names no setting{nearest(variable, ours)}; unset it"
+            )
+    both = [*theirs.items(), *ours.items()]  # of one knob the later wins
+    return {name: value for variable, name in both if (value := os.environ.get(variable))}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -45,10 +45,18 @@ class Config:
         None,
         "feature tree to train on; a prefix with --bucket; without any directory the run uses "
         "generated demo data",
+        path=True,
     )
-    val_dir: str | None = _data(None, "feature tree that selects the best weights and stops early")
+    val_dir: str | None = _data(
+        None, "feature tree that selects the best weights and stops early", path=True
+    )
     test_dir: str | None = _data(
-        None, "feature tree that is measured once, on the selected weights"
+        None, "feature tree that is measured once, on the selected weights", path=True
+    )
+    demo: bool = _data(
+        False,
+        "use the generated demo data, as a run without directories does; a run of a W&B agent does "
+        "so only with this flag or EMAAE_DEMO=True",
     )
     bucket: str | None = _data(
         None, "read the directories from this S3 bucket (needs requirements-bucket.txt)"
@@ -58,6 +66,7 @@ class Config:
         "auto",
         "folder for packed copies of the data, which runs of a machine share: auto is emaae below"
         " $XDG_CACHE_HOME or ~/.cache, none reads into memory",
+        path=True,
     )
     verify_data: bool = _data(
         False,
@@ -98,12 +107,13 @@ class Config:
         below=1,
     )
     checkpoint: str | None = _model(
-        None, "weights (.pth) to start from, or to evaluate with --eval_only"
+        None, "weights (.pth) to start from, or to evaluate with --eval_only", path=True
     )
     model_config: str | None = _model(
         None,
         "model_config.json that gives the architecture; with --checkpoint the one beside it is "
         "found",
+        path=True,
     )
 
     autoencoder_loss: Literal["mse"] = _loss(
@@ -232,7 +242,7 @@ class Config:
         0, "of the initial weights and of the order of the data", at_least=0, at_most=2147483647
     )
 
-    out_dir: str = _run("runs", "where run folders are made")
+    out_dir: str = _run("runs", "where run folders are made", path=True)
     run_name: str | None = _run(
         None, "name of the run and of its folder (default: made from the settings and the time)"
     )
@@ -282,8 +292,8 @@ class Config:
     # ---- what follows from several knobs together
 
     @property
-    def demo(self) -> bool:
-        """Whether the run uses the generated data."""
+    def uses_demo(self) -> bool:
+        """Whether the run uses the generated data, asked to or for want of directories."""
         return not (self.train_dir or self.val_dir or self.test_dir)
 
     @property
@@ -362,16 +372,19 @@ class Config:
             raise UserError(
                 f"--gate_frames must be odd, got {self.gate_frames}: the window has a middle"
             )
+        if self.demo and not self.uses_demo:
+            given = next(n for n in ("train_dir", "val_dir", "test_dir") if getattr(self, n))
+            raise UserError(f"--demo is the generated data: leave out --{given}, or --demo")
         if self.eval_only and not self.checkpoint:
             raise UserError("--eval_only needs --checkpoint FILE.pth, the weights to measure")
-        if not self.demo and not self.eval_only:
+        if not self.uses_demo and not self.eval_only:
             for name in ("train_dir", "val_dir"):
                 if not getattr(self, name):
                     raise UserError(
                         f"--{name} is missing: give both --train_dir and --val_dir, "
                         "or no directory at all to use the generated demo data"
                     )
-        if self.bucket and self.demo:
+        if self.bucket and self.uses_demo:
             raise UserError(
                 f"--bucket {self.bucket} needs --train_dir and --val_dir, prefixes in the bucket"
             )

@@ -6,6 +6,7 @@ Text is cast by the declared type wherever it comes from, because sweep agents p
 
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ class Knob:
     group: str
     choices: tuple[str, ...]  # all of them; () when any value of the kind may be given
     limits: Mapping[str, float]  # "at least", "above", "at most", "below"
+    path: bool  # of a file or folder, in which ~ is the home
 
     def cast(self, value: Any) -> Any:
         """The value as this kind of thing. Raises UserError."""
@@ -36,7 +38,8 @@ class Knob:
         if text is None:
             raise UserError(f"--{self.name} needs a value: expected {self._wording}, got None")
         try:
-            return _CASTS[self.kind](text)
+            value = _CASTS[self.kind](text)
+            return os.path.expanduser(value) if self.path else value
         except (ValueError, TypeError, OverflowError):
             raise UserError(f"--{self.name} must be {self._wording}, got {value!r}") from None
 
@@ -66,11 +69,13 @@ def knob(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    path: bool = False,
 ) -> Any:
     """A dataclass field with its help text and its range; a Literal type gives choices too."""
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     limits = {word: limit for word, limit in limits.items() if limit is not None}
-    metadata = {"group": group, "text": text, "choices": tuple(choices), "limits": limits}
+    metadata: dict[str, Any] = {"group": group, "text": text, "limits": limits, "path": path}
+    metadata["choices"] = tuple(choices)
     return field(default=default, metadata=metadata)
 
 
@@ -82,7 +87,7 @@ def knob_of(f: "Field[Any]") -> Knob:
         declared = next(t for t in typing.get_args(declared) if t is not types.NoneType)
     if typing.get_origin(declared) is Literal:
         declared, choices = str, typing.get_args(declared)
-    metadata = {name: f.metadata[name] for name in ("text", "group", "limits")}
+    metadata = {name: f.metadata[name] for name in ("text", "group", "limits", "path")}
     assert isinstance(declared, type)
     return Knob(f.name, declared, optional, f.default, choices=choices, **metadata)
 

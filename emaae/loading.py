@@ -37,7 +37,7 @@ def model_file(ref: str | os.PathLike) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield pull(str(ref).removeprefix("wandb:"), Path(folder)) / "best.pth"
         return
-    path = Path(ref)
+    path = Path(ref).expanduser()
     if os.path.isdir(path):
         known = [path / "best" / "best.pth", path / "best.pth"]
         path = next((p for p in (*known, *_only(path.glob("*.pth"))) if p.is_file()), known[1])

@@ -137,14 +137,62 @@ def test_a_sweeps_values_win_over_flags_and_may_not_say_where_to_run():
         command_line.from_args([], sweep={"alpha": 7})
 
 
-def test_the_environment_says_where_things_are_and_nothing_else(monkeypatch):
+def test_the_environment_says_where_things_are(monkeypatch):
     monkeypatch.setenv("EMAAE_TRAIN_DIR", "a")
     monkeypatch.setenv("EMAAE_VAL_DIR", "b")
     monkeypatch.setenv("EMAAE_RECURSIVE", "True")
-    monkeypatch.setenv("EMAAE_ALPHA", "0.9")
     config = parse("--val_dir=c")
     assert (config.train_dir, config.val_dir, config.recursive) == ("a", "c", True)
-    assert config.alpha == 0.25
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("EMAAE_ALPHA", "alpha is no setting of the environment: say --alpha on the command line"),
+        ("EMAAE_TRAN_DIR", "names no setting; did you mean 'EMAAE_TRAIN_DIR'"),
+        ("EMAAE_QQQQQQQ", "names no setting; unset it"),
+    ],
+)
+def test_a_variable_of_ours_that_sets_nothing_is_refused(monkeypatch, variable, says):
+    monkeypatch.setenv(variable, "0.9")
+    with pytest.raises(UserError, match=f"{variable} is set, and {says}"):
+        parse()
+
+
+def test_the_variables_of_wandb_count_where_ours_are_not_set(monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_ENTITY", "lab")
+    assert (parse().wandb_project, parse().wandb_entity) == ("theirs", "lab")
+    monkeypatch.setenv("EMAAE_WANDB_PROJECT", "ours")
+    assert parse().wandb_project == "ours"
+    assert parse("--wandb_project=flag").wandb_project == "flag"
+
+
+def test_a_path_may_begin_at_the_home_wherever_it_comes_from(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("EMAAE_TRAIN_DIR", "~/train")
+    config = parse("--val_dir=~/val", '{"test_dir": "~/test"}', "--out_dir", "~/runs")
+    assert config.train_dir == "/home/me/train"
+    assert config.val_dir == "/home/me/val"
+    assert config.test_dir == "/home/me/test"
+    assert config.out_dir == "/home/me/runs"
+    assert parse("--val_dir=v", "--run_name=~x").run_name == "~x", "a name is no path"
+    paths = {name for name, knob in KNOBS.items() if knob.path}
+    assert paths == {name for name in KNOBS if name.endswith("_dir")} | {
+        "checkpoint",
+        "model_config",
+    }
+
+
+def test_a_run_of_an_agent_has_demo_data_only_when_it_is_asked_to(monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    with pytest.raises(UserError, match="an agent's run has no data.*EMAAE_DEMO=True"):
+        parse()
+    assert parse("--demo").uses_demo
+    monkeypatch.setenv("EMAAE_DEMO", "True")
+    assert parse().uses_demo
+    with pytest.raises(UserError, match="--demo is the generated data: leave out --train_dir"):
+        parse("--train_dir=a", "--val_dir=b")
 
 
 @pytest.mark.parametrize("token", ["{", "[1]", "none.json"])

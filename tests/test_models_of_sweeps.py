@@ -12,7 +12,7 @@ import torch
 import emaae
 from emaae.__main__ import main
 from emaae.models import CNNAutoEncoder
-from emaae.runs import checkpoint
+from emaae.runs import checkpoint, read
 from emaae.system.errors import UserError
 from emaae.tracking import models as tracking
 from emaae.tracking.models import promote, pull
@@ -66,6 +66,28 @@ def test_scores_of_two_kinds_are_not_compared(sweep):
     checkpoint.write_json(folder / "runs/0002/config.json", {"target_persistence": 0.9})
     with pytest.raises(UserError, match="whose scores do not compare, .* persistence 0.9"):
         promote(str(folder))
+
+
+def of_data(name):
+    return {"data": {split: {"fingerprint": f"{name}{split}"} for split in ("train", "val")}}
+
+
+def test_scores_of_different_data_are_not_compared(sweep):
+    folder, _ = sweep
+    for name in ("0000", "0001", "0002"):
+        checkpoint.write_json(folder / "runs" / name / "config.json", of_data("real"))
+    assert promote(str(folder)).run == "0001"
+    checkpoint.write_json(folder / "runs/0001/config.json", of_data("demo"))
+    with pytest.raises(UserError, match="do not compare, they are of different data .*2 of data"):
+        promote(str(folder))
+
+
+def test_the_test_split_is_no_part_of_what_a_run_was_selected_on():
+    config = of_data("real")
+    with_test = {"data": config["data"] | {"test": {"fingerprint": "x"}}}
+    assert read.data_of(config) == read.data_of(with_test) != read.data_of(of_data("demo"))
+    assert len(read.data_of(config)) == 8
+    assert read.data_of({}) == read.data_of({"data": {"test": {}}}) == ""
 
 
 def test_scores_of_two_kinds_on_wandb_are_not_compared(monkeypatch):

@@ -7,7 +7,17 @@ import pytest
 import torch
 from synthetic_runs import write_run, write_runs
 
-from analysis.runs import best, final, groups, read_run, read_runs, score, split_of, varying
+from analysis.runs import (
+    best,
+    final,
+    groups,
+    read_comparable,
+    read_run,
+    read_runs,
+    score,
+    split_of,
+    varying,
+)
 from emaae.system.errors import UserError, last_words
 
 
@@ -163,3 +173,17 @@ def test_the_model_takes_the_features_that_were_kept(tmp_path):
     run = read_run(write_run(tmp_path / "a", epochs=2, model=True))
     (features,) = run.features().values()
     assert run.model().encode(torch.as_tensor(features).T[None]).shape == (1, 16, len(features))
+
+
+def test_runs_of_other_data_are_left_out_by_name(tmp_path):
+    for name in ("a", "b", "c", "old"):
+        folder = write_run(tmp_path / name, epochs=1)
+        config = json.loads((folder / "config.json").read_text())
+        if name == "c":
+            config["data"]["train"] = config["data"]["train"] | {"fingerprint": "1" * 32}
+        if name == "old":
+            del config["data"]
+        (folder / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="left out 1 of 4 runs, which are of other data.*: c$"):
+        runs = read_comparable(tmp_path)
+    assert [run.name for run in runs] == ["a", "b", "old"]

@@ -390,6 +390,31 @@ def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path)
 
 
 @pytest.mark.slow
+def test_a_run_that_is_stopped_on_its_page_stays_stopped(trees, tmp_path):
+    parameters = GRID["parameters"] | {"alpha": {"value": 0.1}, "seed": {"values": [0, 1]}}
+    grid = GRID | {"parameters": parameters | {"epochs": {"value": 400}}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    with Backend() as backend:
+        env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
+        said = wandb("sweep", "--project", "speech", str(tmp_path / "grid.yaml"), env=env)
+        path = re.search(r"wandb agent (\S+)", said)[1]
+        command = [sys.executable, "-m", "wandb", "agent", path]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        agent = subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes)
+        for line in agent.stdout:
+            if line.startswith("epoch   5"):  # of each run
+                next(run for run in backend.runs.values() if run.state == "running").stop = True
+        agent.wait(timeout=100)
+        first, second = backend.runs.values()
+        for run in (first, second):
+            assert run.state == "failed"
+            assert 5 <= max(row.get("epoch", 0) for row in run.history) < 400
+        assert not next(iter(backend.sweeps.values())).requeued
+        models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
+        assert [a.metadata["status"] for a in models] == ["preempted"] * 2, "what it had is kept"
+
+
+@pytest.mark.slow
 def test_a_run_that_is_resumed_offline_is_uploaded_as_one(trees, tmp_path):
     with Backend() as backend:
         env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))

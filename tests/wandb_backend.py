@@ -705,7 +705,8 @@ class Backend:
         if sweep.requeued:
             run = sweep.requeued.pop(0)
             run.state = "running"
-            point = {k: run.config[k] for k in sweep.config["parameters"]}
+            # As the server does: the whole config, the client's private part included.
+            args = run.raw_config
         else:
             point = sweep.next_point()
             if point is None:
@@ -717,7 +718,7 @@ class Backend:
             self.runs[name] = run
             sweep.runs.append(run)
             sweep.state = "RUNNING"
-        args = {k: {"value": v} for k, v in point.items()}
+            args = {k: {"value": v} for k, v in point.items()}
         program = sweep.config.get("program")
         return {"type": "run", "run_id": run.id, "args": args, "program": program}
 

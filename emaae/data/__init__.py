@@ -36,7 +36,7 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
     `test` alone for --eval_only.
     """
     form = Form.of(config.keep_loudness, config.data_dtype)
-    if config.demo:
+    if config.uses_demo:
         given = ("test",) if config.eval_only else SPLITS
         sources = {name: _demo(name, form) for name in given if name in wanted}
     else:

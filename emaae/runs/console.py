@@ -22,7 +22,7 @@ class Terminal(Follower):
     def began(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """Print what is trained on what."""
         n_parameters = sum(p.numel() for p in model.parameters())
-        print(data_lines(splits, self.config.demo))
+        print(data_lines(splits, self.config.uses_demo))
         print(f"model {model.get_type()}, {n_parameters / 1e6:.2f} M parameters", flush=True)
 
     def resumed(self, last: Mapping[str, Any]) -> None:

@@ -162,10 +162,9 @@ class RunFolder:
                 "another --out_dir, or lower --inner_size"
             )
 
-    def follow(self, config: Config, *followers: Follower) -> None:
-        """Tell followers everything from now on; the config is final."""
-        self.config, self._followers = config, followers
-        self.check_space()  # of what the sweep asks for
+    def follow(self, *followers: Follower) -> None:
+        """Tell followers everything from now on."""
+        self._followers = followers
 
     def _tell(self, what: str, *values: Any) -> None:
         for follower in self._followers:
@@ -180,7 +179,8 @@ class RunFolder:
         data = {name: _of_data(split) for name, split in splits.items()}
         found = {"data": data, "versions": versions(), "git_commit": git_commit()}
         # What follows from the knobs, for those who look at many runs.
-        found |= {"schedule": self.config.schedule_name, "demo": self.config.demo}
+        found |= {"schedule": self.config.schedule_name, "demo": self.config.uses_demo}
+        found["data_fingerprint"] = read.data_of(found)
         knobs = self.config.asdict()
         if self.last is None:
             checkpoint.write_json(self.path / "config.json", knobs | found)

@@ -4,9 +4,11 @@ Everything that looks at runs from outside (sweeps, promotion, uploads, reports)
 A run may be going on, or have been killed: what is missing or broken counts as not there.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +93,17 @@ def best(found: Mapping[K, Mapping[str, Any]]) -> K | None:
     return min(scored, key=lambda run: scored[run], default=None)
 
 
+def data_of(config: Mapping[str, Any]) -> str:
+    """What a run learnt and was selected on: 8 letters that differ when the data do; "" unknown.
+
+    The test split is no part of it: a run without one is selected by the same scores.
+    """
+    data = config.get("data")
+    splits = [data.get(name) for name in ("train", "val")] if isinstance(data, dict) else []
+    prints = [str(of.get("fingerprint")) for of in splits if isinstance(of, dict)]
+    return hashlib.blake2b("".join(prints).encode(), digest_size=4).hexdigest() if prints else ""
+
+
 def best_run(folder: Path) -> tuple[Path, float]:
     """The run with the lowest score below a folder. Raises UserError.
 
@@ -103,18 +116,27 @@ def best_run(folder: Path) -> tuple[Path, float]:
             f"{folder} holds no finished run with a score: expected the folder of a sweep, or an "
             "--out_dir, with at least one run that ended well"
         )
-    check_comparable(
-        str(folder),
-        {aim(read_or_empty(r / "config.json")) for r, of in found.items() if score(of) is not None},
-        "put those of one kind into a folder of their own",
-    )
+    configs = [read_or_empty(r / "config.json") for r, of in found.items() if score(of) is not None]
+    way_out = "put those of one kind into a folder of their own"
+    check_comparable(str(folder), map(aim, configs), map(data_of, configs), way_out)
     return run, found[run][SCORE]
 
 
-def check_comparable(where: str, aims: set[str], way_out: str) -> None:
-    """Raise UserError when scores ask for more than one thing, see `metrics.aim`."""
-    if len(aims) > 1:
+def check_comparable(where: str, aims: Iterable[str], data: Iterable[str], way_out: str) -> None:
+    """Raise UserError when scores ask for more than one thing, or are of different data.
+
+    aims: see `metrics.aim`; data: see `data_of`.
+    """
+    asked, prints = set(aims), Counter(data)
+    del prints[""]
+    if len(asked) > 1:
         raise UserError(
             f"{where} holds runs whose scores do not compare, they ask for "
-            f"{' and for '.join(sorted(aims))}: {way_out}"
+            f"{' and for '.join(sorted(asked))}: {way_out}"
+        )
+    if len(prints) > 1:
+        some = ", ".join(f"{n} of data {name}" for name, n in prints.most_common())
+        raise UserError(
+            f"{where} holds runs whose scores do not compare, they are of different data (see "
+            f"data_fingerprint in config.json; {some}): {way_out}"
         )

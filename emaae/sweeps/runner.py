@@ -36,7 +36,7 @@ ASK_EVERY_S = 2.0  # the storage, for a point when there was none
 # Between the request to stop and the end of the patience with a run that was stopped early.
 KILL_AFTER_S = 60.0
 # How W&B's agent tells a program which run it is.
-OF_AGENT = ("WANDB_RUN_ID", "WANDB_SWEEP_ID")
+OF_AGENT = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
 def run(

@@ -1,5 +1,6 @@
 """Opening untrusted files: plain files only, and no larger than they can be."""
 
+import argparse
 import fcntl
 import hashlib
 import json
@@ -25,6 +26,19 @@ def packaged(path: str | Path) -> Path:
         # Beside the package in a checkout, inside it once it is installed.
         known[str(path)] = [package.parent / path, package / "sweep_files" / path.name]
     return next((p for p in (path, *known.get(str(path), [])) if p.is_file()), path)
+
+
+def expanded(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of a program, where a leading ~ is the home, as shells have it."""
+
+    def at_home(value: Any) -> Any:
+        if isinstance(value, list):
+            return [at_home(one) for one in value]
+        if isinstance(value, str | Path) and str(value).startswith("~"):
+            return type(value)(os.path.expanduser(value))
+        return value
+
+    return argparse.Namespace(**{name: at_home(value) for name, value in vars(args).items()})
 
 
 # Folders in which file managers, archives and network disks keep what is no data.

@@ -31,8 +31,8 @@ def log_artifacts(run: Any, folder: Path, wait_s: float | None) -> None:
 def model_artifact(folder: Path, run_id: str) -> Any | None:
     """best.pth, model_config.json, metrics.json, curves.json; None when no epoch was selected.
 
-    The metadata hold what a model is chosen by: score and what it asks for, fvu and sparsity on the
-    validation split, epoch, alpha and its schedule, commit, and the sha256 of best.pth.
+    The metadata hold what a model is chosen by: score, what it asks for and on which data, fvu and
+    sparsity on the validation split, epoch, alpha and its schedule, commit, sha256 of best.pth.
     """
     import wandb
 
@@ -48,6 +48,7 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     metadata = {
         "score": metrics["select/score"],
         "aim": aim(config),
+        "data": read.data_of(config),
         "epoch": metrics["select/epoch"],
         "status": metrics["status"],
         "schedule": config["schedule"],

@@ -12,6 +12,7 @@ from emaae.system.errors import UserError
 
 # wandb's own 90 s are long for someone who waits; what is logged offline is not lost.
 INIT_TIMEOUT_S = 20
+STOP_TIMEOUT_S = 10  # of a run that was told to end
 # How long the end of a run waits for uploads; what is missing then is kept and uploaded later.
 FINISH_TIMEOUT_S = 300
 
@@ -90,6 +91,26 @@ def public_api() -> Any:
         raise UserError(
             f"W&B cannot be asked ({line(error)[:200]}): check the network and `wandb login`"
         ) from None
+
+
+def wants_stopped(path: str) -> bool:
+    """Whether the server wants the run ENTITY/PROJECT/RUN stopped; False without an answer."""
+    import wandb
+
+    entity, project, run_id = path.split("/")
+    question = (
+        "query Stopped($entity: String!, $project: String!, $run: String!) "
+        "{ project(name: $project, entityName: $entity) { run(name: $run) { stopped } } }"
+    )
+    named = {"entity": entity, "project": project, "run": run_id}
+    try:
+        # The client has no public method for it; a run polls the same field.
+        answer: Any = wandb.Api(timeout=STOP_TIMEOUT_S)._service_api.execute_graphql(
+            question, named
+        )
+        return bool(answer["project"]["run"]["stopped"])
+    except Exception:  # a run ends whatever the server or a later client does
+        return False
 
 
 def existing(api: Any, name: str) -> Any | None:

@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from emaae.config import Config
 from emaae.metrics import DENSITY_EDGES
 from emaae.runs import read
 from emaae.runs.checkpoint import write_json
 from emaae.runs.folder import Follower
-from emaae.system.distributed import first, shared
+from emaae.system.distributed import first
 from emaae.system.errors import UserError
 from emaae.system.files import own, read_json
-from emaae.tracking import client
+from emaae.tracking import agent, client
 from emaae.tracking.artifacts import log_artifacts, model_artifact
 
 UPLOAD_TIMEOUT_S = 120
@@ -54,8 +53,6 @@ class Mirror(Follower):
     def __init__(self, folder: Path, run: Any = None, mode: str = "disabled"):
         self.folder, self.mode, self._run = folder, mode, run
         self._lost: Exception | None = None  # why the W&B run gets no more rows
-        # Values that a sweep gives this run; they are locked there.
-        self.sweep_values: dict[str, Any] = {}
         if run is not None:
             self._n_there = run.starting_step
             _define_axes(run)
@@ -66,7 +63,8 @@ class Mirror(Follower):
         """Give config.json to the W&B run, and name it by what it holds."""
         if self._run is None:
             return
-        free = {k: v for k, v in values.items() if k not in self.sweep_values}
+        locked = agent.handed()  # by the sweep
+        free = {k: v for k, v in values.items() if k not in locked}
         demo = ("demo",) if values.get("demo") else ()
         try:
             self._run.config.update(free)
@@ -93,7 +91,7 @@ class Mirror(Follower):
         if self._run is None:
             return
         preempted = status == "preempted"
-        if preempted:
+        if preempted and not self._stopped():
             with contextlib.suppress(Exception):  # whatever it is, `complete` meets it again
                 self._run.mark_preempting()  # a run of a sweep is queued again
         missing = self.complete(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
@@ -104,6 +102,10 @@ class Mirror(Follower):
                 f"with: python -m emaae upload-pending {self.folder}",
                 flush=True,
             )
+
+    def _stopped(self) -> bool:
+        """Whether W&B wants the run stopped: its page and hyperband send a signal too."""
+        return self.mode == "online" and client.wants_stopped(self._path)
 
     def complete(self, status: str, patience_s: float) -> dict[str, Exception]:
         """Send all that the folder has, and end the W&B run; returns what did not arrive, and why.
@@ -179,15 +181,10 @@ def start(config: Config, folder: Path) -> Mirror:
     """Begin, or go on with, the W&B run of a folder.
 
     An online start that fails goes on offline, unless it was asked for by name. Of several
-    processes the first has the W&B run, and all have the values that a sweep gives it. Raises
-    UserError.
+    processes the first has the W&B run. Raises UserError.
     """
-    mirror = _start(config, folder) if first() else Mirror(folder)
-    mirror.sweep_values = shared(mirror.sweep_values)
-    return mirror
-
-
-def _start(config: Config, folder: Path) -> Mirror:
+    if not first():
+        return Mirror(folder)
     mode = client.mode_of(config.wandb)
     if mode == "disabled":
         print("W&B disabled", flush=True)
@@ -214,9 +211,7 @@ def _start(config: Config, folder: Path) -> Mirror:
             ) from None
     later = f"offline; upload later with: python -m emaae upload-pending {folder}"
     print(f"W&B {f'online at {run.url}' if mode == 'online' else later}", flush=True)
-    mirror = Mirror(folder, run, mode)
-    mirror.sweep_values = _given_by_sweep(run)
-    return mirror
+    return Mirror(folder, run, mode)
 
 
 def _init(config: Config, folder: Path, mode: str) -> Any:
@@ -234,14 +229,6 @@ def _init(config: Config, folder: Path, mode: str) -> Any:
         group=os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID"),
         job_type="eval" if config.eval_only else "train",
     )
-
-
-def _given_by_sweep(run: Any) -> dict[str, Any]:
-    # The config of a resumed run holds all of its settings; the agent writes those of the sweep
-    # into a file.
-    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
-    given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
-    return {name: value for name, value in run.config.items() if name in (given or {})}
 
 
 def upload(folder: Path, entity: str | None = None, project: str | None = None) -> str:

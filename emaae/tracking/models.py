@@ -163,9 +163,11 @@ def _best_on_wandb(
             f"{where} has no finished run with a model: expected at least one of {len(runs)} runs "
             f"to have logged the artifact {MODEL}-RUN"
         )
+    metadata = [artifact.metadata for artifact in models.values()]
     read.check_comparable(
         where,
-        {artifact.metadata.get("aim", aim({})) for artifact in models.values()},
+        (one.get("aim", aim({})) for one in metadata),
+        (one.get("data", "") for one in metadata),
         "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind",
     )
     return models[best], best, models[best].metadata["score"]

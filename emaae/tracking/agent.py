@@ -1,0 +1,78 @@
+"""What W&B's agent hands to the run that it starts.
+
+A run that was preempted is queued again with its whole config: besides the sweep's parameters the
+other settings of the first attempt, what was written into the config since, and W&B's private keys,
+all of it in a file and on the command line. What a sweep may set is taken, and the rest is left:
+where and how to run is each machine's own.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emaae.config import Config
+from emaae.system.errors import UserError
+from emaae.system.files import read_json, read_text
+
+# What a run writes into its config that is no setting: by it a config is known from parameters.
+WRITTEN = ("data", "versions", "git_commit")
+
+
+def handed() -> dict[str, Any]:
+    """All that the agent hands to this run, by name; {} for a run without an agent. UserError."""
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    if not path:
+        return {}
+    try:
+        found = yaml.safe_load(read_text(path)) or {}
+        return {
+            name: entry["value"] if isinstance(entry, dict) and "value" in entry else entry
+            for name, entry in found.items()
+            if name != "wandb_version"
+        }
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"WANDB_SWEEP_PARAM_PATH={path} cannot be read as W&B's agent writes it ({error}): "
+            "start the run by `wandb agent`, or unset the variable"
+        ) from None
+
+
+def values() -> dict[str, Any]:
+    """What the sweep asks of this run."""
+    given = handed()
+    left = _left(given)
+    return {name: value for name, value in given.items() if name not in left}
+
+
+def flags(argv: Sequence[str] | None = None) -> list[str]:
+    """A command line without what the agent put there of a config, in any of its ways."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    left = _left(handed())
+    kept: list[str] = []
+    for token in argv:
+        name, equals, value = token.lstrip("-").partition("=")
+        if name in left and (not equals or value == str(left[name])):
+            del left[name]  # once: what is said by the sweep's own `command` stays
+        elif left and (token.startswith("{") or token.endswith(".json")):
+            kept.append(json.dumps(_without(token, left)))
+        else:
+            kept.append(token)
+    return kept
+
+
+def _without(token: str, left: Mapping[str, Any]) -> dict[str, Any]:
+    found = json.loads(token) if token.startswith("{") else read_json(Path(token))
+    return {name: value for name, value in found.items() if name not in left}
+
+
+def _left(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not for this run, of a whole config; {} of parameters, whose mistakes are told."""
+    if not any(name in WRITTEN or name.startswith("_") for name in given):
+        return {}
+    known = Config.sweepable()
+    return {name: value for name, value in given.items() if name not in known}

@@ -1,0 +1,101 @@
+"""What W&B's agent hands over: a sweep's parameters, or the whole config of a preempted run."""
+
+import json
+
+import pytest
+import yaml
+
+from emaae import command_line
+from emaae.config import Config
+from emaae.system.errors import UserError
+from emaae.tracking import agent
+
+POINT = {"alpha": 0.3, "seed": 7, "update": True}
+# As the server hands it over: all settings, what the run wrote since, and the client's own keys.
+REST = {
+    "train_dir": "/elsewhere/train",
+    "val_dir": "/elsewhere/val",
+    "out_dir": "/elsewhere/runs",
+    "wandb": "online",
+    "demo": False,
+    "data": {"train": {"utterances": 3}},
+    "versions": {"torch": "2"},
+    "git_commit": "0" * 40,
+    "schedule": "cosine",
+    "_wandb": {"t": {"1": [1]}},
+}
+
+
+@pytest.fixture
+def hand(monkeypatch, tmp_path):
+    """Hands a config over as the agent does, by file; returns the command line for it."""
+
+    def hand(given: dict) -> list[str]:
+        path = tmp_path / "config.yaml"
+        entries = {name: {"desc": None, "value": value} for name, value in given.items()}
+        path.write_text(yaml.safe_dump({"wandb_version": 1} | entries))
+        monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(path))
+        return [f"--{name}={value}" for name, value in given.items()]
+
+    return hand
+
+
+def test_without_an_agent_nothing_is_handed_over(monkeypatch):
+    monkeypatch.delenv("WANDB_SWEEP_PARAM_PATH", raising=False)
+    assert agent.values() == {}
+    assert agent.flags(["--alpha=0.1", "{}"]) == ["--alpha=0.1", "{}"]
+
+
+def test_parameters_are_handed_over_as_they_are_and_their_mistakes_are_told(hand):
+    argv = hand(POINT)
+    assert agent.values() == POINT
+    assert agent.flags(argv) == argv
+    hand(POINT | {"alhpa": 1})
+    with pytest.raises(UserError, match="alhpa"):
+        command_line.from_args([], sweep=agent.values())
+
+
+def test_of_a_whole_config_the_knobs_of_a_sweep_are_taken_and_the_rest_is_left(hand):
+    argv = hand(POINT | REST)
+    assert agent.values() == POINT
+    here = ["--out_dir=here", "--train_dir=a", "--val_dir=b"]
+    config = command_line.from_args(agent.flags(here + argv), sweep=agent.values())
+    assert (config.alpha, config.seed, config.update) == (0.3, 7, True)
+    assert (config.out_dir, config.train_dir, config.wandb) == ("here", "a", "auto")
+
+
+def test_what_the_command_of_a_sweep_says_itself_stays(hand):
+    argv = hand(POINT | REST)
+    command = ["--out_dir=/elsewhere/runs", *argv]  # the same as the agent says again
+    assert agent.flags(command).count("--out_dir=/elsewhere/runs") == 1
+
+
+def test_each_way_in_which_agents_say_a_config_is_read(hand, tmp_path):
+    whole = POINT | REST
+    hand(whole)
+    (tmp_path / "args.json").write_text(json.dumps(whole))
+    for argv in (
+        [f"{name}={value}" for name, value in whole.items()],  # args_no_hyphens
+        [json.dumps(whole)],  # args_json
+        [str(tmp_path / "args.json")],  # args_json_file
+        [f"--{n}" if v is True else f"--{n}={v}" for n, v in whole.items() if v is not False],
+    ):
+        config = command_line.from_args(["--out_dir=here", *agent.flags(argv)])
+        assert (config.alpha, config.seed, config.update) == (0.3, 7, True)
+        assert (config.out_dir, config.train_dir) == ("here", None)
+
+
+def test_a_whole_config_of_ours_is_the_same_config_again(hand):
+    before = Config.from_mapping({"alpha": 0.3, "norm": "layer", "epochs": 7})
+    argv = hand(before.asdict() | REST)
+    again = command_line.from_args(agent.flags(argv), sweep=agent.values())
+    assert again.asdict() == before.asdict()
+
+
+@pytest.mark.parametrize("content", ["- 1", "{", "\x00"])
+def test_a_file_that_no_agent_wrote_is_one_line(monkeypatch, tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(path))
+    with pytest.raises(UserError, match="WANDB_SWEEP_PARAM_PATH=.*cannot be read"):
+        agent.values()
