@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+if os.name != "posix":
+    raise ImportError("emaae runs on Linux and macOS; on Windows use it in WSL")
+
 
 def load_model(ref: "str | os.PathLike", device: "torch.device | str" = "cpu") -> "CNNAutoEncoder":
     """A trained model in evaluation mode, see `emaae.loading.load_model`."""

@@ -7,13 +7,16 @@ without asking each other, and a claim needs no lock.
 """
 
 import contextlib
+import errno
 import fcntl
+import json
 import os
 import random
 import socket
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -28,6 +31,8 @@ from emaae.system.errors import UserError
 # A runner on another machine without a sign of life for this long is dead.
 BEAT_EVERY_S = 30.0
 SILENT_S = 300.0
+# Of a database that others have locked.
+PATIENCE_S = 60
 # How often a point is tried when its run fails; an interruption is not a failure.
 TRIES = 2
 
@@ -76,18 +81,19 @@ class Queue:
         self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage
         self._grid = sweep.grid() if sweep.method == "grid" else None
         self._optuna, self._storage = optuna, _open(optuna, storage)
-        self._study = optuna.create_study(
-            study_name=sweep.name,
-            storage=self._storage,
-            direction=optuna.study.StudyDirection[sweep.goal.upper()],
-            load_if_exists=True,
-            pruner=optuna.pruners.NopPruner(),
-        )
-        self._refuse_changes(sweep.meaning() | {"flags after --": list(flags)}, storage)
-        self.runner = uuid.uuid4().hex[:12]
-        self._lock = hold(self.runner)
-        self._last_beat = 0.0
-        self.beat()
+        with self.errors_named():
+            self._study = optuna.create_study(
+                study_name=sweep.name,
+                storage=self._storage,
+                direction=optuna.study.StudyDirection[sweep.goal.upper()],
+                load_if_exists=True,
+                pruner=optuna.pruners.NopPruner(),
+            )
+            self._refuse_changes(sweep.meaning() | {"flags after --": list(flags)}, storage)
+            self.runner = uuid.uuid4().hex[:12]
+            self._lock = hold(self.runner)
+            self._last_beat = 0.0
+            self.beat()
 
     def close(self) -> None:
         """Leave: what this runner had claimed and not finished is free for others."""
@@ -100,14 +106,21 @@ class Queue:
 
     @contextlib.contextmanager
     def errors_named(self) -> Iterator[None]:
-        """A storage that fails in the middle of a sweep becomes one line."""
+        """A storage that fails, at the beginning or in the middle of a sweep, becomes one line."""
+        import sqlalchemy
+
         try:
             yield
-        except (self._optuna.exceptions.StorageInternalError, OSError, JSONDecodeError) as error:
-            reason = " ".join(str(error.__cause__ or error).split())[:200]
+        except (
+            self._optuna.exceptions.StorageInternalError,
+            self._optuna.exceptions.DuplicatedStudyError,
+            sqlalchemy.exc.SQLAlchemyError,
+            OSError,
+            JSONDecodeError,
+        ) as error:
             raise UserError(
-                f"the storage {self._where} failed ({reason}): when it is mended, the same command "
-                "goes on with what was interrupted"
+                f"the storage {self._where} failed ({_reason(error)}): when it is mended, the same "
+                "command goes on with what was interrupted"
             ) from None
 
     def beat(self) -> None:
@@ -297,23 +310,65 @@ def _open(optuna: Any, storage: str) -> Any:
 
         try:
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            _mend_journal(Path(storage))
             return optuna.storages.JournalStorage(JournalFileBackend(storage))
         except OSError as error:
             raise UserError(f"--storage {storage} cannot be written: {error.strerror}") from None
-    patient = {"connect_args": {"timeout": 120}} if storage.startswith("sqlite") else {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--storage {storage} is not a journal of a sweep ({_reason(error)}): name another "
+                "file, or put back a copy of it"
+            ) from None
+    patient = {"connect_args": {"timeout": PATIENCE_S}} if storage.startswith("sqlite") else {}
     for attempt in count(1):
         try:
             return optuna.storages.RDBStorage(storage, engine_kwargs=patient)
         except Exception as error:
             # Runners that start together create the same tables: all but one get an error.
-            if attempt == 5:
-                reason = " ".join(str(error).split())[:200]
+            if attempt == 5 or "already exists" not in str(error):
                 raise UserError(
-                    f"--storage {storage} cannot be opened ({reason}): give a database URL such as "
-                    "sqlite:///study.db, or the path of a journal file such as study.log"
+                    f"--storage {storage} cannot be opened ({_reason(error)}): give a database "
+                    "URL such as sqlite:///study.db, or the path of a journal file such as "
+                    "study.log"
                 ) from None
             time.sleep(random.uniform(0.1, 0.5))
     raise AssertionError
+
+
+def _mend_journal(path: Path) -> None:
+    """Take off a last line that was cut short: what it would have said never came to be.
+
+    Raises ValueError for a file of something else, to which optuna would add.
+    """
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with open(path, "rb") as file:
+        first = file.readline()
+    if first.endswith(b"\n") and "op_code" not in json.loads(first):
+        raise ValueError(f"it begins with {first[:40]!r}")
+    if _ends_in_a_line(path):
+        return
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()  # so that nobody is writing it now
+    try:
+        if not _ends_in_a_line(path):
+            whole = path.read_bytes()
+            os.truncate(path, whole.rfind(b"\n") + 1)
+            warnings.warn(f"{path} was cut short; its last line is left out", stacklevel=2)
+    finally:
+        lock.release()
+
+
+def _ends_in_a_line(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error.__cause__ or error).split())[:200]
 
 
 # ---- locks that end with the process that holds them, however it ends
@@ -327,8 +382,17 @@ def machine() -> str:
 
 def lock_path(name: str) -> Path:
     """Where the lock of a runner or a run lies; on this machine, as shared disks may lack locks."""
-    folder = Path(tempfile.gettempdir()) / f"emaae-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = None
+    try:
+        folder = Path(tempfile.gettempdir()) / f"emaae-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"{folder or 'a temporary folder'} cannot hold the locks of runs "
+            f"({error.strerror or error}): set TMPDIR to a folder that you can write to"
+        ) from None
     return folder / f"{name}.lock"
 
 

@@ -28,6 +28,7 @@ from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import Row, Screen, over_seeds, ranked, table, text, write_csv
 from emaae.system.errors import INTERRUPTED, UserError, last_words
 from emaae.system.files import packaged
+from emaae.system.signals import caught
 
 FAILED = 1  # exit status when a point failed
 LOOK_EVERY_S = 0.25  # at the children and the terminal
@@ -358,13 +359,8 @@ def _interrupts() -> Iterator[Interrupts]:
         if interrupts.count > 1:
             raise KeyboardInterrupt
 
-    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {name: signal.signal(name, handle) for name in names}
-    try:
+    with caught(("SIGINT", "SIGTERM", "SIGHUP"), handle):
         yield interrupts
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 # ---- what is started

@@ -1,6 +1,7 @@
 """Usage errors: one line, and exit status 2."""
 
 import contextlib
+import io
 import os
 import select
 import sys
@@ -44,9 +45,11 @@ def extra(name: str) -> Iterator[None]:
 def speaking_plainly(program: str) -> Iterator[None]:
     """Turn a `UserError` into one line and exit status 2, and a warning into one line.
 
-    A signal to stop ends the program with one line too, see `emaae.system.signals`; a closed
-    output ends it without one.
+    A signal to stop ends the program with one line too, see `emaae.system.signals`; a reader that
+    has gone ends it without one. Streams that the parent has closed, or that take ASCII alone, are
+    made usable.
     """
+    _make_do()
     as_usual = warnings.formatwarning
 
     def one_line(message, category, *where, **more) -> str:
@@ -76,6 +79,18 @@ def speaking_plainly(program: str) -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from None
     finally:
         warnings.formatwarning = as_usual
+
+
+def _make_do() -> None:
+    """Use what the parent left: closed streams, ASCII, a notebook's backend of matplotlib."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the parent
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the program ends
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # Only files are drawn, and the backend of a notebook need not be installed here.
+    os.environ["MPLBACKEND"] = "agg"
 
 
 def _is_read(stream: TextIO) -> bool:

@@ -8,7 +8,7 @@ program is in. A second Ctrl-C ends the program at once.
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -48,14 +48,24 @@ def listening() -> Iterator[None]:
     """Turn the signals to stop into `Interrupted`; only the main thread may."""
     global _asked
     _asked = _Asked()
-    names = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-    before = {number: signal.signal(number, _asked.handle) for number in names}
+    with caught(SIGNALS, _asked.handle):
+        try:
+            yield
+        finally:
+            _asked = _Asked()
+
+
+@contextlib.contextmanager
+def caught(names: Sequence[str], handle: Callable[[int, Any], None]) -> Iterator[None]:
+    """Call `handle` on signals, but for those that the parent ignores, as nohup does SIGHUP."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _asked = _Asked()
 
 
 @contextlib.contextmanager

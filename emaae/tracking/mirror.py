@@ -239,8 +239,9 @@ def upload(folder: Path, entity: str | None = None, project: str | None = None) 
     """
     import wandb
 
-    lock = own(folder)  # which a run that goes on holds
+    lock = None
     try:
+        lock = own(folder)  # which a run that goes on holds
         return _upload(folder, entity, project)
     except (wandb.Error, OSError, ValueError) as error:
         raise UserError(f"the run did not arrive ({client.line(error)})") from None

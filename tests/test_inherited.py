@@ -1,0 +1,180 @@
+"""Programs use what their parent leaves: streams, signals, variables, folders, storages."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import ROOT, environment_of, program
+
+from emaae.system.signals import caught
+
+SMALL = ("--epochs=1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_mistake(tmp_path, closed):
+    command = f"exec {sys.executable} train.py {' '.join(SMALL)} --out_dir={tmp_path} {closed}"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, env=environment_of(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "best.pth").is_file()
+
+
+def test_a_terminal_of_ascii_gets_escapes(tmp_path):
+    sweep = tmp_path / "ä.yaml"
+    sweep.write_text("method: grid\nmetric: {name: select/score}\nparameters: {ä: {value: 1}}\n")
+    done = program("-m", "emaae", "lint", str(sweep), PYTHONIOENCODING="ascii")
+    assert done.returncode == 2, done.stderr
+    assert "parameters.\\xe4: unknown parameter" in done.stdout
+
+
+def test_a_pipe_that_ends_ends_the_program_in_silence():
+    command = f"{sys.executable} train.py --help | head -1"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("backend", ["module://gone.backend", "nonsense", "tkagg"])
+def test_a_backend_of_a_notebook_is_not_ours(tmp_path, backend):
+    flags = (*SMALL, f"--out_dir={tmp_path}", "--run_name=a")
+    done = program("train.py", *flags, MPLBACKEND=backend)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "a" / "reconstructions").rglob("*.png"))
+    where = str(tmp_path / "a")
+    done = program("-m", "analysis.figures", where, "--only", "overview", MPLBACKEND=backend)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_signal_that_the_parent_ignores_stays_ignored():
+    heard = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with caught(("SIGHUP", "SIGUSR1"), lambda number, frame: heard.append(number)):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.01)
+        assert heard == [signal.SIGUSR1]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
+    flags = ["--epochs=400", *SMALL[1:], f"--out_dir={tmp_path}", "--run_name=a"]
+    run = subprocess.Popen(
+        ["nohup", sys.executable, "train.py", *flags],
+        cwd=ROOT,
+        env=environment_of(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        for line in run.stdout:
+            if line.startswith("epoch   2"):
+                os.kill(run.pid, signal.SIGHUP)
+            if line.startswith("epoch   8"):
+                break
+        assert run.poll() is None
+    finally:
+        run.kill()
+        run.communicate()
+
+
+# ---- where a sweep keeps who runs what
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep of two points that does nothing, and runs it; returns status and errors."""
+    (tmp_path / "nothing.py").write_text(
+        "import json, os, pathlib\n"
+        "folder = pathlib.Path(os.environ['EMAAE_OUT_DIR'], os.environ['EMAAE_RUN_NAME'])\n"
+        "folder.mkdir(parents=True)\n"
+        "(folder / 'metrics.json').write_text(json.dumps({'status': 'finished', 'x': 1}))\n"
+    )
+    content = {"program": "nothing.py", "method": "grid", "metric": {"name": "x"}}
+    content |= {"parameters": {"a": {"values": [1, 2]}}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+
+    def run(storage=None, **variables):
+        more = ("--storage", str(storage)) if storage is not None else ()
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        command = ("-m", "emaae", "sweep", "s.yaml", "--out", "out", *more)
+        return program(*command, cwd=tmp_path, PYTHONPATH=path, **variables)
+
+    return run
+
+
+def refused(done) -> str:
+    """The one line in which a program refused."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if ": error: " in line)
+    assert "Traceback" not in done.stderr
+    return line
+
+
+def test_a_journal_that_was_cut_short_is_mended_and_nothing_is_lost(sweep, tmp_path):
+    journal = tmp_path / "study.log"
+    assert sweep(journal).returncode == 0
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:20])
+    again = sweep(journal)
+    assert again.returncode == 0, again.stderr
+    assert "study.log was cut short; its last line is left out" in again.stderr
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 2, "what was done is not done again"
+    assert journal.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize("content", [b"{}\n", b"what is this\n", b"\x00\xff\n", b'[1, 2]\n"a"\n'])
+def test_what_is_no_journal_is_one_line(sweep, tmp_path, content):
+    (tmp_path / "study.log").write_bytes(content)
+    line = refused(sweep(tmp_path / "study.log"))
+    assert "study.log" in line
+    assert (tmp_path / "study.log").read_bytes() == content
+
+
+def test_what_is_no_database_is_one_line(sweep, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.db").write_bytes(b"not a database at all" * 50)
+    assert "file is not a database" in refused(sweep())
+    assert "cannot be opened" in refused(sweep("nonsense://there"))
+
+
+def test_a_locked_database_is_one_line_after_patience(sweep, tmp_path, monkeypatch):
+    assert sweep().returncode == 0
+    database = tmp_path / "out" / "study.db"
+    holder = sqlite3.connect(database, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    code = (
+        "from emaae.sweeps import queue; queue.PATIENCE_S = 1; import sys;"
+        "from emaae.system.errors import speaking_plainly; from emaae.sweeps.runner import run\n"
+        "with speaking_plainly('sweep'): sys.exit(run('s.yaml', out='out'))"
+    )
+    try:
+        done = program("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    finally:
+        holder.close()
+    assert "database is locked" in refused(done)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_database_that_may_not_be_written_is_one_line(sweep, tmp_path):
+    assert sweep().returncode == 0
+    (tmp_path / "out" / "study.db").chmod(0o400)
+    assert "readonly" in refused(sweep())
+
+
+def test_locks_need_a_folder(sweep, tmp_path):
+    (tmp_path / f"emaae-{os.getuid()}").write_text("in the way")
+    line = refused(sweep(TMPDIR=str(tmp_path)))
+    assert "cannot hold the locks of runs (File exists): set TMPDIR" in line
