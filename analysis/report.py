@@ -39,6 +39,7 @@ from analysis.runs import (
 )
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import BY_NAME, SHORT, SHORT_AT_END
+from emaae.sweeps.file import question_of
 from emaae.system.errors import UserError, speaking_plainly
 from emaae.system.files import expanded
 
@@ -403,10 +404,7 @@ def title_of(ref: str) -> str:
     """What a page is called: the question of a local sweep, else the name of what was read."""
     file = Path(ref) / "sweep.yaml"
     if os.path.isfile(file):
-        first = file.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-        question = first.lstrip("# ").strip()
-        if first.startswith("#") and question:
-            return question
+        return question_of(file) or Path(ref).resolve().name
     return Path(ref).resolve().name if os.path.isdir(ref) else ref
 
 

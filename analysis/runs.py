@@ -98,7 +98,9 @@ def read_runs(ref: str | os.PathLike) -> list[Run]:
     On W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP. Raises UserError when there is no run.
     """
     folder = Path(ref).expanduser()
-    if not folder.is_dir():
+    from emaae.tracking.client import is_folder
+
+    if not is_folder(folder):
         return _read_wandb(str(ref))
     folders = [folder] if read.is_run(folder) else read.run_folders(folder)
     if not folders:

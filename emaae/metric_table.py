@@ -46,6 +46,15 @@ class Metric:
                 yield from [f"{split}/{filled}" for split in splits] if splits else [filled]
 
 
+# Of the validation split, in the row of the selected epoch.
+SELECTED = (
+    *("select/loss", "select/mse", "select/penalty", "select/fvu", "select/r_articulators"),
+    *("select/sparsity", "select/live_sparsity", "select/l0", "select/active_mean", "select/dead"),
+    *("select/hoyer", "select/self_similarity_20ms", "select/self_similarity_80ms"),
+    *("select/persistence_within", "select/participation_ratio", "select/distinct_units"),
+    "select/noise_gain",
+)
+
 METRICS = (
     Metric(
         ("loss",),
@@ -206,6 +215,14 @@ METRICS = (
         "the lowest `val/score`, once, at the end: what a sweep minimises",
         ">= 0",
         "lower",
+        "end",
+    ),
+    Metric(
+        SELECTED,
+        "the same of the selected epoch",
+        "those of the selected epoch on the validation split, once, at the end",
+        "",
+        "",
         "end",
     ),
     Metric(

@@ -13,9 +13,10 @@ ORDER = (
     "data",
     "activations models losses optimizers metric_table metrics filters shift evaluation training",
     "runs",
+    "sweeps",
     "tracking",
     "loading",
-    "corpus sweeps",
+    "corpus",
     "__init__ __main__",
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names.split()}

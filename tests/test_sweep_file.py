@@ -51,6 +51,8 @@ def test_every_sweep_file_expands_to_configs_and_optimises_what_is_logged(path):
     sweep = sweep_file.read(path)
     assert sweep.question.endswith(("?", "."))
     assert "?" in sweep.question
+    given = yaml.safe_load(path.read_text())
+    assert (given["name"], given["description"]) == (path.stem, sweep.question), "W&B shows these"
     assert (sweep.metric, sweep.goal) == (SCORE, "minimize")
     assert sweep.early_terminate is None
     assert {p.name for p in sweep.parameters} <= set(Config.sweepable())
@@ -85,13 +87,14 @@ def test_the_benchmark_measures_the_recipe_of_the_sweeps():
     assert time_to_score.RECIPE == RECIPE | {"precision": "auto"}
 
 
-def test_schedules_are_compared_over_end_values_and_seeds():
-    sweep = sweep_file.read(ROOT / "sweeps" / "alpha_schedules.yaml")
-    points = sweep.grid()
-    assert {p["penalty_scheduler"] for p in points} == set(SCHEDULES)
+def test_schedules_that_have_an_end_value_are_compared_over_it_and_seeds():
+    points = sweep_file.read(ROOT / "sweeps" / "alpha_schedules.yaml").grid()
+    schedules = {p["penalty_scheduler"] for p in points}
+    # A point that ignored its end value would be run three times.
+    assert schedules == set(SCHEDULES) - {"constant", "step_original"}
     assert len({p["seed"] for p in points}) == 3
     ends = {p["alpha_max"] for p in points}
-    assert len(points) == len(SCHEDULES) * len(ends) * 3
+    assert len(points) == len(schedules) * len(ends) * 3
     assert all(p["update"] is True for p in points)
 
 
@@ -455,3 +458,24 @@ def test_tags_of_python_are_refused_and_nothing_is_run(write, tmp_path):
     path = write(SEED % f"!!python/object/apply:os.mkdir ['{tmp_path}/trace']")
     assert "has the tag tag:yaml.org,2002:python/object/apply:os.mkdir" in findings(path)[0]
     assert not (tmp_path / "trace").exists()
+
+
+def test_lint_can_be_satisfied_with_hyperband(write):
+    path = write(
+        """\
+        method: random
+        run_cap: 3
+        metric: {name: val/score, goal: minimize}
+        early_terminate: {type: hyperband, min_iter: 3, strict: true}
+        parameters: {alpha: {min: 0.1, max: 0.2}}
+        """,
+        head="",
+    )
+    assert findings(path) == []
+
+
+def test_the_question_is_the_description_or_else_the_first_comment(write):
+    assert sweep_file.question_of(write("", head="# What?\nmethod: grid\n")) == "What?"
+    text = "# not this\ndescription: Which one?\nmethod: grid\n"
+    assert sweep_file.question_of(write("", head=text)) == "Which one?"
+    assert sweep_file.question_of(write("", head="method: grid\n")) == ""

@@ -15,12 +15,16 @@ import torch
 import yaml
 from conftest import ROOT, program
 from forked import forked
+from synthetic_runs import write_run
 from wandb_backend import Backend
 
 import emaae
 from analysis.runs import read_runs
+from emaae.config import Config
 from emaae.data.features import ARTICULATORS
 from emaae.system.files import own
+from emaae.tracking import client
+from emaae.tracking.mirror import _name
 
 TINY = ["--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--epochs=3", "--batch_sz=4"]
 GRID = {
@@ -57,6 +61,10 @@ def wandb(*arguments: str, env: dict[str, str]) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def epochs_of(run) -> list[int]:
+    return [row["epoch"] for row in run.history if "train/loss" in row]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +111,7 @@ def test_two_agents_run_every_point_once(swept):
 def test_each_epoch_is_one_row_and_the_score_is_logged_once(swept):
     backend, _, _, home = swept
     for run_id, run in backend.runs.items():
-        epochs = [row["epoch"] for row in run.history if "epoch" in row]
+        epochs = epochs_of(run)
         assert epochs == [1, 2, 3]
         row = run.history[1]
         for name in ("train/loss", "val/loss", "alpha", "lambda_eff", "val/sparsity", "val/fvu"):
@@ -114,6 +122,57 @@ def test_each_epoch_is_one_row_and_the_score_is_logged_once(swept):
         assert run.summary["select/score"] == pytest.approx(metrics["select/score"])
         assert run.config["data"]["train"]["fingerprint"]
         assert run.config["batch_sz"] == 32
+
+
+def test_the_final_row_is_at_the_epoch_of_its_weights_with_a_table_to_draw(swept):
+    backend, _, _, home = swept
+    for run_id, run in backend.runs.items():
+        (final,) = (row for row in run.history if "select/score" in row)
+        assert final["epoch"] == final["select/epoch"]
+        (folder,) = (home / "runs").glob(f"*-{run_id}")
+        history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        selected = history[final["select/epoch"] - 1]
+        for name in ("fvu", "live_sparsity", "l0", "mse", "persistence_within"):
+            assert final[f"select/{name}"] == pytest.approx(selected[f"val/{name}"])
+        assert final["reconstruction"]["_type"] == "table-file"
+        assert final["reconstruction"]["ncols"] == 4
+        best = {"val/fvu": min, "val/sparsity": max, "val/score": min}
+        for name, extremum in best.items():
+            kept = run.summary[name]["min" if extremum is min else "max"]
+            assert kept == pytest.approx(extremum(row[name] for row in history))
+
+
+def test_single_channels_are_in_a_section_of_their_own(swept):
+    backend, *_ = swept
+    for run in backend.runs.values():
+        names = {name for row in run.history for name in row}
+        assert {f"channels/val/r/{name}" for name in ARTICULATORS} <= names
+        assert not [name for name in names if name.startswith(("val/r/", "test/fvu/"))]
+
+
+def test_runs_are_named_by_what_their_sweep_varies():
+    config = json.loads(json.dumps(Config().asdict())) | {"schedule": "constant"}
+    assert _name(config) == "constant a0.25 i1024 e5d3 s0"
+    assert _name(config, ("alpha", "norm", "seed", "gone")) == f"{_name(config)} norm=none"
+    parameters = {"norm": {"values": ["none", "layer"]}, "lr": {"min": 0, "max": 1}}
+    parameters |= {"seed": {"value": 1}, "alpha": {"values": [0.1]}}
+    assert client.varied(parameters) == ("norm", "lr")
+
+
+@pytest.mark.parametrize("key", ["", "0" * 40])
+def test_a_folder_that_a_client_made_is_no_run_of_ours(tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    Path("lab/speech/run").mkdir(parents=True)  # ENTITY/PROJECT/RUN
+    assert client.is_folder("lab/speech") == (not key), "who has no key means what is here"
+    assert not client.is_folder("wandb:lab/speech/emaae-x:best")
+    assert not client.is_folder("lab/other")
+    write_run(Path("lab/speech/mine"), epochs=1)
+    assert client.is_folder("lab/speech")
+    assert client.is_folder("lab/speech/mine")
+    assert client.is_folder(str(tmp_path))
 
 
 def test_the_curves_are_rows_over_axes_of_their_own(swept):
@@ -255,7 +314,7 @@ def test_values_reach_a_run_from_the_sweep_alone(trees, tmp_path):
     (folder,) = (tmp_path / "runs").glob(f"*-{run_id}")
     config = json.loads((folder / "config.json").read_text())
     assert (config["alpha"], config["seed"], config["inner_size"]) == (0.3, 7, 16)
-    assert [row["epoch"] for row in run.history if "epoch" in row] == [1, 2, 3]
+    assert epochs_of(run) == [1, 2, 3]
 
 
 def offline_run(backend, trees, tmp_path):
@@ -275,7 +334,7 @@ def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tm
         done = forked("-m", "emaae", "upload-pending", str(folder), **env)
         assert done.returncode == 0, done.stderr
         ((run_id, run),) = backend.runs.items()
-        assert [row["epoch"] for row in run.history if "epoch" in row] == [1, 2, 3]
+        assert epochs_of(run) == [1, 2, 3]
         types = {a.type: a for a in backend.artifacts}
         assert types["model"].files["best.pth"] == (folder / "best.pth").read_bytes()
         assert "epoch-0003/v0.npz" in types["reconstruction"].files
@@ -353,6 +412,19 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path, mode
             assert sum("select/score" in row for row in run.history) == 1
         models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
         assert {a.run_id for a in models} == {run.id for run in good}
+        assert published.state == "FINISHED"
+        assert published.config["name"] == "local"
+        assert {run.display_name for run in good} == {
+            f"constant a{alpha} i16 e2d2 s0" for alpha in (0.05, 0.3)
+        }
+        # Again it sends what is new, to the same sweep.
+        write_run(out / "runs" / "later", epochs=2)
+        again = forked("-m", "emaae", "publish", str(out), "--project", "speech", **env)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+        assert list(backend.sweeps.values()) == [published]
+        assert {run.id for run in published.runs} == set(backend.runs)
+        assert len(backend.runs) == 4
 
 
 @pytest.mark.slow
@@ -379,7 +451,7 @@ def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path)
         assert "going on after" in said, said
         (run,) = backend.runs.values()
         assert run.state == "finished"
-        assert [row["epoch"] for row in run.history if "epoch" in row] == list(range(1, 61))
+        assert epochs_of(run) == list(range(1, 61))
         assert sum("select/score" in row for row in run.history) == 1
         models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
         assert [a.metadata["status"] for a in models] == ["preempted", "finished"]
@@ -434,7 +506,7 @@ def test_a_run_that_is_resumed_offline_is_uploaded_as_one(trees, tmp_path):
         assert done.returncode == 0, done.stderr
         (run,) = backend.runs.values()
         assert run.id == first["id"]
-        assert [row["epoch"] for row in run.history if "epoch" in row] == list(range(1, 61))
+        assert epochs_of(run) == list(range(1, 61))
         assert sum("select/score" in row for row in run.history) == 1
         assert any("reconstructions" in row for row in run.history[:5])
 
@@ -474,7 +546,7 @@ def test_a_server_that_dies_ends_no_run_and_loses_nothing(trees, tmp_path, when)
         done = forked("-m", "emaae", "upload-pending", str(folder), **env)
         assert done.returncode == 0, done.stdout + done.stderr
         (run,) = backend.runs.values()
-        epochs = [row["epoch"] for row in run.history if "epoch" in row]
+        epochs = epochs_of(run)
         assert sorted(set(epochs)) == list(range(1, 31))
         model = next(a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED")
         assert model.files["best.pth"] == (folder / "best.pth").read_bytes()

@@ -18,6 +18,7 @@ from typing import Any
 
 from emaae.config import KNOBS, PLACES, Config
 from emaae.data import Split
+from emaae.metric_table import SELECTED
 from emaae.models import CNNAutoEncoder, weight_bytes
 from emaae.runs import checkpoint, read, reconstructions
 from emaae.system.distributed import first, shared
@@ -292,6 +293,7 @@ class RunFolder:
         `shift.shift_tolerance` and the name of their `split`, when there are any.
         """
         self._finished = True
+        metrics = dict(metrics) | self._of_selected(metrics.get("select/epoch"))
         final = plain(metrics) | {"status": status}
         try:
             if curves:
@@ -303,6 +305,13 @@ class RunFolder:
             raise
         finally:
             self._tell("ended", metrics, status, curves or {})
+
+    def _of_selected(self, epoch: int | None) -> dict[str, float]:
+        """What else is known of the selected epoch, for whoever sees the end of runs alone."""
+        rows = (row for row in read.history(self.path) if epoch and row["epoch"] == epoch)
+        row = next(rows, {})
+        names = {name: name.replace("select/", "val/") for name in SELECTED}
+        return {name: row[at] for name, at in names.items() if row.get(at) is not None}
 
 
 class NoFolder:

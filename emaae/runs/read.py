@@ -77,6 +77,12 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(path for path in inside.iterdir() if is_run(path))
 
 
+def holds_runs(folder: Path) -> bool:
+    """Whether a folder is that of a run, of some, or of a promoted or pulled model."""
+    own = is_run(folder) or (folder / "best.pth").is_file() or (folder / "best").is_dir()
+    return own or bool(run_folders(folder))
+
+
 def score(found: Mapping[str, Any]) -> float | None:
     """The score of metrics of a run that ended well; None of any other."""
     value = found.get(SCORE) if found.get("status") in GOOD else None

@@ -72,6 +72,14 @@ def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
     return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
 
 
+def question_of(path: str | Path) -> str:
+    """What a sweep file asks: its description, or its first line if that is a comment, or ""."""
+    text = read_text(path)
+    content = Document(str(path), text).content or {}
+    said = content.get("description")
+    return said if isinstance(said, str) else _first_comment(text)
+
+
 class _Examiner:
     """Gives the meaning of a document and reports what is wrong to it."""
 
@@ -103,7 +111,7 @@ class _Examiner:
         early_terminate = self._hyperband(content.get("early_terminate"), metric)
         sweep = Sweep(
             path=self.document.path,
-            question=_first_comment(self.document.text),
+            question=self._text("description", "") or _first_comment(self.document.text),
             name=self._text("name", Path(self.document.path).stem),
             program=program,
             method=method or "grid",
@@ -136,7 +144,9 @@ class _Examiner:
     # ---- the parts
 
     def _text(self, key: str, default: str) -> str:
-        value = self.content.get(key, default)
+        value = self.content.get(key)
+        if value is None:
+            return default
         if not isinstance(value, str) or not value.strip():
             self.report((key,), f"must be text, got {value!r}")
             return default
@@ -173,10 +183,10 @@ class _Examiner:
             hint = nearest(name, BY_NAME)
             self.report(where, f"{name!r} is not logged by runs; use {SCORE}{hint}")
             return
-        if each_epoch(name):
+        if each_epoch(name) and not self.content.get("early_terminate"):
             message = f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is "
             self.report(where, message + "logged once, for the selected weights", warning=True)
-        elif name.startswith("test/"):
+        if name.startswith("test/"):
             message = "chooses by the split that is kept for the final numbers; choose by val"
             self.report(where, message, warning=True)
         wrong = {"lower": "maximize", "higher": "minimize"}.get(metric.better)

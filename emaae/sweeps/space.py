@@ -161,7 +161,7 @@ class Sweep:
     """What a sweep file means."""
 
     path: str
-    question: str  # the first line of the file, a comment
+    question: str  # its description, or its first line when that is a comment
     name: str
     program: str
     method: str  # grid, random or bayes

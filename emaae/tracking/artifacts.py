@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from emaae.data.features import FRAME_RATE_HZ
 from emaae.metrics import aim
 from emaae.runs import read
 from emaae.system.files import read_json, sha256
@@ -88,6 +89,26 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
         for path in sorted(p for p in epoch.rglob("*") if p.suffix in (".npz", ".png")):
             _add(artifact, path, path.relative_to(folder / "reconstructions").as_posix())
     return artifact
+
+
+def reconstruction_table(folder: Path) -> Any | None:
+    """One utterance of the last epoch that was drawn, a row per frame and channel, for panels.
+
+    Columns channel, seconds, truth, prediction; None when nothing was drawn.
+    """
+    import wandb
+
+    drawn = sorted((folder / "reconstructions").glob("epoch-*"))
+    files = sorted(drawn[-1].rglob("*.npz")) if drawn else []
+    if not files:
+        return None
+    table = wandb.Table(columns=["channel", "seconds", "truth", "prediction"])
+    with np.load(files[0], allow_pickle=False) as kept:
+        truth, prediction = kept["truth"].T, kept["prediction"].T
+        for channel, x, y in zip(kept["channels"], truth, prediction):
+            for t, (one, other) in enumerate(zip(x, y)):
+                table.add_data(str(channel), t / FRAME_RATE_HZ, float(one), float(other))
+    return table
 
 
 def _model_aliases(folder: Path) -> list[str]:

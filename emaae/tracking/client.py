@@ -3,11 +3,12 @@
 import contextlib
 import netrc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from emaae.runs import read
 from emaae.system.errors import UserError
 
 # wandb's own 90 s are long for someone who waits; what is logged offline is not lost.
@@ -113,6 +114,23 @@ def wants_stopped(path: str) -> bool:
         return False
 
 
+def varying(path: str) -> tuple[str, ...]:
+    """What a sweep varies; () without an answer, since a name is not worth more."""
+    try:
+        return varied(public_api().sweep(path).config.get("parameters", {}))
+    except Exception:
+        return ()
+
+
+def varied(parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of those parameters of a sweep file that are more than one value."""
+    return tuple(
+        name
+        for name, spec in parameters.items()
+        if isinstance(spec, Mapping) and "value" not in spec and len(spec.get("values", "..")) > 1
+    )
+
+
 def existing(api: Any, name: str) -> Any | None:
     """The artifact of this name; None when there is none. Raises UserError without an answer."""
     import wandb
@@ -124,6 +142,18 @@ def existing(api: Any, name: str) -> Any | None:
         if "not found" in str(error) or isinstance(error, ValueError):
             return None
         raise UserError(f"W&B did not say whether {name} is there ({line(error)[:200]})") from None
+
+
+def is_folder(ref: str | os.PathLike) -> bool:
+    """Whether a reference is a folder here, and not what W&B has under that path.
+
+    W&B's client makes folders ENTITY/PROJECT/RUN where it is started: one is ours if it holds runs,
+    or if nothing else can be meant.
+    """
+    if str(ref).startswith("wandb:") or not os.path.isdir(ref):
+        return False
+    there = len(str(ref).split("/")) in (2, 3) and mode_of("auto") == "online"
+    return not there or read.holds_runs(Path(ref))
 
 
 def split_path(path: str) -> tuple[str, str, str | None]:

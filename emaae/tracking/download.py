@@ -13,7 +13,7 @@ from typing import Any
 from emaae.system.errors import UserError
 from emaae.tracking.artifacts import MODEL, RECONSTRUCTIONS
 from emaae.tracking.client import existing, line, public_api, split_path
-from emaae.tracking.mirror import CURVES
+from emaae.tracking.mirror import CURVES, OF_CHANNELS
 
 # Requests at a time: a run's history is one request for each thousand rows.
 AT_ONCE = 8
@@ -62,7 +62,9 @@ def runs(path: str) -> list[Downloaded]:
 def _downloaded(project: str, run: Any, rows: list[dict]) -> Downloaded:
     config = {name: value for name, value in run.config.items() if not name.startswith("_")}
     # A run that was queued again has some epochs twice: the later row is what went on.
-    epochs = {row["epoch"]: _plain(row) for row in rows if row.get("epoch") is not None}
+    # The final metrics are a row at the epoch that was selected.
+    of_epochs = [row for row in rows if row.get("epoch") is not None and "select/epoch" not in row]
+    epochs = {row["epoch"]: _plain(row) for row in of_epochs}
     per_epoch = {name for row in epochs.values() for name in row}
     of_curves = {name for columns in CURVES.values() for name in columns.values()}
     final = _plain(run.summary_metrics)
@@ -89,7 +91,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
         undefined = value in ("NaN", "Infinity", "-Infinity")
         undefined |= isinstance(value, float) and not math.isfinite(value)
         if not name.startswith("_"):
-            plain[name] = None if undefined else value
+            plain[name.removeprefix(OF_CHANNELS)] = None if undefined else value
     return plain
 
 

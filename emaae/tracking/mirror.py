@@ -10,13 +10,14 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emaae.config import Config
+from emaae.metric_table import BY_NAME, each_epoch
 from emaae.metrics import DENSITY_EDGES
 from emaae.runs import read
 from emaae.runs.checkpoint import write_json
@@ -25,7 +26,7 @@ from emaae.system.distributed import first
 from emaae.system.errors import UserError
 from emaae.system.files import own, read_json
 from emaae.tracking import agent, client
-from emaae.tracking.artifacts import log_artifacts, model_artifact
+from emaae.tracking.artifacts import log_artifacts, model_artifact, reconstruction_table
 
 UPLOAD_TIMEOUT_S = 120
 PREEMPTED_TIMEOUT_S = 20  # of a node that is about to be taken
@@ -43,6 +44,12 @@ CURVES = {
         "input": "lowpass/input_fvu",
     },
 }
+OF_CHANNELS = "channels/"
+# What the names of runs say in any case.
+IN_NAMES = (
+    *("penalty_scheduler", "update", "alpha", "alpha_max", "seed"),
+    *("inner_size", "n_encoder", "n_decoder"),
+)
 # In a run's folder: which W&B run it is, and what of it W&B does not have yet.
 RECORD = "wandb.json"
 
@@ -50,8 +57,15 @@ RECORD = "wandb.json"
 class Mirror(Follower):
     """A W&B run that gets what a run's folder has, or nothing at all with --wandb disabled."""
 
-    def __init__(self, folder: Path, run: Any = None, mode: str = "disabled"):
+    def __init__(
+        self,
+        folder: Path,
+        run: Any = None,
+        mode: str = "disabled",
+        varying: Sequence[str] = (),
+    ):
         self.folder, self.mode, self._run = folder, mode, run
+        self._varying = varying  # what the sweep varies, and so what names the run
         self._lost: Exception | None = None  # why the W&B run gets no more rows
         if run is not None:
             self._n_there = run.starting_step
@@ -68,7 +82,7 @@ class Mirror(Follower):
         demo = ("demo",) if values.get("demo") else ()
         try:
             self._run.config.update(free)
-            self._run.name = _name(values)
+            self._run.name = _name(values, self._varying)
             self._run.tags = (values["schedule"], values["sparse_loss"], *demo)
         except Exception as error:  # wandb's own service is a process that may die
             self._lose(error)
@@ -152,6 +166,10 @@ class Mirror(Follower):
         print(f"W&B gets no more rows ({client.line(error)}); the run goes on", flush=True)
 
     def _pictures(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The reconstructions of an epoch as images; beside the final metrics one as a table."""
+        if "select/epoch" in row:
+            table = reconstruction_table(self.folder)
+            return {} if table is None else {"reconstruction": table}
         drawn = self.folder / "reconstructions" / f"epoch-{row.get('epoch', 0):04d}"
         images = sorted(drawn.rglob("*.png"))
         if not images:
@@ -211,7 +229,11 @@ def start(config: Config, folder: Path) -> Mirror:
             ) from None
     later = f"offline; upload later with: python -m emaae upload-pending {folder}"
     print(f"W&B {f'online at {run.url}' if mode == 'online' else later}", flush=True)
-    return Mirror(folder, run, mode)
+    sweep = os.environ.get("WANDB_SWEEP_ID")
+    varying: Sequence[str] = ()
+    if sweep and mode == "online":
+        varying = client.varying(f"{run.entity}/{run.project}/{sweep}")
+    return Mirror(folder, run, mode, varying)
 
 
 def _init(config: Config, folder: Path, mode: str) -> Any:
@@ -231,18 +253,24 @@ def _init(config: Config, folder: Path, mode: str) -> Any:
     )
 
 
-def upload(folder: Path, entity: str | None = None, project: str | None = None) -> str:
+def upload(
+    folder: Path,
+    entity: str | None = None,
+    project: str | None = None,
+    sweep: str | None = None,
+    varying: Sequence[str] = (),
+) -> str:
     """Send what W&B lacks of the run in a folder; returns its path there.
 
-    entity, project: where to, if not where the run was meant to go. Raises UserError when a part of
-    it did not arrive, or the run goes on.
+    entity, project, sweep: where to, if not where the run was meant to go. varying: what its sweep
+    varies. Raises UserError when a part of it did not arrive, or the run goes on.
     """
     import wandb
 
     lock = None
     try:
         lock = own(folder)  # which a run that goes on holds
-        return _upload(folder, entity, project)
+        return _upload(folder, entity, project, sweep, varying)
     except (wandb.Error, OSError, ValueError) as error:
         raise UserError(f"the run did not arrive ({client.line(error)})") from None
     finally:
@@ -250,7 +278,13 @@ def upload(folder: Path, entity: str | None = None, project: str | None = None) 
             lock.close()
 
 
-def _upload(folder: Path, entity: str | None, project: str | None) -> str:
+def _upload(
+    folder: Path,
+    entity: str | None,
+    project: str | None,
+    sweep: str | None,
+    varying: Sequence[str],
+) -> str:
     record = read_record(folder) or {}
     config = read.read_or_empty(folder / "config.json")  # {} of a run that failed before it began
     # In full, since an offline run does not know its entity.
@@ -270,9 +304,9 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
         project=project,
         group=record.get("group"),
         job_type="eval" if config.get("eval_only") else "train",
-        settings={"sweep_id": record.get("sweep"), "console": "off"},
+        settings={"sweep_id": record.get("sweep") or sweep, "console": "off"},
     )
-    mirror = Mirror(folder, run, "online")
+    mirror = Mirror(folder, run, "online", varying)
     if config:
         mirror.settings(config)
     missing = mirror.complete(read.metrics(folder).get("status", "failed"), UPLOAD_TIMEOUT_S)
@@ -284,12 +318,16 @@ def _upload(folder: Path, entity: str | None, project: str | None) -> str:
     return path
 
 
-def _name(config: Mapping[str, Any]) -> str:
-    """What tells runs apart on W&B's pages, e.g. cosine a0.1-0.95 i1024 e5d3 s0."""
+def _name(config: Mapping[str, Any], varying: Sequence[str] = ()) -> str:
+    """What tells runs apart on W&B's pages, e.g. cosine a0.1-0.95 i1024 e5d3 s0 norm=layer.
+
+    varying: of the sweep; what of it is not said already comes last.
+    """
     ramp = f"-{config['alpha_max']:g}" if config["update"] else ""
     blocks = f"e{config['n_encoder']}d{config['n_decoder']}"
     alpha, size = f"a{config['alpha']:g}{ramp}", f"i{config['inner_size']}"
-    return f"{config['schedule']} {alpha} {size} {blocks} s{config['seed']}"
+    rest = (f" {n}={config[n]}" for n in varying if n in config and n not in IN_NAMES)
+    return f"{config['schedule']} {alpha} {size} {blocks} s{config['seed']}{''.join(rest)}"
 
 
 def lacks_rows(folder: Path, path: str) -> bool:
@@ -315,6 +353,8 @@ def _lacks_model(folder: Path, path: str) -> bool:
 def rows(folder: Path) -> list[dict[str, Any]]:
     """What a folder's run is on W&B, row by row: epochs, final metrics, points of the curves."""
     final, curves = read.final_metrics(folder), read.read_or_empty(folder / "curves.json")
+    if "select/epoch" in final:  # whose weights they are of
+        final["epoch"] = final["select/epoch"]
     found = read.history(folder) + ([final] if final else [])
     for curve, names in CURVES.items() if final and curves else ():
         series = {metric: curves[curve][key] for key, metric in names.items()}
@@ -327,10 +367,14 @@ def _define_axes(run: Any) -> None:
     """Tell W&B what each metric is drawn over: the epoch, or the axis of its curve."""
     # Not filled in by itself: the final row belongs to no epoch.
     run.define_metric("*", step_metric="epoch", step_sync=False)
+    for name, metric in BY_NAME.items():
+        if each_epoch(name) and metric.better and "CHANNEL" not in metric.names[0]:
+            best = "min" if metric.better == "lower" else "max"
+            run.define_metric(name, step_metric="epoch", step_sync=False, summary=best)
     for axis, *metrics in (names.values() for names in CURVES.values()):
         run.define_metric(axis, summary="none")
-        for metric in metrics:
-            run.define_metric(metric, step_metric=axis, step_sync=False, summary="none")
+        for name in metrics:
+            run.define_metric(name, step_metric=axis, step_sync=False, summary="none")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -349,5 +393,10 @@ def _for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
             import wandb
 
             value = wandb.Histogram(np_histogram=(np.array(value), np.array(DENSITY_EDGES)))
-        found[name] = value
+        found[on_wandb(name)] = value
     return found
+
+
+def on_wandb(name: str) -> str:
+    """A metric's name there: those of single channels are in a section of pages of their own."""
+    return f"{OF_CHANNELS}{name}" if name.count("/") == 2 else name

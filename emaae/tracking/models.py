@@ -23,7 +23,7 @@ from emaae.runs.read import PROMOTED
 from emaae.system.errors import UserError
 from emaae.system.files import read_json, sha256
 from emaae.tracking.artifacts import MODEL
-from emaae.tracking.client import existing, line, public_api, split_path
+from emaae.tracking.client import existing, is_folder, line, public_api, split_path
 
 FILES = ("best.pth", "model_config.json", "metrics.json")
 MORE = ("curves.json", CARD)  # a model may lack them
@@ -40,7 +40,7 @@ class Best:
 
 def promote(ref: str) -> Best:
     """Give the model with the lowest score the name `best`; again gives the same. UserError."""
-    return _promote_local(Path(ref)) if os.path.isdir(ref) else _promote_on_wandb(ref)
+    return _promote_local(Path(ref)) if is_folder(ref) else _promote_on_wandb(ref)
 
 
 def pull(ref: str, out: Path) -> Path:
@@ -50,7 +50,7 @@ def pull(ref: str, out: Path) -> Path:
     ENTITY/PROJECT/RUN or ENTITY/PROJECT/NAME:ALIAS. Raises UserError.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        if os.path.isdir(ref):
+        if is_folder(ref):
             source, expected = _local_model(Path(ref))
         else:
             source, expected = _download(ref, Path(scratch))
@@ -124,10 +124,10 @@ def _promote_on_wandb(path: str) -> Best:
             return Best(target, now.metadata.get("run", run_id), score)
         with tempfile.TemporaryDirectory() as scratch:
             files = Path(source.download(root=scratch))
-            (files / CARD).write_text(model_card(files, run_id), encoding="utf-8")
-            promoted = wandb.Artifact(
-                collection, type="model", metadata=dict(source.metadata) | {"run": run_id}
-            )
+            card = model_card(files, run_id)
+            (files / CARD).write_text(card, encoding="utf-8")
+            metadata = dict(source.metadata) | {"run": run_id}
+            promoted = wandb.Artifact(collection, type="model", description=card, metadata=metadata)
             for name in _files(files):
                 promoted.add_file(str(files / name), name=name, skip_cache=True)
             settings = wandb.Settings(silent=True, console="off")

@@ -2,12 +2,16 @@
 
 import contextlib
 import io
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
 
 from emaae.runs import read
+from emaae.runs.checkpoint import write_json
+from emaae.sweeps.file import question_of
 from emaae.system.errors import UserError
 from emaae.system.progress import progress
 from emaae.tracking import client
@@ -30,28 +34,40 @@ def upload_pending(
 
 
 def _upload_all(
-    folders: Iterable[Path], entity: str | None, project: str | None
+    folders: Iterable[Path],
+    entity: str | None,
+    project: str | None,
+    sweep: str | None = None,
+    varying: Sequence[str] = (),
 ) -> tuple[dict[Path, str], list[str]]:
     there, missing = {}, []
     for run in progress(folders, "uploading", unit="runs"):
         try:
-            there[run] = upload(run, entity, project)
+            there[run] = upload(run, entity, project, sweep, varying)
         except UserError as error:
             missing.append(f"{run}: {error}")
     return there, missing
 
 
 def publish(folder: Path, project: str, entity: str | None = None) -> str:
-    """Put a local sweep on W&B: its runs first, then a sweep that holds them; returns its path.
+    """Put a local sweep on W&B: its runs, then a sweep that holds them; returns its path.
 
-    Raises UserError when a run or its model did not arrive.
+    Again it sends what W&B lacks by then, to the same sweep, which the folder remembers. The sweep
+    has the name and the question of its file, and is finished. Raises UserError when a run or its
+    model did not arrive.
     """
     import wandb
 
     sweep_file = folder / "sweep.yaml"
     if not sweep_file.is_file():
         raise UserError(f"{sweep_file} is missing: expected the folder of a local sweep")
-    there, missing = _upload_all(read.run_folders(folder), entity, project)
+    config = yaml.safe_load(sweep_file.read_text(encoding="utf-8"))
+    own = {"name": folder.resolve().name, "description": question_of(sweep_file)}
+    config = {key: text for key, text in own.items() if text} | config
+    known = _known(folder, project, entity)
+    varying = client.varied(config.get("parameters") or {})
+    runs = read.run_folders(folder)
+    there, missing = _upload_all(runs, entity, project, known, varying)
     if missing or not there:
         raise UserError(
             f"{len(missing)} of {len(there) + len(missing)} runs are not on W&B "
@@ -59,14 +75,33 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
         )
     entity = next(iter(there.values())).split("/", 1)[0]
     ids = [path.rsplit("/", 1)[1] for path in there.values()]
-    config = yaml.safe_load(sweep_file.read_text(encoding="utf-8"))
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what we print
-            sweep = wandb.sweep(config, entity, project, prior_runs=ids)
-    except (wandb.Error, ValueError) as error:
-        raise UserError(f"W&B refuses {sweep_file} ({client.line(error)})") from None
+    sweep = known
+    if sweep is None:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what we print
+                sweep = wandb.sweep(config, entity, project, prior_runs=ids)
+        except (wandb.Error, ValueError) as error:
+            raise UserError(f"W&B refuses {sweep_file} ({client.line(error)})") from None
+        write_json(folder / RECORD, {"sweep": sweep, "entity": entity, "project": project})
     path = f"{entity}/{project}/{sweep}"
-    inside = {run.id for run in client.public_api().sweep(path).runs}
+    found = client.public_api().sweep(path)
+    inside = {run.id for run in found.runs}
     if not set(ids) <= inside:
         raise UserError(f"{path} holds {len(inside)} runs, expected {len(ids)}: look at it on W&B")
+    if found.state.upper() != "FINISHED":
+        # The client's own command: it has no function for it.
+        command = [sys.executable, "-m", "wandb", "sweep", "--stop", path]
+        subprocess.run(command, capture_output=True, timeout=client.FINISH_TIMEOUT_S)
     return path
+
+
+def _known(folder: Path, project: str, entity: str | None) -> str | None:
+    """The sweep as which a folder was published, if it is there still."""
+    import wandb
+
+    record = read_record(folder) or {}
+    if record.get("project") != project or entity not in (None, record.get("entity")):
+        return None
+    with contextlib.suppress(wandb.Error, ValueError):
+        return client.public_api().sweep(f"{record['entity']}/{project}/{record['sweep']}").id
+    return None
