@@ -461,6 +461,50 @@ def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path)
         assert json.loads((folder / "wandb.json").read_text())["pending"] == []
 
 
+def run_agent(backend, trees, tmp_path, sweep: dict, *options: str) -> str:
+    """Create a sweep and run an agent of it to its end; returns what it said."""
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
+    said = wandb("sweep", "--project", "speech", str(tmp_path / "sweep.yaml"), env=env)
+    return wandb("agent", *options, re.search(r"wandb agent (\S+)", said)[1], env=env)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_agents_of_a_search_run_as_many_points_as_its_cap(trees, tmp_path, method):
+    parameters = GRID["parameters"] | {"alpha": {"min": 0.1, "max": 0.4}, "seed": {"value": 3}}
+    sweep = GRID | {"method": method, "run_cap": 2, "parameters": parameters}
+    with Backend() as backend:
+        run_agent(backend, trees, tmp_path, sweep)
+        runs = list(backend.runs.values())
+        assert [run.state for run in runs] == ["finished", "finished"]
+        first, second = (run.config["alpha"] for run in runs)
+        assert 0.1 < first != second < 0.4
+        for run in runs:
+            (folder,) = (tmp_path / "runs").glob(f"*-{run.id}")
+            assert json.loads((folder / "config.json").read_text())["alpha"] == run.config["alpha"]
+            assert run.display_name.startswith(f"constant a{run.config['alpha']:g} ")
+        (sweep,) = backend.sweeps.values()
+        assert sweep.state == "FINISHED"
+
+
+@pytest.mark.slow
+def test_hyperband_ends_runs_for_good_and_the_sweep_goes_on(trees, tmp_path):
+    parameters = GRID["parameters"] | {"alpha": {"values": [0.01, 0.9, 0.8]}}
+    parameters |= {"seed": {"value": 0}, "epochs": {"value": 150}}
+    sweep = GRID | {"metric": {"name": "val/score", "goal": "minimize"}, "parameters": parameters}
+    sweep |= {"early_terminate": {"type": "hyperband", "min_iter": 5, "strict": True}}
+    with Backend() as backend:
+        run_agent(backend, trees, tmp_path, sweep)
+        states = sorted(run.state for run in backend.runs.values())
+        assert len(states) == 3
+        assert states[-1] == "finished"
+        assert "failed" in states, "hyperband has stopped one"
+        (there,) = backend.sweeps.values()
+        assert there.requeued == []
+        assert there.state == "FINISHED"
+
+
 @pytest.mark.slow
 def test_a_run_that_is_stopped_on_its_page_stays_stopped(trees, tmp_path):
     parameters = GRID["parameters"] | {"alpha": {"value": 0.1}, "seed": {"values": [0, 1]}}

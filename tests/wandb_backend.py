@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import random
 import re
 import threading
 import time
@@ -182,7 +183,7 @@ class Run:
 
 @dataclass
 class Sweep:
-    """A sweep. A grid's points are handed out in order, skipping those that a run of it holds."""
+    """A sweep. A grid's points are handed out in order, without those that a run holds already."""
 
     id: str
     entity: str
@@ -198,6 +199,20 @@ class Sweep:
     def config(self):
         return yaml.safe_load(self.text)
 
+    @property
+    def parameters(self):
+        return self.config["parameters"]
+
+    def gives_up(self, run):
+        """Whether hyperband stops a run: at its first bracket, unless it is the best there."""
+        spec = self.config.get("early_terminate")
+        if not spec:
+            return False
+        metric, at = self.config["metric"]["name"], spec["min_iter"]
+        reached = {r.id: [row[metric] for row in r.history if metric in row] for r in self.runs}
+        reached = {name: min(values[:at]) for name, values in reached.items() if len(values) >= at}
+        return run.id in reached and reached[run.id] > min(reached.values())
+
     def points(self):
         """Every point of the grid: names sorted, the last one running fastest."""
         axes = list(axes_of(self.config["parameters"]))
@@ -211,15 +226,23 @@ class Sweep:
             yield point
 
     def next_point(self):
-        if self.config["method"] != "grid":
-            raise Refused(f"this server hands out grids only, not {self.config['method']}")
         if len(self.runs) >= self.config.get("run_cap", float("inf")):
             return None
+        if self.config["method"] != "grid":  # a search draws, however cleverly
+            return {name: drawn(spec, len(self.runs)) for name, spec in self.parameters.items()}
         taken = [run.config for run in self.runs]
         for point in self.points():
             if not any(all(k in t and t[k] == v for k, v in point.items()) for t in taken):
                 return point
         return None
+
+
+def drawn(spec, seed):
+    """A value of a parameter, as a search draws one."""
+    dice = random.Random(seed)
+    if "min" in spec:
+        return dice.uniform(spec["min"], spec["max"])
+    return dice.choice(spec["values"] if "values" in spec else [spec["value"]])
 
 
 def axes_of(parameters, path=()):
@@ -690,6 +713,8 @@ class Backend:
         """What the agent is to do: a run of the next point, stop one, or exit."""
         sweep = self.sweeps[self.agents[id]]
         running = [name for name, alive in json.loads(runState or "{}").items() if alive]
+        for name in running:
+            self.runs[name].stop |= sweep.gives_up(self.runs[name])
         commands = [
             {"type": "stop", "run_id": name}
             for name in running
