@@ -160,6 +160,31 @@ def encode(args: argparse.Namespace) -> None:
             print(f"{args.upload}: {n_new} utterances uploaded")
 
 
+def regressors(args: argparse.Namespace) -> None:
+    """Make design matrices for models of the brain out of encodings, one for each story."""
+    from pathlib import Path
+
+    from emaae.corpus import regressors as regress
+
+    if (args.tr is None) == (args.tr_times is None):
+        raise UserError("give either --tr, seconds between TRs, or --tr_times, a file of them")
+    if args.tr is not None and not 0 < args.tr < float("inf"):
+        raise UserError(f"--tr must be a number of seconds above 0, got {args.tr}")
+    told = regress.stories(args.encodings, args.onsets)
+    times = regress.read_tr_times(args.tr_times, list(told)) if args.tr_times else None
+    units = regress.fired(args.units_of or args.encodings)
+    if not units:
+        raise UserError(
+            f"no unit fires in {args.units_of or args.encodings}: nothing to regress on"
+        )
+    design = regress.Design(args.tr, times, args.delays, tuple(args.trim), units)
+    lengths = regress.write(args.encodings, Path(args.out), design, told, args.format)
+    print(
+        f"{args.out}: {len(lengths)} stories, {sum(lengths.values())} TRs, {len(units)} units at "
+        f"{len(args.delays)} delays"
+    )
+
+
 def decode(args: argparse.Namespace) -> None:
     """Write the features that a tree of encodings stands for; again to go on."""
     from pathlib import Path
@@ -322,6 +347,39 @@ def main(argv: list[str] | None = None) -> int:
         help="put them into a bucket too, as arrays that cottoncandy downloads",
     )
     add_knobs(verb, "recursive", "bucket", "on_bad_file", "device")
+
+    verb = add(regressors, "regressors")
+    verb.add_argument("--encodings", required=True, metavar="DIR", help="tree that encode wrote")
+    verb.add_argument("--out", required=True, metavar="DIR", help="folder for a file per story")
+    verb.add_argument("--tr", type=float, metavar="S", help="seconds between TRs, from 0 on")
+    verb.add_argument("--tr_times", metavar="FILE|DIR", help="times in seconds, or STORY.txt each")
+    verb.add_argument(
+        "--onsets",
+        metavar="TABLE",
+        help="csv or tsv with utterance, onset (s) and story (default: each utterance is a story)",
+    )
+    verb.add_argument(
+        "--delays", type=int, nargs="+", default=[1, 2, 3, 4], help="in TRs (default: 1 2 3 4)"
+    )
+    verb.add_argument(
+        "--trim",
+        type=int,
+        nargs=2,
+        default=[0, 0],
+        metavar="N",
+        help="TRs to leave out at both ends (default: 0 0)",
+    )
+    verb.add_argument(
+        "--units_of",
+        metavar="DIR",
+        help="encodings of the training set, whose live units are taken (default: --encodings)",
+    )
+    verb.add_argument(
+        "--format",
+        choices=("npz", "csv", "parquet"),
+        default="npz",
+        help="arrays, or pandas tables (default: npz)",
+    )
 
     verb = add_model(decode, "decode")
     verb.add_argument("--encodings", required=True, metavar="DIR", help="tree that encode wrote")

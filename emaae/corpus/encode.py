@@ -212,9 +212,9 @@ def encode_tree(
     """Write the encodings of all utterances of a listing (`emaae.data.listed`) into a tree.
 
     form: of `config.FORMS`. made_by: the `model`, with its `sha256`, and what else the manifest
-    should say. What is there already, whole and of the same state of its features, is kept; a tree
-    of another model or form is refused. skip_broken: leave broken files out instead of ending.
-    Raises UserError.
+    should say; which units fire somewhere is said there too. What is there already, whole and of
+    the same state of its features, is kept; a tree of another model or form is refused.
+    skip_broken: leave broken files out instead of ending. Raises UserError.
     """
     columns = Form.of(keep_loudness=model.input_dim == len(CHANNELS))
     broken: dict[str, str] | None = {} if skip_broken else None
@@ -236,7 +236,18 @@ def encode_tree(
             done=kept,
             unit="utterances",
         )
-        written = _write(done, out, form, model.inner_size)
+        before = encodings.told(out).get("fired")
+        if todo:
+            encodings.tell(out, {"fired": None})  # not known while files come
+        fired = np.zeros(model.inner_size, bool)
+        written = _write(done, out, form, model.inner_size, fired)
+        if before is None and kept:  # of a process that was killed, or of an older program
+            for file in set(listing.files) - set(todo):
+                fired |= (encodings.read_encoding(_path(out, file), model.inner_size) > 0).any(0)
+        elif kept:
+            fired[before] = True
+        names = np.flatnonzero(fired).tolist()
+        encodings.tell(out, {"units": model.inner_size, "fired": names})
     return Written(written, kept, broken or {})
 
 
@@ -296,11 +307,26 @@ def decode_tree(
 
 
 def _write(
-    done: Iterable[tuple[Source, Iterator[np.ndarray]]], out: Path, form: str, n_columns: int
+    done: Iterable[tuple[Source, Iterator[np.ndarray]]],
+    out: Path,
+    form: str,
+    n_columns: int,
+    fired: np.ndarray | None = None,
 ) -> int:
-    """Write what is done into a tree; returns of how many utterances."""
+    """Write what is done into a tree; returns of how many utterances.
+
+    fired: gets which of the columns are above 0 somewhere, (n_columns,) of bool.
+    """
+
+    def seen(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for part in parts:
+            if fired is not None:
+                fired[:] |= (part > 0).any(0)
+            yield part
+
     n = 0
     for source, parts in done:
+        parts = seen(parts)
         (file, times), n_frames = source.name, len(source.frames)
         if n_frames > LONG_FRAMES:
             parts = progress(parts, file.identity, unit="windows")

@@ -2,7 +2,7 @@
 
     OUT/103/1240/103-1240-0000.npz         key `features`, (T, units) float32 or float16
     OUT/103/1240/103-1240-0000_times.npz   key `times`, (T, 2), seconds, both columns increasing
-    OUT/manifest.json                      which model, form and versions made them
+    OUT/manifest.json                      which model, form and versions; which units fire
 
 In the form `sparse` a file is a CSR matrix (T, units) of float32, from scipy.sparse.save_npz. Each
 file is there as a whole or not at all; what a power cut truncates is noticed the next time. The
@@ -157,6 +157,18 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> None:
             f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
             "folder"
         )
+
+
+def told(out: Path) -> dict[str, Any]:
+    """What the manifest of a tree says."""
+    return read_json(out / MANIFEST)
+
+
+def tell(out: Path, more: Mapping[str, Any]) -> None:
+    """Say more in the manifest of a tree."""
+    before = told(out)
+    if before | dict(more) != before:
+        write_json(out / MANIFEST, before | dict(more))
 
 
 def _identity(manifest: Mapping[str, Any]) -> str:

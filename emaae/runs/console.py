@@ -28,7 +28,8 @@ class Terminal(Follower):
     def resumed(self, last: Mapping[str, Any]) -> None:
         """Print where training goes on."""
         batches = f" and {last['batch']} batches" if last["batch"] else ""
-        print(f"going on after {last['epoch']} epochs{batches}", flush=True)
+        settings = f"with the settings of {self.folder / 'config.json'}"
+        print(f"going on after {last['epoch']} epochs{batches}, {settings}", flush=True)
 
     def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """Print a line."""

@@ -48,6 +48,20 @@ def space_needed(config: Config) -> int:
     return weights + drawn * DRAWN_BYTES + config.epochs * ROW_BYTES
 
 
+def check_space(config: Config) -> None:
+    """Raise UserError when the disk has clearly too little room for what a run leaves."""
+    path = Path(config.out_dir) / (config.run_name or _name(config))
+    there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    disk = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    free, needed = shutil.disk_usage(disk).free, space_needed(config)
+    if free + there < needed:
+        raise UserError(
+            f"{path} needs about {needed / 1e6:.0f} MB (weights {KEPT_WEIGHTS} times, and "
+            f"reconstructions), and its disk has {free / 1e6:.0f} MB free: make room, name "
+            "another --out_dir, or lower --inner_size"
+        )
+
+
 class Follower:
     """Gets what a run writes, such as a terminal or W&B. Each method may be left out."""
 
@@ -152,17 +166,6 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
-    def check_space(self) -> None:
-        """Raise UserError when the disk has clearly too little room for what a run leaves."""
-        there = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
-        free, needed = shutil.disk_usage(self.path).free, space_needed(self.config)
-        if free + there < needed:
-            raise UserError(
-                f"{self.path} needs about {needed / 1e6:.0f} MB (weights {KEPT_WEIGHTS} times, and "
-                f"reconstructions), and its disk has {free / 1e6:.0f} MB free: make room, name "
-                "another --out_dir, or lower --inner_size"
-            )
-
     def follow(self, *followers: Follower) -> None:
         """Tell followers everything from now on."""
         self._followers = followers
@@ -212,7 +215,8 @@ class RunFolder:
         for what, (was, is_now) in changed.items():
             raise UserError(
                 f"{what} was {was} when {self.path} began and is {is_now} now: a run goes on "
-                "only as it began; undo that, or begin another run with another --run_name"
+                "only as it began, with the settings of its config.json where none are given; undo "
+                "that, or begin another run with another --run_name"
             )
         versions_then = before.get("versions")
         if versions_then != now["versions"]:
@@ -329,7 +333,7 @@ class NoFolder:
     def _nothing(self, *_: Any, **more: Any) -> None:
         """The first process does it."""
 
-    check_space = follow = describe = _nothing
+    follow = describe = _nothing
     log = keep_best = keep_last = reconstruct = finish = _nothing
 
 

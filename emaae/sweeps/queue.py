@@ -324,8 +324,8 @@ def _open(optuna: Any, storage: str) -> Any:
         try:
             return optuna.storages.RDBStorage(storage, engine_kwargs=patient)
         except Exception as error:
-            # Runners that start together create the same tables: all but one get an error.
-            if attempt == 5 or "already exists" not in str(error):
+            # Runners that start together create the same tables: all but one get an error at once.
+            if attempt == 5 or "locked" in str(error):
                 raise UserError(
                     f"--storage {storage} cannot be opened ({_reason(error)}): give a database "
                     "URL such as sqlite:///study.db, or the path of a journal file such as "

@@ -1,0 +1,306 @@
+"""Encodings as regressors of brain responses: a design matrix for each story, sample by sample.
+
+    z (frames, units) at their times -> one value per TR (Lanczos) -> z-scores within the story
+    -> the same some TRs later (FIR) -> without the first and last TRs
+
+The value of unit u at TR time t is sum_i w(t - t_i) z_iu c d, t_i the middle of frame i, d the
+frames' distance in seconds, and w the Lanczos window w(x) = sinc(c x) sinc(c x / a) for
+|c x| < a = 3, with the cutoff c = 1 / TR in Hz (Duchon 1979, "Lanczos filtering in one and two
+dimensions"; as in Huth et al. 2016, "Natural speech reveals the semantic maps that tile human
+cerebral cortex"). c d leaves a constant encoding what it is; where nobody speaks the encoding is 0.
+Delays let a linear model find the shape of the haemodynamic response (Nishimoto et al. 2011).
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emaae.corpus.encodings import MANIFEST, read_encoding
+from emaae.data.features import FRAME_RATE_HZ, find_features, frame_times, read_times
+from emaae.runs.checkpoint import write_json, write_whole
+from emaae.system.errors import UserError, extra
+from emaae.system.files import read_json, read_text
+from emaae.system.progress import progress
+
+LOBES = 3  # of the window on either side
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """An utterance in a story: the file of its encoding, and when it begins there, in seconds."""
+
+    identity: str
+    path: str
+    onset_s: float
+
+
+@dataclass(frozen=True)
+class Design:
+    """What to make of encodings.
+
+    tr_s: seconds between TRs, whose times are their middles (k + 1/2) tr_s; or tr_times: by story,
+    the times themselves in seconds, strictly increasing. delays: in TRs. trim: TRs that are left
+    out at the beginning and at the end. units: the columns of the encoding, None for those that
+    fired on what it was made from.
+    """
+
+    tr_s: float | None = None
+    tr_times: Mapping[str, np.ndarray] | None = None
+    delays: Sequence[int] = (1, 2, 3, 4)
+    trim: tuple[int, int] = (0, 0)
+    units: Sequence[int] | None = None
+
+    def times(self, story: str, end_s: float) -> np.ndarray:
+        """The TR times (n,) of a story whose last frame is at end_s. Raises UserError."""
+        if self.tr_times is not None:
+            if story not in self.tr_times:
+                known = ", ".join(sorted(self.tr_times)[:5])
+                raise UserError(f"--tr_times has no times of the story {story}: it has {known}")
+            return self.tr_times[story]
+        assert self.tr_s is not None
+        return (np.arange(max(1, math.ceil(end_s / self.tr_s))) + 0.5) * self.tr_s
+
+
+# ---- the formulas
+
+
+def lanczos_window(x: np.ndarray, cutoff_hz: float, lobes: int = LOBES) -> np.ndarray:
+    """w at distances x in seconds: 1 at 0, 0 at whole multiples of 1 / cutoff_hz and beyond."""
+    t = np.asarray(x, dtype=np.float64) * cutoff_hz
+    return np.where(np.abs(t) < lobes, np.sinc(t) * np.sinc(t / lobes), 0.0)
+
+
+def lanczos(
+    frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.ndarray, step_s: float | None = None
+) -> np.ndarray:
+    """Frames (T, C) at times_s (T,) as values (n, C) float32 at TR times (n,).
+
+    step_s: seconds that a frame stands for (default: 20 ms). Times must increase. UserError.
+    """
+    increasing("the frames", times_s)
+    increasing("the TRs", tr_times_s)
+    step = 1 / FRAME_RATE_HZ if step_s is None else step_s
+    cutoff = 1 / float(np.mean(np.diff(tr_times_s))) if len(tr_times_s) > 1 else 1 / step
+    weights = lanczos_window(tr_times_s[:, None] - times_s[None, :], cutoff) * (cutoff * step)
+    return (weights @ frames).astype(np.float32)
+
+
+def zscored(values: np.ndarray, kept: slice = slice(None)) -> np.ndarray:
+    """Columns (n, C) less their mean over its standard deviation, both of the kept rows.
+
+    A column that does not move there is 0.
+    """
+    mean, sd = values[kept].mean(0), values[kept].std(0)
+    moves = sd > 1e-6 * np.abs(mean) + 1e-12
+    return np.where(moves, (values - mean) / np.where(moves, sd, 1), 0).astype(np.float32)
+
+
+def delayed(values: np.ndarray, delays: Sequence[int]) -> np.ndarray:
+    """Rows (n, C) some rows later or, where a delay is negative, earlier: (n, C len(delays)).
+
+    The columns of the first delay come first; before the first row and after the last stand zeros.
+    """
+    found = np.zeros((len(values), len(delays), values.shape[1]), np.float32)
+    for i, delay in enumerate(delays):
+        if delay >= 0:
+            found[delay:, i] = values[: len(values) - delay]
+        else:
+            found[:delay, i] = values[-delay:]
+    return found.reshape(len(values), -1)
+
+
+def increasing(what: str, times_s: np.ndarray) -> None:
+    """Raise UserError unless the times (n,) are finite and each is later than the one before."""
+    if not np.isfinite(times_s).all() or (np.diff(times_s) <= 0).any():
+        wrong = int(np.argmax(~(np.diff(times_s) > 0))) if len(times_s) > 1 else 0
+        some = ", ".join(f"{t:g}" for t in times_s[wrong : wrong + 2])
+        raise UserError(
+            f"the times of {what} must be finite and each later than the one before, got {some} s "
+            f"from no. {wrong + 1} on"
+        )
+
+
+# ---- stories
+
+
+def read_onsets(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a table with the columns utterance, onset and perhaps story. Raises UserError."""
+    try:
+        text = read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--onsets {path} cannot be read: {error}") from None
+    first = text.partition("\n")[0]
+    rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in first else ","))
+    if not rows or not {"utterance", "onset"} <= set(rows[0]):
+        raise UserError(
+            f"--onsets {path} must have the columns utterance and onset (in seconds), and perhaps "
+            f"story, got {first[:100]!r}"
+        )
+    return rows
+
+
+def stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[Spoken]]:
+    """The utterances of each story in order, from a tree of encodings. Raises UserError.
+
+    onsets: of `read_onsets`; without them each utterance is a story of its own, named by it.
+    """
+    files = {file.identity: file.path for file in find_features(root, recursive=True)}
+    if onsets is None:
+        return {identity: [Spoken(identity, path, 0.0)] for identity, path in files.items()}
+    found: dict[str, list[Spoken]] = {}
+    for number, row in enumerate(read_onsets(onsets), 2):
+        name = (row["utterance"] or "").removesuffix(".npz")
+        try:
+            onset = float(row["onset"])
+        except (TypeError, ValueError):
+            onset = math.nan
+        if name not in files or not math.isfinite(onset):
+            what = f"onset {row['onset']!r}" if name in files else f"utterance {name!r}"
+            expected = "seconds" if name in files else f"one below {root}"
+            raise UserError(f"--onsets {onsets}:{number}: {what}, expected {expected}")
+        found.setdefault(row.get("story") or "story", []).append(Spoken(name, files[name], onset))
+    return {story: sorted(some, key=lambda one: one.onset_s) for story, some in found.items()}
+
+
+def read_tr_times(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """TR times in seconds of each story: a file of one time a line for all, or STORY.txt each."""
+    path = Path(path)
+    files = {name: path / f"{name}.txt" if path.is_dir() else path for name in names}
+    found = {}
+    for name, file in files.items():
+        try:
+            found[name] = np.array([float(line) for line in read_text(file).split()])
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--tr_times {file} cannot be read ({error}): expected seconds, one a line"
+            ) from None
+        increasing(f"--tr_times {file}", found[name])
+        if len(found[name]) < 2:
+            raise UserError(f"--tr_times {file} has {len(found[name])} times: expected two or more")
+    return found
+
+
+def fired(root: str | Path) -> list[int]:
+    """The units that fire somewhere in a tree of encodings, by its manifest. Raises UserError."""
+    found = read_json(Path(root) / MANIFEST)
+    if not isinstance(found.get("fired"), list):
+        raise UserError(
+            f"{Path(root) / MANIFEST} does not say which units fire: make the encodings again by "
+            "`python -m emaae encode`, the same command completes it"
+        )
+    return [int(unit) for unit in found["fired"]]
+
+
+def story(
+    name: str, spoken: Sequence[Spoken], n_units: int, design: Design
+) -> tuple[np.ndarray, np.ndarray]:
+    """TR times (n,) in seconds and design matrix (n, units len(delays)) float32 of one story.
+
+    Memory holds one utterance and the story's values. Raises UserError.
+    """
+    centres = [one.onset_s + _times_of(one, n_units).mean(1) for one in spoken]
+    increasing(f"the story {name}, whose utterances must not overlap", np.concatenate(centres))
+    times = design.times(name, float(centres[-1][-1]))
+    cutoff = 1 / float(np.mean(np.diff(times))) if len(times) > 1 else 1 / (2 * times[0])
+    units = np.arange(n_units) if design.units is None else np.asarray(design.units)
+    values = np.zeros((len(times), len(units)))
+    for one, at in zip(spoken, centres):
+        z = read_encoding(one.path, n_units)[:, units]
+        near = (times > at[0] - LOBES / cutoff) & (times < at[-1] + LOBES / cutoff)
+        weights = lanczos_window(times[near, None] - at[None, :], cutoff)
+        values[near] += weights @ z * (cutoff / FRAME_RATE_HZ)
+    kept = slice(design.trim[0], len(times) - design.trim[1])
+    if len(times[kept]) < 2:
+        raise UserError(
+            f"the story {name} has {len(times)} TRs, and --trim {design.trim[0]} {design.trim[1]} "
+            "leaves fewer than two: leave out less, or give a shorter --tr"
+        )
+    return times[kept], delayed(zscored(values, kept), design.delays)[kept]
+
+
+def _times_of(one: Spoken, n_units: int) -> np.ndarray:
+    times = read_times(one.path)
+    n_frames = len(read_encoding(one.path, n_units) if times is None else times)
+    return frame_times(n_frames, times).astype(np.float64)
+
+
+def column_names(units: Sequence[int], delays: Sequence[int]) -> list[str]:
+    """unit_17_tr2 is unit 17 two TRs ago; in the order of the columns of `story`."""
+    return [f"unit_{unit}_tr{delay}" for delay in delays for unit in units]
+
+
+# ---- files
+
+
+def write(
+    root: str | Path,
+    out: Path,
+    design: Design,
+    told: Mapping[str, Sequence[Spoken]],
+    form: str = "npz",
+) -> dict[str, int]:
+    """Write the design matrix of each story; returns their TRs.
+
+    npz: OUT/STORY.npz with X (n, columns) float32, tr_times (n,) and columns; csv or parquet:
+    OUT/STORY.csv, a pandas table of the same columns after tr_time. OUT/manifest.json says what
+    they were made from, how, and which units were left out. Raises UserError.
+    """
+    made = read_json(Path(root) / MANIFEST)
+    n_units = _n_units(made, next(iter(told.values()))[0].path)
+    units = list(range(n_units)) if design.units is None else list(design.units)
+    names = column_names(units, design.delays)
+    lengths = {}
+    for name, spoken in progress(told.items(), "regressors", total=len(told), unit="stories"):
+        times, matrix = story(name, spoken, n_units, design)
+        path = out / f"{name}.{form}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if form == "npz":
+            arrays: dict[str, Any] = {"X": matrix, "tr_times": times, "columns": np.array(names)}
+            write_whole(path, lambda file, arrays=arrays: np.savez(file, **arrays))
+        else:
+            _write_table(path, times, matrix, names)
+        lengths[name] = len(times)
+    left_out = sorted(set(range(n_units)) - set(units))
+    manifest: dict[str, Any] = {
+        "made": "regressors",
+        "encodings": str(root),
+        "model": made.get("model"),
+        "tr_s": design.tr_s,
+        "delays_trs": list(design.delays),
+        "trim_trs": list(design.trim),
+        "lanczos_lobes": LOBES,
+        "zscored": "within stories",
+        "units": units,
+        "units_left_out": left_out,
+        "trs": lengths,
+    }
+    write_json(out / MANIFEST, manifest)
+    return lengths
+
+
+def _write_table(path: Path, times: np.ndarray, matrix: np.ndarray, names: Sequence[str]) -> None:
+    with extra("analysis"):
+        import pandas
+    table = pandas.DataFrame(matrix, columns=list(names))
+    table.insert(0, "tr_time", times)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        with extra("parquet"):
+            import pyarrow  # noqa: F401
+        table.to_parquet(path, index=False)
+
+
+def _n_units(made: Mapping[str, Any], path: str) -> int:
+    found = made.get("units")
+    if not isinstance(found, int):
+        raise UserError(
+            f"{path}: the manifest of its tree does not say how many units its model has: make the "
+            "encodings again by `python -m emaae encode`, the same command completes it"
+        )
+    return found

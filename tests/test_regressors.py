@@ -1,0 +1,249 @@
+"""Design matrices for models of the brain: each formula by hand, then the command."""
+
+import json
+import shutil
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import program, write_tree
+
+from emaae.__main__ import main
+from emaae.corpus import regressors
+from emaae.corpus.regressors import Design, Spoken, delayed, lanczos, lanczos_window, zscored
+from emaae.models import build_model
+from emaae.runs import checkpoint
+from emaae.system.errors import UserError
+
+N_UNITS = 8
+
+
+# ---- the formulas
+
+
+def test_the_window_is_one_at_zero_and_zero_at_whole_trs():
+    # sinc(x) sinc(x / 3), by hand: sin(pi/2)/(pi/2) sin(pi/6)/(pi/6) = 6/pi^2 at half a TR
+    assert lanczos_window(np.array([0.0, 1.0, 2.0, 3.0, 4.0]), 1.0) == pytest.approx(
+        [1, 0, 0, 0, 0]
+    )
+    assert lanczos_window(np.array([0.5, -0.5]), 1.0) == pytest.approx([6 / np.pi**2] * 2)
+    assert lanczos_window(np.array([1.0]), 0.5) == pytest.approx([6 / np.pi**2])
+
+
+def test_a_constant_stays_what_it_is_and_silence_is_zero():
+    frames, times = np.ones((1000, 1)), (np.arange(1000) + 0.5) / 50
+    values = lanczos(frames, times, np.arange(0.5, 40, 1))
+    assert values[4:16, 0] == pytest.approx(1, abs=0.01)
+    assert values[24:, 0] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_is_slower_than_the_trs_is_kept_and_what_is_faster_is_not():
+    times, trs = (np.arange(3000) + 0.5) / 50, np.arange(0.5, 60, 1)
+    inside = slice(5, -5)
+    slow = np.sin(2 * np.pi * 0.1 * times)
+    kept = lanczos(slow[:, None], times, trs)[inside, 0]
+    assert kept == pytest.approx(np.sin(2 * np.pi * 0.1 * trs[inside]), abs=0.02)
+    fast = np.sin(2 * np.pi * 3.0 * times)
+    assert np.abs(lanczos(fast[:, None], times, trs)[inside]).max() < 0.02
+
+
+def test_delays_are_the_same_rows_later():
+    values = np.arange(1, 7, dtype=np.float32).reshape(3, 2)
+    assert delayed(values, [0, 1, -1]).tolist() == [
+        [1, 2, 0, 0, 3, 4],
+        [3, 4, 1, 2, 5, 6],
+        [5, 6, 3, 4, 0, 0],
+    ]
+    assert not delayed(values, [3, 7, -3, -7]).any()
+
+
+def test_scores_are_of_the_rows_that_are_kept_and_constants_are_zero():
+    values = np.array([[100.0, 5], [1, 5], [3, 5]])
+    scored = zscored(values, slice(1, None))
+    assert scored[1:, 0].tolist() == [-1, 1]
+    assert scored[0, 0] == 98
+    assert scored[:, 1].tolist() == [0, 0, 0]
+    assert scored.dtype == np.float32
+
+
+@pytest.mark.parametrize("times", [[0, 0.02, 0.02], [0, 0.02, 0.01], [0, np.nan, 1], [1, 1, 1]])
+def test_times_that_are_constant_or_go_back_are_refused(times):
+    with pytest.raises(UserError, match="must be finite and each later than the one before"):
+        lanczos(np.ones((3, 1)), np.array(times), np.array([0.5, 1.5]))
+
+
+def test_columns_are_named_by_unit_and_delay_in_their_order():
+    assert regressors.column_names([3, 5], [1, 2]) == [
+        "unit_3_tr1",
+        "unit_5_tr1",
+        "unit_3_tr2",
+        "unit_5_tr2",
+    ]
+
+
+# ---- stories
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """Encodings of three utterances, by a model of which some units never fire."""
+    root = tmp_path_factory.mktemp("encoded")
+    write_tree(root / "features", {"s/a": 200, "s/b": 300, "t/c": 250})
+    torch.manual_seed(0)
+    model = build_model(inner_size=N_UNITS, n_encoder=2, n_decoder=2)
+    with torch.no_grad():
+        model.encoder[-1].conv.bias[:3] = -1e4
+    checkpoint.save(root / "best.pth", model.state_dict())
+    checkpoint.write_json(root / "model_config.json", model.architecture())
+    command = ["encode", "--model", str(root / "best.pth"), "--features", str(root / "features")]
+    assert main([*command, "--recursive", "--out", str(root / "z")]) == 0
+    return root
+
+
+def encoding(root, name):
+    with np.load(root / "z" / f"{name}.npz") as z, np.load(root / "z" / f"{name}_times.npz") as t:
+        return z["features"], t["times"].mean(1).astype(np.float64)
+
+
+def test_the_manifest_of_encodings_says_which_units_fire(encoded):
+    found = json.loads((encoded / "z" / "manifest.json").read_text())
+    z = np.concatenate([encoding(encoded, name)[0] for name in ("s/a", "s/b", "t/c")])
+    assert found["units"] == N_UNITS
+    assert found["fired"] == np.flatnonzero((z > 0).any(0)).tolist()
+    assert not {0, 1, 2} & set(found["fired"])
+    assert found["fired"]
+
+
+def test_what_a_process_did_not_tell_before_it_was_killed_is_read_again(encoded, tmp_path):
+    root = shutil.copytree(encoded, tmp_path / "copy")
+    path = root / "z" / "manifest.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"fired": None}))
+    (root / "z" / "s" / "a.npz").unlink()
+    command = ["encode", "--model", str(root / "best.pth"), "--features", str(root / "features")]
+    assert main([*command, "--recursive", "--out", str(root / "z")]) == 0
+    assert json.loads(path.read_text())["fired"] == whole["fired"]
+
+
+def test_a_story_is_its_utterances_at_their_onsets(encoded):
+    spoken = [
+        Spoken("s/a", str(encoded / "z/s/a.npz"), 1.0),
+        Spoken("s/b", str(encoded / "z/s/b.npz"), 7.0),
+    ]
+    design = Design(tr_s=0.5, delays=(0, 2), trim=(2, 1), units=[3, 4, 5])
+    times, matrix = regressors.story("x", spoken, N_UNITS, design)
+    (a, at_a), (b, at_b) = encoding(encoded, "s/a"), encoding(encoded, "s/b")
+    frames, at = np.concatenate([a, b]), np.concatenate([1 + at_a, 7 + at_b])
+    trs = (np.arange(26) + 0.5) * 0.5  # 7 s and 300 frames
+    whole = lanczos(frames[:, 3:6], at, trs)
+    kept = slice(2, -1)
+    scored = (whole - whole[kept].mean(0)) / whole[kept].std(0)
+    np.testing.assert_allclose(times, trs[kept])
+    np.testing.assert_allclose(matrix[:, :3], scored[kept], atol=1e-4)
+    np.testing.assert_allclose(matrix[2:, 3:], scored[2:-3], atol=1e-4)
+    assert matrix.dtype == np.float32
+
+
+def test_utterances_that_overlap_are_refused(encoded):
+    spoken = [
+        Spoken(n, str(encoded / f"z/{n}.npz"), onset) for n, onset in (("s/a", 0), ("s/b", 2))
+    ]
+    with pytest.raises(UserError, match="the story x, whose utterances must not overlap"):
+        regressors.story("x", spoken, N_UNITS, Design(tr_s=0.5))
+
+
+# ---- the command
+
+
+def test_the_command_writes_a_matrix_for_each_story(encoded, tmp_path, capsys):
+    table = tmp_path / "onsets.csv"
+    table.write_text("utterance,onset,story\ns/b,7,one\ns/a,1,one\nt/c,0.5,two\n")
+    base = ["regressors", "--encodings", str(encoded / "z"), "--onsets", str(table)]
+    assert main([*base, "--tr", "0.5", "--delays", "1", "2", "--out", str(tmp_path / "r")]) == 0
+    fired = json.loads((encoded / "z/manifest.json").read_text())["fired"]
+    assert f"2 stories, {26 + 11} TRs, {len(fired)} units at 2 delays" in capsys.readouterr().out
+    found = json.loads((tmp_path / "r" / "manifest.json").read_text())
+    assert found["trs"] == {"one": 26, "two": 11}
+    assert found["units"] == fired
+    assert sorted(found["units"] + found["units_left_out"]) == list(range(N_UNITS))
+    assert found["model"]["sha256"]
+    with np.load(tmp_path / "r" / "one.npz") as one:
+        assert one["X"].shape == (26, 2 * len(fired))
+        assert np.isfinite(one["X"]).all()
+        assert list(one["columns"][:2]) == [f"unit_{u}_tr1" for u in fired[:2]]
+        matrix, times = one["X"], one["tr_times"]
+    for form in ("csv", "parquet"):
+        out = str(tmp_path / form)
+        assert main([*base, "--tr=0.5", "--delays", "1", "2", "--format", form, "--out", out]) == 0
+        path = tmp_path / form / f"one.{form}"
+        frame = pd.read_csv(path) if form == "csv" else pd.read_parquet(path)
+        np.testing.assert_allclose(frame.tr_time, times)
+        np.testing.assert_allclose(frame.iloc[:, 1:], matrix, rtol=1e-5, atol=1e-6)
+
+
+def test_tr_times_come_from_a_file_or_one_for_each_story(encoded, tmp_path):
+    times = np.arange(0.25, 4, 0.5)
+    (tmp_path / "t").mkdir()
+    for name, shift in (("all", 0), ("t/s/a", 0.1), ("t/s/b", 0.2), ("t/t/c", 0.3)):
+        path = tmp_path / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(str(t + shift) for t in times))
+    base = ["regressors", "--encodings", str(encoded / "z")]
+    assert main([*base, "--tr_times", str(tmp_path / "all.txt"), "--out", str(tmp_path / "1")]) == 0
+    assert main([*base, "--tr_times", str(tmp_path / "t"), "--out", str(tmp_path / "2")]) == 0
+    for out, shift in (("1", 0), ("2", 0.2)):
+        with np.load(tmp_path / out / "s" / "b.npz") as found:
+            np.testing.assert_allclose(found["tr_times"], times + shift)
+
+
+@pytest.mark.parametrize(
+    ("table", "flags", "says"),
+    [
+        ("utterance,onset\ns/a,x\n", ["--tr=1"], "onsets.csv:2: onset 'x', expected seconds"),
+        ("utterance,onset\ngone,1\n", ["--tr=1"], "onsets.csv:2: utterance 'gone', expected one"),
+        ("name,start\ns/a,1\n", ["--tr=1"], "must have the columns utterance and onset"),
+        ("utterance,onset\ns/a,1\ns/b,2\n", ["--tr=1"], "the story story, whose utterances must"),
+        ("utterance,onset\ns/a,1\n", [], "give either --tr, seconds between TRs, or --tr_times"),
+        ("utterance,onset\ns/a,1\n", ["--tr=nan"], "--tr must be a number of seconds above 0"),
+        ("utterance,onset\ns/a,1\n", ["--tr=9"], "has 1 TRs, and --trim 0 0 leaves fewer than two"),
+        ("utterance,onset\ns/a,1\n", ["--tr_times=gone"], "--tr_times gone cannot be read"),
+    ],
+)
+def test_mistakes_are_one_line(encoded, tmp_path, table, flags, says):
+    (tmp_path / "onsets.csv").write_text(table)
+    base = ("-m", "emaae", "regressors", "--encodings", str(encoded / "z"))
+    more = ("--onsets", str(tmp_path / "onsets.csv"), "--out", str(tmp_path / "r"))
+    done = program(*base, *more, *flags)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_units_are_those_of_the_training_set_when_it_is_named(encoded, tmp_path):
+    other = shutil.copytree(encoded / "z", tmp_path / "z")
+    found = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(found | {"fired": [0, 4]}))
+    base = ["regressors", "--encodings", str(encoded / "z"), "--units_of", str(other)]
+    assert main([*base, "--tr=0.5", "--delays", "1", "--out", str(tmp_path / "r")]) == 0
+    with np.load(tmp_path / "r" / "s" / "a.npz") as made:
+        assert list(made["columns"]) == ["unit_0_tr1", "unit_4_tr1"]
+        assert not made["X"][:, 0].any(), "a unit that does not fire here is 0, and not undefined"
+
+
+def test_a_long_story_takes_memory_for_one_utterance_at_a_time(tmp_path):
+    rows = ["utterance,onset"]
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        np.savez(tmp_path / f"u{i:02d}.npz", features=rng.random((1500, 64), dtype=np.float32))
+        rows.append(f"u{i:02d},{i * 31}")
+    (tmp_path / "manifest.json").write_text(json.dumps({"units": 64, "fired": list(range(64))}))
+    (tmp_path / "o.csv").write_text("\n".join(rows))
+    told = regressors.stories(tmp_path, tmp_path / "o.csv")
+    tracemalloc.start()
+    _, matrix = regressors.story("story", told["story"], 64, Design(tr_s=2.0, delays=(1,)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert matrix.shape == (620, 64)
+    assert peak < 0.4 * 40 * 1500 * 64 * 4
