@@ -217,19 +217,30 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write a model as files of the original project, for code that expects its class."""
+    """Write a model in a form that needs no emaae, or as the original project's files."""
     from pathlib import Path
 
-    from emaae.loading import load_model, model_file
-    from emaae.runs import original
-    from emaae.runs.checkpoint import export_original
+    from emaae.loading import model_file
+    from emaae.runs import original, portable
+    from emaae.runs.checkpoint import export_original, load_model_file
+    from emaae.runs.model_card import model_card
 
+    out = Path(args.out)
     with model_file(args.model) as path:
-        weights = load_model(path)
-        settings = original.settings_beside(path)
-    print(f"model: {export_original(weights, Path(args.out), settings)}")
-    if not original.decodes_the_same(weights):
-        print("encodings are the same; reconstructions end in a ReLU there: below 0 they are 0")
+        model = load_model_file(path)
+        if args.format == "torch":
+            portable.to_torch(model, out)
+        elif args.format == "onnx":
+            furthest = portable.to_onnx(model, out)
+            print(f"as PyTorch to {furthest:.1g} of the largest value")
+        elif args.format == "huggingface":
+            portable.to_huggingface(model, out, model_card(path.parent, str(args.model)))
+        else:
+            out = export_original(model, out, original.settings_beside(path))
+            if not original.decodes_the_same(model):
+                note = "reconstructions end in a ReLU there: below 0 they are 0"
+                print(f"encodings are the same; {note}")
+    print(f"model: {out}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -393,7 +404,12 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_argument("--out", metavar="FILE", help="write the metrics there as JSON too")
 
     verb = add_model(export, "export")
-    verb.add_argument("--format", required=True, choices=("original",), help="whose files to write")
+    verb.add_argument(
+        "--format",
+        required=True,
+        choices=("torch", "onnx", "huggingface", "original"),
+        help="encoder.pt2 and decoder.pt2, .onnx, a folder for the hub, the original project's",
+    )
     verb.add_argument("--out", required=True, metavar="DIR", help="folder for the files")
 
     args = expanded(parser.parse_args(argv))

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from emaae import command_line
-from emaae.models import CNNAutoEncoder, build_model
-from emaae.runs.checkpoint import load_weights
+from emaae.models import CNNAutoEncoder
+from emaae.runs.checkpoint import load_model_file
 from emaae.system.errors import UserError
 from emaae.system.files import is_data
 from emaae.tracking.models import pull
@@ -22,7 +21,7 @@ def load_model(ref: str | os.PathLike, device: torch.device | str = "cpu") -> CN
     ref: see `model_file`. Raises UserError.
     """
     with model_file(ref) as path:
-        return _model_in(path, device)
+        return load_model_file(path, device)
 
 
 @contextlib.contextmanager
@@ -55,12 +54,3 @@ def model_file(ref: str | os.PathLike) -> Iterator[Path]:
 def _only(paths: Iterable[Path]) -> list[Path]:
     found = [path for path in paths if is_data(path.name)]
     return found if len(found) == 1 else []
-
-
-def _model_in(path: Path, device: torch.device | str) -> CNNAutoEncoder:
-    config = command_line.completed({"model_config": str(path.parent / "model_config.json")})
-    # A model_config.json may say any size: memory is taken when the weights have it too.
-    with torch.device("meta"):
-        model = build_model(**config.architecture)
-    load_weights(model, path)
-    return model.to(device).eval()

@@ -136,6 +136,8 @@ def test_pull_copies_the_promoted_model_and_what_goes_with_it(sweep, tmp_path):
     assert sorted(os.listdir(tmp_path / "mine")) == [
         "MODEL_CARD.md",
         "best.pth",
+        "decoder.pt2",
+        "encoder.pt2",
         "metrics.json",
         "model_config.json",
     ]

@@ -16,7 +16,10 @@ from emaae.schedules import SCHEDULES
 
 README = ROOT / "README.md"
 # In the order in which their commands build on each other; tests/test_guide.py has the guide's.
-NAMES = ("features", "training", "runs", "sweeps", "analysis", "models", "metrics", "architecture")
+NAMES = (
+    *("features", "training", "runs", "sweeps", "analysis", "models", "brain"),
+    *("metrics", "architecture"),
+)
 PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 TEXT = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
 LINKED = [*PAGES, ROOT / "docs" / "guide.md", ROOT / "SECURITY.md", ROOT / "analysis/FINDINGS.md"]
@@ -63,6 +66,15 @@ def test_a_model_loads_in_three_lines(project, monkeypatch):
     assert names["z"].shape == (2, 16, 40)
 
 
+def test_a_promoted_model_encodes_without_this_package(project, monkeypatch):
+    (snippet,) = blocks(ROOT / "docs" / "models.md", "python")
+    assert len([line for line in snippet.splitlines() if line]) == 3
+    monkeypatch.chdir(project)
+    names = {"x": torch.randn(2, 13, 40)}
+    exec(snippet, names)
+    assert names["z"].shape == (2, 16, 40)
+
+
 def test_a_figure_of_a_notebook_is_put_together_as_the_page_says(project, monkeypatch):
     (snippet,) = blocks(ROOT / "docs" / "analysis.md", "python")
     monkeypatch.chdir(project)
@@ -94,6 +106,7 @@ def test_every_flag_that_is_named_exists():
     known |= {"standalone", "nproc_per_node", "model", "features", "encodings", "json"}
     known |= {"data", "like", "at", "resamples", "weights", "where", "baselines", "probe"}
     known |= {"reference", "copies_once", "index", "upload"}
+    known |= {"encodings", "tr", "tr_times", "delays", "trim", "onsets", "units_of"}
     for flag in re.findall(r"--([a-z_]+)", "".join(TEXT.values())):
         assert flag in known, flag
 

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from emaae.models import CNNAutoEncoder
+from emaae import command_line
+from emaae.models import CNNAutoEncoder, build_model
 from emaae.runs import original
 from emaae.system.errors import BadFile, UserError
 from emaae.system.files import PIECE, Pieces, open_plain
@@ -251,6 +252,16 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
     if next(model.parameters()).is_meta:
         model.to_empty(device="cpu")
     model.load_state_dict(found)
+
+
+def load_model_file(path: Path, device: torch.device | str = "cpu") -> CNNAutoEncoder:
+    """The model in a .pth beside its model_config.json, in evaluation mode. Raises UserError."""
+    config = command_line.completed({"model_config": str(path.parent / "model_config.json")})
+    # A model_config.json may say any size: memory is taken when the weights have it too.
+    with torch.device("meta"):
+        model = build_model(**config.architecture)
+    load_weights(model, path)
+    return model.to(device).eval()
 
 
 def unwrapped(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from typing import Any
 from emaae.metric_table import SCORE
 from emaae.metrics import aim
 from emaae.runs import read
-from emaae.runs.checkpoint import write_json
+from emaae.runs.checkpoint import load_model_file, write_json
 from emaae.runs.model_card import CARD, model_card
+from emaae.runs.portable import TORCH_FILES, to_torch
 from emaae.runs.read import PROMOTED
 from emaae.system.errors import UserError
 from emaae.system.files import read_json, sha256
@@ -26,7 +27,7 @@ from emaae.tracking.artifacts import MODEL
 from emaae.tracking.client import existing, is_folder, line, public_api, split_path
 
 FILES = ("best.pth", "model_config.json", "metrics.json")
-MORE = ("curves.json", CARD)  # a model may lack them
+MORE = ("curves.json", CARD, *TORCH_FILES)  # a model may lack them
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def _promote_local(folder: Path) -> Best:
                 shutil.copyfile(run / name, beside / name)
             write_json(beside / PROMOTED, chosen)
             (beside / CARD).write_text(model_card(beside, run.name), encoding="utf-8")
+            to_torch(load_model_file(beside / "best.pth"), beside)
             # Renamed into place, so that no reader sees half of it.
             old = Path(tempfile.mkdtemp(prefix=".old-", dir=folder)) / "best"
             if best.exists():
@@ -126,6 +128,7 @@ def _promote_on_wandb(path: str) -> Best:
             files = Path(source.download(root=scratch))
             card = model_card(files, run_id)
             (files / CARD).write_text(card, encoding="utf-8")
+            to_torch(load_model_file(files / "best.pth"), files)
             metadata = dict(source.metadata) | {"run": run_id}
             promoted = wandb.Artifact(collection, type="model", description=card, metadata=metadata)
             for name in _files(files):

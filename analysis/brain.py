@@ -1,0 +1,295 @@
+"""Do encodings predict the brain? A worked example, in which the brain is simulated.
+
+`python -m analysis.brain REF...` compares what predicts simulated responses to generated stories:
+raw features, an untrained encoder of equal sparsity, and the encodings of runs. No brain was
+measured: a response is a sparse mixture of the gestures that made the speech, through a
+haemodynamic response, with noise. So it tells what a pipeline can find, and not what brains do.
+
+    stories -> frames at 50 Hz -> one value per TR, z-scored, delayed (emaae.corpus.regressors)
+    gestures -> mixtures -> haemodynamic response -> one value per TR, and noise
+    ridge regression with cross-validated penalties (himalaya) -> r2 on stories that were left out
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import gamma
+
+from analysis import paper
+from analysis.baselines import baseline
+from analysis.comparison import settings
+from analysis.drawing import Axis, Drawing, Line, Look, Panel, looks
+from analysis.runs import Run, final, read_comparable
+from analysis.summary import markdown
+from analysis.tables import frame
+from emaae.config import Config
+from emaae.corpus.encode import encode
+from emaae.corpus.regressors import delayed, lanczos, zscored
+from emaae.data import Split, load_splits
+from emaae.data.demo import generate
+from emaae.data.features import ARTICULATORS, CHANNELS, FRAME_RATE_HZ
+from emaae.data.phones import Gesture
+from emaae.models import CNNAutoEncoder
+from emaae.system.errors import UserError, extra, speaking_plainly
+from emaae.system.files import expanded
+from emaae.system.progress import progress
+
+TR_S = 1.0
+DELAYS = (1, 2, 3, 4, 5, 6, 7, 8)  # TRs; the response has ended by then
+GAP_S = 1.0  # between utterances
+UTTERANCES = 12  # of a story
+STORIES, LEFT_OUT = 10, 2
+VOXELS = 100
+GESTURES_PER_VOXEL = 3
+NOISE = 1.0  # variance, in units of the signal's: half of a response can be explained
+JITTERS_S = (0.0, 0.25, 0.5, 1.0)  # sd of errors of the onsets
+PENALTIES = np.logspace(0, 6, 13)
+NULL = "null: the wrong time"  # an encoding, turned by half a story
+SEED = 77  # of the stories: other speakers and sentences than those of the demo data
+
+# From raw features (T, 14) of an utterance to its frames (T, C).
+View = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Story:
+    """Utterances (T, 14) with the seconds at which they begin, and gestures (frames, 24)."""
+
+    features: list[np.ndarray]
+    onsets_s: np.ndarray
+    gestures: np.ndarray
+
+    @property
+    def tr_times_s(self) -> np.ndarray:
+        """Middles of the TRs (n,)."""
+        return (np.arange(int(len(self.gestures) / FRAME_RATE_HZ / TR_S)) + 0.5) * TR_S
+
+
+def stories(n: int = STORIES, utterances: int = UTTERANCES, scale: float = 1.0) -> list[Story]:
+    """Generated stories; scale: of LibriSpeech's durations."""
+    spoken = generate("train", seed=SEED, n_utterances=n * utterances, scale=scale)
+    found = []
+    for first in range(0, len(spoken), utterances):
+        some = spoken[first : first + utterances]
+        lengths = np.array([len(one.features) / FRAME_RATE_HZ for one in some])
+        onsets = np.concatenate([[0], np.cumsum(lengths + GAP_S)[:-1]])
+        rows = np.zeros((round((onsets[-1] + lengths[-1]) * FRAME_RATE_HZ), 2 * len(ARTICULATORS)))
+        for one, onset in zip(some, onsets):
+            score = activations(one.gestures, len(one.features))
+            start = round(onset * FRAME_RATE_HZ)
+            rows[start : start + len(score)] = score[: len(rows) - start]
+        found.append(Story([one.features for one in some], onsets, rows))
+    return found
+
+
+def activations(gestures: Sequence[Gesture], n_frames: int) -> np.ndarray:
+    """What pulls each articulator up and what pulls it down (n_frames, 24): weights, 0 at rest."""
+    found = np.zeros((n_frames, 2 * len(ARTICULATORS)))
+    for one in gestures:
+        column = 2 * ARTICULATORS.index(one.channel) + (one.target < 0)
+        start, end = (round(max(0.0, s) * FRAME_RATE_HZ) for s in (one.start_s, one.end_s))
+        found[start:end, column] = np.maximum(found[start:end, column], one.weight)
+    return found
+
+
+def haemodynamic(seconds: np.ndarray) -> np.ndarray:
+    """The response to an impulse: t^5 e^-t / 5! - t^15 e^-t / 15! / 6 (Glover 1999)."""
+    t = np.maximum(seconds, 0)
+    return t**5 * np.exp(-t) / gamma(6) - t**15 * np.exp(-t) / gamma(16) / 6
+
+
+def responses(told: Sequence[Story], seed: int) -> list[np.ndarray]:
+    """Simulated responses (TRs, VOXELS) to each story, z-scored within it, with noise."""
+    random = np.random.default_rng(seed)
+    mixing = np.zeros((2 * len(ARTICULATORS), VOXELS))
+    for voxel in range(VOXELS):
+        chosen = random.choice(len(mixing), GESTURES_PER_VOXEL, replace=False)
+        mixing[chosen, voxel] = random.normal(size=GESTURES_PER_VOXEL)
+    shape = haemodynamic(np.arange(0, 32, 1 / FRAME_RATE_HZ))[:, None]
+    found = []
+    for one in told:
+        n = len(one.gestures) + len(shape)
+        spectrum = np.fft.rfft(one.gestures @ mixing, n, axis=0) * np.fft.rfft(shape, n, axis=0)
+        signal = np.fft.irfft(spectrum, n, axis=0)
+        at = np.round(one.tr_times_s * FRAME_RATE_HZ).astype(int)
+        clean = zscored(signal[at])
+        found.append(zscored(clean + np.sqrt(NOISE) * random.normal(size=clean.shape)))
+    return found
+
+
+def design(one: Story, view: View, jitter_s: float, random: np.random.Generator) -> np.ndarray:
+    """The design matrix (TRs, columns) of a story, its onsets wrong by jitter_s (sd)."""
+    parts, times = [], []
+    for features, onset in zip(one.features, one.onsets_s):
+        frames = view(features)
+        parts.append(frames)
+        times.append(onset + (np.arange(len(frames)) + 0.5) / FRAME_RATE_HZ)
+    # Errors that would make utterances overlap are cut.
+    wrong = np.clip(random.normal(0, jitter_s, len(times)), -GAP_S / 2.1, GAP_S / 2.1)
+    shifted = np.concatenate([t + w for t, w in zip(times, wrong)])
+    values = lanczos(np.concatenate(parts), shifted, one.tr_times_s)
+    return delayed(zscored(values), DELAYS)
+
+
+def explained(
+    x: Sequence[np.ndarray], y: Sequence[np.ndarray], n_left_out: int = LEFT_OUT
+) -> np.ndarray:
+    """r2 of each voxel (VOXELS,) on the last stories, from ridge regression on the others.
+
+    The penalty of each voxel is chosen by cross-validation. Raises UserError without himalaya.
+    """
+    with extra("brain"):
+        from himalaya.kernel_ridge import KernelRidgeCV
+        from himalaya.scoring import r2_score
+    model = KernelRidgeCV(alphas=PENALTIES, cv=5, warn=False)
+    model.fit(*(np.concatenate(part[:-n_left_out]).astype(np.float32) for part in (x, y)))
+    test_x, test_y = (np.concatenate(part[-n_left_out:]).astype(np.float32) for part in (x, y))
+    return np.asarray(r2_score(test_y, model.predict(test_x)))
+
+
+# ---- what predicts
+
+
+def raw(model: CNNAutoEncoder) -> View:
+    """The model's input, standardised as it does."""
+    return lambda x: model.standardise(_channels(model, x)[None])[0].T.numpy()
+
+
+def encoding(model: CNNAutoEncoder) -> View:
+    """The model's encoding, its units that fire."""
+    return lambda x: encode(model, _channels(model, x).T.numpy())
+
+
+def untrained(
+    model: CNNAutoEncoder, splits: Mapping[str, Split], sparsity: float, seed: int
+) -> View:
+    """Random weights of the model's encoder with thresholds of a sparsity."""
+    (code,) = baseline("untrained", model, splits["train"], splits["val"], [sparsity], seed)
+    return lambda x: code.encode(_channels(model, x)).T.numpy()
+
+
+def _channels(model: CNNAutoEncoder, x: np.ndarray) -> torch.Tensor:
+    kept = [i for i, n in enumerate(CHANNELS) if n != "loudness" or model.input_dim == 14]
+    return torch.from_numpy(np.ascontiguousarray(x[:, kept].T))
+
+
+def zeros(run: Run) -> float:
+    """Live sparsity of the selected weights on validation; sparsity in a run that did not log it."""
+    live = final(run, "val/live_sparsity")
+    return live if np.isfinite(live) else final(run, "val/sparsity")
+
+
+def nearest(runs: Sequence[Run], sparsity: float) -> dict[int, Run]:
+    """Of each seed the run whose live sparsity on validation is nearest."""
+    found: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda run: abs(zeros(run) - sparsity)):
+        found.setdefault(int(run.config.get("seed", 0)), run)
+    return found
+
+
+def compare(
+    runs: Sequence[Run], told: Sequence[Story], sparsity: float, jitters_s: Sequence[float]
+) -> list[dict[str, Any]]:
+    """A row for each input, seed and jitter: its sparsity, and the mean r2 over voxels.
+
+    Raises UserError when no run has a model.
+    """
+    chosen = {name: nearest(some, sparsity) for name, some in settings(runs).items()}
+    models = {
+        (name, seed): (run, model)
+        for name, by_seed in chosen.items()
+        for seed, run in by_seed.items()
+        if (model := run.model()) is not None
+    }
+    if not models:
+        raise UserError("no run has a model that can be loaded: expected runs that ended well")
+    splits = load_splits(Config.from_mapping({}), ("train", "val"))
+    views: dict[tuple[str, int], tuple[View, float]] = {}
+    for (name, seed), (run, model) in models.items():
+        views["raw features", seed] = (raw(model), 0.0)
+        views["untrained", seed] = (untrained(model, splits, sparsity, seed), sparsity)
+        views[name, seed] = (encoding(model), zeros(run))
+        views[NULL, seed] = views[name, seed]
+    answers = {seed: responses(told, seed) for _, seed in views}
+    rows = []
+    work = [(key, jitter) for key in views for jitter in jitters_s]
+    for (name, seed), jitter in progress(work, "predicting", unit="models"):
+        view, live = views[name, seed]
+        random = np.random.default_rng([seed, round(1000 * jitter)])  # the same for all inputs
+        x = [design(one, view, jitter, random) for one in told]
+        if name == NULL:
+            x = [np.roll(one, len(one) // 2, axis=0) for one in x]
+        r2 = explained(x, answers[seed])
+        row = {"input": name, "seed": seed, "jitter_s": jitter, "live_sparsity": live}
+        rows.append(row | {"r2": float(r2.mean()), "voxels_above_0": float((r2 > 0).mean())})
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean r2 over seeds, and from the lowest to the highest, a line for each input."""
+    jitters = sorted({row["jitter_s"] for row in rows})
+    lines = []
+    for name in dict.fromkeys(row["input"] for row in rows):
+        cells = []
+        for jitter in jitters:
+            r2 = [r["r2"] for r in rows if (r["input"], r["jitter_s"]) == (name, jitter)]
+            cells.append(f"{np.mean(r2):.3f} ({min(r2):.3f} to {max(r2):.3f})")
+        live = np.mean([r["live_sparsity"] for r in rows if r["input"] == name])
+        lines.append([name, f"{live:.2f}", *cells])
+    return markdown(["input", "zeros", *(f"jitter {1000 * j:.0f} ms" for j in jitters)], lines)
+
+
+def drawn(rows: Sequence[Mapping[str, Any]]) -> Drawing:
+    """r2 over the jitter, a line for each input: the mean over seeds in a band of their range."""
+    names = list(dict.fromkeys(row["input"] for row in rows))
+    jitters = np.array(sorted({row["jitter_s"] for row in rows}))
+    items = []
+    for name, look in zip(names, looks(names).values()):
+        r2 = np.array(
+            [
+                [r["r2"] for r in rows if (r["input"], r["jitter_s"]) == (name, jitter)]
+                for jitter in jitters
+            ]
+        )
+        shown = Look(look.color, look.dash, look.marker)
+        ends = {"low": r2.min(1), "high": r2.max(1)}
+        items.append(Line(1000 * jitters, r2.mean(1), shown, name, markers=True, **ends))
+    x = Axis("error of the onsets, sd (ms)")
+    y = Axis("r2 of simulated responses")
+    return Drawing([[Panel(x, y, items, levels=(1 / (1 + NOISE),))]], legend=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table, and write it and its figure if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.brain",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("refs", nargs="+", metavar="REF", help="runs, sweeps, an --out_dir")
+    parser.add_argument("--at", type=float, default=0.85, help="zeros of live units (default: .85)")
+    parser.add_argument("--stories", type=int, default=STORIES, help=f"(default: {STORIES})")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write brain.csv and brain.png")
+    args = expanded(parser.parse_args(argv))
+    if args.stories <= LEFT_OUT + 1:
+        raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
+    rows = compare(read_comparable(*args.refs), stories(args.stories), args.at, JITTERS_S)
+    print(f"Simulated responses; {1 / (1 + NOISE):.0%} of their variance can be explained.\n")
+    print(table(rows))
+    if args.out:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+            frame(rows).to_csv(args.out / "brain.csv", index=False)
+        except OSError as error:
+            raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
+        paper.save(paper.draw(drawn(rows), paper.ONE, 2.8), args.out / "brain.png")
+
+
+if __name__ == "__main__":
+    with speaking_plainly("python -m analysis.brain"):
+        main()

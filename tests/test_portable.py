@@ -1,0 +1,147 @@
+"""Models that travel alone equal ours, in an interpreter that does not have this package."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import speech, stir
+
+from emaae.__main__ import main
+from emaae.models import build_model
+from emaae.runs import checkpoint, portable
+from emaae.system.errors import UserError
+
+LENGTHS = (1, 60, 500)
+KINDS = [
+    {"norm": "none"},
+    {"norm": "batch"},
+    {"norm": "layer"},
+    {"norm": "original"},
+    {"activation": "batch_topk"},
+    {"activation": "feature_topk", "gate_frames": 5},
+    {"n_encoder": 5, "n_decoder": 3, "input_dim": 14},
+]
+# What each reads: x0, x1, ... of a file; writes z and y of each.
+USE = {
+    "torch": """
+import torch
+encode = torch.export.load(f"{folder}/encoder.pt2").module()
+decode = torch.export.load(f"{folder}/decoder.pt2").module()
+""",
+    "onnx": """
+import onnxruntime, torch
+half = lambda name: onnxruntime.InferenceSession(f"{folder}/{name}.onnx")
+encoder, decoder = half("encoder"), half("decoder")
+encode = lambda x: torch.from_numpy(encoder.run(None, {"x": x.numpy()})[0])
+decode = lambda z: torch.from_numpy(decoder.run(None, {"x": z.numpy()})[0])
+""",
+    "huggingface": """
+import sys
+sys.path.insert(0, folder)
+from modeling import Model
+model = Model(folder)
+encode, decode = model.encode, model.decode
+""",
+}
+AROUND = """
+import sys
+folder, there = sys.argv[1:]
+{use}
+import numpy as np, torch
+try:
+    import emaae
+    raise SystemExit("emaae is here")
+except ImportError:
+    pass
+found = {{}}
+with torch.no_grad(), np.load(there) as kept:
+    for name in kept:
+        z = encode(torch.from_numpy(kept[name]))
+        found["z" + name], found["y" + name] = z.numpy(), decode(z).numpy()
+np.savez(there + ".out.npz", **found)
+"""
+
+
+def saved(folder, **architecture):
+    """A model with weights, statistics and thresholds that matter."""
+    torch.manual_seed(1)
+    model = build_model(**{"inner_size": 24, "n_encoder": 3, "n_decoder": 2} | architecture)
+    stir(model, 0.3)
+    x = torch.from_numpy(np.stack([speech(400, seed) for seed in range(4)]))
+    x = x.transpose(1, 2)[:, [c for c in range(14) if c != 12 or model.input_dim == 14]]
+    model.normalise(x.mean((0, 2)), x.std((0, 2)))
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(x)
+    folder.mkdir(exist_ok=True)
+    checkpoint.save(folder / "best.pth", model.state_dict())
+    checkpoint.write_json(folder / "model_config.json", model.architecture())
+    checkpoint.write_json(folder / "metrics.json", {"status": "finished"})
+    return checkpoint.load_model_file(folder / "best.pth")
+
+
+@pytest.mark.parametrize("form", USE)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+def test_each_form_equals_ours_at_every_length_without_this_package(tmp_path, kind, form):
+    model = saved(tmp_path / "m", **kind)
+    out = tmp_path / "out"
+    command = ["export", "--model", str(tmp_path / "m"), "--format", form, "--out", str(out)]
+    assert main(command) == 0
+    channels = [c for c in range(14) if c != 12 or model.input_dim == 14]
+    recordings = {str(n): speech(n, n)[None, :, channels].transpose(0, 2, 1) for n in LENGTHS}
+    recordings = {name: np.ascontiguousarray(x) for name, x in recordings.items()}
+    np.savez(tmp_path / "x.npz", **recordings)
+    code = AROUND.format(use=USE[form])
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(out), str(tmp_path / "x.npz")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "x.npz.out.npz") as found:
+        for name, x in recordings.items():
+            z = model.encode(torch.from_numpy(x)).detach()
+            y = model.decode(z).detach()
+            assert z.abs().max() > 0 or name == "1"
+            np.testing.assert_allclose(found[f"z{name}"], z, atol=1e-5 * max(1, z.abs().max()))
+            np.testing.assert_allclose(found[f"y{name}"], y, atol=1e-5 * max(1, y.abs().max()))
+
+
+def test_an_onnx_form_that_differs_is_refused(tmp_path, monkeypatch):
+    model = saved(tmp_path / "m")
+    monkeypatch.setattr(portable, "AGREES", 0.0)
+    with pytest.raises(UserError, match="differs from PyTorch by .* expected at most 0"):
+        portable.to_onnx(model, tmp_path / "out")
+
+
+NEEDS = [("onnx", "onnxruntime"), ("huggingface", "safetensors")]
+
+
+@pytest.mark.parametrize(("form", "package"), NEEDS)
+def test_without_its_package_the_command_that_installs_it_is_named(
+    tmp_path, monkeypatch, form, package
+):
+    saved(tmp_path / "m")
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.torch", None)
+    with pytest.raises(UserError, match="pip install -r requirements-export.txt"):
+        main(["export", f"--model={tmp_path / 'm'}", f"--format={form}", f"--out={tmp_path / 'o'}"])
+
+
+def test_the_folder_for_the_hub_says_what_the_model_is(tmp_path):
+    saved(tmp_path / "m")
+    out = tmp_path / "hub"
+    command = ["export", f"--model={tmp_path / 'm'}", "--format=huggingface", f"--out={out}"]
+    assert main(command) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "modeling.py",
+    }
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: pytorch\n")
+    assert "from modeling import Model" in card
