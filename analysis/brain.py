@@ -179,7 +179,7 @@ def _channels(model: CNNAutoEncoder, x: np.ndarray) -> torch.Tensor:
 
 
 def zeros(run: Run) -> float:
-    """Live sparsity of the selected weights on validation; sparsity in a run that did not log it."""
+    """Live sparsity of the selected weights on validation; else, of an old run, sparsity."""
     live = final(run, "val/live_sparsity")
     return live if np.isfinite(live) else final(run, "val/sparsity")
 

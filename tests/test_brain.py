@@ -122,7 +122,7 @@ def test_the_program_compares_runs_and_writes_a_table_and_a_figure(tmp_path, mon
     out = tmp_path / "out"
     brain.main([str(tmp_path / "runs"), "--stories", "4", "--out", str(out)])
     said = capsys.readouterr().out
-    assert said.startswith("Simulated responses; 50% of their variance can be explained.")
+    assert "Simulated responses; 50% of their variance can be explained." in said
     for name in ("raw features", "untrained", "cosine", brain.NULL):
         assert f"| {name} |" in said
     assert len((out / "brain.csv").read_text().splitlines()) == 1 + 4 * 2 * 2

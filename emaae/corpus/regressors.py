@@ -108,7 +108,7 @@ def delayed(values: np.ndarray, delays: Sequence[int]) -> np.ndarray:
     found = np.zeros((len(values), len(delays), values.shape[1]), np.float32)
     for i, delay in enumerate(delays):
         if delay >= 0:
-            found[delay:, i] = values[: len(values) - delay]
+            found[delay:, i] = values[: max(0, len(values) - delay)]
         else:
             found[:delay, i] = values[-delay:]
     return found.reshape(len(values), -1)
