@@ -24,7 +24,7 @@ from analysis import paper
 from analysis.baselines import baseline
 from analysis.comparison import settings
 from analysis.drawing import Axis, Drawing, Line, Look, Panel, looks
-from analysis.runs import Run, final, read_comparable
+from analysis.runs import Run, number, read_comparable
 from analysis.summary import markdown
 from analysis.tables import frame
 from emaae.config import Config
@@ -178,33 +178,37 @@ def _channels(model: CNNAutoEncoder, x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(x[:, kept].T))
 
 
-def zeros(run: Run) -> float:
-    """Live sparsity of the selected weights on validation; else, of an old run, sparsity."""
-    live = final(run, "val/live_sparsity")
-    return live if np.isfinite(live) else final(run, "val/sparsity")
+def zeros(run: Run, weights: str) -> float:
+    """Live sparsity on validation of the final or the selected weights; of an old run, sparsity."""
+    row = run.selected if weights == "selected" else (run.history or [{}])[-1]
+    return number(row.get("val/live_sparsity", row.get("val/sparsity")))
 
 
-def nearest(runs: Sequence[Run], sparsity: float) -> dict[int, Run]:
+def nearest(runs: Sequence[Run], sparsity: float, weights: str) -> dict[int, Run]:
     """Of each seed the run whose live sparsity on validation is nearest."""
     found: dict[int, Run] = {}
-    for run in sorted(runs, key=lambda run: abs(zeros(run) - sparsity)):
+    for run in sorted(runs, key=lambda run: abs(zeros(run, weights) - sparsity)):
         found.setdefault(int(run.config.get("seed", 0)), run)
     return found
 
 
 def compare(
-    runs: Sequence[Run], told: Sequence[Story], sparsity: float, jitters_s: Sequence[float]
+    runs: Sequence[Run],
+    told: Sequence[Story],
+    sparsity: float,
+    jitters_s: Sequence[float],
+    weights: str = "final",
 ) -> list[dict[str, Any]]:
     """A row for each input, seed and jitter: its sparsity, and the mean r2 over voxels.
 
-    Raises UserError when no run has a model.
+    weights: final, or selected. Raises UserError when no run has a model.
     """
-    chosen = {name: nearest(some, sparsity) for name, some in settings(runs).items()}
+    chosen = {name: nearest(some, sparsity, weights) for name, some in settings(runs).items()}
     models = {
         (name, seed): (run, model)
         for name, by_seed in chosen.items()
         for seed, run in by_seed.items()
-        if (model := run.model()) is not None
+        if (model := run.model(final=weights == "final")) is not None
     }
     if not models:
         raise UserError("no run has a model that can be loaded: expected runs that ended well")
@@ -213,7 +217,7 @@ def compare(
     for (name, seed), (run, model) in models.items():
         views["raw features", seed] = (raw(model), 0.0)
         views["untrained", seed] = (untrained(model, splits, sparsity, seed), sparsity)
-        views[name, seed] = (encoding(model), zeros(run))
+        views[name, seed] = (encoding(model), zeros(run, weights))
         views[NULL, seed] = views[name, seed]
     answers = {seed: responses(told, seed) for _, seed in views}
     rows = []
@@ -273,12 +277,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("refs", nargs="+", metavar="REF", help="runs, sweeps, an --out_dir")
     parser.add_argument("--at", type=float, default=0.85, help="zeros of live units (default: .85)")
+    parser.add_argument(
+        "--weights", choices=("final", "selected"), default="final", help="(default: final)"
+    )
     parser.add_argument("--stories", type=int, default=STORIES, help=f"(default: {STORIES})")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write brain.csv and brain.png")
     args = expanded(parser.parse_args(argv))
     if args.stories <= LEFT_OUT + 1:
         raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
-    rows = compare(read_comparable(*args.refs), stories(args.stories), args.at, JITTERS_S)
+    runs, told = read_comparable(*args.refs), stories(args.stories)
+    rows = compare(runs, told, args.at, JITTERS_S, args.weights)
     print(f"Simulated responses; {1 / (1 + NOISE):.0%} of their variance can be explained.\n")
     print(table(rows))
     if args.out:

@@ -72,10 +72,11 @@ def test_responses_are_the_same_for_the_same_seed(told):
 def test_of_each_seed_the_run_nearest_to_the_sparsity_is_taken(tmp_path):
     for seed, live in ((0, 0.5), (0, 0.8), (1, 0.99)):
         folder = write_run(tmp_path / f"{seed}-{live}", seed=seed, epochs=1)
-        metrics = json.loads((folder / "metrics.json").read_text())
-        (folder / "metrics.json").write_text(json.dumps(metrics | {"val/live_sparsity": live}))
-    chosen = brain.nearest(read_runs(tmp_path), 0.85)
-    assert {seed: run.name for seed, run in chosen.items()} == {0: "0-0.8", 1: "1-0.99"}
+        row = json.loads((folder / "history.jsonl").read_text()) | {"val/live_sparsity": live}
+        (folder / "history.jsonl").write_text(json.dumps(row) + "\n")
+    for weights in ("final", "selected"):
+        chosen = brain.nearest(read_runs(tmp_path), 0.85, weights)
+        assert {seed: run.name for seed, run in chosen.items()} == {0: "0-0.8", 1: "1-0.99"}
 
 
 def test_the_table_and_the_figure_have_the_mean_of_the_seeds():
@@ -120,7 +121,7 @@ def test_the_program_compares_runs_and_writes_a_table_and_a_figure(tmp_path, mon
     monkeypatch.setattr(brain.stories, "__defaults__", (4, 2, 0.5))
     monkeypatch.setattr(brain, "JITTERS_S", (0.0, 0.5))
     out = tmp_path / "out"
-    brain.main([str(tmp_path / "runs"), "--stories", "4", "--out", str(out)])
+    brain.main([str(tmp_path / "runs"), "--stories=4", "--weights=selected", "--out", str(out)])
     said = capsys.readouterr().out
     assert "Simulated responses; 50% of their variance can be explained." in said
     for name in ("raw features", "untrained", "cosine", brain.NULL):

@@ -67,7 +67,7 @@ def test_a_model_loads_in_three_lines(project, monkeypatch):
 
 
 def test_a_promoted_model_encodes_without_this_package(project, monkeypatch):
-    (snippet,) = blocks(ROOT / "docs" / "models.md", "python")
+    _, snippet = blocks(ROOT / "docs" / "models.md", "python")
     assert len([line for line in snippet.splitlines() if line]) == 3
     monkeypatch.chdir(project)
     names = {"x": torch.randn(2, 13, 40)}
