@@ -12,6 +12,7 @@ of one model (`reconstruction` and below) show the selected weights.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -380,6 +381,20 @@ def firing(fired: Sequence[np.ndarray], names: Sequence[str]) -> Panel:
         (-1.2 * row, name.rpartition("/")[2]) for row, (name, _) in enumerate(zip(names, fired))
     ]
     return Panel(Axis("seconds"), Axis(ticks=()), items, "when it fires", notes=notes)
+
+
+def by_label(z: np.ndarray, labels: np.ndarray, title: str, most: int = 12) -> Panel:
+    """How strongly one unit (T,) fires on frames of each label (T,), the strongest first.
+
+    In units of its mean over all frames: 1 is as everywhere.
+    """
+    mean = max(float(z.mean()), 1e-12)
+    means = {str(label): float(z[labels == label].mean()) / mean for label in np.unique(labels)}
+    first = sorted(means, key=lambda label: -means[label])[:most]
+    line = Line(np.arange(len(first)), np.array([means[one] for one in first]), Look(TRUTH))
+    shown = replace(line, points=True, size=5.0)
+    x = Axis(range=(-0.5, len(first) - 0.5), ticks=list(enumerate(first)))
+    return Panel(x, Axis("times its mean", range=(0, None)), [shown], title, levels=(1,))
 
 
 def overview(run: Run) -> Drawing:

@@ -340,7 +340,7 @@ def _figure(one: Shown) -> str:
     return (
         f'<figure id="{one.name}" data-figure="{one.name}"{of}{wide}><figcaption>'
         f"<h3>{one.heading}</h3>{one.caption}</figcaption>"
-        '<div class="plot" role="img" tabindex="0"></div></figure>\n'
+        f'<div class="plot" role="group" tabindex="0" aria-label="{one.heading}"></div></figure>\n'
     )
 
 

@@ -1,24 +1,36 @@
 """The figures of the report page: which there are, what they are called, and what they say."""
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis import interactive, panels, sagittal
+from analysis import interactive, panels, probe, sagittal
 from analysis.anatomy import answer, busiest_units, primitives
 from analysis.drawing import Axis, Drawing, Missing, Panel, described, in_grid
 from analysis.runs import Run, best, groups, score
-from emaae.data.features import FRAME_RATE_HZ
+from emaae.data.demo import generate, read_score
+from emaae.data.features import (
+    CHANNELS,
+    FRAME_RATE_HZ,
+    find_features,
+    read_features,
+    read_times,
+)
+from emaae.models import CNNAutoEncoder
 from emaae.runs.reconstructions import Reconstruction
+from emaae.system.errors import UserError
 
 # What is shown of one run in full: the best, and the best of up to three other settings.
 MAX_DETAILED = 4
 UTTERANCES_OF_BEST, UTTERANCES_OF_OTHERS = 3, 1
 MOST = 10 * FRAME_RATE_HZ  # frames of an utterance
 N_TILES = 24
+MOST_LABELLED = 30  # utterances
 
 
 class Shown(NamedTuple):
@@ -228,7 +240,8 @@ SECTIONS: dict[str, tuple[str, list[Shown]]] = {
                 "Left, what it adds to the output: the decoder's answer to an impulse less its "
                 "answer to silence. Middle, where that moves the sensors of a schematic mouth, "
                 "from rest (thin) to its strongest (bold), magnified. Right, when it fires in the "
-                "utterances above.",
+                "utterances above. Below, where the speech was generated, on which phones and "
+                "gestures (the articulators that are bound) it fires.",
                 of="run unit",
                 wide=True,
             ),
@@ -313,11 +326,42 @@ def _in_full(run: Run, n_utterances: int) -> tuple[dict[str, Any], dict[str, lis
     effects = primitives(model, units)
     tiles = panels.montage(effects, names)
     figures["primitives"] = _made(_tiles, tiles, height=240)
+    labels, z_of_labels = _labelled(run, model)
     for at, unit in enumerate(units):
         firing = panels.firing([z[:, unit] for z in encodings], may_choose["utterances"])
-        row = [tiles[at], sagittal.moved(effects[at]), firing]
-        figures[f"unit/{at}"] = _made(Drawing, [row], widths=(1, 1.2, 1.6))
+        rows = [[tiles[at], sagittal.moved(effects[at]), firing]]
+        rows += [
+            [panels.by_label(z_of_labels[:, unit], of, f"on which {name}s")]
+            for name, of in labels.items()
+        ]
+        figures[f"unit/{at}"] = _made(_unit, rows)
     return figures, may_choose
+
+
+def _unit(rows: Sequence[Sequence[Panel]]) -> Drawing:
+    return Drawing(rows, widths=(1, 1.2, 1.6))
+
+
+def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Phone and gesture (T,) of frames of the validation split, and its encoding (T, C).
+
+    They are known of generated speech alone; {} for any other.
+    """
+    found: list[probe.Labelled] = []
+    if run.config.get("demo"):
+        spoken = generate("val")[:MOST_LABELLED]
+        found = [probe.labelled(u.features, u.times, u.phones, u.gestures) for u in spoken]
+    elif os.path.isdir(str(run.config.get("val_dir"))):
+        with contextlib.suppress(UserError):
+            files = find_features(run.config["val_dir"], bool(run.config.get("recursive")))
+            for file in files[:MOST_LABELLED]:
+                of, times = read_score(file.path), read_times(file.path)
+                found.append(probe.labelled(read_features(file.path), times, *of))
+    if not found:
+        return {}, np.empty((0, model.inner_size))
+    kept = [CHANNELS.index(name) for name in panels.channels_of(model.input_dim)]
+    z = np.concatenate([answer(model, one.features[:, kept]).z for one in found])
+    return {name: np.concatenate([one.labels[name] for one in found]) for name in probe.LABELS}, z
 
 
 def _encoding(found: Reconstruction, z: np.ndarray) -> Drawing:

@@ -1,7 +1,8 @@
-"""A W&B workspace that compares alpha schedules: `python -m analysis.workspace ENTITY/PROJECT`.
+"""What compares alpha schedules on W&B: `python -m analysis.workspace ENTITY/PROJECT[/SWEEP]`.
 
-It saves them as a new view of the project's workspace; `--dry-run` prints the view as JSON instead,
-without a network. The metrics are those that runs log, by the names in docs/metrics.md.
+Of a project it saves a new view of its workspace, of a sweep a W&B Report with the same panels of
+that sweep's runs; `--dry-run` prints it as JSON instead (of a project without a network, of a sweep
+W&B is asked for the project). The metrics are those that runs log, by the names in docs/metrics.md.
 """
 
 import argparse
@@ -9,16 +10,16 @@ import json
 import sys
 from typing import Any
 
-from emaae.system.errors import UserError, extra, speaking_plainly
+from emaae.system.errors import UserError, speaking_plainly
 from emaae.system.files import expanded
 
 NAME = "alpha schedules"
 GROUP = "schedule"  # of the config: what alpha really did
 
 
-def workspace(entity: str, project: str) -> Any:
-    """The view, a `wandb_workspaces.workspaces.Workspace`; nothing is sent. Raises UserError."""
-    ws, wr, expr = _wandb_workspaces()
+def sections() -> dict[str, list[Any]]:
+    """The panels of each section."""
+    from wandb_workspaces.reports import v2 as wr
 
     def line(*y: str, x: str = "epoch", title: str | None = None, log: bool = False) -> Any:
         return wr.LinePlot(
@@ -41,7 +42,7 @@ def workspace(entity: str, project: str) -> Any:
     knobs = ("schedule", "sparse_loss", "alpha", "alpha_max", "inner_size", "n_encoder", "seed")
     ends = ("test/sparsity", "shift/persistence", "test/fvu", "select/score")
     column = wr.ParallelCoordinatesPlotColumn
-    sections = {
+    return {
         "Alpha over epochs": [
             line("alpha"),
             line("lambda_eff", log=True),
@@ -88,13 +89,20 @@ def workspace(entity: str, project: str) -> Any:
             wr.MediaBrowser(media_keys=["reconstructions"], num_columns=1),
         ],
     }
+
+
+def workspace(entity: str, project: str) -> Any:
+    """The view, a `wandb_workspaces.workspaces.Workspace`; nothing is sent."""
+    from wandb_workspaces import expr
+    from wandb_workspaces import workspaces as ws
+
     return ws.Workspace(
         entity=entity,
         project=project,
         name=NAME,
         sections=[
             ws.Section(name=name, panels=panels, is_open=True, pinned=i == 0)
-            for i, (name, panels) in enumerate(sections.items())
+            for i, (name, panels) in enumerate(sections().items())
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", smoothing_type="none", max_runs=100),
         runset_settings=ws.RunsetSettings(
@@ -103,6 +111,28 @@ def workspace(entity: str, project: str) -> Any:
             order=[expr.Ordering(expr.Summary("select/score"), ascending=True)],
             pinned_columns=["summary:select/score", "summary:select/alpha", "summary:status"],
         ),
+    )
+
+
+def report(entity: str, project: str, sweep: str) -> Any:
+    """A W&B Report of a sweep's runs, a `wandb_workspaces.reports.v2.Report`; nothing is sent."""
+    from wandb_workspaces import expr
+    from wandb_workspaces.reports import v2 as wr
+
+    def grid(panels: list[Any]) -> Any:
+        runs = [expr.Metric("Sweep") == sweep, expr.Metric("JobType") == "train"]
+        of_sweep = wr.Runset(entity=entity, project=project, name=sweep, filters=runs)
+        return wr.PanelGrid(runsets=[of_sweep], panels=panels)
+
+    promote = f"python -m emaae promote {entity}/{project}/{sweep}"
+    blocks: list[Any] = [
+        wr.P(f"The runs of sweep {sweep}. The best model is named by"),
+        wr.CodeBlock(promote),
+    ]
+    for name, panels in sections().items():
+        blocks += [wr.H2(name), grid(panels)]
+    return wr.Report(
+        entity=entity, project=project, title=f"Sweep {sweep}", width="fluid", blocks=blocks
     )
 
 
@@ -119,24 +149,18 @@ def without_ids(value: Any) -> Any:
     return [without_ids(one) for one in value] if isinstance(value, list) else value
 
 
-def _wandb_workspaces() -> tuple[Any, Any, Any]:
-    with extra("workspace"):
-        from wandb_workspaces import expr
-        from wandb_workspaces import workspaces as ws
-        from wandb_workspaces.reports import v2 as wr
-    return ws, wr, expr
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Save the view, or print it; returns the exit status."""
+    """Save the view or the report, or print it; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m analysis.workspace", description=__doc__)
-    parser.add_argument("project", metavar="ENTITY/PROJECT")
+    parser.add_argument("path", metavar="ENTITY/PROJECT[/SWEEP]")
     parser.add_argument("--dry-run", action="store_true", help="print it as JSON and send nothing")
     args = expanded(parser.parse_args(argv))
-    entity, slash, project = args.project.partition("/")
-    if not (entity and slash and project) or "/" in project:
-        raise UserError(f"{args.project!r} is no project on W&B: expected ENTITY/PROJECT")
-    view = workspace(entity, project)
+    parts = args.path.split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise UserError(
+            f"{args.path!r} is no project on W&B: expected ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"
+        )
+    view = workspace(*parts) if len(parts) == 2 else report(*parts)
     if args.dry_run:
         print(json.dumps(as_json(view), indent=2))
         return 0
@@ -145,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # whatever the network and the server do
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"W&B did not save the workspace of {args.project} ({reason}): log in with "
+            f"W&B did not save the page of {args.path} ({reason}): log in with "
             "`wandb login`, and check the path"
         ) from None
     return 0

@@ -412,6 +412,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     verb.add_argument("--out", required=True, metavar="DIR", help="folder for the files")
 
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how a word might end
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     args = expanded(parser.parse_args(argv))
     if flags and args.verb != "sweep":
         raise UserError(f"only sweep passes flags on, got {' '.join(flags)!r} after --")

@@ -67,3 +67,12 @@ def test_a_sweep_runs_from_another_folder_and_is_reported(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     done = program("-m", "emaae", "report", "runs/tiny", **there)
     assert done.stdout == "report: runs/tiny/report.html\n", done.stderr
+
+
+def test_a_shell_completes_verbs_and_flags(tmp_path):
+    for line, expected in (("emaae reg", "regressors"), ("emaae sweep --jo", "--jobs")):
+        answer = tmp_path / "answer"
+        asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+        asked |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n"}
+        program("-m", "emaae", **asked)
+        assert answer.read_text().strip() == expected

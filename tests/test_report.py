@@ -263,8 +263,17 @@ def test_the_keyboard_reaches_filters_headings_rows_and_figures(view):
     view.locator("#table tbody td button").nth(3).focus()
     view.keyboard.press("Enter")
     assert view.locator("#table tr.chosen").count() == 1
-    reached = "all => all.every(one => one.tabIndex === 0 && one.getAttribute('role') === 'img')"
+    reached = "all => all.every(one => one.tabIndex === 0 && one.getAttribute('aria-label'))"
     assert view.locator("figure .plot").evaluate_all(reached)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(sweep, opened, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    view = opened(sweep, color_scheme=scheme)
+    found = axe.run(view).response["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert not serious, [(v["id"], [n["html"][:150] for n in v["nodes"]][:3]) for v in serious]
 
 
 def test_figures_say_in_words_what_they_show(view):

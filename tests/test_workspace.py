@@ -1,10 +1,9 @@
 """The workspace on W&B shows what runs log, and is built without a network."""
 
 import json
-import sys
 
 import pytest
-from conftest import ROOT, program, small_run
+from conftest import program, small_run
 from forked import forked
 from wandb_backend import Backend
 
@@ -133,14 +132,7 @@ def test_a_dry_run_prints_the_same_json_each_time_and_asks_no_network(view):
     assert json.loads(done.stdout) == view
 
 
-def test_without_its_package_the_command_that_installs_it_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
-    with pytest.raises(UserError, match="pip install -r requirements-workspace.txt"):
-        workspace.main(["me/project", "--dry-run"])
-    assert (ROOT / "requirements-workspace.txt").is_file()
-
-
-@pytest.mark.parametrize("path", ["project", "me/", "/project", "me/project/sweep"])
+@pytest.mark.parametrize("path", ["project", "me/", "/project", "me/project/sweep/more"])
 def test_a_path_that_is_no_project_is_refused(path):
     with pytest.raises(UserError, match="is no project on W&B: expected ENTITY/PROJECT"):
         workspace.main([path])
@@ -159,6 +151,24 @@ def test_it_is_saved_as_it_was_printed_and_its_address_is_said(view, tmp_path):
     assert workspace.without_ids(sent) == view["spec"]
 
 
+def test_a_report_of_a_sweep_has_the_same_panels_of_its_runs_alone(view, tmp_path):
+    with Backend() as backend:
+        done = forked("-m", "analysis.workspace", "me/project/s1", **backend.environment(tmp_path))
+        assert done.returncode == 0, done.stderr
+        (saved,) = backend.views
+        assert backend.strays == []
+    assert saved["displayName"] == "Sweep s1"
+    grids = [b for b in json.loads(saved["spec"])["blocks"] if b["type"] == "panel-grid"]
+    assert len(grids) == len(panels(view))
+    for grid, expected in zip(grids, panels(view).values()):
+        metadata = grid["metadata"]
+        assert len(metadata["panelBankSectionConfig"]["panels"]) == len(expected)
+        (runset,) = metadata["runSets"]
+        said = json.dumps(runset["filters"])
+        assert '"s1"' in said
+        assert '"train"' in said
+
+
 def test_a_server_that_refuses_is_one_line(tmp_path):
     with Backend() as backend:
         backend.fail("UpsertView2", times=None, status=403)
@@ -166,5 +176,5 @@ def test_a_server_that_refuses_is_one_line(tmp_path):
         done = forked("-m", "analysis.workspace", "me/project", **env)
     assert done.returncode == 2
     (line,) = [one for one in done.stderr.splitlines() if "error:" in one]
-    assert "W&B did not save the workspace of me/project" in line
+    assert "W&B did not save the page of me/project" in line
     assert "Traceback" not in done.stderr

@@ -435,6 +435,10 @@ class Backend:
             "serverInfo": {"features": []},
             "project": self.project_node,
             "model": self.project_node,
+            # The projects of an entity; of those asked for so far it has one.
+            "models": lambda entityName=None, **page: connection(
+                ["project"], lambda name: self.project_node(name, entityName), **page
+            ),
             "entity": lambda name: {"id": f"entity-{name}", "name": name},
             "artifact": lambda id: self.artifact_node(self.artifact(id)),
             "artifactCollection": lambda id: self.collection_node(
@@ -467,6 +471,7 @@ class Backend:
 
         return {
             "__typename": "Project",
+            "isBenchmark": False,
             "id": f"project-{entity}-{name}",
             "internalId": "1",
             "name": name,
@@ -652,7 +657,11 @@ class Backend:
 
     def do_upsertView(self, **view):
         self.views.append(view)
-        return {"view": {"id": f"view-{len(self.views)}", "name": view["name"]}, "inserted": True}
+        kept = {"displayName": "", "description": "", "spec": "{}", "type": ""} | view
+        project = self.project_node(view.get("projectName", "project"), view.get("entityName"))
+        kept |= {"id": f"view-{len(self.views)}", "name": view.get("name") or "view"}
+        kept |= {"project": project, "user": {"username": "tester"}}
+        return {"view": kept | {"updatedAt": now(), "createdAt": now()}, "inserted": True}
 
     def do_upsertBucket(self, id=None, name=None, modelName=None, entityName=None, **given):
         """Create or change a run. A sweep id that is not known is refused, as W&B does."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emaae.runs import read
 from emaae.sweeps.space import Sweep
 
 
@@ -101,17 +102,26 @@ def over_seeds(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
     return aligned(cells)
 
 
+# Of a run's metrics, beside the score: what it gives up for it, on validation.
+MEASURED = ("select/fvu", "select/live_sparsity", "select/persistence_within")
+
+
 def write_csv(path: Path, sweep: Sweep, rows: Sequence[Row], runs: Path) -> None:
-    """All rows with every parameter, written beside and then renamed."""
+    """All rows with every parameter and what a run gives up, written beside and then renamed."""
     names = [p.name for p in sweep.parameters]
+    measured = [name for name in MEASURED if name != sweep.metric]
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(beside, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(["point", *names, "status", "epoch", sweep.metric, "seconds", "run"])
+        out.writerow(
+            ["point", *names, "status", "epoch", sweep.metric, *measured, "seconds", "run"]
+        )
         for row in rows:
             values = [row.config.get(name) for name in names]
             where = str(runs / row.run) if row.run else None
-            out.writerow([row.point, *values, row.state, row.epoch, row.score, row.seconds, where])
+            found = read.metrics(runs / row.run) if row.run else {}
+            values += [row.state, row.epoch, row.score, *(found.get(name) for name in measured)]
+            out.writerow([row.point, *values, row.seconds, where])
     beside.replace(path)
 
 

@@ -1,16 +1,22 @@
-"""Progress: a bar in a terminal, plain lines without one."""
+"""Progress: a bar in a terminal or a notebook, plain lines elsewhere."""
 
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 T = TypeVar("T")
 
 # Plain lines come this often; what is over sooner prints none.
 LINE_EVERY_S = 10.0
+
+
+def _seen_as_it_goes() -> bool:
+    """Whether there is a terminal, or a notebook, in which tqdm draws a widget or a line."""
+    notebook = "ipykernel" in sys.modules
+    return notebook or (sys.stderr is not None and sys.stderr.isatty())
 
 
 def progress(
@@ -30,7 +36,7 @@ def progress(
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if sys.stderr is not None and sys.stderr.isatty():
+    if _seen_as_it_goes():
         with tqdm(
             desc=what,
             total=total,

@@ -62,8 +62,9 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     if not sweep_file.is_file():
         raise UserError(f"{sweep_file} is missing: expected the folder of a local sweep")
     config = yaml.safe_load(sweep_file.read_text(encoding="utf-8"))
-    own = {"name": folder.resolve().name, "description": question_of(sweep_file)}
-    config = {key: text for key, text in own.items() if text} | config
+    compare = f"Compare its runs: python -m analysis.workspace ENTITY/{project}/SWEEP"
+    config = {"name": folder.resolve().name} | config
+    config["description"] = f"{question_of(sweep_file)}\n\n{compare}".strip()
     known = _known(folder, project, entity)
     varying = client.varied(config.get("parameters") or {})
     runs = read.run_folders(folder)
