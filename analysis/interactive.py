@@ -68,8 +68,9 @@ def draw(drawing: Drawing, height: int = 360) -> go.Figure:
                 traces += found
     layout["showlegend"] = 1 < len(labels) <= LABELS
     layout["height"] = height * rows + (12 * len(labels) if layout["showlegend"] else 0)
-    if any(panel.notes for panel in drawing.panels):
-        layout["margin"] = {"r": 84}
+    notes = [part for p in drawing.panels for _, text in p.notes for part in text.split("\n")]
+    if notes:
+        layout["margin"] = {"r": 24 + 7 * max(map(len, notes))}
     return go.Figure({"data": traces, "layout": layout})
 
 

@@ -383,7 +383,7 @@ def firing(fired: Sequence[np.ndarray], names: Sequence[str]) -> Panel:
     return Panel(Axis("seconds"), Axis(ticks=()), items, "when it fires", notes=notes)
 
 
-def by_label(z: np.ndarray, labels: np.ndarray, title: str, most: int = 12) -> Panel:
+def by_label(z: np.ndarray, labels: np.ndarray, most: int = 12) -> Panel:
     """How strongly one unit (T,) fires on frames of each label (T,), the strongest first.
 
     In units of its mean over all frames: 1 is as everywhere.
@@ -394,7 +394,7 @@ def by_label(z: np.ndarray, labels: np.ndarray, title: str, most: int = 12) -> P
     line = Line(np.arange(len(first)), np.array([means[one] for one in first]), Look(TRUTH))
     shown = replace(line, points=True, size=5.0)
     x = Axis(range=(-0.5, len(first) - 0.5), ticks=list(enumerate(first)))
-    return Panel(x, Axis("times its mean", range=(0, None)), [shown], title, levels=(1,))
+    return Panel(x, Axis("times its mean", range=(0, None)), [shown], levels=(1,))
 
 
 def overview(run: Run) -> Drawing:

@@ -15,6 +15,7 @@ from analysis.drawing import Axis, Drawing, Missing, Panel, described, in_grid
 from analysis.runs import Run, best, groups, score
 from emaae.data.demo import generate, read_score
 from emaae.data.features import (
+    ARTICULATORS,
     CHANNELS,
     FRAME_RATE_HZ,
     find_features,
@@ -31,6 +32,7 @@ UTTERANCES_OF_BEST, UTTERANCES_OF_OTHERS = 3, 1
 MOST = 10 * FRAME_RATE_HZ  # frames of an utterance
 N_TILES = 24
 MOST_LABELLED = 30  # utterances
+OF_UNITS = ("primitives", "unit", "unit-phones", "unit-gestures")
 
 
 class Shown(NamedTuple):
@@ -240,10 +242,22 @@ SECTIONS: dict[str, tuple[str, list[Shown]]] = {
                 "Left, what it adds to the output: the decoder's answer to an impulse less its "
                 "answer to silence. Middle, where that moves the sensors of a schematic mouth, "
                 "from rest (thin) to its strongest (bold), magnified. Right, when it fires in the "
-                "utterances above. Below, where the speech was generated, on which phones and "
-                "gestures (the articulators that are bound) it fires.",
+                "utterances above.",
                 of="run unit",
                 wide=True,
+            ),
+            Shown(
+                "unit-phones",
+                "The phones on which it fires",
+                "Mean activation on frames of each phone, in units of its mean over all frames; "
+                "known of generated speech alone.",
+                of="run unit",
+            ),
+            Shown(
+                "unit-gestures",
+                "The gestures on which it fires",
+                "The same by the articulators that a consonant binds, or all of them for a vowel.",
+                of="run unit",
             ),
             Shown(
                 "primitives",
@@ -314,14 +328,14 @@ def _in_full(run: Run, n_utterances: int) -> tuple[dict[str, Any], dict[str, lis
     if model is None:
         figures["encoding"] = "This run has no model, and so no encodings."
         lacking = "This run has no model that can be loaded."
-        return figures | dict.fromkeys(("kernels", "primitives", "unit"), lacking), may_choose
+        return figures | dict.fromkeys(("kernels", *OF_UNITS), lacking), may_choose
     figures["kernels"] = _made(_tiles, panels.kernels(run, N_TILES), height=240)
     units = np.empty(0, dtype=int)
     if encodings:
         units = busiest_units(model, np.concatenate(encodings), N_TILES)
     if not len(units):
         lacking = "No unit of this model fires on the utterances that were kept."
-        return figures | dict.fromkeys(("encoding", "primitives", "unit"), lacking), may_choose
+        return figures | dict.fromkeys(("encoding", *OF_UNITS), lacking), may_choose
     may_choose["units"] = names = [f"unit {unit}" for unit in units]
     effects = primitives(model, units)
     tiles = panels.montage(effects, names)
@@ -329,17 +343,15 @@ def _in_full(run: Run, n_utterances: int) -> tuple[dict[str, Any], dict[str, lis
     labels, z_of_labels = _labelled(run, model)
     for at, unit in enumerate(units):
         firing = panels.firing([z[:, unit] for z in encodings], may_choose["utterances"])
-        rows = [[tiles[at], sagittal.moved(effects[at]), firing]]
-        rows += [
-            [panels.by_label(z_of_labels[:, unit], of, f"on which {name}s")]
-            for name, of in labels.items()
-        ]
-        figures[f"unit/{at}"] = _made(_unit, rows)
+        row = [tiles[at], sagittal.moved(effects[at]), firing]
+        figures[f"unit/{at}"] = _made(Drawing, [row], widths=(1, 1.2, 1.6))
+        for name in probe.LABELS:
+            figures[f"unit-{name}s/{at}"] = "Labels are known of generated speech alone."
+            if name in labels:
+                figures[f"unit-{name}s/{at}"] = _made(
+                    panels.by_label, z_of_labels[:, unit], labels[name]
+                )
     return figures, may_choose
-
-
-def _unit(rows: Sequence[Sequence[Panel]]) -> Drawing:
-    return Drawing(rows, widths=(1, 1.2, 1.6))
 
 
 def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -348,7 +360,7 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
     They are known of generated speech alone; {} for any other.
     """
     found: list[probe.Labelled] = []
-    if run.config.get("demo"):
+    if not run.config.get("val_dir"):  # the demo data
         spoken = generate("val")[:MOST_LABELLED]
         found = [probe.labelled(u.features, u.times, u.phones, u.gestures) for u in spoken]
     elif os.path.isdir(str(run.config.get("val_dir"))):
@@ -361,7 +373,10 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
         return {}, np.empty((0, model.inner_size))
     kept = [CHANNELS.index(name) for name in panels.channels_of(model.input_dim)]
     z = np.concatenate([answer(model, one.features[:, kept]).z for one in found])
-    return {name: np.concatenate([one.labels[name] for one in found]) for name in probe.LABELS}, z
+    labels = {name: np.concatenate([one.labels[name] for one in found]) for name in probe.LABELS}
+    bound = labels["gesture"]
+    labels["gesture"] = np.where(bound == " ".join(ARTICULATORS), "all (vowel)", bound)
+    return labels, z
 
 
 def _encoding(found: Reconstruction, z: np.ndarray) -> Drawing:

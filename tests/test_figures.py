@@ -224,7 +224,7 @@ def test_a_schedule_is_a_colour_and_what_else_varies_a_dash_and_both_have_a_mark
 
 def test_a_unit_by_label_is_its_mean_there_over_its_mean_everywhere():
     z, labels = np.array([0.0, 0, 3, 3, 0, 0]), np.array(["a", "a", "b", "b", "c", "b"])
-    panel = panels.by_label(z, labels, "on which phones")
+    panel = panels.by_label(z, labels)
     assert [text for _, text in panel.x.ticks] == ["b", "a", "c"]
     assert panel.lines[0].y.tolist() == [2, 0, 0]  # means 2, 0, 0 over 1
 
