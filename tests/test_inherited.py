@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT, environment_of, program
 
+from emaae.system.progress import progress
 from emaae.system.signals import caught
 
 SMALL = ("--epochs=1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
@@ -52,6 +53,14 @@ def test_a_backend_of_a_notebook_is_not_ours(tmp_path, backend):
     where = str(tmp_path / "a")
     done = program("-m", "analysis.figures", where, "--only", "overview", MPLBACKEND=backend)
     assert done.returncode == 0, done.stderr
+
+
+def test_progress_is_drawn_in_a_notebook_and_told_in_lines_elsewhere(monkeypatch, capsys):
+    assert list(progress([1, 2], "counting", unit="steps")) == [1, 2]
+    assert capsys.readouterr() == ("", ""), "what is over soon says nothing"
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    assert list(progress([1, 2], "counting", unit="steps")) == [1, 2]
+    assert "counting" in capsys.readouterr().err
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored():

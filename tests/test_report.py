@@ -239,6 +239,16 @@ def test_on_paper_every_figure_is_drawn_on_white_and_fits(sweep, opened):
     assert view.locator("nav").is_visible()
 
 
+def test_the_pdf_of_the_page_has_its_figures_as_drawings(sweep, opened, tmp_path):
+    view = opened(sweep)
+    view.pdf(path=tmp_path / "page.pdf", format="A4")
+    content = (tmp_path / "page.pdf").read_bytes()
+    assert 8 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 30
+    assert not view.evaluate("printing"), "the screen is as it was"
+    drawn = view.evaluate("[...document.querySelectorAll('figure')].filter(f => f.dataset.drawn)")
+    assert drawn
+
+
 def test_in_the_dark_the_text_of_page_and_figures_is_light(sweep, opened):
     view = opened(sweep, color_scheme="dark")
     assert view.evaluate("getComputedStyle(document.body).color") == "rgb(228, 231, 234)"
