@@ -21,12 +21,13 @@ import torch
 from analysis import paper, probe
 from analysis.baselines import BASELINES, baseline
 from analysis.drawing import Axis, Drawing, Line, Panel, looks
+from analysis.labels import read_splits
 from analysis.measured import Code, measure
 from analysis.runs import GOOD, Run, read_runs, text, varying
 from analysis.summary import markdown
 from analysis.tables import frame
 from emaae.config import Config
-from emaae.data import Split, load_splits
+from emaae.data import SPLITS, Split, load_splits
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, speaking_plainly
 from emaae.system.files import expanded
@@ -199,7 +200,7 @@ def probed(
 
     Of each seed's point that is nearest to a live sparsity; see `analysis.probe`.
     """
-    splits, frames = probe.read_splits(data), probe.raw(n_channels)
+    splits, frames = read_splits(data), probe.raw(n_channels)
     counts = resampled(len(splits["test"]), n)
     todo = [(label, nearest(sparsity, ps)) for label, f in fronts.items() for ps in f.values()]
     found: dict[str, dict[str, list]] = {label: {} for label in fronts}
@@ -366,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not found:
         raise UserError(f"{' '.join(args.refs)}: no run there has ended well")
     first = next(iter(found.values()))[0]
-    where = {f"{name}_dir": str(args.data / name) for name in probe.SPLITS} if args.data else {}
+    where = {f"{name}_dir": str(args.data / name) for name in SPLITS} if args.data else {}
     keep_loudness = bool(first.config.get("keep_loudness"))
     splits = load_splits(
         Config.from_mapping(where | {"recursive": True, "keep_loudness": keep_loudness})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis import panels, paper
+from analysis import insides, panels, paper
 from analysis.drawing import Drawing, Missing, Panel, in_grid
 from analysis.paper import ONE, TWO, UNDATED
 from analysis.runs import Run, best, read_comparable
@@ -54,26 +54,26 @@ def beside(*shown: Callable[[Sequence[Run]], Panel | list[Panel]]) -> Callable[.
 
 
 def _reconstruction(run: Run) -> Drawing:
-    found, _ = panels.through(run)
-    rows = [[panel] for panel in panels.reconstruction(found)]
+    found, _ = insides.through(run)
+    rows = [[panel] for panel in insides.reconstruction(found)]
     return Drawing(rows, f"{found.name}, run {run.name}", share_x=True, legend=True)
 
 
 def _encodings(run: Run) -> Drawing:
-    found, z = panels.through(run)
+    found, z = insides.through(run)
     return Drawing(
-        [[panel] for panel in panels.encodings(found, z)], f"{found.name}, run {run.name}"
+        [[panel] for panel in insides.encodings(found, z)], f"{found.name}, run {run.name}"
     )
 
 
 def _kernels(run: Run) -> Drawing:
-    found, n = panels.kernels(run), panels.model_of(run).encoder[0].conv.out_channels
+    found, n = insides.kernels(run), insides.model_of(run).encoder[0].conv.out_channels
     title = f"first-layer kernels of {run.name}, {len(found)} of {n}, the largest norm first"
     return Drawing(in_grid(found, 8), title, bar="weight (per sd)")
 
 
 def _primitives(run: Run) -> Drawing:
-    found, n = panels.decoder_primitives(run), panels.model_of(run).inner_size
+    found, n = insides.decoder_primitives(run), insides.model_of(run).inner_size
     title = f"decoder primitives of {run.name}, the {len(found)} busiest of {n} units"
     return Drawing(in_grid(found, 8), title, bar="answer to an impulse (sd)")
 
@@ -84,7 +84,7 @@ def _losses_by_run(runs: Sequence[Run]) -> Drawing:
 
 
 FIGURES = {
-    "overview": Page(panels.overview, TWO, 1.9, of_best=True),
+    "overview": Page(insides.overview, TWO, 1.9, of_best=True),
     "losses": Page(beside(panels.losses), TWO, 2.5),
     "losses_by_run": Page(_losses_by_run, TWO, 1.5),
     "alpha": Page(beside(panels.alpha), TWO, 2.5),

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis import interactive, panels, probe, sagittal
+from analysis import insides, interactive, panels, sagittal
 from analysis.anatomy import answer, busiest_units, primitives
 from analysis.drawing import Axis, Drawing, Missing, Panel, described, in_grid
+from analysis.labels import LABELS, Labelled, labelled
 from analysis.runs import Run, best, groups, score
 from emaae.data.demo import generate, read_score
 from emaae.data.features import (
@@ -329,7 +330,7 @@ def _in_full(run: Run, n_utterances: int) -> tuple[dict[str, Any], dict[str, lis
         figures["encoding"] = "This run has no model, and so no encodings."
         lacking = "This run has no model that can be loaded."
         return figures | dict.fromkeys(("kernels", *OF_UNITS), lacking), may_choose
-    figures["kernels"] = _made(_tiles, panels.kernels(run, N_TILES), height=240)
+    figures["kernels"] = _made(_tiles, insides.kernels(run, N_TILES), height=240)
     units = np.empty(0, dtype=int)
     if encodings:
         units = busiest_units(model, np.concatenate(encodings), N_TILES)
@@ -338,18 +339,18 @@ def _in_full(run: Run, n_utterances: int) -> tuple[dict[str, Any], dict[str, lis
         return figures | dict.fromkeys(("encoding", *OF_UNITS), lacking), may_choose
     may_choose["units"] = names = [f"unit {unit}" for unit in units]
     effects = primitives(model, units)
-    tiles = panels.montage(effects, names)
+    tiles = insides.montage(effects, names)
     figures["primitives"] = _made(_tiles, tiles, height=240)
     labels, z_of_labels = _labelled(run, model)
     for at, unit in enumerate(units):
-        firing = panels.firing([z[:, unit] for z in encodings], may_choose["utterances"])
+        firing = insides.firing([z[:, unit] for z in encodings], may_choose["utterances"])
         row = [tiles[at], sagittal.moved(effects[at]), firing]
         figures[f"unit/{at}"] = _made(Drawing, [row], widths=(1, 1.2, 1.6))
-        for name in probe.LABELS:
+        for name in LABELS:
             figures[f"unit-{name}s/{at}"] = "Labels are known of generated speech alone."
             if name in labels:
                 figures[f"unit-{name}s/{at}"] = _made(
-                    panels.by_label, z_of_labels[:, unit], labels[name]
+                    insides.by_label, z_of_labels[:, unit], labels[name]
                 )
     return figures, may_choose
 
@@ -359,32 +360,32 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
 
     They are known of generated speech alone; {} for any other.
     """
-    found: list[probe.Labelled] = []
+    found: list[Labelled] = []
     if not run.config.get("val_dir"):  # the demo data
         spoken = generate("val")[:MOST_LABELLED]
-        found = [probe.labelled(u.features, u.times, u.phones, u.gestures) for u in spoken]
+        found = [labelled(u.features, u.times, u.phones, u.gestures) for u in spoken]
     elif os.path.isdir(str(run.config.get("val_dir"))):
         with contextlib.suppress(UserError):
             files = find_features(run.config["val_dir"], bool(run.config.get("recursive")))
             for file in files[:MOST_LABELLED]:
                 of, times = read_score(file.path), read_times(file.path)
-                found.append(probe.labelled(read_features(file.path), times, *of))
+                found.append(labelled(read_features(file.path), times, *of))
     if not found:
         return {}, np.empty((0, model.inner_size))
-    kept = [CHANNELS.index(name) for name in panels.channels_of(model.input_dim)]
+    kept = [CHANNELS.index(name) for name in insides.channels_of(model.input_dim)]
     z = np.concatenate([answer(model, one.features[:, kept]).z for one in found])
-    labels = {name: np.concatenate([one.labels[name] for one in found]) for name in probe.LABELS}
+    labels = {name: np.concatenate([one.labels[name] for one in found]) for name in LABELS}
     bound = labels["gesture"]
     labels["gesture"] = np.where(bound == " ".join(ARTICULATORS), "all (vowel)", bound)
     return labels, z
 
 
 def _encoding(found: Reconstruction, z: np.ndarray) -> Drawing:
-    return Drawing([[panel] for panel in panels.encodings(found, z)], heights=(1, 1.6))
+    return Drawing([[panel] for panel in insides.encodings(found, z)], heights=(1, 1.6))
 
 
 def _reconstruction(found: Reconstruction) -> Drawing:
-    return Drawing([[panel] for panel in panels.reconstruction(found)], share_x=True)
+    return Drawing([[panel] for panel in insides.reconstruction(found)], share_x=True)
 
 
 def _tiles(found: Sequence[Panel]) -> Drawing:

@@ -19,7 +19,7 @@ from scipy.interpolate import CubicSpline
 
 from analysis.colours import PREDICTION, SOFT, TRUTH
 from analysis.drawing import Axis, Line, Look, Panel
-from analysis.panels import through
+from analysis.insides import through
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import SD_MM

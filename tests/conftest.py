@@ -1,6 +1,7 @@
 """What do the tests share? Small feature trees, and the program run as users run it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,12 @@ from matplotlib import get_cachedir
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start be interrupted, though a shell's background jobs cannot."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # tests/faults does what has to be done often, hundreds of times; `make test` does a sample of it.

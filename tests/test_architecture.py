@@ -80,6 +80,6 @@ def test_analysis_is_imported_by_the_command_line_alone():
         assert "import analysis" not in text, path
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
+@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "analysis").glob("*.py"))], ids=dotted)
 def test_a_module_can_be_read_in_one_sitting(path):
     assert len(path.read_text().splitlines()) <= AT_MOST

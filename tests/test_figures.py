@@ -10,7 +10,7 @@ import pytest
 import torch
 from synthetic_runs import write_run, write_runs
 
-from analysis import figures, interactive, panels, paper
+from analysis import figures, insides, interactive, panels, paper
 from analysis.drawing import Axis, Drawing, Image, Line, Missing, Panel, described, log_ticks, looks
 from analysis.runs import Run, read_runs
 from emaae.models import build_model
@@ -170,7 +170,7 @@ def test_channels_are_points_that_no_line_joins(sweep):
 def test_the_reconstruction_is_that_of_the_selected_weights(sweep):
     run = read_runs(sweep)[0]
     (name,) = run.features()
-    rows = panels.reconstruction(panels.through(run)[0])
+    rows = insides.reconstruction(insides.through(run)[0])
     x = torch.from_numpy(run.features()[name]).T[None]
     with torch.no_grad():
         y = run.model()(x).y[0]
@@ -182,7 +182,7 @@ def test_the_reconstruction_is_that_of_the_selected_weights(sweep):
 
 def test_kernels_and_primitives_are_on_one_scale_about_zero(sweep):
     run = read_runs(sweep)[0]
-    for show, width in ((panels.kernels, 3), (panels.decoder_primitives, 5)):
+    for show, width in ((insides.kernels, 3), (insides.decoder_primitives, 5)):
         images = [panel.items[0] for panel in show(run, 6)]
         assert {image.z.shape for image in images} == {(13, width)}
         assert {image.most for image in images} == {max(np.abs(i.z).max() for i in images)}
@@ -224,7 +224,7 @@ def test_a_schedule_is_a_colour_and_what_else_varies_a_dash_and_both_have_a_mark
 
 def test_a_unit_by_label_is_its_mean_there_over_its_mean_everywhere():
     z, labels = np.array([0.0, 0, 3, 3, 0, 0]), np.array(["a", "a", "b", "b", "c", "b"])
-    panel = panels.by_label(z, labels)
+    panel = insides.by_label(z, labels)
     assert [text for _, text in panel.x.ticks] == ["b", "a", "c"]
     assert panel.lines[0].y.tolist() == [2, 0, 0]  # means 2, 0, 0 over 1
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import program
 
+from analysis import labels as labels_of
 from analysis import probe
 from emaae.data.demo import generate, read_score, write_tree
 from emaae.data.phones import Gesture, Phone
@@ -29,7 +30,7 @@ def of(labels):
     """An utterance whose features are noise and whose phones and gestures are these."""
     features = np.random.default_rng(len(labels)).normal(size=(len(labels), 14))
     labels = np.array([*labels])
-    return probe.Labelled(features.astype(np.float32), {"phone": labels, "gesture": labels})
+    return labels_of.Labelled(features.astype(np.float32), {"phone": labels, "gesture": labels})
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def saved(model, tmp_path):
 
 
 def test_a_frame_has_the_phone_that_sounds_at_its_centre():
-    labels = probe.phone_labels(PHONES, np.array([0.0, 0.0999, 0.1, 0.25, 0.9]))
+    labels = labels_of.phone_labels(PHONES, np.array([0.0, 0.0999, 0.1, 0.25, 0.9]))
     assert labels.tolist() == ["SIL", "SIL", "B", "IY", "IY"]
 
 
@@ -68,19 +69,19 @@ def test_consonants_lie_over_vowels_and_what_begins_later_over_what_began_before
     gestures = [
         *gesture(LIPS, "W", 0.0, 0.3),
         *gesture(("LIY",), "W", 0.0, 0.3, weight=0.15),  # it only follows
-        *gesture(probe.ARTICULATORS, "IY", 0.1, 0.5),
+        *gesture(labels_of.ARTICULATORS, "IY", 0.1, 0.5),
         *gesture(("TTY",), "T", 0.2, 0.4),
         *gesture(("TTY",), "S", 0.6, 0.7),
     ]
     centres_s = np.array([-0.1, 0.0, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65])
-    everything = " ".join(probe.ARTICULATORS)
+    everything = " ".join(labels_of.ARTICULATORS)
     expected = ["rest", "ULX LLX", "ULX LLX", "TTY", "TTY", everything, "rest", "TTY"]
-    assert probe.gesture_labels(gestures, centres_s).tolist() == expected
+    assert labels_of.gesture_labels(gestures, centres_s).tolist() == expected
 
 
 def test_generated_frames_have_the_labels_of_their_score():
     (utterance,) = generate("test", n_utterances=1)
-    found = probe.labelled(
+    found = labels_of.labelled(
         utterance.features, utterance.times, utterance.phones, utterance.gestures
     )
     for i, (start_s, end_s) in enumerate(utterance.times):
@@ -91,13 +92,13 @@ def test_generated_frames_have_the_labels_of_their_score():
 
 
 def test_a_tree_gives_the_labels_of_the_corpus_that_it_was_written_from(tree):
-    read = probe.read_splits(tree)
+    read = labels_of.read_splits(tree)
     for split, utterances in read.items():
         made = sorted(generate(split, n_utterances=2, scale=0.1), key=lambda u: u.name)
         for ours, u in zip(utterances, made, strict=True):
-            again = probe.labelled(u.features, u.times, u.phones, u.gestures)
+            again = labels_of.labelled(u.features, u.times, u.phones, u.gestures)
             assert np.array_equal(ours.features, again.features)
-            for name in probe.LABELS:
+            for name in labels_of.LABELS:
                 assert ours.labels[name].tolist() == again.labels[name].tolist()
 
 

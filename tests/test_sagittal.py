@@ -77,7 +77,7 @@ def test_a_film_is_a_gif(run, tmp_path):
 
 
 def test_the_same_run_gives_the_same_frame(run):
-    from analysis.panels import through
+    from analysis.insides import through
 
     found, _ = through(read_runs(run)[0])
     first, again = (np.asarray(sagittal.Film(found, "a").frame(7)) for _ in range(2))

@@ -1,0 +1,80 @@
+"""Phones and gestures of generated speech, frame by frame."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from emaae.data import SPLITS, listed
+from emaae.data.demo import generate, read_score
+from emaae.data.features import ARTICULATORS, frame_times
+from emaae.data.phones import Gesture, Phone, phone_at
+
+LABELS = ("phone", "gesture")
+REST = "rest"
+
+
+class Labelled(NamedTuple):
+    """One utterance: features (T, 14), and the label of each frame (T,) by the name of the set."""
+
+    features: np.ndarray
+    labels: Mapping[str, np.ndarray]
+
+
+def phone_labels(phones: Sequence[Phone], centres_s: np.ndarray) -> np.ndarray:
+    """The phone (T,) at each frame's centre."""
+    return np.array([phone.label for phone in phones])[phone_at(phones, centres_s)]
+
+
+def gesture_labels(gestures: Sequence[Gesture], centres_s: np.ndarray) -> np.ndarray:
+    """The articulators (T,) that the uppermost gesture at each frame's centre binds.
+
+    Consonants lie over vowels, which bind all articulators, and what begins later over what began
+    before. Phones that bind the same articulators are the same gesture; `rest` is none.
+    """
+    bound: dict[tuple[float, float, str], list[str]] = {}
+    for gesture in gestures:
+        if gesture.weight == 1:
+            key = (gesture.start_s, gesture.end_s, gesture.phone)
+            bound.setdefault(key, []).append(gesture.channel)
+    vowels_first = sorted(bound, key=lambda key: (len(bound[key]) < len(ARTICULATORS), key))
+    labels = np.full(len(centres_s), REST, dtype=object)
+    for start_s, end_s, phone in vowels_first:
+        active = (start_s <= centres_s) & (centres_s < end_s)
+        labels[active] = " ".join(bound[start_s, end_s, phone])
+    return labels.astype(str)
+
+
+def labelled(
+    features: np.ndarray,
+    times: np.ndarray | None,
+    phones: Sequence[Phone],
+    gestures: Sequence[Gesture],
+) -> Labelled:
+    """Features (T, 14) with the labels at the middle of each frame's time."""
+    centres_s = frame_times(len(features), times).mean(1, dtype=np.float64)
+    return Labelled(
+        features,
+        {
+            "phone": phone_labels(phones, centres_s),
+            "gesture": gesture_labels(gestures, centres_s),
+        },
+    )
+
+
+def read_splits(data: Path | None) -> dict[str, list[Labelled]]:
+    """Train, val and test of a tree that demo-data wrote, or of the demo data. Raises UserError."""
+    if data is None:
+        return {
+            split: [labelled(u.features, u.times, u.phones, u.gestures) for u in generate(split)]
+            for split in SPLITS
+        }
+    splits = {}
+    for split in SPLITS:
+        listing = listed(str(data / split), recursive=True)
+        read, times = listing.connect(), listing.connect_times()
+        splits[split] = [
+            labelled(read(file), times(file), *read_score(file.path)) for file in listing.files
+        ]
+    return splits
