@@ -17,7 +17,12 @@ from emaae.system.signals import caught
 SMALL = ("--epochs=1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def slow(value):
+    """A case for `make test-slow`."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("closed", [">&- 2>&- <&-", *(slow(one) for one in (">&-", "2>&-", "<&-"))])
 def test_closed_streams_are_no_mistake(tmp_path, closed):
     command = f"exec {sys.executable} train.py {' '.join(SMALL)} --out_dir={tmp_path} {closed}"
     done = subprocess.run(
@@ -44,7 +49,7 @@ def test_a_pipe_that_ends_ends_the_program_in_silence():
     assert len(done.stdout.splitlines()) == 1
 
 
-@pytest.mark.parametrize("backend", ["module://gone.backend", "nonsense", "tkagg"])
+@pytest.mark.parametrize("backend", ["module://gone.backend", slow("nonsense"), slow("tkagg")])
 def test_a_backend_of_a_notebook_is_not_ours(tmp_path, backend):
     flags = (*SMALL, f"--out_dir={tmp_path}", "--run_name=a")
     done = program("train.py", *flags, MPLBACKEND=backend)
@@ -77,6 +82,7 @@ def test_a_signal_that_the_parent_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
     flags = ["--epochs=400", *SMALL[1:], f"--out_dir={tmp_path}", "--run_name=a"]
     run = subprocess.Popen(
@@ -144,7 +150,9 @@ def test_a_journal_that_was_cut_short_is_mended_and_nothing_is_lost(sweep, tmp_p
     assert journal.read_bytes().startswith(whole)
 
 
-@pytest.mark.parametrize("content", [b"{}\n", b"what is this\n", b"\x00\xff\n", b'[1, 2]\n"a"\n'])
+@pytest.mark.parametrize(
+    "content", [b"what is this\n", slow(b"{}\n"), slow(b"\x00\xff\n"), slow(b'[1, 2]\n"a"\n')]
+)
 def test_what_is_no_journal_is_one_line(sweep, tmp_path, content):
     (tmp_path / "study.log").write_bytes(content)
     line = refused(sweep(tmp_path / "study.log"))
@@ -159,6 +167,7 @@ def test_what_is_no_database_is_one_line(sweep, tmp_path):
     assert "cannot be opened" in refused(sweep("nonsense://there"))
 
 
+@pytest.mark.slow
 def test_a_locked_database_is_one_line_after_patience(sweep, tmp_path, monkeypatch):
     assert sweep().returncode == 0
     database = tmp_path / "out" / "study.db"

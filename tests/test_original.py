@@ -84,6 +84,7 @@ def written(folder: Path, n_encoder: int = 3, n_decoder: int = 2, **more) -> Ori
     """A model of the original project, which writes its files into a folder."""
     config = {"model_type": "cnn", "inner_size": 24, "input_dim": 13, "learning_rate": 0.001}
     config |= {"n_encoder": n_encoder, "n_decoder": n_decoder, "alpha": 0.25} | more
+    torch.manual_seed(0)  # whatever ran before
     model = stirred(Original(config))
     folder.mkdir(exist_ok=True, parents=True)
     name = f"CNN_Autoencoder_ne{n_encoder}_nd{n_decoder}_innersz24.pth"

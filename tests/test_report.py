@@ -239,6 +239,7 @@ def test_on_paper_every_figure_is_drawn_on_white_and_fits(sweep, opened):
     assert view.locator("nav").is_visible()
 
 
+@pytest.mark.slow
 def test_the_pdf_of_the_page_has_its_figures_as_drawings(sweep, opened, tmp_path):
     view = opened(sweep)
     view.pdf(path=tmp_path / "page.pdf", format="A4")
@@ -277,7 +278,7 @@ def test_the_keyboard_reaches_filters_headings_rows_and_figures(view):
     assert view.locator("figure .plot").evaluate_all(reached)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_axe_finds_nothing_serious(sweep, opened, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     view = opened(sweep, color_scheme=scheme)
@@ -365,6 +366,7 @@ def test_one_run_that_failed_at_once_still_has_a_page(tmp_path, opened):
 # ---- without one
 
 
+@pytest.mark.slow
 def test_numbers_of_two_hundred_runs_stay_small(tmp_path):
     write_runs(tmp_path, alphas=(0.3, 0.5), seeds=(0,), epochs=100)
     runs = read_runs(tmp_path)
