@@ -170,7 +170,9 @@ def test_numbers_are_three_digits_long():
 # ---- baselines
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "nmf" else n for n in BASELINES]
+)
 def test_a_baseline_has_the_sparsity_that_it_was_asked_for(model, name):
     low, high = (
         measure(code, TRAIN).costs(np.ones((1, len(TRAIN))))

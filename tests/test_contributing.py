@@ -85,6 +85,7 @@ for one in ({"norm": "rms"}, {"activation": "squared"}):
 """
 
 
+@pytest.mark.slow
 def test_an_activation_and_a_norm_from_outside(copy):
     small = ("--epochs=2", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
     run(copy, "train.py", *small, "--activation=squared", "--norm=rms", "--run_name=n")

@@ -160,6 +160,7 @@ def test_what_is_no_journal_is_one_line(sweep, tmp_path, content):
     assert (tmp_path / "study.log").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_what_is_no_database_is_one_line(sweep, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "study.db").write_bytes(b"not a database at all" * 50)

@@ -228,7 +228,10 @@ def uninterrupted_run(trees, tmp_path_factory):
     return out / "r"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
+SLOW_SIGUSR1 = pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, SLOW_SIGUSR1, signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_told_to_stop_goes_on_by_resume(
     trees, tmp_path, uninterrupted_run, number, monkeypatch
 ):

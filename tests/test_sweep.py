@@ -186,8 +186,12 @@ def test_in_a_terminal_the_table_is_redrawn_with_epochs_and_scores(place):
 
 # ---- many runners, and runners that die
 
+JOURNAL = ("--storage", "study.log")
+SLOW_JOURNAL = pytest.param(JOURNAL, marks=pytest.mark.slow, id="journal")
+SLOW_SQLITE = pytest.param((), marks=pytest.mark.slow, id="sqlite")
 
-@pytest.mark.parametrize("storage", [(), ("--storage", "study.log")], ids=["sqlite", "journal"])
+
+@pytest.mark.parametrize("storage", [pytest.param((), id="sqlite"), SLOW_JOURNAL])
 def test_killed_and_started_again_it_ends_with_the_same_table_and_nothing_run_twice(place, storage):
     write("parameters:\n  x: {values: [4, 2, 3, 1]}\n  seconds: {value: 0.5}")
     process = start("play.yaml", *storage)
@@ -220,7 +224,7 @@ def test_a_run_that_died_with_its_runner_is_run_again(place):
     assert [Path(row["run"]).name for row in table()] == ["0002", "0001-2"]
 
 
-@pytest.mark.parametrize("storage", [(), ("--storage", "study.log")], ids=["sqlite", "journal"])
+@pytest.mark.parametrize("storage", [SLOW_SQLITE, pytest.param(JOURNAL, id="journal")])
 def test_runners_that_share_a_storage_never_run_a_point_twice(place, storage):
     write("parameters:\n  x: {distribution: q_uniform, min: 0, max: 5, q: 0.25}")
     runners = [start("play.yaml", "--jobs", "2", *storage) for _ in range(2)]

@@ -7,6 +7,7 @@ import signal
 import time
 
 import children
+import pytest
 import torch
 from conftest import small_run
 
@@ -26,6 +27,7 @@ def finished(run) -> bool:
     return path.is_file() and read_json(path)["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_training_interrupted_at_random_is_the_same_to_the_last_bit(trees, tmp_path, times, tell):
     moment, n_wanted, epochs = random.Random(0), times(3, 30), times(30, 60)
     given = [f for f in small_run(trees, tmp_path) if not f.startswith("--epochs")]
