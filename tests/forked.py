@@ -17,12 +17,14 @@ from pathlib import Path
 import torch
 from conftest import ROOT, environment_of
 
+PRELOADED = ["torch._dynamo", "matplotlib.pyplot", "pandas", "scipy.signal", "sklearn.linear_model"]
+
 context = multiprocessing.get_context("forkserver")
 
 
 def forked(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """`conftest.program`, sooner; with `-m MODULE` or a script, and arguments."""
-    context.set_forkserver_preload(["torch._dynamo", "matplotlib.figure"])
+    context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder, name) for name in ("out", "err")]
         given = (list(command), cwd, environment_of(**environment), said)

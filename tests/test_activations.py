@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import program, speech
+from conftest import speech
+from forked import forked
 from test_training import Notes, split_of
 
 from emaae import command_line
@@ -249,7 +250,7 @@ def test_the_original_format_cannot_say_it(tmp_path, activation):
     ],
 )
 def test_wrong_flags_end_with_one_line(flags, message):
-    done = program("train.py", *flags)
+    done = forked("train.py", *flags)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import program, small_run, stir
+from conftest import small_run, stir
+from forked import forked
 from test_training import split_of
 
 import train
@@ -255,7 +256,7 @@ def test_runs_are_chosen_by_their_knobs_and_weights(swept, capsys):
 )
 def test_mistakes_end_with_one_line(swept, words, message):
     data = ["--data", str(swept / "speech")]
-    done = program("-m", "analysis.comparison", str(swept / "runs"), *data, *words)
+    done = forked("-m", "analysis.comparison", str(swept / "runs"), *data, *words)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -265,7 +266,7 @@ def test_final_weights_that_are_gone_are_asked_for(swept, tmp_path):
     shutil.copytree(swept / "runs", tmp_path / "runs")
     for path in tmp_path.glob("runs/*/last*.pt"):
         path.unlink()
-    done = program(
+    done = forked(
         "-m", "analysis.comparison", str(tmp_path / "runs"), "--data", str(swept / "speech")
     )
     assert done.returncode == 2

@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse
 import torch
 from conftest import program, small_run, speech, stir, write_tree
+from forked import forked
 
 import train
 from emaae.__main__ import main
@@ -498,7 +499,7 @@ def test_a_mistake_is_one_line(place, more, message):
 
 def test_the_program_ends_with_one_line_and_status_2(place):
     given = ("--model=nowhere", f"--features={place}", f"--out={place / 'o'}")
-    done = program("-m", "emaae", "encode", *given, "--recursive")
+    done = forked("-m", "emaae", "encode", *given, "--recursive")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("python -m emaae: error: no model at nowhere")
     assert done.stderr.count("\n") == 1

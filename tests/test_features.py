@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import hostile
 import numpy as np
 import pytest
-from conftest import program, small_run, speech, write_tree
+from conftest import small_run, speech, write_tree
+from forked import forked
 
 from emaae.config import Config
 from emaae.corpus import extract
@@ -133,8 +134,8 @@ def test_names_of_any_length_or_encoding_end_in_a_line(tmp_path, features, name)
     trees = {"train": write_tree(tmp_path / "t", {"a": 30, "b": 30}), "val": tmp_path / "v"}
     write_tree(tmp_path / "v", {"c": 30})
     os.rename(tmp_path / "v" / "c.npz", os.fsencode(tmp_path / "v") + b"/" + name)
-    done = program("train.py", *small_run(trees, tmp_path / "runs"))
-    checked = program("-m", "emaae", "check", str(tmp_path / "v"))
+    done = forked("train.py", *small_run(trees, tmp_path / "runs"))
+    checked = forked("-m", "emaae", "check", str(tmp_path / "v"))
     assert "Traceback" not in done.stderr + checked.stderr
     assert done.returncode in (0, 2), done.stderr
     if len(name) < 200:

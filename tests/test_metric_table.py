@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from conftest import ROOT, program
+from conftest import ROOT
+from forked import forked
 
 from analysis import summary
 from emaae.metric_table import BY_NAME, METRICS, SHORT, SHORT_AT_END, each_epoch, tables
@@ -51,7 +52,7 @@ def test_a_sweep_may_optimise_what_is_a_number(tmp_path, name, says):
     goal = "maximize" if name == "shift/persistence" else "minimize"
     parameters = "parameters: {alpha: {values: [0.1, 0.2]}}"
     path.write_text(f"method: grid\nmetric: {{name: {name}, goal: {goal}}}\n{parameters}\n")
-    done = program("-m", "emaae", "lint", str(path))
+    done = forked("-m", "emaae", "lint", str(path))
     assert says in done.stdout
     assert bool(done.stdout.strip()) == bool(says)
 
@@ -62,7 +63,7 @@ def test_the_direction_of_a_goal_is_that_of_the_metric(tmp_path):
         "method: grid\nmetric: {name: shift/persistence, goal: minimize}\n"
         "parameters: {alpha: {values: [0.1, 0.2]}}\n"
     )
-    done = program("-m", "emaae", "lint", str(path))
+    done = forked("-m", "emaae", "lint", str(path))
     assert "shift/persistence is better when higher; write maximize" in done.stdout
 
 
@@ -74,7 +75,7 @@ def test_the_documentation_has_the_tables():
 
 def test_metrics_that_a_run_logs_are_in_the_table(tmp_path):
     flags = ("--epochs=1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
-    program("train.py", *flags, f"--out_dir={tmp_path}", "--run_name=r")
+    forked("train.py", *flags, f"--out_dir={tmp_path}", "--run_name=r")
     row = json.loads((tmp_path / "r" / "history.jsonl").read_text())
     final = json.loads((tmp_path / "r" / "metrics.json").read_text())
     final.pop("status")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import program
+from forked import forked
 
 from analysis import labels as labels_of
 from analysis import probe
@@ -278,7 +278,7 @@ def test_the_program_compares_a_model_with_its_rivals_and_repeats_itself(
 ):
     out = tmp_path / "made" / "probe.csv"
     command = ("-m", "analysis.probe", str(saved), "--data", str(tree))
-    done = program(*command, "--out", str(out))
+    done = forked(*command, "--out", str(out))
     assert done.returncode == 0, done.stderr
     with open(out, newline="") as file:
         rows = list(csv.DictReader(file))

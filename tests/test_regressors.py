@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import program, write_tree
+from conftest import write_tree
+from forked import forked
 
 from emaae.__main__ import main
 from emaae.corpus import regressors
@@ -216,7 +217,7 @@ def test_mistakes_are_one_line(encoded, tmp_path, table, flags, says):
     (tmp_path / "onsets.csv").write_text(table)
     base = ("-m", "emaae", "regressors", "--encodings", str(encoded / "z"))
     more = ("--onsets", str(tmp_path / "onsets.csv"), "--out", str(tmp_path / "r"))
-    done = program(*base, *more, *flags)
+    done = forked(*base, *more, *flags)
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
