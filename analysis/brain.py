@@ -103,7 +103,7 @@ def haemodynamic(seconds: np.ndarray) -> np.ndarray:
     return t**5 * np.exp(-t) / gamma(6) - t**15 * np.exp(-t) / gamma(16) / 6
 
 
-def responses(told: Sequence[Story], seed: int) -> list[np.ndarray]:
+def responses(spoken: Sequence[Story], seed: int) -> list[np.ndarray]:
     """Simulated responses (TRs, VOXELS) to each story, z-scored within it, with noise."""
     random = np.random.default_rng(seed)
     mixing = np.zeros((2 * len(ARTICULATORS), VOXELS))
@@ -112,7 +112,7 @@ def responses(told: Sequence[Story], seed: int) -> list[np.ndarray]:
         mixing[chosen, voxel] = random.normal(size=GESTURES_PER_VOXEL)
     shape = haemodynamic(np.arange(0, 32, 1 / FRAME_RATE_HZ))[:, None]
     found = []
-    for one in told:
+    for one in spoken:
         n = len(one.gestures) + len(shape)
         spectrum = np.fft.rfft(one.gestures @ mixing, n, axis=0) * np.fft.rfft(shape, n, axis=0)
         signal = np.fft.irfft(spectrum, n, axis=0)
@@ -194,7 +194,7 @@ def nearest(runs: Sequence[Run], sparsity: float, weights: str) -> dict[int, Run
 
 def compare(
     runs: Sequence[Run],
-    told: Sequence[Story],
+    spoken: Sequence[Story],
     sparsity: float,
     jitters_s: Sequence[float],
     weights: str = "final",
@@ -219,13 +219,13 @@ def compare(
         views["untrained", seed] = (untrained(model, splits, sparsity, seed), sparsity)
         views[name, seed] = (encoding(model), zeros(run, weights))
         views[NULL, seed] = views[name, seed]
-    answers = {seed: responses(told, seed) for _, seed in views}
+    answers = {seed: responses(spoken, seed) for _, seed in views}
     rows = []
     work = [(key, jitter) for key in views for jitter in jitters_s]
     for (name, seed), jitter in progress(work, "predicting", unit="models"):
         view, live = views[name, seed]
         random = np.random.default_rng([seed, round(1000 * jitter)])  # the same for all inputs
-        x = [design(one, view, jitter, random) for one in told]
+        x = [design(one, view, jitter, random) for one in spoken]
         if name == NULL:
             x = [np.roll(one, len(one) // 2, axis=0) for one in x]
         r2 = explained(x, answers[seed])
@@ -285,8 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = expanded(parser.parse_args(argv))
     if args.stories <= LEFT_OUT + 1:
         raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
-    runs, told = read_comparable(*args.refs), stories(args.stories)
-    rows = compare(runs, told, args.at, JITTERS_S, args.weights)
+    runs, spoken = read_comparable(*args.refs), stories(args.stories)
+    rows = compare(runs, spoken, args.at, JITTERS_S, args.weights)
     print(f"Simulated responses; {1 / (1 + NOISE):.0%} of their variance can be explained.\n")
     print(table(rows))
     if args.out:

@@ -170,15 +170,19 @@ def regressors(args: argparse.Namespace) -> None:
         raise UserError("give either --tr, seconds between TRs, or --tr_times, a file of them")
     if args.tr is not None and not 0 < args.tr < float("inf"):
         raise UserError(f"--tr must be a number of seconds above 0, got {args.tr}")
-    told = regress.stories(args.encodings, args.onsets)
-    times = regress.read_tr_times(args.tr_times, list(told)) if args.tr_times else None
+    if min(args.trim) < 0:
+        raise UserError(f"--trim must be TRs, 0 or more at each end, got {min(args.trim)}")
+    if len(set(args.delays)) < len(args.delays):
+        raise UserError(f"--delays must differ, got {' '.join(map(str, args.delays))}")
+    stories = regress.stories(args.encodings, args.onsets)
+    times = regress.read_tr_times(args.tr_times, list(stories)) if args.tr_times else None
     units = regress.fired(args.units_of or args.encodings)
     if not units:
         raise UserError(
             f"no unit fires in {args.units_of or args.encodings}: nothing to regress on"
         )
     design = regress.Design(args.tr, times, args.delays, tuple(args.trim), units)
-    lengths = regress.write(args.encodings, Path(args.out), design, told, args.format)
+    lengths = regress.write(args.encodings, Path(args.out), design, stories, args.format)
     print(
         f"{args.out}: {len(lengths)} stories, {sum(lengths.values())} TRs, {len(units)} units at "
         f"{len(args.delays)} delays"

@@ -188,8 +188,11 @@ LATER = (
 ORIGINAL = ("learning_rate", "lr", "input_dim", "patience")
 
 
-def _check_original(path: str | Path, found: Mapping[str, Any], *, asked: bool) -> None:
-    """A model_config.json without `norm` is the original project's, of one version or another."""
+def _check_version(path: str | Path, found: Mapping[str, Any], *, asked: bool) -> None:
+    """Raise UserError for a model_config.json of models that compute what ours do not.
+
+    One without `norm` is the original project's, of one version or another. asked: by --norm.
+    """
     later = [name for name in LATER if name in found]
     if later:
         raise UserError(
@@ -203,7 +206,7 @@ def _check_original(path: str | Path, found: Mapping[str, Any], *, asked: bool) 
             f"{path} says {', '.join(unknown)}, which this program does not know: if that does "
             "not change what the model computes, take it out of the file"
         )
-    if "patience" in found and not asked:
+    if "norm" not in found and "patience" in found and not asked:
         warnings.warn(
             f"{path} does not say where its model has batch normalisation: read as before each "
             "convolution, with a ReLU at the end, as in the first versions of the original "
@@ -229,8 +232,8 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
     architecture = read_knobs(path, found, [name for name in ARCHITECTURE if name != "input_dim"])
     # Models of before have no word for it.
     architecture.setdefault("activation", "relu")
+    _check_version(path, found, asked="norm" in values)
     if "norm" not in found:
-        _check_original(path, found, asked="norm" in values)
         architecture["norm"] = values.get("norm", "original")
     input_dim = found.get("input_dim")
     if input_dim is not None:

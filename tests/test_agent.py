@@ -70,6 +70,19 @@ def test_what_the_command_of_a_sweep_says_itself_stays(hand):
     assert agent.flags(command).count("--out_dir=/elsewhere/runs") == 1
 
 
+def test_the_command_of_a_sweep_may_have_flags_of_two_words_and_files(hand):
+    argv = hand(POINT | REST | {"model_config": "/elsewhere/m.json"})
+    command = ["--out_dir", "here", "--train_dir", "a", "--val_dir", "b"]
+    assert agent.flags([*command, "--model_config", "m.json", *argv])[:8] == [
+        *command,
+        "--model_config",
+        "m.json",
+    ]
+    assert "--model_config=~/m.json" in agent.flags(["--model_config=~/m.json", *argv])
+    config = command_line.from_args(agent.flags([*command, *argv]), sweep=agent.values())
+    assert (config.out_dir, config.train_dir, config.alpha) == ("here", "a", 0.3)
+
+
 def test_each_way_in_which_agents_say_a_config_is_read(hand, tmp_path):
     whole = POINT | REST
     hand(whole)

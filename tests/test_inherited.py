@@ -151,7 +151,12 @@ def test_a_journal_that_was_cut_short_is_mended_and_nothing_is_lost(sweep, tmp_p
 
 
 @pytest.mark.parametrize(
-    "content", [b"what is this\n", slow(b"{}\n"), slow(b"\x00\xff\n"), slow(b'[1, 2]\n"a"\n')]
+    "content",
+    [
+        b"notes without an end of line",
+        *map(slow, (b"what is this\n", b"{}\n", b"\x00\xff\n", b'[1, 2]\n"a"\n', b'{"epoch": 1}')),
+        slow(b'{"op_code": nonsense\n'),
+    ],
 )
 def test_what_is_no_journal_is_one_line(sweep, tmp_path, content):
     (tmp_path / "study.log").write_bytes(content)

@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import speech, stir
+from conftest import program, speech, stir
 
+from emaae import models
 from emaae.__main__ import main
 from emaae.models import build_model
-from emaae.runs import checkpoint, portable
+from emaae.runs import checkpoint, portable, standalone
 from emaae.system.errors import UserError
 
 LENGTHS = (1, 60, 500)
@@ -115,11 +116,23 @@ def test_each_form_equals_ours_at_every_length_without_this_package(tmp_path, ki
             np.testing.assert_allclose(found[f"y{name}"], y, atol=1e-5 * max(1, y.abs().max()))
 
 
-def test_an_onnx_form_that_differs_is_refused(tmp_path, monkeypatch):
+def test_a_form_that_differs_is_refused(tmp_path, monkeypatch):
     model = saved(tmp_path / "m")
     monkeypatch.setattr(portable, "AGREES", 0.0)
     with pytest.raises(UserError, match="differs from PyTorch by .* expected at most 0"):
         portable.to_onnx(model, tmp_path / "out")
+    monkeypatch.setattr(standalone.Model, "_sparse", lambda self, h: h)  # no ReLU
+    with pytest.raises(UserError, match="differs from PyTorch by .* expected at most 0"):
+        portable.to_huggingface(model, tmp_path / "hub", "")
+    assert not (tmp_path / "hub" / "modeling.py").exists()
+
+
+def test_a_norm_that_the_folder_for_the_hub_does_not_know_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.NORMS, "mine", models.FrameNorm)
+    model = saved(tmp_path / "m", norm="layer")
+    model.norm = "mine"
+    with pytest.raises(UserError, match="has no norm mine with activation relu"):
+        portable.to_huggingface(model, tmp_path / "hub", "")
 
 
 NEEDS = [("onnx", "onnxruntime"), ("huggingface", "safetensors")]
@@ -134,6 +147,12 @@ def test_without_its_package_the_command_that_installs_it_is_named(
     monkeypatch.setitem(sys.modules, f"{package}.torch", None)
     with pytest.raises(UserError, match="pip install -r requirements-export.txt"):
         main(["export", f"--model={tmp_path / 'm'}", f"--format={form}", f"--out={tmp_path / 'o'}"])
+
+
+def test_models_are_loaded_and_promoted_without_the_extra():
+    code = "import sys; sys.modules.update(safetensors=None, onnxruntime=None, onnxscript=None)"
+    done = program("-c", f"{code}; import emaae.loading, emaae.tracking.models")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_folder_for_the_hub_says_what_the_model_is(tmp_path):

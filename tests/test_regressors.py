@@ -211,6 +211,17 @@ def test_tr_times_come_from_a_file_or_one_for_each_story(encoded, tmp_path):
         ("utterance,onset\ns/a,1\n", ["--tr=nan"], "--tr must be a number of seconds above 0"),
         ("utterance,onset\ns/a,1\n", ["--tr=9"], "has 1 TRs, and --trim 0 0 leaves fewer than two"),
         ("utterance,onset\ns/a,1\n", ["--tr_times=gone"], "--tr_times gone cannot be read"),
+        (
+            "utterance,onset\ns/a,1\n",
+            ["--tr=1", "--trim", "-1", "0"],
+            "more at each end, got -1",
+        ),
+        (
+            "utterance,onset\ns/a,1\n",
+            ["--tr=1", "--delays", "1", "1"],
+            "must differ, got 1 1",
+        ),
+        ("utterance,onset,story\ns/a,1,../x\n", ["--tr=1"], "onsets.csv:2: the name '../x' must"),
     ],
 )
 def test_mistakes_are_one_line(encoded, tmp_path, table, flags, says):

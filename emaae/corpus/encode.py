@@ -39,7 +39,7 @@ from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import git_commit, versions
 from emaae.system.devices import pick_device
 from emaae.system.errors import UserError, plainly
-from emaae.system.files import own, sha256
+from emaae.system.files import own, read_json, sha256
 from emaae.system.progress import progress
 
 # Frames in a batch, padding included, and in a window. At 1024 units the widest activations of a
@@ -236,9 +236,9 @@ def encode_tree(
             done=kept,
             unit="utterances",
         )
-        before = encodings.told(out).get("fired")
+        before = read_json(out / encodings.MANIFEST).get("fired")
         if todo:
-            encodings.tell(out, {"fired": None})  # not known while files come
+            encodings.update_manifest(out, {"fired": None})  # not known while files come
         fired = np.zeros(model.inner_size, bool)
         written = _write(done, out, form, model.inner_size, fired)
         if before is None and kept:  # of a process that was killed, or of an older program
@@ -247,7 +247,7 @@ def encode_tree(
         elif kept:
             fired[before] = True
         names = np.flatnonzero(fired).tolist()
-        encodings.tell(out, {"units": model.inner_size, "fired": names})
+        encodings.update_manifest(out, {"units": model.inner_size, "fired": names})
     return Written(written, kept, broken or {})
 
 

@@ -21,7 +21,7 @@ import scipy.sparse
 from emaae.data.npz import MOST_BYTES, MOST_FRAMES, open_npz, read_member
 from emaae.runs.checkpoint import not_written, write_json, write_whole
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import open_plain, read_json
+from emaae.system.files import is_data, open_plain, read_json
 
 MANIFEST = "manifest.json"
 # The longest utterance in the largest encoding there can be.
@@ -142,7 +142,7 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> None:
     """
     path = out / MANIFEST
     if not path.is_file():
-        others = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".")
+        others = sorted(entry.name for entry in out.iterdir() if is_data(entry.name))
         if others:
             raise UserError(
                 f"{out} holds {others[0]} and no {MANIFEST}, so that others made it: expected a "
@@ -159,14 +159,9 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def told(out: Path) -> dict[str, Any]:
-    """What the manifest of a tree says."""
-    return read_json(out / MANIFEST)
-
-
-def tell(out: Path, more: Mapping[str, Any]) -> None:
-    """Say more in the manifest of a tree."""
-    before = told(out)
+def update_manifest(out: Path, more: Mapping[str, Any]) -> None:
+    """Add to the manifest of a tree, or change what it has."""
+    before = read_json(out / MANIFEST)
     if before | dict(more) != before:
         write_json(out / MANIFEST, before | dict(more))
 

@@ -21,7 +21,13 @@ from typing import Any
 import numpy as np
 
 from emaae.corpus.encodings import MANIFEST, read_encoding
-from emaae.data.features import FRAME_RATE_HZ, find_features, frame_times, read_times
+from emaae.data.features import (
+    FRAME_RATE_HZ,
+    check_identity,
+    find_features,
+    frame_times,
+    read_times,
+)
 from emaae.runs.checkpoint import write_json, write_whole
 from emaae.system.errors import UserError, extra
 from emaae.system.files import read_json, read_text
@@ -163,7 +169,9 @@ def stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[Spoke
             what = f"onset {row['onset']!r}" if name in files else f"utterance {name!r}"
             expected = "seconds" if name in files else f"one below {root}"
             raise UserError(f"--onsets {onsets}:{number}: {what}, expected {expected}")
-        found.setdefault(row.get("story") or "story", []).append(Spoken(name, files[name], onset))
+        of = row.get("story") or "story"
+        check_identity(of, f"--onsets {onsets}:{number}")
+        found.setdefault(of, []).append(Spoken(name, files[name], onset))
     return {story: sorted(some, key=lambda one: one.onset_s) for story, some in found.items()}
 
 
@@ -241,7 +249,7 @@ def write(
     root: str | Path,
     out: Path,
     design: Design,
-    told: Mapping[str, Sequence[Spoken]],
+    spoken: Mapping[str, Sequence[Spoken]],
     form: str = "npz",
 ) -> dict[str, int]:
     """Write the design matrix of each story; returns their TRs.
@@ -251,12 +259,12 @@ def write(
     they were made from, how, and which units were left out. Raises UserError.
     """
     made = read_json(Path(root) / MANIFEST)
-    n_units = _n_units(made, next(iter(told.values()))[0].path)
+    n_units = _n_units(made, next(iter(spoken.values()))[0].path)
     units = list(range(n_units)) if design.units is None else list(design.units)
     names = column_names(units, design.delays)
     lengths = {}
-    for name, spoken in progress(told.items(), "regressors", total=len(told), unit="stories"):
-        times, matrix = story(name, spoken, n_units, design)
+    for name in progress(spoken, "regressors", unit="stories"):
+        times, matrix = story(name, spoken[name], n_units, design)
         path = out / f"{name}.{form}"
         path.parent.mkdir(parents=True, exist_ok=True)
         if form == "npz":

@@ -157,7 +157,6 @@ KINDS = {
     b"\x1f\x8b": "compressed by gzip: unpack it first",
     b"<": "a page of HTML or XML, such as a download that failed: get the file itself",
 }
-EMPTY = "empty: copy it again"
 
 
 def _check_kind(file: BinaryIO, path: str | Path) -> None:
@@ -166,10 +165,11 @@ def _check_kind(file: BinaryIO, path: str | Path) -> None:
     file.seek(0)
     if head[8:9] == b"{":  # after the length of its list of tensors
         raise BadFile(f"{path} is a file of safetensors: expected one that torch.save wrote")
-    kinds = [words for start, words in KINDS.items() if start and head.startswith(start)]
-    kind = kinds[0] if kinds else "" if head else EMPTY
-    if kind:
-        raise BadFile(f"{path} is {kind}")
+    if not head:
+        raise BadFile(f"{path} is empty: copy it again")
+    for start, kind in KINDS.items():
+        if head.startswith(start):
+            raise BadFile(f"{path} is {kind}")
 
 
 def _check_archive(file: BinaryIO, path: str | Path) -> None:

@@ -4,11 +4,12 @@ Each takes raw features (batch, channels, time) of any length, with the normalis
 
     torch        encoder.pt2, decoder.pt2          torch.export.load("encoder.pt2").module()(x)
     onnx         encoder.onnx, decoder.onnx        onnxruntime, checked against PyTorch to 1e-5
-    huggingface  model.safetensors, config.json, README.md, modeling.py
+    huggingface  model.safetensors, config.json, README.md, modeling.py, checked in the same way
 """
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from emaae.models import CNNAutoEncoder
-from emaae.runs import standalone
 from emaae.runs.checkpoint import not_written, write_json, write_whole
 from emaae.system.errors import UserError, extra
 
@@ -70,27 +70,37 @@ def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
         import onnxruntime
         import onnxscript  # noqa: F401
     _folder(out)
-    furthest = 0.0
+    sessions = {}
     for name, (half, channels) in halves(model).items():
-        path = out / f"{name}.onnx"
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             made: Any = torch.onnx.export(
                 _exported(half, channels), input_names=["x"], output_names=[name], verbose=False
             )
-            made.save(str(path))
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        content = made.model_proto.SerializeToString()
+        write_whole(out / f"{name}.onnx", lambda file, it=content: file.write(it))
+        sessions[name] = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return _check(model, out, lambda name, x: sessions[name].run(None, {"x": x.numpy()})[0])
+
+
+def _check(model: CNNAutoEncoder, out: Path, form: Callable[[str, Tensor], Any]) -> float:
+    """How far a form in `out` is from the model at most, of the largest value.
+
+    form: gives what its encoder or decoder, by name, makes of a batch. Raises UserError for more
+    than 1e-5.
+    """
+    furthest = 0.0
+    for name, (half, channels) in halves(model).items():
         for n in LENGTHS:
             x = torch.randn(2, channels, n, generator=torch.Generator().manual_seed(n))
             with torch.no_grad():
                 expected = half(x).numpy()
-            (found,) = session.run(None, {"x": x.numpy()})
             scale = max(1.0, float(np.abs(expected).max()))
-            furthest = max(furthest, float(np.abs(found - expected).max()) / scale)
+            furthest = max(furthest, float(np.abs(form(name, x) - expected).max()) / scale)
     if furthest > AGREES:
         raise UserError(
-            f"{out}: the ONNX form differs from PyTorch by {furthest:.1g} of the largest value, "
+            f"{out}: its model differs from PyTorch by {furthest:.1g} of the largest value, "
             f"expected at most {AGREES:g}: do not use it"
         )
     return furthest
@@ -99,11 +109,24 @@ def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
 def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
     """Write a folder that `hf upload` takes, with the card as its README. Raises UserError."""
     with extra("export"):
-        from safetensors.torch import save_file
+        from safetensors.torch import save
+
+        from emaae.runs import standalone
     _folder(out)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    content = save(state, metadata={"format": "pt"})
+    write_whole(out / "model.safetensors", lambda file: file.write(content))
     write_json(out / "config.json", model.architecture())
+    alone = standalone.Model(out)
+    ways = {"encoder": alone.encode, "decoder": alone.decode}
+    try:
+        _check(model, out, lambda name, x: ways[name](x).numpy())
+    except KeyError as error:  # of a norm or activation that others have added
+        raise UserError(
+            f"modeling.py has no norm {model.architecture()['norm']} with activation "
+            f"{model.architecture()['activation']} ({error} is not among the weights): extend "
+            "emaae/runs/standalone.py, or give --format torch"
+        ) from None
     source = Path(standalone.__file__).read_text(encoding="utf-8")
     front = "---\nlibrary_name: pytorch\ntags: [speech, articulation, sparse-autoencoder]\n---\n\n"
     use = (

@@ -303,6 +303,9 @@ def _attempt(trial: Any, point: int, n: int) -> Attempt:
     )
 
 
+JOURNAL = b'{"op_code":'  # how each line of optuna's journals begins
+
+
 def _open(optuna: Any, storage: str) -> Any:
     """Optuna's storage behind a URL or the path of a journal file. Raises UserError."""
     if "://" not in storage:
@@ -346,8 +349,10 @@ def _mend_journal(path: Path) -> None:
         return
     with open(path, "rb") as file:
         first = file.readline()
-    if first.endswith(b"\n") and "op_code" not in json.loads(first):
+    if not (first.startswith(JOURNAL) or JOURNAL.startswith(first)):
         raise ValueError(f"it begins with {first[:40]!r}")
+    if first.endswith(b"\n"):
+        json.loads(first)
     if _ends_in_a_line(path):
         return
     lock = JournalFileSymlinkLock(str(path))

@@ -368,24 +368,23 @@ def _interrupts() -> Iterator[Interrupts]:
 
 def expand(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str]:
     """The command of a run: W&B's macros filled in, each a whole item of the list."""
-    values = dict(config)
     macros = {
         "env": ["/usr/bin/env"],
         "interpreter": [sys.executable],
         "program": [str(packaged(sweep.program))],
-        "args": [f"--{name}={value}" for name, value in values.items()],
-        "args_no_equals": [x for name, value in values.items() for x in (f"--{name}", str(value))],
-        "args_no_hyphens": [f"{name}={value}" for name, value in values.items()],
+        "args": [f"--{name}={value}" for name, value in config.items()],
+        "args_no_equals": [x for name, value in config.items() for x in (f"--{name}", str(value))],
+        "args_no_hyphens": [f"{name}={value}" for name, value in config.items()],
         "args_no_boolean_flags": [
             f"--{name}" if value is True else f"--{name}={value}"
-            for name, value in values.items()
+            for name, value in config.items()
             if value is not False
         ],
-        "args_json": [json.dumps(values)],
+        "args_json": [json.dumps(dict(config))],
         "args_json_file": [str(json_file)],
     }
     if "${args_json_file}" in sweep.command:
-        json_file.write_text(json.dumps(values), encoding="utf-8")
+        json_file.write_text(json.dumps(dict(config)), encoding="utf-8")
     command = []
     for item in sweep.command:
         filled = re.sub(r"\$\{envvar:([A-Z0-9_]+)\}", lambda m: os.environ[m[1]], item)

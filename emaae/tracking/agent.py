@@ -54,11 +54,15 @@ def flags(argv: Sequence[str] | None = None) -> list[str]:
     argv = list(sys.argv[1:] if argv is None else argv)
     left = _left(handed())
     kept: list[str] = []
-    for token in argv:
+    for token, before, after in zip(argv, ["", *argv], [*argv[1:], ""]):
         name, equals, value = token.lstrip("-").partition("=")
-        if name in left and (not equals or value == str(left[name])):
+        # A flag and its value may be two words in the sweep's own `command`.
+        alone = token.startswith("--") and (not after or after.startswith("-"))
+        is_value = before.startswith("--") and "=" not in before
+        is_file = token.endswith(".json") and not token.startswith("-") and not is_value
+        if name in left and (value == str(left[name]) if equals else alone):
             del left[name]  # once: what is said by the sweep's own `command` stays
-        elif left and (token.startswith("{") or token.endswith(".json")):
+        elif left and (token.startswith("{") or is_file):
             kept.append(json.dumps(_without(token, left)))
         else:
             kept.append(token)
