@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from emaae.models import build_model
     from emaae.runs import checkpoint
     from emaae.runs.console import Terminal
-    from emaae.runs.folder import RunFolder, check_space
+    from emaae.runs.folder import RunFolder, check_space, ended
     from emaae.shift import shift_tolerance
     from emaae.system.devices import compile_model, keep_heap, pick_device, repeat_bitwise
     from emaae.tracking import mirror
@@ -44,13 +44,13 @@ def main(argv: list[str] | None = None) -> int:
         repeat_bitwise()
     if device.type == "cpu":
         keep_heap()
+    if status := ended(config):
+        print(f"the run is {status} already: nothing is left to do", flush=True)
+        return 0
     # Before anything is made: a run with broken data leaves nothing, here or on W&B.
     check_space(config)
     splits = load_splits(config)
     with RunFolder.open(config) as run:
-        if run.over:
-            print(f"{run.path} is {run.over} already: nothing is left to do", flush=True)
-            return 0
         print(f"run {run.path}", flush=True)
         run.follow(mirror.start(config, run.path), Terminal(run.path, config))
 

@@ -5,7 +5,7 @@ here. `python -m emaae.metric_table` prints the tables of docs/metrics.md.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from emaae.data.features import CHANNELS
@@ -409,6 +409,9 @@ SHORT = tuple(
 )
 SHORT_AT_END = tuple(n for m in METRICS if m.logged == "end" for n in m.names if m.short)
 BY_NAME = {name: metric for metric in METRICS for name in metric.full_names()}
+BY_NAME |= {  # as in every epoch, but once
+    name: replace(BY_NAME[name.replace("select/", "val/")], logged="end") for name in SELECTED
+}
 
 
 def each_epoch(name: str) -> bool:

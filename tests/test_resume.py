@@ -284,6 +284,9 @@ def test_resume_begins_a_run_that_is_not_there_and_leaves_one_that_is_done(trees
     before = files(tmp_path / "r")
     assert train.main(argv) == 0
     assert "is finished already: nothing is left to do" in capsys.readouterr().out
+    moved = [arg for arg in argv if "_dir=" not in arg]  # its data are not asked for any more
+    gone = ["--train_dir=/gone/t", "--val_dir=/gone/v", f"--out_dir={tmp_path}"]
+    assert train.main([*moved, *gone]) == 0
     assert files(tmp_path / "r") == before
 
 

@@ -308,6 +308,10 @@ def test_a_mistake_is_reported_with_its_line_and_key(write, text, expected):
         ("method: gird\nmetric: {name: select/score}", "FILE:1: method: must be one of .* 'grid'"),
         ("metric: {name: select/score}", "FILE:1: method: must be one of"),
         ("method: grid", "FILE:1: metric: must say `name: select/score`"),
+        (
+            "method: grid\nmetric: {name: select/fvu, goal: maximize}",
+            "FILE:2: metric.goal: select/fvu is better when lower; write minimize",
+        ),
         ("method: grid\nmetric: {name: val/scor}", "FILE:2: metric.name: 'val/scor' is not logged"),
         (
             "method: grid\nmetric:\n  name: select/score\n  goal: maximize",

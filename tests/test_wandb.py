@@ -16,15 +16,18 @@ import yaml
 from conftest import ROOT, program
 from forked import forked
 from synthetic_runs import write_run
+from wandb.errors import CommError
 from wandb_backend import Backend
 
 import emaae
 from analysis.runs import read_runs
 from emaae.config import Config
 from emaae.data.features import ARTICULATORS
+from emaae.system.errors import UserError
 from emaae.system.files import own
 from emaae.tracking import client
 from emaae.tracking.mirror import _name
+from emaae.tracking.upload import _finish, _known
 
 TINY = ["--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--epochs=3", "--batch_sz=4"]
 GRID = {
@@ -157,6 +160,28 @@ def test_runs_are_named_by_what_their_sweep_varies():
     parameters = {"norm": {"values": ["none", "layer"]}, "lr": {"min": 0, "max": 1}}
     parameters |= {"seed": {"value": 1}, "alpha": {"values": [0.1]}}
     assert client.varied(parameters) == ("norm", "lr")
+
+
+def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
+    record = {"sweep": "s", "entity": "e", "project": "p"}
+    (tmp_path / "published.json").write_text(json.dumps(record))
+
+    class Silent:
+        def sweep(self, path):
+            raise error
+
+    monkeypatch.setattr(client, "public_api", Silent)
+    error: Exception = CommError("HTTP 502")
+    with pytest.raises(UserError, match="did not say whether e/p/s is there .HTTP 502"):
+        _known(tmp_path, "p", None)
+    error = ValueError("Could not find sweep")
+    assert _known(tmp_path, "p", None) is None
+
+
+def test_a_sweep_that_cannot_be_finished_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="e/p/s is there and could not be finished"):
+        _finish("e/p/s")
 
 
 @pytest.mark.parametrize("key", ["", "0" * 40])
@@ -425,6 +450,21 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path, mode
         assert list(backend.sweeps.values()) == [published]
         assert {run.id for run in published.runs} == set(backend.runs)
         assert len(backend.runs) == 4
+        # What W&B has already, but not in the sweep, joins it too.
+        last = write_run(out / "runs" / "last", epochs=2)
+        record = {"id": "last", "project": "speech", "pending": ["run"]}
+        (last / "wandb.json").write_text(json.dumps(record))
+        done = forked("-m", "emaae", "upload-pending", str(last), **env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(backend.runs) == 5
+        assert len(published.runs) == 4
+        again = forked("-m", "emaae", "publish", str(out), "--project", "speech", **env)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert {run.id for run in published.runs} == set(backend.runs)
+        # The folder of the sweep is not taken for one of a run.
+        done = forked("-m", "emaae", "upload-pending", str(out), **env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(backend.runs) == 5
 
 
 @pytest.mark.slow
@@ -470,10 +510,14 @@ def run_agent(backend, trees, tmp_path, sweep: dict, *options: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["random", "bayes"])
-def test_agents_of_a_search_run_as_many_points_as_its_cap(trees, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "metric"),
+    [("random", "select/score"), ("bayes", "select/score"), ("bayes", "val/score")],
+)
+def test_agents_of_a_search_run_as_many_points_as_its_cap(trees, tmp_path, method, metric):
     parameters = GRID["parameters"] | {"alpha": {"min": 0.1, "max": 0.4}, "seed": {"value": 3}}
     sweep = GRID | {"method": method, "run_cap": 2, "parameters": parameters}
+    sweep |= {"metric": {"name": metric, "goal": "minimize"}}
     with Backend() as backend:
         run_agent(backend, trees, tmp_path, sweep)
         runs = list(backend.runs.values())
@@ -484,6 +528,8 @@ def test_agents_of_a_search_run_as_many_points_as_its_cap(trees, tmp_path, metho
             (folder,) = (tmp_path / "runs").glob(f"*-{run.id}")
             assert json.loads((folder / "config.json").read_text())["alpha"] == run.config["alpha"]
             assert run.display_name.startswith(f"constant a{run.config['alpha']:g} ")
+            assert type(run.summary[metric]) is float, "which W&B's search can compare"
+            assert "min" in run.summary["val/fvu"]
         (sweep,) = backend.sweeps.values()
         assert sweep.state == "FINISHED"
 

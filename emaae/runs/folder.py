@@ -62,6 +62,16 @@ def check_space(config: Config) -> None:
         )
 
 
+def ended(config: Config) -> str:
+    """How the run that is to be resumed ended, when nothing is left to do; else ""."""
+    status = ""
+    if first() and (config.resume or _of_agent()):
+        path = Path(config.out_dir) / (config.run_name or _name(config))
+        status = read.metrics(path).get("status", "")
+    status = shared(status)
+    return status if status in read.ENDED else ""
+
+
 class Follower:
     """Gets what a run writes, such as a terminal or W&B. Each method may be left out."""
 
@@ -92,7 +102,6 @@ class RunFolder:
         self.path, self.config = path, config
         self._followers: tuple[Follower, ...] = ()
         self.last: dict[str, Any] | None = None  # the state to go on with
-        self.over = ""  # how the run that is resumed ended, when nothing is left to do
         self._lock = own(path)
         # A run that is resumed stays as it is until settings and data are known to be the same.
         self._touched = True
@@ -108,10 +117,9 @@ class RunFolder:
         first has the folder.
         """
         if not first():
-            path, over, last = shared((Path(), "", None))
-            return NoFolder(path, over, last)
+            return NoFolder(*shared((Path(), None)))
         run = cls._open(config)
-        shared((run.path, run.over, run.last))
+        shared((run.path, run.last))
         return run
 
     @classmethod
@@ -144,10 +152,7 @@ class RunFolder:
     def _as_it_was_left(self) -> "RunFolder":
         for stray in self.path.glob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
-        status = read.metrics(self.path).get("status")
-        if status in read.ENDED:
-            self.over, self._touched = status, False
-        elif any((self.path / name).is_file() for name in checkpoint.LAST):
+        if any((self.path / name).is_file() for name in checkpoint.LAST):
             self.last, self._touched = checkpoint.load_last(self.path), False
         else:
             # It stopped before anything was kept, and begins again.
@@ -321,8 +326,8 @@ class RunFolder:
 class NoFolder:
     """The run of a process that is not the first one, which keeps the files."""
 
-    def __init__(self, path: Path, over: str, last: dict[str, Any] | None):
-        self.path, self.over, self.last = path, over, last
+    def __init__(self, path: Path, last: dict[str, Any] | None):
+        self.path, self.last = path, last
 
     def __enter__(self) -> "NoFolder":
         return self

@@ -8,6 +8,7 @@ import numpy as np
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.metrics import aim
 from emaae.runs import read
+from emaae.runs.model_card import model_card
 from emaae.system.files import read_json, sha256
 
 # As their collections are named: PREFIX-<id of the W&B run>.
@@ -58,7 +59,10 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
         **{name: row[f"val/{name}"] for name in ("fvu", "sparsity", "r_articulators", "dead")},
         **{name: config.get(name) for name in knobs},  # a run of before lacks some
     }
-    artifact = wandb.Artifact(f"{MODEL}-{run_id}", type="model", metadata=metadata)
+    card = model_card(folder, run_id)
+    artifact = wandb.Artifact(
+        f"{MODEL}-{run_id}", type="model", description=card, metadata=metadata
+    )
     for name in ("best.pth", "model_config.json", "metrics.json", "curves.json"):
         if (folder / name).is_file():  # a run that was interrupted has no curves
             _add(artifact, folder / name, name)

@@ -5,7 +5,7 @@ import netrc
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 from emaae.runs import read
@@ -114,12 +114,25 @@ def wants_stopped(path: str) -> bool:
         return False
 
 
-def varying(path: str) -> tuple[str, ...]:
-    """What a sweep varies; () without an answer, since a name is not worth more."""
+class Swept(NamedTuple):
+    """A sweep, for its runs: what it varies, and the metric that it chooses by, "" unknown."""
+
+    varying: tuple[str, ...] = ()
+    metric: str = ""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Swept":
+        """By a sweep file's content."""
+        metric = config.get("metric") or {}
+        return cls(varied(config.get("parameters") or {}), metric.get("name", ""))
+
+
+def swept(path: str) -> Swept:
+    """The sweep of that path; nothing is known without an answer, and a run goes on."""
     try:
-        return varied(public_api().sweep(path).config.get("parameters", {}))
+        return Swept.of(public_api().sweep(path).config)
     except Exception:
-        return ()
+        return Swept()
 
 
 def varied(parameters: Mapping[str, Any]) -> tuple[str, ...]:
@@ -138,10 +151,17 @@ def existing(api: Any, name: str) -> Any | None:
     try:
         return api.artifact(name)
     except (wandb.Error, ValueError) as error:
-        # W&B has one error for a name that is not there and for a server that is not.
-        if "not found" in str(error) or isinstance(error, ValueError):
+        if is_missing(error):
             return None
         raise UserError(f"W&B did not say whether {name} is there ({line(error)[:200]})") from None
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether the server said that something is not there.
+
+    W&B has one error for a name that is not there and for a server that is not.
+    """
+    return isinstance(error, ValueError) or "not found" in str(error)
 
 
 def is_folder(ref: str | os.PathLike) -> bool:

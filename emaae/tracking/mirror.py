@@ -62,14 +62,14 @@ class Mirror(Follower):
         folder: Path,
         run: Any = None,
         mode: str = "disabled",
-        varying: Sequence[str] = (),
+        swept: client.Swept | None = None,
     ):
         self.folder, self.mode, self._run = folder, mode, run
-        self._varying = varying  # what the sweep varies, and so what names the run
+        self._varying = swept.varying if swept else ()  # which names the run
         self._lost: Exception | None = None  # why the W&B run gets no more rows
         if run is not None:
             self._n_there = run.starting_step
-            _define_axes(run)
+            _define_axes(run, swept)
             # Until its end is confirmed, all is pending: a process may be killed at any moment.
             self._record(["run", "artifacts"] if mode == "online" else ["run"])
 
@@ -230,10 +230,10 @@ def start(config: Config, folder: Path) -> Mirror:
     later = f"offline; upload later with: python -m emaae upload-pending {folder}"
     print(f"W&B {f'online at {run.url}' if mode == 'online' else later}", flush=True)
     sweep = os.environ.get("WANDB_SWEEP_ID")
-    varying: Sequence[str] = ()
+    swept = client.Swept() if sweep else None
     if sweep and mode == "online":
-        varying = client.varying(f"{run.entity}/{run.project}/{sweep}")
-    return Mirror(folder, run, mode, varying)
+        swept = client.swept(f"{run.entity}/{run.project}/{sweep}")
+    return Mirror(folder, run, mode, swept)
 
 
 def _init(config: Config, folder: Path, mode: str) -> Any:
@@ -258,19 +258,19 @@ def upload(
     entity: str | None = None,
     project: str | None = None,
     sweep: str | None = None,
-    varying: Sequence[str] = (),
+    swept: client.Swept | None = None,
 ) -> str:
     """Send what W&B lacks of the run in a folder; returns its path there.
 
-    entity, project, sweep: where to, if not where the run was meant to go. varying: what its sweep
-    varies. Raises UserError when a part of it did not arrive, or the run goes on.
+    entity, project, sweep: where to, if not where the run was meant to go. swept: what is
+    known of its sweep. Raises UserError when a part of it did not arrive, or the run goes on.
     """
     import wandb
 
     lock = None
     try:
         lock = own(folder)  # which a run that goes on holds
-        return _upload(folder, entity, project, sweep, varying)
+        return _upload(folder, entity, project, sweep, swept)
     except (wandb.Error, OSError, ValueError) as error:
         raise UserError(f"the run did not arrive ({client.line(error)})") from None
     finally:
@@ -283,7 +283,7 @@ def _upload(
     entity: str | None,
     project: str | None,
     sweep: str | None,
-    varying: Sequence[str],
+    swept: client.Swept | None,
 ) -> str:
     record = read_record(folder) or {}
     config = read.read_or_empty(folder / "config.json")  # {} of a run that failed before it began
@@ -291,7 +291,8 @@ def _upload(
     entity = entity or record.get("entity") or client.public_api().default_entity
     project = project or record.get("project") or config.get("wandb_project")
     path = f"{entity}/{project}/{record.get('id')}"
-    if record and not lacks_rows(folder, path) and not _lacks_model(folder, path):
+    inside = sweep in (None, record.get("sweep"))
+    if record and inside and not lacks_rows(folder, path) and not _lacks_model(folder, path):
         whole: dict[str, Any] = {"entity": entity, "project": project, "pending": []}
         write_json(folder / RECORD, record | whole)
         return path
@@ -304,9 +305,11 @@ def _upload(
         project=project,
         group=record.get("group"),
         job_type="eval" if config.get("eval_only") else "train",
-        settings={"sweep_id": record.get("sweep") or sweep, "console": "off"},
+        settings={"sweep_id": sweep or record.get("sweep"), "console": "off"},
     )
-    mirror = Mirror(folder, run, "online", varying)
+    if swept is None and record.get("sweep"):
+        swept = client.Swept()
+    mirror = Mirror(folder, run, "online", swept)
     if config:
         mirror.settings(config)
     missing = mirror.complete(read.metrics(folder).get("status", "failed"), UPLOAD_TIMEOUT_S)
@@ -363,11 +366,17 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _define_axes(run: Any) -> None:
-    """Tell W&B what each metric is drawn over: the epoch, or the axis of its curve."""
+def _define_axes(run: Any, swept: client.Swept | None) -> None:
+    """Tell W&B what each metric is drawn over, and of which to show the extremum.
+
+    A summary with an extremum is a mapping, which W&B's search cannot read: the metric of a sweep
+    has none.
+    """
     # Not filled in by itself: the final row belongs to no epoch.
     run.define_metric("*", step_metric="epoch", step_sync=False)
-    for name, metric in BY_NAME.items():
+    for name, metric in BY_NAME.items() if swept is None or swept.metric else ():
+        if swept and name == swept.metric:
+            continue
         if each_epoch(name) and metric.better and "CHANNEL" not in metric.names[0]:
             best = "min" if metric.better == "lower" else "max"
             run.define_metric(name, step_metric="epoch", step_sync=False, summary=best)

@@ -4,8 +4,9 @@ import contextlib
 import io
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,6 +17,9 @@ from emaae.system.errors import UserError
 from emaae.system.progress import progress
 from emaae.tracking import client
 from emaae.tracking.mirror import RECORD, read_record, upload
+
+# In a sweep's folder: as which sweep it was published.
+PUBLISHED = "published.json"
 
 
 def upload_pending(
@@ -38,12 +42,12 @@ def _upload_all(
     entity: str | None,
     project: str | None,
     sweep: str | None = None,
-    varying: Sequence[str] = (),
+    swept: client.Swept | None = None,
 ) -> tuple[dict[Path, str], list[str]]:
     there, missing = {}, []
     for run in progress(folders, "uploading", unit="runs"):
         try:
-            there[run] = upload(run, entity, project, sweep, varying)
+            there[run] = upload(run, entity, project, sweep, swept)
         except UserError as error:
             missing.append(f"{run}: {error}")
     return there, missing
@@ -66,9 +70,8 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     config = {"name": folder.resolve().name} | config
     config["description"] = f"{question_of(sweep_file)}\n\n{compare}".strip()
     known = _known(folder, project, entity)
-    varying = client.varied(config.get("parameters") or {})
     runs = read.run_folders(folder)
-    there, missing = _upload_all(runs, entity, project, known, varying)
+    there, missing = _upload_all(runs, entity, project, known, client.Swept.of(config))
     if missing or not there:
         raise UserError(
             f"{len(missing)} of {len(there) + len(missing)} runs are not on W&B "
@@ -83,26 +86,46 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
                 sweep = wandb.sweep(config, entity, project, prior_runs=ids)
         except (wandb.Error, ValueError) as error:
             raise UserError(f"W&B refuses {sweep_file} ({client.line(error)})") from None
-        write_json(folder / RECORD, {"sweep": sweep, "entity": entity, "project": project})
+        write_json(folder / PUBLISHED, {"sweep": sweep, "entity": entity, "project": project})
+        for run in there:
+            write_json(run / RECORD, (read_record(run) or {}) | {"sweep": sweep})
     path = f"{entity}/{project}/{sweep}"
-    found = client.public_api().sweep(path)
-    inside = {run.id for run in found.runs}
-    if not set(ids) <= inside:
-        raise UserError(f"{path} holds {len(inside)} runs, expected {len(ids)}: look at it on W&B")
+    found = _sweep(path)
+    lacking = sorted(set(ids) - {run.id for run in found.runs}) if found else ids
+    if found is None or lacking:
+        raise UserError(f"{path} lacks the runs {', '.join(lacking)}: look at it on W&B")
     if found.state.upper() != "FINISHED":
-        # The client's own command: it has no function for it.
-        command = [sys.executable, "-m", "wandb", "sweep", "--stop", path]
-        subprocess.run(command, capture_output=True, timeout=client.FINISH_TIMEOUT_S)
+        _finish(path)
     return path
 
 
-def _known(folder: Path, project: str, entity: str | None) -> str | None:
-    """The sweep as which a folder was published, if it is there still."""
+def _finish(path: str) -> None:
+    # By the client's own command: it has no function for it.
+    command = [sys.executable, "-m", "wandb", "sweep", "--stop", path]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=client.FINISH_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is None or done.returncode:
+        raise UserError(f"{path} is there and could not be finished: publish again")
+
+
+def _sweep(path: str) -> Any | None:
+    """The sweep of that path, None when it is not there. Raises UserError without an answer."""
     import wandb
 
-    record = read_record(folder) or {}
+    try:
+        return client.public_api().sweep(path)
+    except (wandb.Error, ValueError) as error:
+        if client.is_missing(error):
+            return None
+        raise UserError(f"W&B did not say whether {path} is there ({client.line(error)})") from None
+
+
+def _known(folder: Path, project: str, entity: str | None) -> str | None:
+    """The sweep as which a folder was published, if it is there still. Raises UserError."""
+    record = read.read_or_empty(folder / PUBLISHED)
     if record.get("project") != project or entity not in (None, record.get("entity")):
         return None
-    with contextlib.suppress(wandb.Error, ValueError):
-        return client.public_api().sweep(f"{record['entity']}/{project}/{record['sweep']}").id
-    return None
+    found = _sweep(f"{record['entity']}/{project}/{record['sweep']}")
+    return found.id if found else None
