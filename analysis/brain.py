@@ -49,7 +49,8 @@ GESTURES_PER_VOXEL = 3
 NOISE = 1.0  # variance, in units of the signal's: half of a response can be explained
 JITTERS_S = (0.0, 0.25, 0.5, 1.0)  # sd of errors of the onsets
 PENALTIES = np.logspace(0, 6, 13)
-NULL = "null: the wrong time"  # an encoding, turned by half a story
+NULL = "null of "  # an encoding at the wrong time: turned by half a story
+LARGEST_S = GAP_S / 2.1  # error of an onset: beyond it utterances would overlap
 SEED = 77  # of the stories: other speakers and sentences than those of the demo data
 
 # From raw features (T, 14) of an utterance to its frames (T, C).
@@ -123,14 +124,13 @@ def responses(spoken: Sequence[Story], seed: int) -> list[np.ndarray]:
 
 
 def design(one: Story, view: View, jitter_s: float, random: np.random.Generator) -> np.ndarray:
-    """The design matrix (TRs, columns) of a story, its onsets wrong by jitter_s (sd)."""
+    """The design matrix (TRs, columns) of a story, its onsets wrong by jitter_s (sd), then cut."""
     parts, times = [], []
     for features, onset in zip(one.features, one.onsets_s):
         frames = view(features)
         parts.append(frames)
         times.append(onset + (np.arange(len(frames)) + 0.5) / FRAME_RATE_HZ)
-    # Errors that would make utterances overlap are cut.
-    wrong = np.clip(random.normal(0, jitter_s, len(times)), -GAP_S / 2.1, GAP_S / 2.1)
+    wrong = np.clip(random.normal(0, jitter_s, len(times)), -LARGEST_S, LARGEST_S)
     shifted = np.concatenate([t + w for t, w in zip(times, wrong)])
     values = lanczos(np.concatenate(parts), shifted, one.tr_times_s)
     return delayed(zscored(values), DELAYS)
@@ -161,7 +161,7 @@ def raw(model: CNNAutoEncoder) -> View:
 
 
 def encoding(model: CNNAutoEncoder) -> View:
-    """The model's encoding, its units that fire."""
+    """The model's encoding, all units."""
     return lambda x: encode(model, _channels(model, x).T.numpy())
 
 
@@ -218,7 +218,7 @@ def compare(
         views["raw features", seed] = (raw(model), 0.0)
         views["untrained", seed] = (untrained(model, splits, sparsity, seed), sparsity)
         views[name, seed] = (encoding(model), zeros(run, weights))
-        views[NULL, seed] = views[name, seed]
+        views[NULL + name, seed] = views[name, seed]
     answers = {seed: responses(spoken, seed) for _, seed in views}
     rows = []
     work = [(key, jitter) for key in views for jitter in jitters_s]
@@ -226,7 +226,7 @@ def compare(
         view, live = views[name, seed]
         random = np.random.default_rng([seed, round(1000 * jitter)])  # the same for all inputs
         x = [design(one, view, jitter, random) for one in spoken]
-        if name == NULL:
+        if name.startswith(NULL):
             x = [np.roll(one, len(one) // 2, axis=0) for one in x]
         r2 = explained(x, answers[seed])
         row = {"input": name, "seed": seed, "jitter_s": jitter, "live_sparsity": live}
@@ -263,7 +263,7 @@ def drawn(rows: Sequence[Mapping[str, Any]]) -> Drawing:
         shown = Look(look.color, look.dash, look.marker)
         ends = {"low": r2.min(1), "high": r2.max(1)}
         items.append(Line(1000 * jitters, r2.mean(1), shown, name, markers=True, **ends))
-    x = Axis("error of the onsets, sd (ms)")
+    x = Axis(f"error of the onsets (ms): sd before the cut at {1000 * LARGEST_S:.0f} ms")
     y = Axis("r2 of simulated responses")
     return Drawing([[Panel(x, y, items, levels=(1 / (1 + NOISE),))]], legend=True)
 

@@ -24,8 +24,12 @@ ALPHA, SPARSITY, DEAD = "#b08900", "#3d7a5f", "#7d5a9e"
 SIGNED = ("#2166ac", "#92c5de", "#f7f7f7", "#f4a582", "#b2182b")
 SILENCE_TO_PEAK = (PAPER, "#b9c8d8", "#0b1f36")
 
-# What stands for a colour on a dark page.
+# What stands for a colour on a dark page, where the most is brightest.
 DARK = {
+    "#2166ac": "#8fd0ff",
+    "#92c5de": "#2f6a93",
+    "#f4a582": "#96503a",
+    "#b2182b": "#ff9f8a",
     INK: "#e4e7ea",
     SOFT: "#9aa4ae",
     FAINT: "#30363d",

@@ -98,7 +98,8 @@ class Panel:
     """Axes and what is in them. levels: where lines are drawn across; marks: upright ones.
 
     notes: texts beside the panel at a height in data, e.g. r. note: one text, in its middle.
-    above: the label and the scale of a second x axis. equal: a picture, in one scale, without axes.
+    above: the label and the scale of a second x axis, on paper alone. equal: a picture,
+    in one scale, without axes.
     """
 
     x: Axis
@@ -122,8 +123,8 @@ class Panel:
 class Drawing:
     """Panels in rows; of rows that are shorter the rest stays empty.
 
-    widths, heights: shares of columns and rows. inches: the height of a row on paper. legend: one
-    for all, below; else each panel with labels has its own.
+    widths, heights: shares of columns and rows. legend: one for all, below; else each panel with
+    labels has its own. bar: the label of a colour bar for all images, on paper alone.
     """
 
     rows: Sequence[Sequence[Panel]]
@@ -206,7 +207,8 @@ def in_grid(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
             ticks = () if any(isinstance(item, Image) for item in panel.items) else panel.y.ticks
             panel = replace(panel, y=replace(panel.y, label="", ticks=ticks))
         if i + columns < len(panels):
-            panel = replace(panel, x=replace(panel.x, label=""))
+            ticks = () if any(isinstance(item, Image) for item in panel.items) else panel.x.ticks
+            panel = replace(panel, x=replace(panel.x, label="", ticks=ticks))
         found.append(panel)
     return [found[i : i + columns] for i in range(0, len(found), columns)]
 
@@ -217,12 +219,22 @@ def described(drawing: Drawing) -> str:
     for panel in drawing.panels[:16]:
         axes = " against ".join(label for label in (panel.y.label, panel.x.label) if label)
         parts.append(": ".join(part for part in (panel.title, axes) if part))
-        for line in panel.lines[:12]:
+        for image in (item for item in panel.items if isinstance(item, Image)):
+            if not np.isfinite(image.z).any():
+                continue
+            row, column = np.unravel_index(np.nanargmax(np.abs(image.z)), image.z.shape)
+            names = dict(panel.y.ticks or ())
+            where = names.get(float(row), f"row {row + 1}")
+            parts.append(f"strongest in {where}, {image.z[row, column]:.3g}")
+        for line in panel.lines[:12] if not panel.equal else ():
             known = np.isfinite(np.asarray(line.y, dtype=float))
             if not known.any():
                 continue
             x, y = np.asarray(line.x)[known], np.asarray(line.y, dtype=float)[known]
-            if line.points:
+            if line.points and panel.x.ticks:
+                names = dict(panel.x.ticks)
+                span = ", ".join(f"{names.get(round(at), at)} {v:.3g}" for at, v in zip(x, y))
+            elif line.points:
                 span = f"{len(y)} at {_range(x)}, {_range(y)}"
             else:
                 span = f"{y[0]:.3g} at {x[0]:.3g} to {y[-1]:.3g} at {x[-1]:.3g}"

@@ -189,7 +189,7 @@ def montage(images: np.ndarray, titles: Sequence[str]) -> list[Panel]:
     ticks = [(i + 0.5, name) for i, name in enumerate(channels)]
     return [
         Panel(
-            Axis("ms"),
+            Axis("ms", ticks=[(at, f"{at:.0f}") for at in (-half / 2, 0, half / 2)]),
             Axis(ticks=ticks),
             [Image(image, (-half, half), (0, len(channels)), most, signed=True)],
             title,

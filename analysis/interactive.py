@@ -33,6 +33,7 @@ TEMPLATE = go.layout.Template(
         "yaxis": AXIS,
     }
 )
+UPRIGHT = 6  # letters of a tick, more are written upwards
 LABELS = 12  # of a legend; more are told apart by the pointer
 
 
@@ -117,10 +118,15 @@ def _axis(axis: Axis) -> dict[str, Any]:
     if axis.log:
         found["type"] = "log"
         limits = [None if value is None else float(np.log10(value)) for value in limits]
-    if limits != [None, None]:
+    if None not in limits:
         found["range"] = limits
+    elif limits != [None, None]:  # the other end as the data have it
+        low, high = limits
+        found["autorangeoptions"] = {"minallowed": low, "maxallowed": high}
     if axis.ticks is not None:
         found |= {"tickvals": [at for at, _ in axis.ticks], "ticktext": [t for _, t in axis.ticks]}
+        if max((len(text) for _, text in axis.ticks), default=0) > UPRIGHT:
+            found |= {"tickangle": -90, "ticklabeloverflow": "allow"}
     return found
 
 

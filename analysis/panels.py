@@ -121,7 +121,9 @@ def mse_along_epochs(runs: Sequence[Run]) -> Panel:
         drawn = [(mean, whose, "mean"), *((p, (w,), "each") for p, w in zip(paths, whose))]
         for (x, y), of, kind in drawn:
             same: dict[str, Any] = {"runs": of, "kind": kind}
-            items.append(Line(x, y, look, label if kind == "mean" else "", **same))
+            items.append(
+                Line(x, y, look, label if kind == "mean" else "", markers=kind == "mean", **same)
+            )
             items.append(Line(x[-1:], y[-1:], look, points=True, size=7.0, **same))
     return Panel(Axis("alpha"), Axis("val mse (sd²)", log=True), items, "along the epochs")
 
@@ -186,7 +188,9 @@ def fvu_against_sparsity(runs: Sequence[Run]) -> Panel:
     if top is not None and len(ended) > 1:
         x, y = (np.array([final(top, f"{split}/{name}")]) for name in ("sparsity", "fvu"))
         ring: dict[str, Any] = {"points": True, "size": 11.0, "open": True}
-        items.append(Line(x, y, Look(INK), f"best: {top.name}", **ring))
+        items.append(
+            Line(x, y, Look(INK), f"best: {top.name}", runs=(positions(runs)[id(top)],), **ring)
+        )
     sparsity = Axis(f"{split} sparsity (fraction of zeros)")
     return Panel(sparsity, Axis(f"{split} fvu", log=True), items, note=note)
 

@@ -108,15 +108,15 @@ def _answer(runs: Sequence[Run]) -> str:
     names = [name for name in varying(runs) if name != "seed"]
     what = f"{run.name}: {label(run, names)}, epoch {run.selected.get('epoch', 'unknown')}"
     rows = [
-        ("fvu", f"{split}/fvu", 0.0, "of the variance is missed; 0 is the aim"),
+        ("fvu", f"{split}/fvu", "of the variance is missed; 0 is the aim"),
         _asked(run, "zeros of live units", f"{split}/live_sparsity", "target_sparsity"),
         _asked(run, "persistence within", "shift/persistence_within", "target_persistence"),
-        ("r articulators", f"{split}/r_articulators", 1.0, "of 1"),
-        ("persistence", "shift/persistence", None, "of the input's own half-life"),
+        ("r articulators", f"{split}/r_articulators", "of 1"),
+        ("persistence", "shift/persistence", "of the input's own half-life"),
     ]
     shown = "".join(
         f"<div><b>{value:.3g}</b>{name}<small>{escape(said)}</small></div>"
-        for name, metric, _, said in rows
+        for name, metric, said in rows
         if (value := final(run, metric)) == value
     )
     others = [score(other) for other in runs if other is not run and other.status in GOOD]
@@ -129,13 +129,13 @@ def _answer(runs: Sequence[Run]) -> str:
     )
 
 
-def _asked(run: Run, name: str, metric: str, knob: str) -> tuple[str, str, float | None, str]:
+def _asked(run: Run, name: str, metric: str, knob: str) -> tuple[str, str, str]:
     """A number of the best run beside what its score asks for."""
     target, value = number(run.config.get(knob)), final(run, metric)
     if target != target or not target:
-        return name, metric, None, "not asked for"
+        return name, metric, "not asked for"
     met = f"target {target:g}, met" if value >= target else f"{target - value:.2g} below {target:g}"
-    return name, metric, target, met
+    return name, metric, met
 
 
 def _statuses(runs: Sequence[Run]) -> str:
@@ -311,7 +311,7 @@ def fronts(runs: Sequence[Run]) -> str:
 def sections(runs: Sequence[Run]) -> str:
     """The figures' places, section by section."""
     found = []
-    for name, (intro, shown) in SECTIONS.items():
+    for name, shown in SECTIONS.items():
         figures = "".join(_figure(one) for one in shown)
         if name == "Trade-off":
             figures += (
@@ -323,7 +323,7 @@ def sections(runs: Sequence[Run]) -> str:
             )
         above = _choice(runs) if name == "One run" else ""
         found.append(
-            f'<section id="{_id(name)}"><h2>{name}</h2>{intro}{above}'
+            f'<section id="{_id(name)}"><h2>{name}</h2>{above}'
             f'<div class="panels">{figures}</div></section>\n'
         )
         if name == "Trade-off":

@@ -51,233 +51,209 @@ def _epochs(name: str, label: str, **more: Any) -> Callable[[Sequence[Run]], Pan
     return lambda runs: panels.over_epochs(runs, name, Axis(label, **more))
 
 
-SECTIONS: dict[str, tuple[str, list[Shown]]] = {
-    "Trade-off": (
-        "",
-        [
-            Shown(
-                "fvu-sparsity",
-                "Reconstruction against sparsity",
-                "Each run's selected weights; the line is the Pareto front of all runs, those that "
-                "no other beats in both; the ring is the best run. Right and down is better.",
-                panels.fvu_against_sparsity,
-            ),
-            Shown(
-                "sparsity-persistence",
-                "Sparsity against persistence",
-                "Persistence is how long the encoding stays like itself over how long the input "
-                "does: above 1 it is the more tolerant to shifts. Right and up is better.",
-                panels.sparsity_against_persistence,
-            ),
-        ],
-    ),
-    "Training": (
-        "",
-        [
-            Shown(
-                "train-loss",
-                "Training loss",
-                "Lower is better only at one alpha: the loss weighs its two terms by alpha.",
-                lambda runs: panels.losses(runs)[0],
-            ),
-            Shown(
-                "val-loss",
-                "Validation loss",
-                "On the scale of the training loss; a gap that widens is overfitting.",
-                lambda runs: panels.losses(runs)[1],
-            ),
-            Shown(
-                "fvu",
-                "Fraction of variance unexplained",
-                "How much of the validation split the reconstruction misses, whatever alpha is; 1 "
-                "is the mean's. Lower is better.",
-                _epochs("val/fvu", "val fvu", log=True),
-            ),
-            Shown(
-                "similarity-epochs",
-                "Self-similarity while training",
-                "At a lag of 80 ms, on a part of the validation split. Higher is more tolerant, if "
-                "fvu stays low.",
-                _epochs("val/self_similarity_80ms", "self-similarity at 80 ms"),
-            ),
-        ],
-    ),
-    "Alpha": (
-        "",
-        [
-            Shown(
-                "alpha-epochs",
-                "Alpha",
-                "What each schedule did; neither direction is better.",
-                _epochs("alpha", "alpha", range=(0, None)),
-            ),
-            Shown(
-                "lambda-epochs",
-                "Effective pressure",
-                "The weight that the penalty has per unit beside the mse, lambda_eff = alpha / "
-                "(1 - alpha) D / C; it compares alphas across encoding sizes.",
-                _epochs("lambda_eff", "lambda_eff", log=True),
-            ),
-            Shown(
-                "mse-alpha-epochs",
-                "Mse against alpha, along the epochs",
-                "A way through training, up to the marker; a line that turns up as alpha grows "
-                "pays for sparsity with reconstruction. Down is better.",
-                panels.mse_along_epochs,
-            ),
-            Shown(
-                "mse-alpha-runs",
-                "Mse against alpha, across runs",
-                "The same at each run's selected epoch: what an alpha costs once trained. Down is "
-                "better.",
-                panels.mse_across_runs,
-            ),
-        ],
-    ),
-    "Shift tolerance": (
-        "",
-        [
-            Shown(
-                "self-similarity",
-                "Self-similarity over time",
-                "Mean correlation of a unit with itself a lag later; the dashed line is the "
-                "input's own. Above it, the encoding changes less than the signal.",
-                panels.self_similarity,
-            ),
-            Shown(
-                "gain",
-                "Gain of small shifts",
-                "How much a shift of the input, down to a quarter of a frame, moves the encoding, "
-                "relative to the input's own move. Below 1 is more tolerant than the signal.",
-                panels.gain,
-            ),
-            Shown(
-                "lowpass",
-                "Smoothed encodings",
-                "What is lost when the encoding is low-passed before it is decoded; the dashed "
-                "line is smoothing the input itself. Lower is better; below the input's the code "
-                "is slow.",
-                panels.lowpass,
-            ),
-            Shown(
-                "guard",
-                "Is tolerance real?",
-                "Persistence is no evidence when a few slow directions hold all variance: the "
-                "participation ratio counts the directions in use. Right and up is better.",
-                panels.participation_against_persistence,
-            ),
-        ],
-    ),
-    "Articulators": (
-        "",
-        [
-            Shown(
-                "r-channels",
-                "Correlation per channel",
-                "Pearson r of reconstruction and truth for each channel, at the selected weights; "
-                "1 is perfect. Bars reach from the lowest seed to the highest.",
-                panels.articulators,
-                wide=True,
-            ),
-        ],
-    ),
-    "Units": (
-        "",
-        [
-            Shown(
-                "dead",
-                "Dead units",
-                "Units that never fire on the validation split: capacity that is lost.",
-                _epochs("val/dead", "dead units (fraction)", range=(0, None)),
-            ),
-            Shown(
-                "density",
-                "How often units fire",
-                "Live units by the fraction of frames on which they fire, selected weights; a heap "
-                "at the right is a dense code, a tail at the left are units that rarely serve.",
-                panels.density,
-            ),
-        ],
-    ),
-    "One run": (
-        "",
-        [
-            Shown(
-                "run-losses",
-                "Its losses",
-                "Training and validation loss; the dotted line is the epoch whose weights were "
-                "selected. Lower is better at one alpha.",
-                of="run",
-            ),
-            Shown(
-                "run-alpha",
-                "Its alpha, and what it did",
-                "Alpha, sparsity and dead units, as fractions; more zeros are better, dead units "
-                "are not.",
-                of="run",
-            ),
-            Shown(
-                "encoding",
-                "Encoding under the articulators",
-                "Above, some channels; below, a row for each unit that fires, ordered by the time "
-                "of its peak and shaded by its own maximum. Paper white is silence.",
-                of="run utterance",
-                wide=True,
-            ),
-            Shown(
-                "reconstruction",
-                "Reconstruction",
-                "Every channel of a validation utterance, truth dark and thin over the "
-                "reconstruction; r says how close they are.",
-                of="run utterance",
-                wide=True,
-            ),
-        ],
-    ),
-    "Inside its model": (
-        "",
-        [
-            Shown(
-                "unit",
-                "A unit",
-                "Left, what it adds to the output: the decoder's answer to an impulse less its "
-                "answer to silence. Middle, where that moves the sensors of a schematic mouth, "
-                "from rest (thin) to its strongest (bold), magnified. Right, when it fires in the "
-                "utterances above.",
-                of="run unit",
-                wide=True,
-            ),
-            Shown(
-                "unit-phones",
-                "The phones on which it fires",
-                "Mean activation on frames of each phone, in units of its mean over all frames; "
-                "known of generated speech alone.",
-                of="run unit",
-            ),
-            Shown(
-                "unit-gestures",
-                "The gestures on which it fires",
-                "The same by the articulators that a consonant binds, or all of them for a vowel.",
-                of="run unit",
-            ),
-            Shown(
-                "primitives",
-                "Decoder primitives",
-                "What single units add to the output, those that matter most first, all in one "
-                "scale: channels down, time across.",
-                of="run",
-                wide=True,
-            ),
-            Shown(
-                "kernels",
-                "First-layer kernels",
-                "What the encoder's first layer looks for: channels down, time across, the largest "
-                "first, all in one scale.",
-                of="run",
-                wide=True,
-            ),
-        ],
-    ),
+SECTIONS: dict[str, list[Shown]] = {
+    "Trade-off": [
+        Shown(
+            "fvu-sparsity",
+            "Reconstruction against sparsity",
+            "Each run's selected weights; the line is the Pareto front of all runs, those that "
+            "no other beats in both; the ring is the best run. Right and down is better.",
+            panels.fvu_against_sparsity,
+        ),
+        Shown(
+            "sparsity-persistence",
+            "Sparsity against persistence",
+            "Persistence is how long the encoding stays like itself over how long the input "
+            "does: above 1 it is the more tolerant to shifts. Right and up is better.",
+            panels.sparsity_against_persistence,
+        ),
+    ],
+    "Training": [
+        Shown(
+            "train-loss",
+            "Training loss",
+            "Lower is better only at one alpha: the loss weighs its two terms by alpha.",
+            lambda runs: panels.losses(runs)[0],
+        ),
+        Shown(
+            "val-loss",
+            "Validation loss",
+            "On the scale of the training loss; a gap that widens is overfitting.",
+            lambda runs: panels.losses(runs)[1],
+        ),
+        Shown(
+            "fvu",
+            "Fraction of variance unexplained",
+            "How much of the validation split the reconstruction misses, whatever alpha is; 1 "
+            "is the mean's. Lower is better.",
+            _epochs("val/fvu", "val fvu", log=True),
+        ),
+        Shown(
+            "similarity-epochs",
+            "Self-similarity while training",
+            "At a lag of 80 ms, on a part of the validation split. Higher is more tolerant, if "
+            "fvu stays low.",
+            _epochs("val/self_similarity_80ms", "self-similarity at 80 ms"),
+        ),
+    ],
+    "Alpha": [
+        Shown(
+            "alpha-epochs",
+            "Alpha",
+            "What each schedule did; neither direction is better.",
+            _epochs("alpha", "alpha", range=(0, None)),
+        ),
+        Shown(
+            "lambda-epochs",
+            "Effective pressure",
+            "The weight that the penalty has per unit beside the mse, lambda_eff = alpha / "
+            "(1 - alpha) D / C; it compares alphas across encoding sizes.",
+            _epochs("lambda_eff", "lambda_eff", log=True),
+        ),
+        Shown(
+            "mse-alpha-epochs",
+            "Mse against alpha, along the epochs",
+            "A way through training, up to the marker; a line that turns up as alpha grows "
+            "pays for sparsity with reconstruction. Down is better.",
+            panels.mse_along_epochs,
+        ),
+        Shown(
+            "mse-alpha-runs",
+            "Mse against alpha, across runs",
+            "The same at each run's selected epoch: what an alpha costs once trained. Down is "
+            "better.",
+            panels.mse_across_runs,
+        ),
+    ],
+    "Shift tolerance": [
+        Shown(
+            "self-similarity",
+            "Self-similarity over time",
+            "Mean correlation of a unit with itself a lag later; the dashed line is the "
+            "input's own. Above it, the encoding changes less than the signal.",
+            panels.self_similarity,
+        ),
+        Shown(
+            "gain",
+            "Gain of small shifts",
+            "How much a shift of the input, down to a quarter of a frame, moves the encoding, "
+            "relative to the input's own move. Below 1 is more tolerant than the signal.",
+            panels.gain,
+        ),
+        Shown(
+            "lowpass",
+            "Smoothed encodings",
+            "What is lost when the encoding is low-passed before it is decoded; the dashed "
+            "line is smoothing the input itself. Lower is better; below the input's the code "
+            "is slow.",
+            panels.lowpass,
+        ),
+        Shown(
+            "guard",
+            "Is tolerance real?",
+            "Persistence is no evidence when a few slow directions hold all variance: the "
+            "participation ratio counts the directions in use. Right and up is better.",
+            panels.participation_against_persistence,
+        ),
+    ],
+    "Articulators": [
+        Shown(
+            "r-channels",
+            "Correlation per channel",
+            "Pearson r of reconstruction and truth for each channel, at the selected weights; "
+            "1 is perfect. Bars reach from the lowest seed to the highest.",
+            panels.articulators,
+            wide=True,
+        ),
+    ],
+    "Units": [
+        Shown(
+            "dead",
+            "Dead units",
+            "Units that never fire on the validation split: capacity that is lost.",
+            _epochs("val/dead", "dead units (fraction)", range=(0, None)),
+        ),
+        Shown(
+            "density",
+            "How often units fire",
+            "Live units by the fraction of frames on which they fire, selected weights; a heap "
+            "at the right is a dense code, a tail at the left are units that rarely serve.",
+            panels.density,
+        ),
+    ],
+    "One run": [
+        Shown(
+            "run-losses",
+            "Its losses",
+            "Training and validation loss; the dotted line is the epoch whose weights were "
+            "selected. Lower is better at one alpha.",
+            of="run",
+        ),
+        Shown(
+            "run-alpha",
+            "Its alpha, and what it did",
+            "Alpha, sparsity and dead units, as fractions; more zeros are better, dead units "
+            "are not.",
+            of="run",
+        ),
+        Shown(
+            "encoding",
+            "Encoding under the articulators",
+            "Above, some channels; below, a row for each unit that fires, ordered by the time "
+            "of its peak and shaded by its own maximum. Paper white is silence.",
+            of="run utterance",
+            wide=True,
+        ),
+        Shown(
+            "reconstruction",
+            "Reconstruction",
+            "Every channel of a validation utterance, truth dark and thin over the "
+            "reconstruction; r says how close they are.",
+            of="run utterance",
+            wide=True,
+        ),
+    ],
+    "Inside its model": [
+        Shown(
+            "unit",
+            "A unit",
+            "Left, what it adds to the output: the decoder's answer to an impulse less its "
+            "answer to silence. Middle, where that moves the sensors of a schematic mouth, "
+            "from rest (thin) to its strongest (bold), magnified. Right, when it fires in the "
+            "utterances above.",
+            of="run unit",
+            wide=True,
+        ),
+        Shown(
+            "unit-phones",
+            "The phones on which it fires",
+            "Mean activation on frames of each phone, in units of its mean over all frames; "
+            "known of generated speech alone.",
+            of="run unit",
+        ),
+        Shown(
+            "unit-gestures",
+            "The gestures on which it fires",
+            "The same by the articulators that a consonant binds, or all of them for a vowel.",
+            of="run unit",
+        ),
+        Shown(
+            "primitives",
+            "Decoder primitives",
+            "What single units add to the output, those that matter most first, all in one "
+            "scale: channels down, time across.",
+            of="run",
+            wide=True,
+        ),
+        Shown(
+            "kernels",
+            "First-layer kernels",
+            "What the encoder's first layer looks for: channels down, time across, the largest "
+            "first, all in one scale.",
+            of="run",
+            wide=True,
+        ),
+    ],
 }
 
 
@@ -287,7 +263,7 @@ def collect(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[int, dict[str, li
     A key is the figure's name and, for those of one run, its position among the runs and that of
     the utterance or the unit. A figure is {figure, text}, or a text that says why there is none.
     """
-    of_all = [one for _, shown in SECTIONS.values() for one in shown if one.show]
+    of_all = [one for shown in SECTIONS.values() for one in shown if one.show]
     figures = {one.name: _made(one.show, runs) for one in of_all if one.show}
     for i, run in enumerate(runs):
         figures[f"run-losses/{i}"] = _made(panels.run_losses, run)

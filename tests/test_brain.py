@@ -124,7 +124,7 @@ def test_the_program_compares_runs_and_writes_a_table_and_a_figure(tmp_path, mon
     brain.main([str(tmp_path / "runs"), "--stories=4", "--weights=selected", "--out", str(out)])
     said = capsys.readouterr().out
     assert "Simulated responses; 50% of their variance can be explained." in said
-    for name in ("raw features", "untrained", "cosine", brain.NULL):
+    for name in ("raw features", "untrained", "cosine", f"{brain.NULL}cosine"):
         assert f"| {name} |" in said
     assert len((out / "brain.csv").read_text().splitlines()) == 1 + 4 * 2 * 2
     assert (out / "brain.png").stat().st_size > 10_000

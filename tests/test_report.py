@@ -234,6 +234,8 @@ def test_on_paper_every_figure_is_drawn_on_white_and_fits(sweep, opened):
         "rgb(34, 40, 47)"
     }
     assert max(right for right, _ in places.evaluate_all(f"all => all.map({ink})")) <= 720
+    right = "document.querySelector('#table table').getBoundingClientRect().right"
+    assert view.evaluate(right) <= 720
     assert view.locator("nav").is_hidden()
     view.evaluate("dispatchEvent(new Event('afterprint'))")
     assert view.locator("nav").is_visible()
@@ -242,12 +244,17 @@ def test_on_paper_every_figure_is_drawn_on_white_and_fits(sweep, opened):
 @pytest.mark.slow
 def test_the_pdf_of_the_page_has_its_figures_as_drawings(sweep, opened, tmp_path):
     view = opened(sweep)
+    count = "all => all.filter(one => one.childElementCount).length"
+    places = view.locator("figure[data-figure] .plot")
+    assert places.evaluate_all(count) < places.count()
+    plots = "[...document.querySelectorAll('figure[data-figure] .plot')]"
+    count_them = f"window.inPrint = {plots}.filter((one) => one.childElementCount).length"
+    view.evaluate(f"addEventListener('beforeprint', () => {{ {count_them}; }})")
     view.pdf(path=tmp_path / "page.pdf", format="A4")
     content = (tmp_path / "page.pdf").read_bytes()
     assert 8 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 30
     assert not view.evaluate("printing"), "the screen is as it was"
-    drawn = view.evaluate("[...document.querySelectorAll('figure')].filter(f => f.dataset.drawn)")
-    assert drawn
+    assert view.evaluate("inPrint") == places.count()
 
 
 def test_in_the_dark_the_text_of_page_and_figures_is_light(sweep, opened):
@@ -266,8 +273,12 @@ def test_a_telephone_scrolls_down_and_not_aside(sweep, opened):
 
 
 def test_the_keyboard_reaches_filters_headings_rows_and_figures(view):
-    view.keyboard.press("Tab")
-    view.evaluate("document.querySelector('button[data-value]').focus()")
+    view.locator("a, button, [tabindex='0']").first.focus()
+    for _ in range(30):  # the answer, headings of the page, then the filters
+        view.keyboard.press("Tab")
+        if view.evaluate("document.activeElement.matches('button[data-value]')"):
+            break
+    assert view.evaluate("document.activeElement.matches('button[data-value]')")
     view.keyboard.press("Space")
     assert len(names(view)) == 12
     view.keyboard.press("Space")
@@ -292,6 +303,12 @@ def test_figures_say_in_words_what_they_show(view):
     said = view.locator("#fvu .plot").get_attribute("aria-label")
     assert said.startswith("val fvu against epoch; constant: ")
     assert "cosine, alpha_max 0.3: " in said
+
+
+def test_an_axis_that_begins_at_0_does_so_on_the_page(view):
+    show(view, "dead")
+    low, high = view.evaluate("document.querySelector('#dead .plot')._fullLayout.yaxis.range")
+    assert low == 0 < high
 
 
 def test_the_page_offers_no_upload(view):
@@ -419,7 +436,7 @@ def test_the_page_begins_with_the_run_to_take_and_what_it_gives_up(tmp_path):
 
 
 def test_every_figure_has_a_heading_and_a_caption_of_its_own():
-    shown = [one for _, found in SECTIONS.values() for one in found]
+    shown = [one for found in SECTIONS.values() for one in found]
     for part in ("name", "heading", "caption"):
         assert len({getattr(one, part) for one in shown}) == len(shown)
 
