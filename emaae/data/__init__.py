@@ -43,10 +43,7 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
         roots = {name: getattr(config, f"{name}_dir") for name in wanted}
         sources = {name: _source(name, root, config, form) for name, root in roots.items() if root}
     with after_the_first():  # which packs what is not packed yet, and says how far it is
-        splits = {
-            name: store.load(source, config.cache_folder, config.verify_data)
-            for name, source in sources.items()
-        }
+        splits = {name: store.load(source, config.cache_folder) for name, source in sources.items()}
     for name, split in splits.items():
         if split.skipped:
             warnings.warn(f"{name}: left out {skipped(split)}", stacklevel=2)
