@@ -284,7 +284,7 @@ def decode_tree(
     A model that does not see loudness gives none: it is 0 there. Times are those of the encodings.
     It keeps and refuses the same files as `encode_tree`. Raises UserError.
     """
-    columns = [CHANNELS.index(c) for c in Form.of(model.input_dim == len(CHANNELS)).channels]
+    columns = Form.of(keep_loudness=model.input_dim == len(CHANNELS)).columns
 
     def sources(todo: Iterable[FeatureFile]) -> Iterator[Source]:
         for file in todo:

@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import scipy.sparse
 
+from emaae.data.features import times_beside
 from emaae.data.npz import MOST_BYTES, MOST_FRAMES, open_npz, read_member
 from emaae.runs.checkpoint import not_written, write_json, write_whole
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import is_data, open_plain, read_json
+from emaae.system.files import is_data, plain_file, read_json
 
 MANIFEST = "manifest.json"
 # The longest utterance in the largest encoding there can be.
@@ -64,22 +65,21 @@ def write_times(path: Path, times: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(not_written(path, error)) from None
-    write_whole(_beside(path), lambda file: np.savez(file, times=times), flushed=False)
+    beside = Path(times_beside(str(path)))
+    write_whole(beside, lambda file: np.savez(file, times=times), flushed=False)
 
 
 def made_from(path: Path) -> str | None:
     """What the file at `path` was made from; None unless it is whole and its times are there."""
-    with contextlib.suppress(OSError, BadFile, UnicodeDecodeError):
-        with open_plain(_beside(path), MOST_BYTES) as file, open_npz(file, str(path)):
+    with contextlib.suppress(BadFile, UnicodeDecodeError):
+        with plain_file(times_beside(str(path)), MOST_BYTES) as file, open_npz(file, str(path)):
             pass
-        file = open_plain(path, MOST_ENCODED)
-        with file, open_npz(file, str(path), MOST_ENCODED) as archive:
+        with (
+            plain_file(path, MOST_ENCODED) as file,
+            open_npz(file, str(path), MOST_ENCODED) as archive,
+        ):
             return archive.comment.decode()
     return None
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name.removesuffix('.npz')}_times.npz")
 
 
 def _narrowed(part: np.ndarray, dtype: str, path: Path) -> np.ndarray:
@@ -96,11 +96,7 @@ def _narrowed(part: np.ndarray, dtype: str, path: Path) -> np.ndarray:
 def read_encoding(path: str | Path, n_units: int) -> np.ndarray:
     """The encoding (T, n_units) float32 in a file of any form. Raises BadFile."""
     where, at_most = str(path), MOST_FRAMES * n_units * 8
-    try:
-        file = open_plain(path, 2 * at_most)
-    except OSError as error:
-        raise BadFile(f"{where} cannot be read: {error.strerror or error}") from None
-    with file, open_npz(file, where, 2 * at_most) as archive:
+    with plain_file(path, 2 * at_most) as file, open_npz(file, where, 2 * at_most) as archive:
         if "indptr.npy" in archive.namelist():
             arrays = {key: read_member(archive, key, where, at_most) for key in CSR}
             z = _dense(arrays, n_units, where)

@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -32,15 +32,16 @@ from emaae.data.features import (
     FRAME_RATE_HZ,
     check_features,
     check_identity,
-    entries_below,
+    files_below,
     frame_times,
     read_features,
     read_times,
+    times_beside,
 )
 from emaae.runs.checkpoint import write_whole
 from emaae.system.devices import pick_device
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import open_plain, read_text
+from emaae.system.files import plain_file, read_text
 from emaae.system.progress import progress
 
 MODEL = "en"
@@ -147,8 +148,8 @@ def _find(root: str | Path, broken: dict[str, str]) -> list[Audio]:
         what = "is not a directory" if Path(root).exists() else "does not exist"
         raise UserError(f"--audio_dir {root} {what}: expected a directory of .flac and .wav files")
     found = defaultdict(list)
-    for folder, entry in entries_below(root, True, _is_audio):
-        found[folder + entry.name.rpartition(".")[0]].append(entry.path)
+    for name, path in files_below(root, True, lambda name: name.lower().endswith(SUFFIXES)):
+        found[name.rpartition(".")[0]].append(path)
     if not found:
         raise UserError(f"--audio_dir {root} holds no .flac or .wav files: expected some below it")
     files = []
@@ -166,10 +167,6 @@ def _find(root: str | Path, broken: dict[str, str]) -> list[Audio]:
         except BadFile as error:
             broken.update(dict.fromkeys(paths, str(error)))
     return files
-
-
-def _is_audio(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
 
 
 def _is_there(out: Path, identity: str) -> bool:
@@ -191,10 +188,7 @@ def _write(out: Path, identity: str, features: np.ndarray, times: np.ndarray) ->
     except OSError as error:
         raise UserError(f"--out_dir {out} cannot be written: {error.strerror or error}") from None
     # In this order: who finds features finds their times.
-    write_whole(
-        path.with_name(f"{path.name.removesuffix('.npz')}_times.npz"),
-        lambda file: np.savez(file, times=times),
-    )
+    write_whole(Path(times_beside(str(path))), lambda file: np.savez(file, times=times))
     write_whole(path, lambda file: np.savez(file, features=features))
 
 
@@ -202,7 +196,7 @@ def _n_samples(path: str) -> int:
     """Samples at 16 kHz that the file says it holds. Raises BadFile for what cannot be used."""
     import soundfile
 
-    with _audio_errors_named(path), open_plain(path, MOST_BYTES) as file:
+    with _open(path) as file:
         header = soundfile.info(file)
     seconds = header.frames / header.samplerate
     if seconds > LONGEST_S or header.frames * header.channels > MOST_VALUES:
@@ -222,13 +216,13 @@ def _n_samples(path: str) -> int:
 
 
 @contextlib.contextmanager
-def _audio_errors_named(path: str) -> Iterator[None]:
+def _open(path: str) -> Iterator[BinaryIO]:
+    """A file of audio, where what it cannot be read for becomes a BadFile."""
     import soundfile
 
     try:
-        yield
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from None
+        with plain_file(path, MOST_BYTES) as file:
+            yield file
     except soundfile.SoundFileError as error:
         raise BadFile(f"{path} is no audio that can be read ({_reason(error)})") from None
 
@@ -337,9 +331,8 @@ def _features(
 def _read(coder: Any, audio: Audio) -> tuple[Any, int]:
     """The waveform as SPARC reads it, (1, N) at 16 kHz, of mean 0 and sd 1, and a seed. BadFile."""
     path = audio.path
-    with _audio_errors_named(path), np.errstate(all="ignore"):
-        with open_plain(path, MOST_BYTES) as file:
-            content = file.read()
+    with _open(path) as file, np.errstate(all="ignore"):
+        content = file.read()
         wave = coder.process_wavfiles([io.BytesIO(content)])
     n_samples = int(wave.input_lens[0])
     if n_samples != audio.n_samples:

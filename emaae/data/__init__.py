@@ -18,10 +18,12 @@ from emaae.data.features import (
     find_features,
     read_features,
     read_times,
+    times_beside,
 )
-from emaae.data.reading import Form, Reader, Utterance, read, utterance
+from emaae.data.reading import Form, Reader, Utterance, each, utterance
 from emaae.data.split import Split, check_overlap
 from emaae.system.distributed import after_the_first
+from emaae.system.errors import few
 from emaae.system.progress import progress
 
 SPLITS = ("train", "val", "test")
@@ -54,9 +56,8 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
 def skipped(split: Split) -> str:
     """A warning that names the files that were left out."""
     names = list(split.skipped)
-    few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    n_files = len(split) + len(names)
-    return f"{len(names)} of {n_files} files, which are broken: {few} ({split.skipped[names[0]]})"
+    of = len(split) + len(names)
+    return f"{len(names)} of {of} files, which are broken: {few(names)} ({split.skipped[names[0]]})"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _in_bucket(name: str, prefix: str, recursive: bool) -> Listing:
         there = bucket.list_times(handle, prefix, recursive)
 
         def read_object(file: FeatureFile) -> np.ndarray | None:
-            key = bucket.times_key(file.path)
+            key = times_beside(file.path)
             return bucket.read_array(handle, key, of="times") if key in there else None
 
         return read_object
@@ -127,8 +128,12 @@ def _source(name: str, root: str, config: Config, form: Form) -> store.Source:
     found = listed(root, config.recursive, config.bucket)
     broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
 
+    def connect() -> Callable[[FeatureFile], Utterance]:
+        read = found.connect()
+        return lambda file: utterance(file.identity, read(file), form)
+
     def read_all() -> Iterator[Utterance]:
-        utterances = read(found.files, found.connect, form, broken)
+        utterances = each(found.files, connect, broken)
         return progress(utterances, f"reading {name}", total=len(found.files), unit="utterances")
 
     state = store.key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))
@@ -143,6 +148,7 @@ def _demo(name: str, form: Form) -> store.Source:
         return (utterance(u.name, u.features, form) for u in generate(name))
 
     # The generator's own text, since a version of it could be forgotten.
-    text = Path(__file__).with_name("demo.py").read_text(encoding="utf-8")
-    state = store.key(text, np.__version__, importlib.metadata.version("scipy"))
+    modules = ("demo.py", "phones.py", "synthesis.py")
+    texts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in modules]
+    state = store.key(texts, np.__version__, importlib.metadata.version("scipy"))
     return store.Source(f"the demo's {name} split", ("demo", name), state, form, generate_all)

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from emaae.data.features import FeatureFile, times_beside
+from emaae.data.features import FeatureFile, without_npz
 from emaae.data.npz import MOST_BYTES, load_npz, too_large
-from emaae.system.errors import BadFile, UserError, extra
+from emaae.system.errors import BadFile, UserError, extra, few
 from emaae.system.files import is_data
 
 # What upload_raw_array can write besides gzip and no compression. The name comes from the object's
@@ -90,20 +90,7 @@ def list_features(bucket: Any, prefix: str, recursive: bool) -> list[FeatureFile
 def list_times(bucket: Any, prefix: str, recursive: bool) -> frozenset[str]:
     """The keys of the times under `prefix`. Raises UserError."""
     keys = _listed(bucket, _folder(prefix), recursive)
-    return frozenset(key for key in keys if _stem(key).endswith("_times"))
-
-
-def times_key(key: str) -> str:
-    """Where the times of the features in the object `key` are, if there are any."""
-    return times_beside(key) if _is_npz(key) else f"{key}_times"
-
-
-def _is_npz(key: str) -> bool:
-    return key.lower().endswith(".npz")
-
-
-def _stem(key: str) -> str:
-    return key[: -len(".npz")] if _is_npz(key) else key
+    return frozenset(key for key in keys if without_npz(key).endswith("_times"))
 
 
 def _folder(prefix: str) -> str:
@@ -133,7 +120,7 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
         content = answer["Body"].read()
     if etag is not None and answer["ETag"] != etag:
         raise UserError(f"{where} has changed since it was listed: start again")
-    if _is_npz(key):
+    if key.lower().endswith(".npz"):
         return load_npz(io.BytesIO(content), where, of)
     return _raw_array(content, answer["Metadata"], where)
 
@@ -157,7 +144,7 @@ def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bo
 
 def _identity(name: str) -> str | None:
     """The utterance that the object `name` holds the features of, or None."""
-    identity = _stem(name)
+    identity = without_npz(name)
     last = identity.rpartition("/")[2]
     other = identity == name and OTHER_FILE.search(last)
     if last == "" or last.endswith("_times") or other or not is_data(name):
@@ -186,12 +173,11 @@ def _no_features(bucket: Any, folder: str, keys: list[str], recursive: bool) -> 
     return f"no objects under {where}, expected features: name another prefix ({there})"
 
 
-def _folders(bucket: Any, folder: str, n: int = 5) -> str:
-    """The names of the first `n` folders in `folder` as text, empty where there are none."""
+def _folders(bucket: Any, folder: str) -> str:
+    """The names of the first folders in `folder` as text, empty where there are none."""
     client = bucket.meta.client
     page = client.list_objects_v2(Bucket=bucket.name, Prefix=folder, Delimiter="/")
-    names = [entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])]
-    return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
+    return few([entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])])
 
 
 def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.ndarray:

@@ -26,7 +26,7 @@ from emaae.data.features import (
 from emaae.data.npz import MOST_BYTES, load_npz
 from emaae.data.split import LIBRISPEECH
 from emaae.system.errors import BadFile, plainly
-from emaae.system.files import open_plain
+from emaae.system.files import plain_file
 from emaae.system.progress import progress
 
 PITCH_HZ = (50, 550)
@@ -147,7 +147,8 @@ def _check_file(tree: Tree, identity: str, path: Path) -> bytes | None:
     try:
         check_identity(identity, str(path))
         kind = "unreadable"
-        array = _load(path, "features")
+        with plain_file(path, MOST_BYTES) as file:
+            array = load_npz(file, str(path))
         kind = "numbers" if array.ndim == 2 and array.shape[1] == len(CHANNELS) else "columns"
         features = check_features(array, str(path))
     except BadFile as error:
@@ -159,14 +160,6 @@ def _check_file(tree: Tree, identity: str, path: Path) -> bytes | None:
     if match := LIBRISPEECH.fullmatch(identity.rpartition("/")[2]):
         tree.speakers.add(match[1])
     return hashlib.blake2b(features.tobytes(), digest_size=16).digest()
-
-
-def _load(path: Path, key: str) -> np.ndarray:
-    try:
-        with open_plain(path, MOST_BYTES) as file:
-            return load_npz(file, str(path), key)
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _check_values(tree: Tree, identity: str, features: np.ndarray) -> None:

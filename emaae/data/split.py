@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from emaae.data.reading import Form, Utterance, content_digest, utterance
-from emaae.system.errors import UserError
+from emaae.system.errors import UserError, few
 
 # Frames whose moments are summed at a time: a float64 copy of all would be twice the data.
 MOMENTS_AT_ONCE = 1 << 16
@@ -178,9 +178,8 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
     for first, second in itertools.combinations(speakers, 2):
         shared = sorted(speakers[first] & speakers[second], key=int)
         if shared:
-            few = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
             warnings.warn(
-                f"{len(shared)} speaker(s) are in both {first} and {second} ({few}): "
+                f"{len(shared)} speaker(s) are in both {first} and {second} ({few(shared)}): "
                 "scores will say little about new speakers; split by speaker",
                 stacklevel=2,
             )
