@@ -14,7 +14,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,12 @@ from emaae.system.files import is_data
 # What upload_raw_array can write besides gzip and no compression. The name comes from the object's
 # metadata, and numcodecs also has a codec that unpickles, so no other name may reach it.
 NUMCODECS = ("zstd", "lz4")
+
+STREAMS: Mapping[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),  # 16 + asks for gzip
+    "zlib": zlib.decompressobj,
+    "bz2": bz2.BZ2Decompressor,
+}
 
 # A plain number in NumPy's notation: float, signed, unsigned, bool. No objects, no records.
 NUMBER = re.compile(r"[<>|=]?[fiub]\d+")
@@ -42,20 +48,13 @@ def open_bucket(name: str) -> Any:
     with extra("bucket"):
         import boto3
         from botocore.config import Config
-        from botocore.exceptions import ClientError
     # About 15 s for an endpoint that is down, 30 s for one that accepts and says nothing.
     patience = Config(
         connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3}
     )
-    where = f"s3://{name}"
-    with _explained(where):
+    with _explained(f"s3://{name}"):
         bucket = boto3.resource("s3", config=patience).Bucket(name)
-        try:
-            bucket.meta.client.head_bucket(Bucket=name)
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "404":
-                raise UserError(_no_such_bucket(where)) from error
-            raise
+        bucket.meta.client.head_bucket(Bucket=name)
     return bucket
 
 
@@ -82,8 +81,7 @@ def list_features(bucket: Any, prefix: str, recursive: bool) -> list[FeatureFile
         features[identity] = FeatureFile(identity, key, stamp)
     if not features:
         with _explained(where):
-            reason = _no_features(bucket, folder, list(stamps), recursive)
-        raise UserError(reason)
+            raise UserError(_no_features(bucket, folder, list(stamps), recursive))
     return sorted(features.values())
 
 
@@ -134,8 +132,8 @@ def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bo
     shape = ",".join(map(str, array.shape))
     metadata = {"dtype": array.dtype.str, "shape": shape, "compression": "gzip", "order": "C"}
     with _explained(f"s3://{bucket.name}/{key}"):
-        found = {item.key for item in bucket.objects.filter(Prefix=key, MaxKeys=1)}
-        if key in found and bucket.Object(key).metadata.get("state") == digest:
+        found = [item.key for item in bucket.objects.filter(Prefix=key).limit(1)]
+        if found == [key] and bucket.Object(key).metadata.get("state") == digest:
             return False
         content = gzip.compress(array.tobytes(), mtime=0)
         bucket.Object(key).put(Body=content, Metadata=metadata | {"state": digest})
@@ -238,12 +236,8 @@ def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) ->
         if compression in ("False", "None"):
             return content
         codec = compression.lower()
-        if codec in ("gzip", "zlib", "bz2"):
-            stream: Any = {
-                "gzip": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),  # 16 + asks for it
-                "zlib": zlib.decompressobj,
-                "bz2": bz2.BZ2Decompressor,
-            }[codec]()
+        if codec in STREAMS:
+            stream = STREAMS[codec]()
             array = stream.decompress(content, n_bytes + 1)
             if len(array) <= n_bytes and not stream.eof:
                 raise EOFError("the end is missing")
@@ -273,68 +267,61 @@ def endpoint() -> str:
     return f"AWS_ENDPOINT_URL={url.rpartition('@')[2]}"
 
 
-def _no_such_bucket(where: str) -> str:
-    return (
-        f"{where} does not exist at {endpoint()}, expected a bucket: "
-        "check the spelling of --bucket and the endpoint"
-    )
-
-
-def _no_answer(where: str, what: str) -> str:
-    return (
-        f"{where} cannot be reached at {endpoint()} ({what}), expected an S3 endpoint that "
-        "answers: check the address, the network, and that the server runs"
-    )
-
-
 @contextlib.contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Turn what boto says about `where` into a UserError.
-
-    Messages hold the code of a server's error only: its text may quote the request.
-    """
-    from botocore import exceptions as boto
+    """Turn what boto says about `where` into a UserError."""
+    from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
-    unreachable = (
-        boto.ConnectionError,
-        boto.HTTPClientError,
-        boto.IncompleteReadError,
-        ResponseParserError,
-        RecursionError,  # botocore after a redirect that names no region, as a web page sends it
-        OSError,
-    )
+    ours = (BotoCoreError, ClientError, ResponseParserError, OSError, RecursionError, ValueError)
     try:
         yield
-    except boto.ClientError as error:
-        code = error.response["Error"]["Code"]
-        if code == "NoSuchBucket":
-            raise UserError(_no_such_bucket(where)) from error
-        if code in ("NoSuchKey", "404"):
-            raise UserError(
-                f"{where} does not exist, expected a raw array or an .npz: list the bucket again"
-            ) from error
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
-            raise UserError(_no_answer(where, code)) from error
-        raise UserError(
-            f"{where} was refused by {endpoint()} ({code}), expected credentials that may list, "
-            "read it, and write it for --upload: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-            "and AWS_DEFAULT_REGION"
-        ) from error
-    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-        raise UserError(
-            f"{where} needs credentials, got none or half of them: set AWS_ACCESS_KEY_ID and "
+    except ours as error:
+        raise UserError(f"{where} {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, what was expected and the way out.
+
+    Of a server's error the code alone is quoted: its text may hold the request.
+    """
+    from botocore import exceptions as boto
+
+    what = type(error).__name__
+    if isinstance(error, boto.ClientError):
+        what = error.response["Error"]["Code"]
+        if what == "NoSuchBucket" or (what == "404" and error.operation_name == "HeadBucket"):
+            return (
+                f"does not exist at {endpoint()}, expected a bucket: "
+                "check the spelling of --bucket and the endpoint"
+            )
+        if what in ("NoSuchKey", "404"):
+            return "does not exist, expected a raw array or an .npz: list the bucket again"
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
+            return (
+                f"was refused by {endpoint()} ({what}), expected credentials that may list, "
+                "read it, and write it for --upload: check AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION"
+            )
+    elif isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        return (
+            "needs credentials, got none or half of them: set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL for a store that is not Amazon's"
-        ) from error
-    except unreachable as error:
-        raise UserError(_no_answer(where, type(error).__name__)) from error
-    except (boto.ParamValidationError, boto.EndpointResolutionError, ValueError) as error:
-        raise UserError(
-            f"{where} at {endpoint()} cannot be asked for, expected a bucket name without spaces "
+        )
+    elif isinstance(error, boto.ParamValidationError | boto.EndpointResolutionError | ValueError):
+        return (
+            f"at {endpoint()} cannot be asked for, expected a bucket name without spaces "
             "or slashes and a URL such as https://s3.example.org: check --bucket and the endpoint"
-        ) from error
-    except boto.BotoCoreError as error:
-        raise UserError(
-            f"{where} cannot be opened ({type(error).__name__}), expected a working AWS "
+        )
+    elif isinstance(error, boto.BotoCoreError) and not isinstance(
+        error, boto.ConnectionError | boto.HTTPClientError | boto.IncompleteReadError
+    ):
+        return (
+            f"cannot be opened ({what}), expected a working AWS "
             "configuration: check the AWS_* variables and the files under ~/.aws"
-        ) from error
+        )
+    # botocore recurses without end after a redirect that names no region, as a web page sends it.
+    return (
+        f"cannot be reached at {endpoint()} ({what}), expected an S3 endpoint that "
+        "answers: check the address, the network, and that the server runs"
+    )

@@ -85,16 +85,6 @@ class Split:
         """Frames of each utterance (U,)."""
         return np.diff(self.offsets)
 
-    @functools.cached_property
-    def starts(self) -> Tensor:
-        """First frame of each utterance (U,), where the frames are."""
-        return torch.from_numpy(self.offsets[:-1]).to(self.frames.device)
-
-    @functools.cached_property
-    def sizes(self) -> Tensor:
-        """`lengths` (U,), where the frames are."""
-        return torch.from_numpy(self.lengths).to(self.frames.device)
-
     def to(self, device: torch.device) -> "Split":
         """The same split for a model on a device.
 
