@@ -131,10 +131,10 @@ def test_what_a_process_did_not_tell_before_it_was_killed_is_read_again(encoded,
 
 def test_a_story_is_its_utterances_at_their_onsets(encoded):
     spoken = [
-        Spoken("s/a", str(encoded / "z/s/a.npz"), 1.0),
-        Spoken("s/b", str(encoded / "z/s/b.npz"), 7.0),
+        Spoken(str(encoded / "z/s/a.npz"), 1.0),
+        Spoken(str(encoded / "z/s/b.npz"), 7.0),
     ]
-    design = Design(tr_s=0.5, delays=(0, 2), trim=(2, 1), units=[3, 4, 5])
+    design = Design([3, 4, 5], tr_s=0.5, delays=(0, 2), trim=(2, 1))
     times, matrix = regressors.story("x", spoken, N_UNITS, design)
     (a, at_a), (b, at_b) = encoding(encoded, "s/a"), encoding(encoded, "s/b")
     frames, at = np.concatenate([a, b]), np.concatenate([1 + at_a, 7 + at_b])
@@ -149,11 +149,9 @@ def test_a_story_is_its_utterances_at_their_onsets(encoded):
 
 
 def test_utterances_that_overlap_are_refused(encoded):
-    spoken = [
-        Spoken(n, str(encoded / f"z/{n}.npz"), onset) for n, onset in (("s/a", 0), ("s/b", 2))
-    ]
+    spoken = [Spoken(str(encoded / f"z/s/{n}.npz"), onset) for n, onset in (("a", 0), ("b", 2))]
     with pytest.raises(UserError, match="the story x, whose utterances must not overlap"):
-        regressors.story("x", spoken, N_UNITS, Design(tr_s=0.5))
+        regressors.story("x", spoken, N_UNITS, Design([0], tr_s=0.5))
 
 
 # ---- the command
@@ -255,7 +253,8 @@ def test_a_long_story_takes_memory_for_one_utterance_at_a_time(tmp_path):
     (tmp_path / "o.csv").write_text("\n".join(rows))
     told = regressors.stories(tmp_path, tmp_path / "o.csv")
     tracemalloc.start()
-    _, matrix = regressors.story("story", told["story"], 64, Design(tr_s=2.0, delays=(1,)))
+    design = Design(range(64), tr_s=2.0, delays=(1,))
+    _, matrix = regressors.story("story", told["story"], 64, design)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert matrix.shape == (620, 64)
