@@ -131,35 +131,29 @@ def _dense(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.nda
 # ---- the tree
 
 
-def claim(out: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of a tree, or compare it with the one that is there. Raises UserError.
+def claim(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a tree, which is written where the folder is new. Raises UserError.
 
-    What was made, by which model and in which form must be the same; the rest may differ.
+    What was made, by which model and in which form must be as given; the rest may differ.
     """
     path = out / MANIFEST
-    if not path.is_file():
-        others = sorted(entry.name for entry in out.iterdir() if is_data(entry.name))
-        if others:
+    if path.is_file():
+        found = read_json(path)
+        was, now = _identity(found), _identity(manifest)
+        if was != now:
             raise UserError(
-                f"{out} holds {others[0]} and no {MANIFEST}, so that others made it: expected a "
-                "new or empty folder; give another --out"
+                f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
+                "folder"
             )
-        write_json(path, manifest)
-        return
-    before = read_json(path)
-    was, now = _identity(before), _identity(manifest)
-    if was != now:
+        return found
+    others = sorted(entry.name for entry in out.iterdir() if is_data(entry.name))
+    if others:
         raise UserError(
-            f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
-            "folder"
+            f"{out} holds {others[0]} and no {MANIFEST}, so that others made it: expected a "
+            "new or empty folder; give another --out"
         )
-
-
-def update_manifest(out: Path, more: Mapping[str, Any]) -> None:
-    """Add to the manifest of a tree, or change what it has."""
-    before = read_json(out / MANIFEST)
-    if before | dict(more) != before:
-        write_json(out / MANIFEST, before | dict(more))
+    write_json(path, manifest)
+    return dict(manifest)
 
 
 def _identity(manifest: Mapping[str, Any]) -> str:
