@@ -30,6 +30,9 @@ import yaml
 
 from emaae.data.features import (
     FRAME_RATE_HZ,
+    HOP_SAMPLES,
+    SAMPLE_RATE_HZ,
+    WINDOW_SAMPLES,
     check_features,
     check_identity,
     files_below,
@@ -56,8 +59,6 @@ FETCH = (
     "model_english_1500k.ckpt && hf download microsoft/wavlm-large config.json pytorch_model.bin"
 )
 
-# WavLM sees windows of 400 samples at 16 kHz, one every 320.
-SAMPLE_RATE_HZ, WINDOW_SAMPLES, HOP_SAMPLES = 16_000, 400, 320
 # What SPARC adds on either side when its settings say zero_pad.
 PAD_SAMPLES = 160
 # The low-pass filter runs over the utterance mirrored by 18 frames, and needs one more.

@@ -22,9 +22,10 @@ ARTICULATORS = (
 # backwards, Y upwards), loudness is dimensionless and >= 0, pitch is in Hz.
 CHANNELS = (*ARTICULATORS, "loudness", "pitch")
 LOUDNESS = CHANNELS.index("loudness")
-FRAME_RATE_HZ = 50
-# A frame's centre: the extractor's windows of 400 samples begin every 320 at 16 kHz.
-FIRST_CENTRE_S = 200 / 16000
+# The extractor sees the audio through windows of 400 samples at 16 kHz, one every 320.
+SAMPLE_RATE_HZ, WINDOW_SAMPLES, HOP_SAMPLES = 16_000, 400, 320
+FRAME_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
+FIRST_CENTRE_S = WINDOW_SAMPLES / 2 / SAMPLE_RATE_HZ
 
 
 class FeatureFile(NamedTuple):

@@ -49,7 +49,7 @@ LOUDNESS_BY_CLASS = {
     SILENCE: 0.02,
 }
 LOUDNESS = {phone: level for k, level in LOUDNESS_BY_CLASS.items() for phone in k.split()}
-VOICELESS = {"P", "T", "K", "F", "S", "SH", SILENCE}
+VOICELESS = ("P", "T", "K", "F", "S", "SH")
 
 
 class _Posture(NamedTuple):
