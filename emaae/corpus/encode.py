@@ -217,7 +217,7 @@ def encode_tree(
     the same state of its features, is kept; a tree of another model or form is refused.
     skip_broken: leave broken files out instead of ending. Raises UserError.
     """
-    columns = Form.of(keep_loudness=model.input_dim == len(CHANNELS))
+    columns = Form(keep_loudness=model.input_dim == len(CHANNELS))
     broken: dict[str, str] | None = {} if skip_broken else None
     fired = np.zeros(model.inner_size, bool)
 
@@ -286,7 +286,7 @@ def decode_tree(
     A model that does not see loudness gives none: it is 0 there. Times are those of the encodings.
     It keeps and refuses the same files as `encode_tree`. Raises UserError.
     """
-    columns = Form.of(keep_loudness=model.input_dim == len(CHANNELS)).columns
+    columns = Form(keep_loudness=model.input_dim == len(CHANNELS)).columns
 
     def source(file: FeatureFile) -> Source:
         z = encodings.read_encoding(file.path, model.inner_size)

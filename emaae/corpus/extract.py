@@ -74,12 +74,12 @@ class Audio(NamedTuple):
     """An audio file.
 
     identity: its path below the root without suffix, which names its features.
-    n_samples: at 16 kHz, as its header says; 0 before that was read.
+    n_samples: at 16 kHz, as its header says.
     """
 
     identity: str
     path: str
-    n_samples: int = 0
+    n_samples: int
 
 
 @dataclass
@@ -104,21 +104,20 @@ def extract(
     Raises UserError: no audio, no SPARC, no weights, a full disk.
     """
     out, result = Path(out_dir), Extracted()
-    missing = []
-    for audio in progress(_find(audio_dir, result.broken), "looking for features", unit="files"):
-        if _is_there(out, audio.identity):
-            result.n_kept += 1
-        else:
-            missing.append(audio)
+    paths = _find(audio_dir, result.broken)
+    looked_for = progress(paths, "looking for features", unit="files")
+    missing = [identity for identity in looked_for if not _is_there(out, identity)]
+    result.n_kept = len(paths) - len(missing)
     if not missing:
         return result
     target, sparc = pick_device(device), _import_sparc()
     found = []
-    for audio in progress(missing, "looking at audio", unit="files"):
+    for identity in progress(missing, "looking at audio", unit="files"):
+        path = paths[identity]
         try:
-            found.append(audio._replace(n_samples=_n_samples(audio.path)))
+            found.append(Audio(identity, path, _n_samples(path)))
         except BadFile as error:
-            result.broken[audio.path] = str(error)
+            result.broken[path] = str(error)
     if not found:
         return result
     coder = load_coder(sparc, target)
@@ -142,8 +141,8 @@ def _seconds(batch: Sequence[Audio]) -> int:
 # ---- files
 
 
-def _find(root: str | Path, broken: dict[str, str]) -> list[Audio]:
-    """The audio below the root, sorted; notes names that cannot be those of features."""
+def _find(root: str | Path, broken: dict[str, str]) -> dict[str, str]:
+    """The audio below the root, identity -> path; notes names that cannot be those of features."""
     root = str(Path(root))
     if not Path(root).is_dir():
         what = "is not a directory" if Path(root).exists() else "does not exist"
@@ -153,7 +152,7 @@ def _find(root: str | Path, broken: dict[str, str]) -> list[Audio]:
         found[name.rpartition(".")[0]].append(path)
     if not found:
         raise UserError(f"--audio_dir {root} holds no .flac or .wav files: expected some below it")
-    files = []
+    good = {}
     for identity, paths in sorted(found.items()):
         try:
             check_identity(identity, paths[0])
@@ -164,17 +163,15 @@ def _find(root: str | Path, broken: dict[str, str]) -> list[Audio]:
                     f"{' and '.join(sorted(paths))} would have the same features file "
                     f"{identity}.npz: rename or remove one"
                 )
-            files.append(Audio(identity, paths[0]))
+            good[identity] = paths[0]
         except BadFile as error:
             broken.update(dict.fromkeys(paths, str(error)))
-    return files
+    return good
 
 
 def _is_there(out: Path, identity: str) -> bool:
     """Whether features and times of an utterance are there, and whole."""
     path = out / f"{identity}.npz"
-    if not path.exists():
-        return False
     try:
         times = read_times(path)
         return times is not None and times.shape == (len(read_features(path)), 2)

@@ -37,7 +37,7 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
     wanted: names of `SPLITS` to read, of those that were given. Without directories: the demo data,
     `test` alone for --eval_only.
     """
-    form = Form.of(config.keep_loudness, config.data_dtype)
+    form = Form(config.keep_loudness, config.data_dtype)
     if config.uses_demo:
         given = ("test",) if config.eval_only else SPLITS
         sources = {name: _demo(name, form) for name in given if name in wanted}
@@ -48,16 +48,14 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
         splits = {name: store.load(source, config.cache_folder) for name, source in sources.items()}
     for name, split in splits.items():
         if split.skipped:
-            warnings.warn(f"{name}: left out {skipped(split)}", stacklevel=2)
+            names = list(split.skipped)
+            warnings.warn(
+                f"{name}: left out {len(names)} of {len(split) + len(names)} files, which are "
+                f"broken: {few(names)} ({split.skipped[names[0]]})",
+                stacklevel=2,
+            )
     check_overlap(splits)
     return splits
-
-
-def skipped(split: Split) -> str:
-    """A warning that names the files that were left out."""
-    names = list(split.skipped)
-    of = len(split) + len(names)
-    return f"{len(names)} of {of} files, which are broken: {few(names)} ({split.skipped[names[0]]})"
 
 
 @dataclass(frozen=True)

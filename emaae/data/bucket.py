@@ -211,11 +211,9 @@ def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.nd
 
 
 def _dtype(text: str, where: str) -> np.dtype:
-    try:
+    with contextlib.suppress(TypeError):  # a number of a size that NumPy does not have
         if NUMBER.fullmatch(text):
             return np.dtype(text)
-    except TypeError:  # a number of a size that NumPy does not have
-        pass
     raise BadFile(
         f"{where} must hold plain numbers such as <f4, got dtype {text!r}, which is not read "
         f"(objects are never unpickled): convert it to float32 and {UPLOAD_AGAIN}"
@@ -223,11 +221,9 @@ def _dtype(text: str, where: str) -> np.dtype:
 
 
 def _shape(text: str, where: str) -> tuple[int, ...]:
-    if re.fullmatch(r"(\d{1,18}(,\d{1,18})*)?", text):
-        shape = tuple(int(length) for length in text.split(",") if length)
-        if len(shape) <= 32:
-            return shape
-    raise BadFile(f"{where} must have a shape such as 100,14, got {text!r}: {UPLOAD_AGAIN}")
+    if not re.fullmatch(r"(\d{1,18}(,\d{1,18}){0,31})?", text):  # NumPy has 32 dimensions
+        raise BadFile(f"{where} must have a shape such as 100,14, got {text!r}: {UPLOAD_AGAIN}")
+    return tuple(int(length) for length in text.split(",") if length)
 
 
 def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) -> bytes:

@@ -26,21 +26,20 @@ Reader = Callable[[FeatureFile], np.ndarray]
 
 
 class Form(NamedTuple):
-    """How frames are kept: the columns that are, by name, and their numbers."""
+    """How frames are kept: with or without loudness, and as float32 or float16."""
 
-    channels: tuple[str, ...]
-    dtype: str  # float32 or float16
+    keep_loudness: bool = False
+    dtype: str = "float32"
 
     @property
     def columns(self) -> list[int]:
-        """Where the channels are in a feature file."""
-        return [CHANNELS.index(channel) for channel in self.channels]
+        """The columns of a feature file that are kept."""
+        return [i for i in range(len(CHANNELS)) if self.keep_loudness or i != LOUDNESS]
 
-    @classmethod
-    def of(cls, keep_loudness: bool = False, dtype: str = "float32") -> "Form":
-        """All columns of a feature file, loudness only when it is to be kept."""
-        kept = (c for i, c in enumerate(CHANNELS) if keep_loudness or i != LOUDNESS)
-        return cls(tuple(kept), dtype)
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(CHANNELS[i] for i in self.columns)
 
 
 class Utterance(NamedTuple):

@@ -61,7 +61,7 @@ class Split:
         cls, utterances: Iterable[tuple[str, np.ndarray]], keep_loudness: bool = False
     ) -> "Split":
         """From (identity, features (T, 14)) pairs; loudness, column 12, is dropped by default."""
-        form = Form.of(keep_loudness)
+        form = Form(keep_loudness)
         return cls.of(form, (utterance(name, features, form) for name, features in utterances))
 
     @classmethod
@@ -145,20 +145,18 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
     The same utterance is the same identity, or the same content under another name. Speakers are
     known only of splits in which all names look like LibriSpeech's. Raises UserError.
     """
-    names: dict[str, tuple[str, str]] = {}  # in which split, and under which name
-    contents: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, str]] = {}  # by name and by content: in which split, as which name
     for split, utterances in splits.items():
         for name, digest in zip(utterances.names, utterances.digests):
-            if name in names or digest in contents:
-                other, twin = names.get(name) or contents[digest]
+            if name in seen or digest in seen:
+                other, twin = seen.get(name) or seen[digest]
                 same = "" if name == twin else f" (as {twin})"
                 raise UserError(
                     f"utterance {name} of the {split} split is in the {other} split "
                     f"too{same}: splits must share no utterance; remove it from one of them"
                 )
-        owners = [(split, name) for name in utterances.names]
-        names.update(zip(utterances.names, owners))
-        contents.update(zip(utterances.digests, owners))
+        for name, digest in zip(utterances.names, utterances.digests):
+            seen[name] = seen[digest] = (split, name)
 
     speakers = {}
     for split, utterances in splits.items():

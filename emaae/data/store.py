@@ -54,7 +54,8 @@ def load(source: Source, cache: Path | None) -> Split:
     names, numbers and digests. Raises UserError as the source does when it is read.
     """
     if cache is not None:
-        folder = cache / key(source.place, source.form) / key(FORMAT, source.state)
+        columns = (source.form.channels, source.form.dtype)
+        folder = cache / key(source.place, columns) / key(FORMAT, source.state)
         try:
             split = _open(folder, source)
             return _packed(folder, source) if split is None else split
