@@ -23,8 +23,8 @@ from emaae.data.features import (
     read_times,
 )
 from emaae.data.npz import MOST_BYTES, load_npz
-from emaae.data.reading import content_digest
-from emaae.data.split import LIBRISPEECH
+from emaae.data.reading import digest_of
+from emaae.data.split import speaker_of
 from emaae.system.errors import BadFile, plainly
 from emaae.system.files import plain_file
 from emaae.system.progress import progress
@@ -155,9 +155,9 @@ def _check_file(tree: Tree, identity: str, path: Path) -> str | None:
     tree.add(features)
     _check_values(tree, identity, features)
     _check_times(tree, identity, path, len(features))
-    if match := LIBRISPEECH.fullmatch(identity.rpartition("/")[2]):
-        tree.speakers.add(match[1])
-    return content_digest(features)
+    if speaker := speaker_of(identity):
+        tree.speakers.add(speaker)
+    return digest_of(features.data)
 
 
 def _check_values(tree: Tree, identity: str, features: np.ndarray) -> None:

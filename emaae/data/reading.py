@@ -60,12 +60,12 @@ def utterance(name: str, features: np.ndarray, form: Form) -> Utterance:
             f"{name} has values up to {np.abs(kept).max():g}, and float16 ends at "
             "65504: use --data_dtype float32"
         )
-    return Utterance(name, frames, content_digest(frames))
+    return Utterance(name, frames, digest_of(frames.data))
 
 
-def content_digest(frames: np.ndarray) -> str:
-    """A digest of the content of an utterance (T, D)."""
-    return hashlib.blake2b(frames.tobytes(), digest_size=16).hexdigest()
+def digest_of(content: bytes | memoryview) -> str:
+    """A digest of bytes, such as those of an array in C order, `array.data`."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def each(

@@ -1,7 +1,6 @@
 """A split: its utterances end to end in one array, with their names and offsets."""
 
 import functools
-import hashlib
 import itertools
 import re
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emaae.data.reading import Form, Utterance, content_digest, utterance
+from emaae.data.reading import Form, Utterance, digest_of, utterance
 from emaae.system.errors import UserError, few
 
 # Frames whose moments are summed at a time: a float64 copy of all would be twice the data.
@@ -22,9 +21,6 @@ MOMENTS_AT_ONCE = 1 << 16
 
 # Frames that take more of a GPU's free memory than this stay outside: a step needs some too.
 MOST_OF_DEVICE = 0.5
-
-# LibriSpeech names an utterance speaker-chapter-number.
-LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
 
 
 class Known(NamedTuple):
@@ -116,14 +112,13 @@ class Split:
         if self.known is not None:
             return self.known.digests
         frames = self.frames.cpu().numpy()
-        return tuple(content_digest(frames[a:b]) for a, b in itertools.pairwise(self.offsets))
+        return tuple(digest_of(frames[a:b].data) for a, b in itertools.pairwise(self.offsets))
 
     def fingerprint(self) -> str:
         """A digest of names and contents: equal exactly when the split is."""
         pairs = zip(self.names, self.digests)
         whole = "".join(f"{name}\0{digest}\n" for name, digest in pairs)
-        content = whole.encode(errors="surrogateescape")
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return digest_of(whole.encode(errors="surrogateescape"))
 
 
 def edges(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -137,6 +132,12 @@ def moments(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = sum(part.sum(0, dtype=np.float64) for part in parts) / len(frames)
     squares = sum(np.square(part - mean).sum(0) for part in parts)
     return mean, np.sqrt(squares / len(frames))
+
+
+def speaker_of(name: str) -> str:
+    """The speaker in LibriSpeech's speaker-chapter-number; "" in other names."""
+    match = re.fullmatch(r"(\d+)-\d+-\d{4}", name.rpartition("/")[2])
+    return match[1] if match else ""
 
 
 def check_overlap(splits: Mapping[str, Split]) -> None:
@@ -158,11 +159,8 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
         for name, digest in zip(utterances.names, utterances.digests):
             seen[name] = seen[digest] = (split, name)
 
-    speakers = {}
-    for split, utterances in splits.items():
-        matches = [LIBRISPEECH.fullmatch(name.rpartition("/")[2]) for name in utterances.names]
-        if all(matches):
-            speakers[split] = {match[1] for match in matches if match}
+    speakers = {split: set(map(speaker_of, of.names)) for split, of in splits.items()}
+    speakers = {split: known for split, known in speakers.items() if all(known)}
     for first, second in itertools.combinations(speakers, 2):
         shared = sorted(speakers[first] & speakers[second], key=int)
         if shared:

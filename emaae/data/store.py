@@ -8,7 +8,6 @@ changed has another name. Nothing in it is ever unpickled.
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from emaae.data.reading import Form, Utterance
+from emaae.data.reading import Form, Utterance, digest_of
 from emaae.data.split import Known, Split, edges, moments
 
 # Raised when what lies in a store changes, so that older stores are built again.
@@ -71,7 +70,7 @@ def load(source: Source, cache: Path | None) -> Split:
 
 def key(*parts: Any) -> str:
     """A name for a folder that is another one when any of the parts is."""
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+    return digest_of(json.dumps(parts).encode())
 
 
 def _packed(folder: Path, source: Source) -> Split:
