@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_tree
+from conftest import saved, write_tree
 from forked import forked
 
 from emaae.__main__ import main
 from emaae.corpus import regressors
 from emaae.corpus.regressors import Design, Spoken, delayed, lanczos, lanczos_window, zscored
 from emaae.models import build_model
-from emaae.runs import checkpoint
 from emaae.system.errors import UserError
 
 N_UNITS = 8
@@ -97,8 +96,7 @@ def encoded(tmp_path_factory):
     model = build_model(inner_size=N_UNITS, n_encoder=2, n_decoder=2)
     with torch.no_grad():
         model.encoder[-1].conv.bias[:3] = -1e4
-    checkpoint.save(root / "best.pth", model.state_dict())
-    checkpoint.write_json(root / "model_config.json", model.architecture())
+    saved(root, model)
     command = ["encode", "--model", str(root / "best.pth"), "--features", str(root / "features")]
     assert main([*command, "--recursive", "--out", str(root / "z")]) == 0
     return root
