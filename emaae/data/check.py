@@ -16,7 +16,10 @@ from emaae.data.features import (
     ARTICULATORS,
     CHANNELS,
     FRAME_RATE_HZ,
+    HOP_SAMPLES,
     LOUDNESS,
+    SAMPLE_RATE_HZ,
+    WINDOW_SAMPLES,
     check_features,
     check_identity,
     find_features,
@@ -125,7 +128,7 @@ def check(roots: Sequence[str | Path], recursive: bool, keep_loudness: bool = Fa
         files = find_features(root, recursive)
         tree.n_files = len(files)
         for identity, path, _ in progress(files, f"checking {root}", unit="files"):
-            keys = (identity, _check_file(tree, identity, Path(path)) or identity)
+            keys = (identity, _check_file(tree, identity, path) or identity)
             other, twin = next((seen[key] for key in keys if key in seen), (None, ""))
             if other is tree:
                 tree.found["twice"].append(f"{identity} ({twin})")
@@ -139,16 +142,16 @@ def check(roots: Sequence[str | Path], recursive: bool, keep_loudness: bool = Fa
     return trees
 
 
-def _check_file(tree: Tree, identity: str, path: Path) -> str | None:
+def _check_file(tree: Tree, identity: str, path: str) -> str | None:
     """Note what is wrong with one file; returns a digest of what it holds, None when broken."""
     kind = "name"
     try:
-        check_identity(identity, str(path))
+        check_identity(identity, path)
         kind = "unreadable"
         with plain_file(path, MOST_BYTES) as file:
-            array = load_npz(file, str(path))
+            array = load_npz(file, path)
         kind = "numbers" if array.ndim == 2 and array.shape[1] == len(CHANNELS) else "columns"
-        features = check_features(array, str(path))
+        features = check_features(array, path)
     except BadFile as error:
         tree.found[kind].append(str(error))
         return None
@@ -181,7 +184,7 @@ def _check_values(tree: Tree, identity: str, features: np.ndarray) -> None:
         tree.found["long"].append(f"{identity} ({n_frames / FRAME_RATE_HZ:.0f} s)")
 
 
-def _check_times(tree: Tree, identity: str, path: Path, n_frames: int) -> None:
+def _check_times(tree: Tree, identity: str, path: str, n_frames: int) -> None:
     try:
         times = read_times(path)
     except BadFile as error:
@@ -196,10 +199,9 @@ def _check_times(tree: Tree, identity: str, path: Path, n_frames: int) -> None:
         return
     times = times.astype(np.float64)
     (start, end), middle = times[0], times.mean(1)
-    # The whole utterance's in every row, of which windows of 400 samples begin every 320 at 16 kHz.
-    whole = (times == times[0]).all() and start == 0 < end < np.inf
-    if whole:
-        wrong = abs(n_frames - ((end * 16000 - 400) / 320 + 1)) > SLACK_FRAMES
+    if (times == times[0]).all() and start == 0 < end < np.inf:  # the whole utterance's
+        expected = (end * SAMPLE_RATE_HZ - WINDOW_SAMPLES) / HOP_SAMPLES + 1
+        wrong = abs(n_frames - expected) > SLACK_FRAMES
         rate = n_frames / end
     elif np.isfinite(times).all() and n_frames > 1 and (np.diff(middle) > 0).all():
         rate = (n_frames - 1) / (middle[-1] - middle[0])  # each frame's own
