@@ -195,7 +195,7 @@ def opened(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder, dic
 
 
 class _Item(NamedTuple):
-    """What a source of a tree is called: its file, and what a times file says of it."""
+    """The name of a source in a tree: its file, and what a times file says of it."""
 
     file: FeatureFile
     times: np.ndarray | None
@@ -310,7 +310,7 @@ def decode_tree(
 def _write(
     done: Iterable[tuple[Source, Iterator[np.ndarray]]], out: Path, form: str, n_columns: int
 ) -> int:
-    """Write what is done into a tree; returns of how many utterances."""
+    """Write what is done into a tree; returns the number of utterances."""
     n = 0
     for source, parts in done:
         (file, times), n_frames = source.name, len(source.frames)
@@ -360,5 +360,5 @@ def _path(out: Path, file: FeatureFile) -> Path:
 
 
 def _state(file: FeatureFile) -> str:
-    """What changes when a file does."""
+    """A text that differs when the file does."""
     return json.dumps([file.identity, *file.stamp])

@@ -36,9 +36,9 @@ CSR = ("format", "shape", "indptr", "indices", "data")
 def write_encoding(
     path: Path, parts: Iterable[np.ndarray], shape: tuple[int, int], form: str, made_from: str
 ) -> None:
-    """Write the rows (t, C) in `parts`, of which there are `shape` in all, as `form`; UserError.
+    """Write the rows (t, C) in `parts`, an array of `shape` in all, as `form`. Raises UserError.
 
-    made_from: what `made_from` gives back when all of it is there.
+    made_from: what the function `made_from` returns of the file once it is whole.
     """
     if form == "sparse":
         matrix = scipy.sparse.vstack([scipy.sparse.csr_matrix(part) for part in parts], "csr")
@@ -60,7 +60,7 @@ def write_encoding(
 
 
 def write_times(path: Path, times: np.ndarray) -> None:
-    """Write the times (T, 2) of the encoding at `path` beside it, in a folder that is made."""
+    """Write the times (T, 2) of the encoding at `path` beside it; makes the folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,8 +1,8 @@
 """Features from audio, by SPARC (Cho et al. 2024, arXiv 2406.12998), model "en".
 
 WavLM's ninth layer, low-passed at 10 Hz, gives the articulators, CREPE the pitch, and the waveform
-the loudness. SPARC is an optional extra, imported when it is needed. Two things in it are gone
-round, since an utterance's features must not depend on its neighbours in a batch:
+the loudness. SPARC is an optional extra, imported when it is needed. Two things in it are avoided,
+since an utterance's features must not depend on its neighbours in a batch:
 
 - it filters padded batches to their end and returns them uncut, which moves the last 25 frames of
   the shorter ones by up to their own standard deviation: here a batch has one number of frames;
@@ -215,7 +215,7 @@ def _n_samples(path: str) -> int:
 
 @contextlib.contextmanager
 def _open(path: str) -> Iterator[BinaryIO]:
-    """A file of audio, where what it cannot be read for becomes a BadFile."""
+    """Open a file of audio; errors while it is read become a BadFile."""
     import soundfile
 
     try:
@@ -346,7 +346,7 @@ def _read(coder: Any, audio: Audio) -> tuple[Any, int]:
 def _articulators(
     coder: Any, waves: dict[Audio, Any], broken: dict[str, str]
 ) -> Iterator[tuple[Audio, np.ndarray]]:
-    """Articulators (T, 12) of waveforms of one number of frames; halves what memory refuses."""
+    """Articulators (T, 12) of waveforms of one number of frames; halves a batch beyond memory."""
     if not waves:
         return
     # They differ by less than a hop, and no window reaches into what is padded.

@@ -92,7 +92,7 @@ def lanczos(frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.ndarray) -> 
 
 
 def zscored(values: np.ndarray, kept: slice = slice(None)) -> np.ndarray:
-    """Columns (n, C) less their mean over its standard deviation, both of the kept rows.
+    """Columns (n, C) minus their mean, over their standard deviation, both of the kept rows.
 
     A column that does not move there is 0.
     """

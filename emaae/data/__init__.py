@@ -60,12 +60,12 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
 
 @dataclass(frozen=True)
 class Listing:
-    """The features in a tree or under a prefix of a bucket, listed and not read.
+    """The files of features in a tree, or under a prefix of a bucket; none is read yet.
 
-    where: what a person calls it. root: of the tree; None in a bucket. place: what stays when the
-    content changes. files: sorted by identity. connect, connect_times: called once in each process
-    that reads, they give what reads the features (T, 14) of one file, checked, and its times, None
-    where it has none.
+    where: what a person calls it. root: of the tree; None in a bucket. place: identifies it,
+    whatever its content. files: sorted by identity. connect, connect_times: each is called once in
+    every process that reads, and returns a function of a file: its checked features (T, 14), or its
+    times, None where it has none.
     """
 
     where: str

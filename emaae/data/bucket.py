@@ -227,7 +227,7 @@ def _shape(text: str, where: str) -> tuple[int, ...]:
 
 
 def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) -> bytes:
-    """The bytes behind `content`, at most one more than the `n_bytes` that are expected."""
+    """Decompress `content`, to one byte more than the expected `n_bytes` at most."""
     try:
         if compression in ("False", "None"):
             return content
@@ -256,7 +256,7 @@ def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) ->
 
 
 def endpoint() -> str:
-    """Where the bucket is asked for, without a user and password that the URL may contain."""
+    """The address of the S3 server, without a user and password that the URL may contain."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not url:
         return "the default endpoint (AWS_ENDPOINT_URL is not set)"

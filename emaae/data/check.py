@@ -45,7 +45,7 @@ LONG_S = 60.0
 SHORT_FRAMES = 13
 # Frames that rounding may add to or take from a duration.
 SLACK_FRAMES = 2
-# Of each kind of finding so many are named.
+# Findings of each kind that the report names.
 EXAMPLES = 3
 
 ERRORS = {

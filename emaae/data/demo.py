@@ -64,7 +64,7 @@ SPLITS: Mapping[str, Recipe] = {
 }
 CORPORA: Mapping[str, Corpus] = {
     "demo": Corpus(SPLITS, scale=0.3),
-    # As many utterances and speakers as LibriSpeech has, as long as they are there.
+    # As many speakers and utterances as LibriSpeech has, of the same durations.
     "librispeech-100h": Corpus(
         {
             "train": Recipe(range(1001, 1252), 28_539, TRAIN_CLEAN_100),
@@ -106,7 +106,7 @@ class _Part(NamedTuple):
     durations_s: list[float]
 
     def generate(self) -> list[Utterance]:
-        """Made together, each as it would be alone."""
+        """The utterances, simulated together; each is what it would be alone."""
         drafts = []
         for i, duration_s in enumerate(self.durations_s, self.first):
             # Neighbours have different speakers: a few utterances already span the speakers.

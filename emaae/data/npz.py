@@ -82,7 +82,7 @@ def read_member(
 
 
 def _member(archive: zipfile.ZipFile, where: str, key: str) -> zipfile.ZipInfo:
-    """The member that is the array `key`, or the only one whose header says two dimensions."""
+    """The member that is the array `key`, or else the only 2-D array by the headers."""
     members = {info.filename: info for info in archive.infolist()}
     if len(members) < len(archive.infolist()):
         raise BadFile(f"{where} has two members of one name: expected an .npz; {AGAIN}")
@@ -114,7 +114,7 @@ def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Any:
 def _header(
     member: Any, info: zipfile.ZipInfo, where: str, at_most: int
 ) -> tuple[tuple[int, ...], bool, Any]:
-    """Shape, whether in Fortran order, and dtype of a member, whose size they explain exactly."""
+    """Shape, whether in Fortran order, and dtype of a member, whose size must be what they say."""
     version = np.lib.format.read_magic(member)
     read: Any = {
         (1, 0): np.lib.format.read_array_header_1_0,

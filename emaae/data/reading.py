@@ -14,9 +14,9 @@ from emaae.data.features import CHANNELS, LOUDNESS, FeatureFile, check_identity
 from emaae.system.errors import BadFile, UserError
 from emaae.system.signals import SIGNALS
 
-# Fewer files are read before the processes that would share them have begun.
+# Fewer files are read by one process before several would have begun.
 FILES_FOR_PROCESSES = 500
-# More processes than these wait for the one that puts their frames together.
+# More processes would wait for the one that puts their frames together.
 MAX_PROCESSES = 8
 # Files that a process reads before it hands them over: 32 of LibriSpeech's fill a megabyte.
 FILES_AT_ONCE = 32
@@ -73,9 +73,9 @@ def each(
     connect: Callable[[], Callable[[FeatureFile], T]],
     broken: dict[str, str] | None = None,
 ) -> Iterator[T]:
-    """What is read of each of the files, in their order, whatever the number of processes.
+    """Read each of the files, in their order, in one or several processes.
 
-    connect: called once in each process that reads; gives what reads one file, or raises UserError.
+    connect: called once in each process that reads; returns what reads one file. Raises UserError.
     broken: gets the identities of broken files and why they are; without it, the first file, in
     their order, that raises an error does so here. Raises UserError when all are broken.
     """
@@ -108,7 +108,7 @@ def _read(file: FeatureFile, reader: Callable[[FeatureFile], T]) -> T | BadFile:
 def _in_processes(
     files: Sequence[FeatureFile], connect: Callable[[], Callable[[FeatureFile], T]]
 ) -> Iterator[T | BadFile]:
-    """What is read of the files, or is wrong with them, in their order.
+    """Read the files, in their order; a broken one gives its error.
 
     Process i of n reads the parts i, i + n, ... and writes to a pipe of its own: it waits when it
     is far ahead, and ends by itself when its parent is gone, even after a SIGKILL.

@@ -24,7 +24,7 @@ MOST_OF_DEVICE = 0.5
 
 
 class Known(NamedTuple):
-    """What the frames of a split would tell if they were read: kept by who has read them.
+    """Digests and moments of frames, kept from when they were read.
 
     digests: of each utterance (U,). mean, sd: float64 (D,), of each channel, in raw units.
     """
@@ -115,7 +115,7 @@ class Split:
         return tuple(digest_of(frames[a:b].data) for a, b in itertools.pairwise(self.offsets))
 
     def fingerprint(self) -> str:
-        """A digest of names and contents: equal exactly when the split is."""
+        """A digest of names and contents, equal exactly when these are."""
         pairs = zip(self.names, self.digests)
         whole = "".join(f"{name}\0{digest}\n" for name, digest in pairs)
         return digest_of(whole.encode(errors="surrogateescape"))

@@ -33,9 +33,10 @@ BUILDING = "building-"  # the folder that a store is built in
 class Source:
     """Where a split comes from.
 
-    where: what a person calls it. place: what stays when its content changes, and its store is
-    replaced. state: what changes with it. read: all utterances, in their order. broken: which files
-    were left out when it was read last, and why; None when a broken file ends the reading.
+    where: what a person calls it. place: identifies it, whatever its content: a store of the same
+    place is replaced. state: differs when the content does. read: all utterances, in their order.
+    broken: which files were left out when it was read last, and why; None when a broken file ends
+    the reading.
     """
 
     where: str
@@ -47,7 +48,7 @@ class Source:
 
 
 def load(source: Source, cache: Path | None) -> Split:
-    """The split of a source, mapped from its store below `cache`, which is built where it lacks.
+    """The split of a source, mapped from its store below `cache`, which is built if it is missing.
 
     Without a cache, or when it cannot be written (a warning), it is read into memory: the same
     names, numbers and digests. Raises UserError as the source does when it is read.
@@ -69,7 +70,7 @@ def load(source: Source, cache: Path | None) -> Split:
 
 
 def key(*parts: Any) -> str:
-    """A name for a folder that is another one when any of the parts is."""
+    """A name for a folder that differs when any of the parts does."""
     return digest_of(json.dumps(parts).encode())
 
 
@@ -102,7 +103,7 @@ def _packed(folder: Path, source: Source) -> Split:
 
 @contextlib.contextmanager
 def _alone(shelf: Path, where: str) -> Iterator[None]:
-    """Only one process of the machine at a time; the lock ends with it however it ends."""
+    """Hold the lock of a shelf, which ends with this process however that ends."""
     with open(shelf / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,10 +169,10 @@ def _open(folder: Path, source: Source) -> Split | None:
 
 
 def _map(path: Path, form: Form, n_frames: int) -> np.ndarray:
-    """Frames (N, D) in the pages that all processes share; who writes gets a page of its own.
+    """Frames (N, D) in pages that all processes share; one that writes gets a copy of the page.
 
-    As long as they are mapped, the file is locked against removal: a disk over a network would take
-    it away from under a run on another machine. Raises ValueError when it is too short.
+    The file is locked against removal as long as it is mapped: a network disk would take it away
+    from a run on another machine. Raises ValueError when it is too short.
     """
     with open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
