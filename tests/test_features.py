@@ -143,12 +143,6 @@ def test_names_of_any_length_or_encoding_end_in_a_line(tmp_path, features, name)
         assert checked.returncode == 2
 
 
-def test_times_may_be_missing(tmp_path, features):
-    np.savez(tmp_path / "x.npz", features=features)
-    (file,) = find_features(tmp_path, False)
-    assert np.array_equal(read_features(file.path), features)
-
-
 def test_a_matrix_saved_without_a_key_is_taken_when_it_is_the_only_one(tmp_path, features):
     np.savez(tmp_path / "x.npz", features, np.arange(3))
     assert np.array_equal(read_features(tmp_path / "x.npz"), features)
