@@ -259,7 +259,13 @@ def write(
     lengths = {}
     for name in progress(spoken, "regressors", unit="stories"):
         times, matrix = story(name, spoken[name], made["units"], design)
-        _write_story(out / f"{name}.{form}", times, matrix, names)
+        try:
+            _write_story(out / f"{name}.{form}", times, matrix, names)
+        except OSError as error:
+            raise UserError(
+                f"--out {out} cannot be written ({error.strerror or error}): make room, or name "
+                "another folder"
+            ) from None
         lengths[name] = len(times)
     manifest: dict[str, Any] = {
         "made": "regressors",
