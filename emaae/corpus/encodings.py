@@ -20,6 +20,7 @@ import scipy.sparse
 
 from emaae.data.features import times_beside
 from emaae.data.npz import MOST_BYTES, MOST_FRAMES, open_npz, read_member
+from emaae.data.reading import narrowed
 from emaae.runs.checkpoint import not_written, write_json, write_whole
 from emaae.system.errors import BadFile, UserError
 from emaae.system.files import is_data, plain_file, read_json
@@ -45,7 +46,8 @@ def write_encoding(
     else:
         features, done = np.empty(shape, form), 0
         for part in parts:
-            features[done : done + len(part)] = _narrowed(part, form, path)
+            rows = narrowed(part, form, f"{path} would hold", "--format float32 or sparse")
+            features[done : done + len(part)] = rows
             done += len(part)
 
     def write(file: BinaryIO) -> None:
@@ -80,17 +82,6 @@ def made_from(path: Path) -> str | None:
         ):
             return archive.comment.decode()
     return None
-
-
-def _narrowed(part: np.ndarray, dtype: str, path: Path) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        narrow = part.astype(dtype)
-    if dtype == "float16" and not np.isfinite(narrow).all():
-        raise UserError(
-            f"{path} would hold {np.abs(part).max():g}, and float16 ends at 65504: use --format "
-            "float32 or sparse"
-        )
-    return narrow
 
 
 def read_encoding(path: str | Path, n_units: int) -> np.ndarray:

@@ -53,14 +53,21 @@ class Utterance(NamedTuple):
 def utterance(name: str, features: np.ndarray, form: Form) -> Utterance:
     """Features (T, 14) in the form that a split keeps. Raises UserError beyond float16's range."""
     kept = features[:, form.columns]
-    with np.errstate(over="ignore"):
-        frames = np.ascontiguousarray(kept, dtype=form.dtype)
-    if form.dtype == "float16" and not np.isfinite(frames).all():
-        raise UserError(
-            f"{name} has values up to {np.abs(kept).max():g}, and float16 ends at "
-            "65504: use --data_dtype float32"
-        )
+    frames = narrowed(kept, form.dtype, f"{name} has values up to", "--data_dtype float32")
     return Utterance(name, frames, digest_of(frames.data))
+
+
+def narrowed(array: np.ndarray, dtype: str, what: str, way_out: str) -> np.ndarray:
+    """The array in another dtype and in C order. Raises UserError beyond float16's range.
+
+    what: the beginning of the message, which the largest value follows. way_out: the flags to use.
+    """
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(array, dtype=dtype)
+    if dtype == "float16" and not np.isfinite(found).all():
+        most = np.abs(array).max()
+        raise UserError(f"{what} {most:g}, and float16 ends at 65504: use {way_out}")
+    return found
 
 
 def digest_of(content: bytes | memoryview) -> str:
