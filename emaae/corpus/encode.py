@@ -249,7 +249,7 @@ def encode_tree(
             for file in set(files) - set(todo):
                 fired |= (encodings.read_encoding(_path(out, file), model.inner_size) > 0).any(0)
         names = np.flatnonzero(fired).tolist()
-        write_json(out / encodings.MANIFEST, before | {"units": model.inner_size, "fired": names})
+        write_json(out / encodings.MANIFEST, before | {"fired": names, "units": model.inner_size})
     return Written(written, kept, broken or {})
 
 
