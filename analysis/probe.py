@@ -61,7 +61,7 @@ def shifted(frames: np.ndarray, delay: int) -> np.ndarray:
 
 def raw(n_channels: int, n_frames: int = 1) -> View:
     """The view of n_frames frames around each, odd, ends held: (T, n_channels * n_frames)."""
-    form = Form.of(keep_loudness=n_channels == len(CHANNELS))
+    form = Form(keep_loudness=n_channels == len(CHANNELS))
     reach = n_frames // 2
 
     def view(features: np.ndarray) -> np.ndarray:

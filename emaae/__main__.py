@@ -176,12 +176,12 @@ def regressors(args: argparse.Namespace) -> None:
         raise UserError(f"--delays must differ, got {' '.join(map(str, args.delays))}")
     stories = regress.stories(args.encodings, args.onsets)
     times = regress.read_tr_times(args.tr_times, list(stories)) if args.tr_times else None
-    units = regress.fired(args.units_of or args.encodings)
+    units = regress.read_manifest(args.units_of or args.encodings)["fired"]
     if not units:
         raise UserError(
             f"no unit fires in {args.units_of or args.encodings}: nothing to regress on"
         )
-    design = regress.Design(args.tr, times, args.delays, tuple(args.trim), units)
+    design = regress.Design(units, args.tr, times, args.delays, tuple(args.trim))
     lengths = regress.write(args.encodings, Path(args.out), design, stories, args.format)
     print(
         f"{args.out}: {len(lengths)} stories, {sum(lengths.values())} TRs, {len(units)} units at "

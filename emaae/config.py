@@ -68,10 +68,6 @@ class Config:
         " $XDG_CACHE_HOME or ~/.cache, none reads into memory",
         path=True,
     )
-    verify_data: bool = _data(
-        False,
-        "read all data again and compare it with the packed copy, which is replaced if it differs",
-    )
     on_bad_file: Literal["stop", "skip"] = _data(
         "stop",
         "what becomes of a run when feature files are broken: end it, or leave them out and say so",
@@ -387,11 +383,6 @@ class Config:
         if self.bucket and self.uses_demo:
             raise UserError(
                 f"--bucket {self.bucket} needs --train_dir and --val_dir, prefixes in the bucket"
-            )
-        if self.verify_data and self.cache_dir == "none":
-            raise UserError(
-                "--verify_data compares a packed copy with what it was made from, and --cache_dir "
-                "none makes no copy: leave one of them out"
             )
         if self.resume and self.eval_only:
             raise UserError("--resume goes on with training: leave it out of --eval_only")

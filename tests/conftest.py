@@ -11,6 +11,9 @@ import pytest
 import torch
 from matplotlib import get_cachedir
 
+from emaae.models import CNNAutoEncoder
+from emaae.runs import checkpoint
+
 # Tests run side by side: more threads than that would wait for each other.
 torch.set_num_threads(1)
 
@@ -113,6 +116,14 @@ def stir(model: torch.nn.Module, scale: float) -> None:
                 tensor.copy_(scale * torch.randn_like(tensor))
             elif name.endswith("running_var"):
                 tensor.copy_(0.5 + torch.rand_like(tensor))
+
+
+def saved(folder: Path, model: CNNAutoEncoder) -> Path:
+    """A folder, which is made, with a model as runs leave it."""
+    folder.mkdir(exist_ok=True, parents=True)
+    checkpoint.save(folder / "best.pth", model.state_dict())
+    checkpoint.write_json(folder / "model_config.json", model.architecture())
+    return folder
 
 
 def environment_of(**more: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import speech, write_tree
+from conftest import saved, speech, write_tree
 from scipy.sparse import load_npz
 
 from emaae.__main__ import main
@@ -27,7 +27,6 @@ from emaae.data import load_splits
 from emaae.data.bucket import list_features, open_bucket, read_array, write_array
 from emaae.data.features import find_features, frame_times, read_features
 from emaae.models import CNNAutoEncoder, build_model
-from emaae.runs import checkpoint
 from emaae.system.errors import UserError
 
 moto_server = pytest.importorskip("moto.server")
@@ -251,39 +250,33 @@ def test_an_object_without_metadata_is_not_a_raw_array(handle):
         read_array(handle, "readme")
 
 
-@pytest.mark.parametrize(("shape", "got"), [("6,3", "got 60"), ("4,3", "got more")])
-@pytest.mark.parametrize("compression", ["gzip", "False"])
-def test_a_size_that_the_metadata_do_not_announce_is_refused(handle, shape, got, compression):
-    content = gzip.compress(X.tobytes()) if compression == "gzip" else X.tobytes()
-    put("bad/size", content, **RAW | {"shape": shape, "compression": compression})
-    with pytest.raises(UserError, match=f"s3://speech/bad/size must hold .* bytes.*{got}"):
-        read_array(handle, "bad/size")
+GZIPPED = gzip.compress(X.tobytes())
 
 
 @pytest.mark.parametrize(
-    ("metadata", "expected"),
+    ("content", "metadata", "expected"),
     [
-        ({"dtype": "<f3"}, "must hold plain numbers such as <f4, got dtype '<f3'"),
-        ({"dtype": "<f8"}, "must hold 120 bytes for <f8"),
-        ({"shape": "5,-3"}, "must have a shape such as 100,14, got '5,-3'"),
-        ({"shape": "9" * 19}, "must have a shape such as 100,14"),
-        ({"shape": "4399,4399"}, "must hold 77404804 bytes .* got 60"),
-        ({"compression": "rot13"}, "must be compressed with gzip, .* got 'rot13'"),
-        ({"compression": "LZ4"}, "must hold LZ4 data"),
-        ({"compression": "Zstd"}, "must hold Zstd data"),
+        (GZIPPED, {"shape": "6,3"}, "must hold .* bytes.*got 60"),
+        (GZIPPED, {"shape": "4,3"}, "must hold .* bytes.*got more"),
+        (X.tobytes(), {"shape": "6,3", "compression": "False"}, "must hold .* bytes.*got 60"),
+        (X.tobytes(), {"shape": "4,3", "compression": "False"}, "must hold .* bytes.*got more"),
+        (GZIPPED, {"dtype": "<f3"}, "must hold plain numbers such as <f4, got dtype '<f3'"),
+        (GZIPPED, {"dtype": "<f8"}, "must hold 120 bytes for <f8"),
+        (GZIPPED, {"shape": "5,-3"}, "must have a shape such as 100,14, got '5,-3'"),
+        (GZIPPED, {"shape": "9" * 19}, "must have a shape such as 100,14"),
+        (GZIPPED, {"shape": "1" + ",1" * 32}, "must have a shape such as 100,14"),
+        (GZIPPED, {"shape": "4399,4399"}, "must hold 77404804 bytes .* got 60"),
+        (GZIPPED, {"compression": "rot13"}, "must be compressed with gzip, .* got 'rot13'"),
+        (GZIPPED, {"compression": "LZ4"}, "must hold LZ4 data"),
+        (GZIPPED, {"compression": "Zstd"}, "must hold Zstd data"),
+        (GZIPPED[:-5], {}, "must hold gzip data"),
     ],
 )
-def test_metadata_that_do_not_describe_the_object_are_refused(handle, metadata, expected):
-    put("bad/metadata", gzip.compress(X.tobytes()), **RAW | metadata)
+def test_metadata_that_do_not_describe_the_object_are_refused(handle, content, metadata, expected):
+    put("bad/metadata", content, **RAW | metadata)
     with pytest.raises(UserError, match=f"s3://speech/bad/metadata {expected}") as caught:
         read_array(handle, "bad/metadata")
     assert "upload it again" in one_line(caught)
-
-
-def test_a_cut_off_upload_is_refused(handle):
-    put("bad/cut", gzip.compress(X.tobytes())[:-5], **RAW)
-    with pytest.raises(UserError, match="s3://speech/bad/cut must hold gzip data"):
-        read_array(handle, "bad/cut")
 
 
 def test_a_read_only_array_that_cottoncandy_mislabels_is_refused_and_not_scrambled(cc, handle):
@@ -306,7 +299,7 @@ def test_an_object_that_inflates_beyond_its_metadata_is_refused(cc, handle, comp
 
 
 def test_an_object_longer_than_any_utterance_is_refused(handle):
-    put("bad/large", gzip.compress(X.tobytes()), **RAW | {"shape": "9000000,14"})
+    put("bad/large", GZIPPED, **RAW | {"shape": "9000000,14"})
     with pytest.raises(UserError, match="bad/large is too large .* its array has 0.5 GB"):
         read_array(handle, "bad/large")
 
@@ -513,13 +506,10 @@ def test_an_object_with_the_wrong_columns_is_named(cc, handle):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """The folder of a small model."""
-    folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     net = CNNAutoEncoder(13, 16, 2, 2)
     net.normalise(torch.full((13,), 1.0), torch.full((13,), 30.0))
-    checkpoint.save(folder / "best.pth", net.state_dict())
-    checkpoint.write_json(folder / "model_config.json", net.architecture())
-    return folder
+    return saved(tmp_path_factory.mktemp("model"), net)
 
 
 @pytest.mark.slow
@@ -606,8 +596,7 @@ def test_encodings_go_into_a_bucket_once(cc, handle, tmp_path, capsys):
     write_tree(tmp_path / "features", {"s/a": 30, "s/b": 30})
     torch.manual_seed(0)
     model = build_model(inner_size=8, n_encoder=2, n_decoder=2)
-    checkpoint.save(tmp_path / "best.pth", model.state_dict())
-    checkpoint.write_json(tmp_path / "model_config.json", model.architecture())
+    saved(tmp_path, model)
     command = ["encode", "--model", str(tmp_path / "best.pth"), "--recursive", "--format", "sparse"]
     command += ["--features", str(tmp_path / "features"), "--out", str(tmp_path / "z")]
     for n_new in (2, 0):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from conftest import program, small_run, speech, stir, write_tree
+from conftest import program, saved, small_run, speech, stir, write_tree
 from forked import forked
 
 import train
@@ -20,7 +20,6 @@ from emaae.corpus.encode import Source, decode, decode_each, encode, encode_each
 from emaae.data.features import frame_times
 from emaae.loading import load_model
 from emaae.models import NORMS, CNNAutoEncoder
-from emaae.runs import checkpoint
 from emaae.system.errors import BadFile, UserError
 
 C = 24
@@ -43,13 +42,6 @@ def raw(n_frames, seed=0) -> np.ndarray:
 @torch.no_grad()
 def whole(function, frames) -> np.ndarray:
     return function(torch.from_numpy(frames).T[None])[0].T.numpy()
-
-
-def saved(folder: Path, model: CNNAutoEncoder) -> Path:
-    folder.mkdir(exist_ok=True, parents=True)
-    checkpoint.save(folder / "best.pth", model.state_dict())
-    checkpoint.write_json(folder / "model_config.json", model.architecture())
-    return folder
 
 
 LENGTHS = {"103/1240/103-1240-0000": 70, "103/1240/103-1240-0001": 68, "a/x": 1, "b/x": 150}

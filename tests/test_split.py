@@ -31,13 +31,6 @@ def test_loudness_is_dropped_unless_it_is_kept():
     assert np.array_equal(kept[0].numpy(), features)
 
 
-def test_moments_are_those_of_all_frames_together():
-    split = split_of(a=10, b=50, c=1)
-    mean, sd = split.moments()
-    assert np.allclose(mean, split.frames.numpy().mean(0), atol=1e-4)
-    assert np.allclose(sd, split.frames.numpy().std(0), rtol=1e-4)
-
-
 def test_a_batch_holds_its_utterances_and_zeros():
     split = split_of(a=4, b=7, c=2)
     order = [np.array([2, 1]), np.array([0])]

@@ -36,10 +36,11 @@ from emaae.data.features import (
 from emaae.data.reading import Form, each, utterance
 from emaae.loading import load_model, model_file
 from emaae.models import CNNAutoEncoder
+from emaae.runs.checkpoint import write_json
 from emaae.runs.folder import git_commit, versions
 from emaae.system.devices import pick_device
 from emaae.system.errors import UserError, plainly
-from emaae.system.files import own, read_json, sha256
+from emaae.system.files import own, sha256
 from emaae.system.progress import progress
 
 # Frames in a batch, padding included, and in a window. At 1024 units the widest activations of a
@@ -194,7 +195,7 @@ def opened(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder, dic
 
 
 class _Item(NamedTuple):
-    """What a source of a tree is called: its file, and what a times file says of it."""
+    """The name of a source in a tree: its file, and what a times file says of it."""
 
     file: FeatureFile
     times: np.ndarray | None
@@ -216,38 +217,39 @@ def encode_tree(
     the same state of its features, is kept; a tree of another model or form is refused.
     skip_broken: leave broken files out instead of ending. Raises UserError.
     """
-    columns = Form.of(keep_loudness=model.input_dim == len(CHANNELS))
+    columns = Form(keep_loudness=model.input_dim == len(CHANNELS))
     broken: dict[str, str] | None = {} if skip_broken else None
+    fired = np.zeros(model.inner_size, bool)
 
-    def connect() -> Callable[[FeatureFile], tuple[np.ndarray, _Item]]:
+    def connect() -> Callable[[FeatureFile], Source]:
         read, times = listing.connect(), listing.connect_times()
-        return lambda file: (
-            utterance(file.identity, read(file), columns).frames,
-            _Item(file, times(file)),
-        )
 
-    with _claimed(out, listing.root, {"made": "encodings", "form": form} | dict(made_by)):
-        todo, kept = _todo(listing.files, out)
-        sources = (Source(item, x) for x, item in each(todo, connect, broken))
-        done = progress(
-            encode_each(model, sources),
-            "encoding",
-            total=len(listing.files),
-            done=kept,
-            unit="utterances",
-        )
-        before = read_json(out / encodings.MANIFEST).get("fired")
-        if todo:
-            encodings.update_manifest(out, {"fired": None})  # not known while files come
-        fired = np.zeros(model.inner_size, bool)
-        written = _write(done, out, form, model.inner_size, fired)
-        if before is None and kept:  # of a process that was killed, or of an older program
-            for file in set(listing.files) - set(todo):
+        def source(file: FeatureFile) -> Source:
+            frames = utterance(file.identity, read(file), columns).frames
+            return Source(_Item(file, times(file)), frames)
+
+        return source
+
+    def noted(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for part in parts:
+            fired[(part > 0).any(0)] = True
+            yield part
+
+    files, manifest = listing.files, {"made": "encodings", "form": form} | dict(made_by)
+    with _claimed(out, listing.root, manifest) as before:
+        todo, kept = _todo(files, out)
+        if todo:  # which units fire is not known while files come
+            write_json(out / encodings.MANIFEST, before | {"fired": None})
+        encoded = ((s, noted(z)) for s, z in encode_each(model, each(todo, connect, broken)))
+        done = progress(encoded, "encoding", total=len(files), done=kept, unit="utterances")
+        written = _write(done, out, form, model.inner_size)
+        if kept and before.get("fired") is not None:
+            fired[before["fired"]] = True
+        elif kept:  # of a process that was killed, or of an older program
+            for file in set(files) - set(todo):
                 fired |= (encodings.read_encoding(_path(out, file), model.inner_size) > 0).any(0)
-        elif kept:
-            fired[before] = True
         names = np.flatnonzero(fired).tolist()
-        encodings.update_manifest(out, {"units": model.inner_size, "fired": names})
+        write_json(out / encodings.MANIFEST, before | {"fired": names, "units": model.inner_size})
     return Written(written, kept, broken or {})
 
 
@@ -284,12 +286,11 @@ def decode_tree(
     A model that does not see loudness gives none: it is 0 there. Times are those of the encodings.
     It keeps and refuses the same files as `encode_tree`. Raises UserError.
     """
-    columns = [CHANNELS.index(c) for c in Form.of(model.input_dim == len(CHANNELS)).channels]
+    columns = Form(keep_loudness=model.input_dim == len(CHANNELS)).columns
 
-    def sources(todo: Iterable[FeatureFile]) -> Iterator[Source]:
-        for file in todo:
-            z = encodings.read_encoding(file.path, model.inner_size)
-            yield Source(_Item(file, read_times(file.path)), z)
+    def source(file: FeatureFile) -> Source:
+        z = encodings.read_encoding(file.path, model.inner_size)
+        return Source(_Item(file, read_times(file.path)), z)
 
     def widened(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for part in parts:
@@ -300,33 +301,18 @@ def decode_tree(
     files = find_features(root, recursive)
     with _claimed(out, root, {"made": "features", "form": "float32"} | dict(made_by)):
         todo, kept = _todo(files, out)
-        decoded = ((source, widened(y)) for source, y in decode_each(model, sources(todo)))
+        decoded = ((s, widened(y)) for s, y in decode_each(model, map(source, todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
         written = _write(done, out, "float32", len(CHANNELS))
     return Written(written, kept, {})
 
 
 def _write(
-    done: Iterable[tuple[Source, Iterator[np.ndarray]]],
-    out: Path,
-    form: str,
-    n_columns: int,
-    fired: np.ndarray | None = None,
+    done: Iterable[tuple[Source, Iterator[np.ndarray]]], out: Path, form: str, n_columns: int
 ) -> int:
-    """Write what is done into a tree; returns of how many utterances.
-
-    fired: gets which of the columns are above 0 somewhere, (n_columns,) of bool.
-    """
-
-    def seen(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        for part in parts:
-            if fired is not None:
-                fired[:] |= (part > 0).any(0)
-            yield part
-
+    """Write what is done into a tree; returns the number of utterances."""
     n = 0
     for source, parts in done:
-        parts = seen(parts)
         (file, times), n_frames = source.name, len(source.frames)
         if n_frames > LONG_FRAMES:
             parts = progress(parts, file.identity, unit="windows")
@@ -338,8 +324,8 @@ def _write(
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, root: str | None, manifest: Mapping[str, Any]) -> Iterator[None]:
-    """The folder `out` for this process alone, with its manifest and nothing half done.
+def _claimed(out: Path, root: str | None, manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The folder `out` for this process alone, with nothing half done; gives its manifest.
 
     root: the tree that is read, in which it must not be.
     """
@@ -355,14 +341,11 @@ def _claimed(out: Path, root: str | None, manifest: Mapping[str, Any]) -> Iterat
         raise UserError(
             f"--out {out} cannot be written ({error.strerror or error}): name another folder"
         ) from None
-    try:
-        encodings.claim(out, manifest)
+    with lock or contextlib.nullcontext():
+        found = encodings.claim(out, manifest)
         for stray in out.rglob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
-        yield
-    finally:
-        if lock is not None:
-            lock.close()
+        yield found
 
 
 def _todo(files: list[FeatureFile], out: Path) -> tuple[list[FeatureFile], int]:
@@ -377,5 +360,5 @@ def _path(out: Path, file: FeatureFile) -> Path:
 
 
 def _state(file: FeatureFile) -> str:
-    """What changes when a file does."""
+    """A text that differs when the file does."""
     return json.dumps([file.identity, *file.stamp])

@@ -18,10 +18,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import scipy.sparse
 
+from emaae.data.features import times_beside
 from emaae.data.npz import MOST_BYTES, MOST_FRAMES, open_npz, read_member
+from emaae.data.reading import narrowed
 from emaae.runs.checkpoint import not_written, write_json, write_whole
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import is_data, open_plain, read_json
+from emaae.system.files import is_data, plain_file, read_json
 
 MANIFEST = "manifest.json"
 # The longest utterance in the largest encoding there can be.
@@ -35,16 +37,17 @@ CSR = ("format", "shape", "indptr", "indices", "data")
 def write_encoding(
     path: Path, parts: Iterable[np.ndarray], shape: tuple[int, int], form: str, made_from: str
 ) -> None:
-    """Write the rows (t, C) in `parts`, of which there are `shape` in all, as `form`; UserError.
+    """Write the rows (t, C) in `parts`, an array of `shape` in all, as `form`. Raises UserError.
 
-    made_from: what `made_from` gives back when all of it is there.
+    made_from: what the function `made_from` returns of the file once it is whole.
     """
     if form == "sparse":
         matrix = scipy.sparse.vstack([scipy.sparse.csr_matrix(part) for part in parts], "csr")
     else:
         features, done = np.empty(shape, form), 0
         for part in parts:
-            features[done : done + len(part)] = _narrowed(part, form, path)
+            rows = narrowed(part, form, f"{path} would hold", "--format float32 or sparse")
+            features[done : done + len(part)] = rows
             done += len(part)
 
     def write(file: BinaryIO) -> None:
@@ -59,48 +62,32 @@ def write_encoding(
 
 
 def write_times(path: Path, times: np.ndarray) -> None:
-    """Write the times (T, 2) of the encoding at `path` beside it, in a folder that is made."""
+    """Write the times (T, 2) of the encoding at `path` beside it; makes the folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(not_written(path, error)) from None
-    write_whole(_beside(path), lambda file: np.savez(file, times=times), flushed=False)
+    beside = Path(times_beside(str(path)))
+    write_whole(beside, lambda file: np.savez(file, times=times), flushed=False)
 
 
 def made_from(path: Path) -> str | None:
     """What the file at `path` was made from; None unless it is whole and its times are there."""
-    with contextlib.suppress(OSError, BadFile, UnicodeDecodeError):
-        with open_plain(_beside(path), MOST_BYTES) as file, open_npz(file, str(path)):
+    with contextlib.suppress(BadFile, UnicodeDecodeError):
+        with plain_file(times_beside(str(path)), MOST_BYTES) as file, open_npz(file, str(path)):
             pass
-        file = open_plain(path, MOST_ENCODED)
-        with file, open_npz(file, str(path), MOST_ENCODED) as archive:
+        with (
+            plain_file(path, MOST_ENCODED) as file,
+            open_npz(file, str(path), MOST_ENCODED) as archive,
+        ):
             return archive.comment.decode()
     return None
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name.removesuffix('.npz')}_times.npz")
-
-
-def _narrowed(part: np.ndarray, dtype: str, path: Path) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        narrow = part.astype(dtype)
-    if dtype == "float16" and not np.isfinite(narrow).all():
-        raise UserError(
-            f"{path} would hold {np.abs(part).max():g}, and float16 ends at 65504: use --format "
-            "float32 or sparse"
-        )
-    return narrow
 
 
 def read_encoding(path: str | Path, n_units: int) -> np.ndarray:
     """The encoding (T, n_units) float32 in a file of any form. Raises BadFile."""
     where, at_most = str(path), MOST_FRAMES * n_units * 8
-    try:
-        file = open_plain(path, 2 * at_most)
-    except OSError as error:
-        raise BadFile(f"{where} cannot be read: {error.strerror or error}") from None
-    with file, open_npz(file, where, 2 * at_most) as archive:
+    with plain_file(path, 2 * at_most) as file, open_npz(file, where, 2 * at_most) as archive:
         if "indptr.npy" in archive.namelist():
             arrays = {key: read_member(archive, key, where, at_most) for key in CSR}
             z = _dense(arrays, n_units, where)
@@ -135,35 +122,29 @@ def _dense(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.nda
 # ---- the tree
 
 
-def claim(out: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of a tree, or compare it with the one that is there. Raises UserError.
+def claim(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a tree, which is written where the folder is new. Raises UserError.
 
-    What was made, by which model and in which form must be the same; the rest may differ.
+    What was made, by which model and in which form must be as given; the rest may differ.
     """
     path = out / MANIFEST
-    if not path.is_file():
-        others = sorted(entry.name for entry in out.iterdir() if is_data(entry.name))
-        if others:
+    if path.is_file():
+        found = read_json(path)
+        was, now = _identity(found), _identity(manifest)
+        if was != now:
             raise UserError(
-                f"{out} holds {others[0]} and no {MANIFEST}, so that others made it: expected a "
-                "new or empty folder; give another --out"
+                f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
+                "folder"
             )
-        write_json(path, manifest)
-        return
-    before = read_json(path)
-    was, now = _identity(before), _identity(manifest)
-    if was != now:
+        return found
+    others = sorted(entry.name for entry in out.iterdir() if is_data(entry.name))
+    if others:
         raise UserError(
-            f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
-            "folder"
+            f"{out} holds {others[0]} and no {MANIFEST}, so that others made it: expected a "
+            "new or empty folder; give another --out"
         )
-
-
-def update_manifest(out: Path, more: Mapping[str, Any]) -> None:
-    """Add to the manifest of a tree, or change what it has."""
-    before = read_json(out / MANIFEST)
-    if before | dict(more) != before:
-        write_json(out / MANIFEST, before | dict(more))
+    write_json(path, manifest)
+    return dict(manifest)
 
 
 def _identity(manifest: Mapping[str, Any]) -> str:

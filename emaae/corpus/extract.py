@@ -1,8 +1,8 @@
 """Features from audio, by SPARC (Cho et al. 2024, arXiv 2406.12998), model "en".
 
 WavLM's ninth layer, low-passed at 10 Hz, gives the articulators, CREPE the pitch, and the waveform
-the loudness. SPARC is an optional extra, imported when it is needed. Two things in it are gone
-round, since an utterance's features must not depend on its neighbours in a batch:
+the loudness. SPARC is an optional extra, imported when it is needed. Two things in it are avoided,
+since an utterance's features must not depend on its neighbours in a batch:
 
 - it filters padded batches to their end and returns them uncut, which moves the last 25 frames of
   the shorter ones by up to their own standard deviation: here a batch has one number of frames;
@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -30,17 +30,21 @@ import yaml
 
 from emaae.data.features import (
     FRAME_RATE_HZ,
+    HOP_SAMPLES,
+    SAMPLE_RATE_HZ,
+    WINDOW_SAMPLES,
     check_features,
     check_identity,
-    entries_below,
+    files_below,
     frame_times,
     read_features,
     read_times,
+    times_beside,
 )
 from emaae.runs.checkpoint import write_whole
 from emaae.system.devices import pick_device
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import open_plain, read_text
+from emaae.system.files import plain_file, read_text
 from emaae.system.progress import progress
 
 MODEL = "en"
@@ -55,8 +59,6 @@ FETCH = (
     "model_english_1500k.ckpt && hf download microsoft/wavlm-large config.json pytorch_model.bin"
 )
 
-# WavLM sees windows of 400 samples at 16 kHz, one every 320.
-SAMPLE_RATE_HZ, WINDOW_SAMPLES, HOP_SAMPLES = 16_000, 400, 320
 # What SPARC adds on either side when its settings say zero_pad.
 PAD_SAMPLES = 160
 # The low-pass filter runs over the utterance mirrored by 18 frames, and needs one more.
@@ -72,12 +74,12 @@ class Audio(NamedTuple):
     """An audio file.
 
     identity: its path below the root without suffix, which names its features.
-    n_samples: at 16 kHz, as its header says; 0 before that was read.
+    n_samples: at 16 kHz, as its header says.
     """
 
     identity: str
     path: str
-    n_samples: int = 0
+    n_samples: int
 
 
 @dataclass
@@ -102,21 +104,20 @@ def extract(
     Raises UserError: no audio, no SPARC, no weights, a full disk.
     """
     out, result = Path(out_dir), Extracted()
-    missing = []
-    for audio in progress(_find(audio_dir, result.broken), "looking for features", unit="files"):
-        if _is_there(out, audio.identity):
-            result.n_kept += 1
-        else:
-            missing.append(audio)
+    paths = _find(audio_dir, result.broken)
+    looked_for = progress(paths, "looking for features", unit="files")
+    missing = [identity for identity in looked_for if not _is_there(out, identity)]
+    result.n_kept = len(paths) - len(missing)
     if not missing:
         return result
     target, sparc = pick_device(device), _import_sparc()
     found = []
-    for audio in progress(missing, "looking at audio", unit="files"):
+    for identity in progress(missing, "looking at audio", unit="files"):
+        path = paths[identity]
         try:
-            found.append(audio._replace(n_samples=_n_samples(audio.path)))
+            found.append(Audio(identity, path, _n_samples(path)))
         except BadFile as error:
-            result.broken[audio.path] = str(error)
+            result.broken[path] = str(error)
     if not found:
         return result
     coder = load_coder(sparc, target)
@@ -140,18 +141,18 @@ def _seconds(batch: Sequence[Audio]) -> int:
 # ---- files
 
 
-def _find(root: str | Path, broken: dict[str, str]) -> list[Audio]:
-    """The audio below the root, sorted; notes names that cannot be those of features."""
+def _find(root: str | Path, broken: dict[str, str]) -> dict[str, str]:
+    """The audio below the root, identity -> path; notes names that cannot be those of features."""
     root = str(Path(root))
     if not Path(root).is_dir():
         what = "is not a directory" if Path(root).exists() else "does not exist"
         raise UserError(f"--audio_dir {root} {what}: expected a directory of .flac and .wav files")
     found = defaultdict(list)
-    for folder, entry in entries_below(root, True, _is_audio):
-        found[folder + entry.name.rpartition(".")[0]].append(entry.path)
+    for name, path in files_below(root, True, lambda name: name.lower().endswith(SUFFIXES)):
+        found[name.rpartition(".")[0]].append(path)
     if not found:
         raise UserError(f"--audio_dir {root} holds no .flac or .wav files: expected some below it")
-    files = []
+    good = {}
     for identity, paths in sorted(found.items()):
         try:
             check_identity(identity, paths[0])
@@ -162,21 +163,15 @@ def _find(root: str | Path, broken: dict[str, str]) -> list[Audio]:
                     f"{' and '.join(sorted(paths))} would have the same features file "
                     f"{identity}.npz: rename or remove one"
                 )
-            files.append(Audio(identity, paths[0]))
+            good[identity] = paths[0]
         except BadFile as error:
             broken.update(dict.fromkeys(paths, str(error)))
-    return files
-
-
-def _is_audio(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+    return good
 
 
 def _is_there(out: Path, identity: str) -> bool:
     """Whether features and times of an utterance are there, and whole."""
     path = out / f"{identity}.npz"
-    if not path.exists():
-        return False
     try:
         times = read_times(path)
         return times is not None and times.shape == (len(read_features(path)), 2)
@@ -191,10 +186,7 @@ def _write(out: Path, identity: str, features: np.ndarray, times: np.ndarray) ->
     except OSError as error:
         raise UserError(f"--out_dir {out} cannot be written: {error.strerror or error}") from None
     # In this order: who finds features finds their times.
-    write_whole(
-        path.with_name(f"{path.name.removesuffix('.npz')}_times.npz"),
-        lambda file: np.savez(file, times=times),
-    )
+    write_whole(Path(times_beside(str(path))), lambda file: np.savez(file, times=times))
     write_whole(path, lambda file: np.savez(file, features=features))
 
 
@@ -202,7 +194,7 @@ def _n_samples(path: str) -> int:
     """Samples at 16 kHz that the file says it holds. Raises BadFile for what cannot be used."""
     import soundfile
 
-    with _audio_errors_named(path), open_plain(path, MOST_BYTES) as file:
+    with _open(path) as file:
         header = soundfile.info(file)
     seconds = header.frames / header.samplerate
     if seconds > LONGEST_S or header.frames * header.channels > MOST_VALUES:
@@ -222,13 +214,13 @@ def _n_samples(path: str) -> int:
 
 
 @contextlib.contextmanager
-def _audio_errors_named(path: str) -> Iterator[None]:
+def _open(path: str) -> Iterator[BinaryIO]:
+    """Open a file of audio; errors while it is read become a BadFile."""
     import soundfile
 
     try:
-        yield
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from None
+        with plain_file(path, MOST_BYTES) as file:
+            yield file
     except soundfile.SoundFileError as error:
         raise BadFile(f"{path} is no audio that can be read ({_reason(error)})") from None
 
@@ -337,9 +329,8 @@ def _features(
 def _read(coder: Any, audio: Audio) -> tuple[Any, int]:
     """The waveform as SPARC reads it, (1, N) at 16 kHz, of mean 0 and sd 1, and a seed. BadFile."""
     path = audio.path
-    with _audio_errors_named(path), np.errstate(all="ignore"):
-        with open_plain(path, MOST_BYTES) as file:
-            content = file.read()
+    with _open(path) as file, np.errstate(all="ignore"):
+        content = file.read()
         wave = coder.process_wavfiles([io.BytesIO(content)])
     n_samples = int(wave.input_lens[0])
     if n_samples != audio.n_samples:
@@ -355,7 +346,7 @@ def _read(coder: Any, audio: Audio) -> tuple[Any, int]:
 def _articulators(
     coder: Any, waves: dict[Audio, Any], broken: dict[str, str]
 ) -> Iterator[tuple[Audio, np.ndarray]]:
-    """Articulators (T, 12) of waveforms of one number of frames; halves what memory refuses."""
+    """Articulators (T, 12) of waveforms of one number of frames; halves a batch beyond memory."""
     if not waves:
         return
     # They differ by less than a hop, and no window reaches into what is padded.

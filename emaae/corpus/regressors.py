@@ -13,10 +13,11 @@ Delays let a linear model find the shape of the haemodynamic response (Nishimoto
 
 import csv
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,11 +37,9 @@ from emaae.system.progress import progress
 LOBES = 3  # of the window on either side
 
 
-@dataclass(frozen=True)
-class Spoken:
+class Spoken(NamedTuple):
     """An utterance in a story: the file of its encoding, and when it begins there, in seconds."""
 
-    identity: str
     path: str
     onset_s: float
 
@@ -49,17 +48,16 @@ class Spoken:
 class Design:
     """What to make of encodings.
 
-    tr_s: seconds between TRs, whose times are their middles (k + 1/2) tr_s; or tr_times: by story,
-    the times themselves in seconds, strictly increasing. delays: in TRs. trim: TRs that are left
-    out at the beginning and at the end. units: the columns of the encoding, None for those that
-    fired on what it was made from.
+    units: the columns of the encoding that are taken. tr_s: seconds between TRs, whose times are
+    their middles (k + 1/2) tr_s; or tr_times: by story, the times themselves in seconds, strictly
+    increasing. delays: in TRs. trim: TRs that are left out at the beginning and at the end.
     """
 
+    units: Sequence[int]
     tr_s: float | None = None
     tr_times: Mapping[str, np.ndarray] | None = None
     delays: Sequence[int] = (1, 2, 3, 4)
     trim: tuple[int, int] = (0, 0)
-    units: Sequence[int] | None = None
 
     def times(self, story: str, end_s: float) -> np.ndarray:
         """The TR times (n,) of a story whose last frame is at end_s. Raises UserError."""
@@ -75,29 +73,26 @@ class Design:
 # ---- the formulas
 
 
-def lanczos_window(x: np.ndarray, cutoff_hz: float, lobes: int = LOBES) -> np.ndarray:
+def lanczos_window(x: np.ndarray, cutoff_hz: float) -> np.ndarray:
     """w at distances x in seconds: 1 at 0, 0 at whole multiples of 1 / cutoff_hz and beyond."""
-    t = np.asarray(x, dtype=np.float64) * cutoff_hz
-    return np.where(np.abs(t) < lobes, np.sinc(t) * np.sinc(t / lobes), 0.0)
+    t = x * cutoff_hz
+    return np.where(np.abs(t) < LOBES, np.sinc(t) * np.sinc(t / LOBES), 0.0)
 
 
-def lanczos(
-    frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.ndarray, step_s: float | None = None
-) -> np.ndarray:
-    """Frames (T, C) at times_s (T,) as values (n, C) float32 at TR times (n,).
+def lanczos(frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.ndarray) -> np.ndarray:
+    """Frames (T, C), 20 ms each, at times_s (T,) as values (n, C) float32 at TR times (n,).
 
-    step_s: seconds that a frame stands for (default: 20 ms). Times must increase. UserError.
+    There must be two TRs or more, and times must increase. Raises UserError.
     """
     increasing("the frames", times_s)
     increasing("the TRs", tr_times_s)
-    step = 1 / FRAME_RATE_HZ if step_s is None else step_s
-    cutoff = 1 / float(np.mean(np.diff(tr_times_s))) if len(tr_times_s) > 1 else 1 / step
-    weights = lanczos_window(tr_times_s[:, None] - times_s[None, :], cutoff) * (cutoff * step)
+    cutoff = 1 / float(np.mean(np.diff(tr_times_s)))
+    weights = lanczos_window(tr_times_s[:, None] - times_s, cutoff) * (cutoff / FRAME_RATE_HZ)
     return (weights @ frames).astype(np.float32)
 
 
 def zscored(values: np.ndarray, kept: slice = slice(None)) -> np.ndarray:
-    """Columns (n, C) less their mean over its standard deviation, both of the kept rows.
+    """Columns (n, C) minus their mean, over their standard deviation, both of the kept rows.
 
     A column that does not move there is 0.
     """
@@ -157,21 +152,22 @@ def stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[Spoke
     """
     files = {file.identity: file.path for file in find_features(root, recursive=True)}
     if onsets is None:
-        return {identity: [Spoken(identity, path, 0.0)] for identity, path in files.items()}
-    found: dict[str, list[Spoken]] = {}
+        return {identity: [Spoken(path, 0.0)] for identity, path in files.items()}
+    found = defaultdict(list)
     for number, row in enumerate(read_onsets(onsets), 2):
+        where = f"--onsets {onsets}:{number}"
         name = (row["utterance"] or "").removesuffix(".npz")
+        if name not in files:
+            raise UserError(f"{where}: utterance {name!r}, expected one below {root}")
         try:
             onset = float(row["onset"])
         except (TypeError, ValueError):
             onset = math.nan
-        if name not in files or not math.isfinite(onset):
-            what = f"onset {row['onset']!r}" if name in files else f"utterance {name!r}"
-            expected = "seconds" if name in files else f"one below {root}"
-            raise UserError(f"--onsets {onsets}:{number}: {what}, expected {expected}")
-        of = row.get("story") or "story"
-        check_identity(of, f"--onsets {onsets}:{number}")
-        found.setdefault(of, []).append(Spoken(name, files[name], onset))
+        if not math.isfinite(onset):
+            raise UserError(f"{where}: onset {row['onset']!r}, expected seconds")
+        story = row.get("story") or "story"
+        check_identity(story, where)
+        found[story].append(Spoken(files[name], onset))
     return {story: sorted(some, key=lambda one: one.onset_s) for story, some in found.items()}
 
 
@@ -193,15 +189,16 @@ def read_tr_times(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarra
     return found
 
 
-def fired(root: str | Path) -> list[int]:
-    """The units that fire somewhere in a tree of encodings, by its manifest. Raises UserError."""
-    found = read_json(Path(root) / MANIFEST)
-    if not isinstance(found.get("fired"), list):
+def read_manifest(root: str | Path) -> dict[str, Any]:
+    """The manifest of a tree of encodings, with its `units` and those `fired`. Raises UserError."""
+    path = Path(root) / MANIFEST
+    found = read_json(path)
+    if not isinstance(found.get("units"), int) or not isinstance(found.get("fired"), list):
         raise UserError(
-            f"{Path(root) / MANIFEST} does not say which units fire: make the encodings again by "
-            "`python -m emaae encode`, the same command completes it"
+            f"{path} does not say how many units the model has and which of them fire: make the "
+            "encodings again by `python -m emaae encode`, the same command completes it"
         )
-    return [int(unit) for unit in found["fired"]]
+    return found
 
 
 def story(
@@ -214,20 +211,19 @@ def story(
     centres = [one.onset_s + _times_of(one, n_units).mean(1) for one in spoken]
     increasing(f"the story {name}, whose utterances must not overlap", np.concatenate(centres))
     times = design.times(name, float(centres[-1][-1]))
-    cutoff = 1 / float(np.mean(np.diff(times))) if len(times) > 1 else 1 / (2 * times[0])
-    units = np.arange(n_units) if design.units is None else np.asarray(design.units)
-    values = np.zeros((len(times), len(units)))
-    for one, at in zip(spoken, centres):
-        z = read_encoding(one.path, n_units)[:, units]
-        near = (times > at[0] - LOBES / cutoff) & (times < at[-1] + LOBES / cutoff)
-        weights = lanczos_window(times[near, None] - at[None, :], cutoff)
-        values[near] += weights @ z * (cutoff / FRAME_RATE_HZ)
     kept = slice(design.trim[0], len(times) - design.trim[1])
     if len(times[kept]) < 2:
         raise UserError(
             f"the story {name} has {len(times)} TRs, and --trim {design.trim[0]} {design.trim[1]} "
             "leaves fewer than two: leave out less, or give a shorter --tr"
         )
+    cutoff = 1 / float(np.mean(np.diff(times)))
+    values = np.zeros((len(times), len(design.units)))
+    for one, at in zip(spoken, centres):
+        z = read_encoding(one.path, n_units)[:, design.units]
+        near = (times > at[0] - LOBES / cutoff) & (times < at[-1] + LOBES / cutoff)
+        weights = lanczos_window(times[near, None] - at, cutoff)
+        values[near] += weights @ z * (cutoff / FRAME_RATE_HZ)
     return times[kept], delayed(zscored(values, kept), design.delays)[kept]
 
 
@@ -250,7 +246,7 @@ def write(
     out: Path,
     design: Design,
     spoken: Mapping[str, Sequence[Spoken]],
-    form: str = "npz",
+    form: str,
 ) -> dict[str, int]:
     """Write the design matrix of each story; returns their TRs.
 
@@ -258,22 +254,19 @@ def write(
     OUT/STORY.csv, a pandas table of the same columns after tr_time. OUT/manifest.json says what
     they were made from, how, and which units were left out. Raises UserError.
     """
-    made = read_json(Path(root) / MANIFEST)
-    n_units = _n_units(made, next(iter(spoken.values()))[0].path)
-    units = list(range(n_units)) if design.units is None else list(design.units)
-    names = column_names(units, design.delays)
+    made = read_manifest(root)
+    names = column_names(design.units, design.delays)
     lengths = {}
     for name in progress(spoken, "regressors", unit="stories"):
-        times, matrix = story(name, spoken[name], n_units, design)
-        path = out / f"{name}.{form}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if form == "npz":
-            arrays: dict[str, Any] = {"X": matrix, "tr_times": times, "columns": np.array(names)}
-            write_whole(path, lambda file, arrays=arrays: np.savez(file, **arrays))
-        else:
-            _write_table(path, times, matrix, names)
+        times, matrix = story(name, spoken[name], made["units"], design)
+        try:
+            _write_story(out / f"{name}.{form}", times, matrix, names)
+        except OSError as error:
+            raise UserError(
+                f"--out {out} cannot be written ({error.strerror or error}): make room, or name "
+                "another folder"
+            ) from None
         lengths[name] = len(times)
-    left_out = sorted(set(range(n_units)) - set(units))
     manifest: dict[str, Any] = {
         "made": "regressors",
         "encodings": str(root),
@@ -283,15 +276,20 @@ def write(
         "trim_trs": list(design.trim),
         "lanczos_lobes": LOBES,
         "zscored": "within stories",
-        "units": units,
-        "units_left_out": left_out,
+        "units": list(design.units),
+        "units_left_out": sorted(set(range(made["units"])) - set(design.units)),
         "trs": lengths,
     }
     write_json(out / MANIFEST, manifest)
     return lengths
 
 
-def _write_table(path: Path, times: np.ndarray, matrix: np.ndarray, names: Sequence[str]) -> None:
+def _write_story(path: Path, times: np.ndarray, matrix: np.ndarray, names: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        arrays: dict[str, Any] = {"X": matrix, "tr_times": times, "columns": np.array(names)}
+        write_whole(path, lambda file: np.savez(file, **arrays))
+        return
     with extra("analysis"):
         import pandas
     table = pandas.DataFrame(matrix, columns=list(names))
@@ -302,13 +300,3 @@ def _write_table(path: Path, times: np.ndarray, matrix: np.ndarray, names: Seque
         with extra("parquet"):
             import pyarrow  # noqa: F401
         table.to_parquet(path, index=False)
-
-
-def _n_units(made: Mapping[str, Any], path: str) -> int:
-    found = made.get("units")
-    if not isinstance(found, int):
-        raise UserError(
-            f"{path}: the manifest of its tree does not say how many units its model has: make the "
-            "encodings again by `python -m emaae encode`, the same command completes it"
-        )
-    return found

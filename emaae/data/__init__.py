@@ -18,10 +18,12 @@ from emaae.data.features import (
     find_features,
     read_features,
     read_times,
+    times_beside,
 )
-from emaae.data.reading import Form, Reader, Utterance, read, utterance
+from emaae.data.reading import Form, Reader, Utterance, each, utterance
 from emaae.data.split import Split, check_overlap
 from emaae.system.distributed import after_the_first
+from emaae.system.errors import few
 from emaae.system.progress import progress
 
 SPLITS = ("train", "val", "test")
@@ -35,7 +37,7 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
     wanted: names of `SPLITS` to read, of those that were given. Without directories: the demo data,
     `test` alone for --eval_only.
     """
-    form = Form.of(config.keep_loudness, config.data_dtype)
+    form = Form(config.keep_loudness, config.data_dtype)
     if config.uses_demo:
         given = ("test",) if config.eval_only else SPLITS
         sources = {name: _demo(name, form) for name in given if name in wanted}
@@ -43,33 +45,27 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
         roots = {name: getattr(config, f"{name}_dir") for name in wanted}
         sources = {name: _source(name, root, config, form) for name, root in roots.items() if root}
     with after_the_first():  # which packs what is not packed yet, and says how far it is
-        splits = {
-            name: store.load(source, config.cache_folder, config.verify_data)
-            for name, source in sources.items()
-        }
+        splits = {name: store.load(source, config.cache_folder) for name, source in sources.items()}
     for name, split in splits.items():
         if split.skipped:
-            warnings.warn(f"{name}: left out {skipped(split)}", stacklevel=2)
+            names = list(split.skipped)
+            warnings.warn(
+                f"{name}: left out {len(names)} of {len(split) + len(names)} files, which are "
+                f"broken: {few(names)} ({split.skipped[names[0]]})",
+                stacklevel=2,
+            )
     check_overlap(splits)
     return splits
 
 
-def skipped(split: Split) -> str:
-    """A warning that names the files that were left out."""
-    names = list(split.skipped)
-    few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    n_files = len(split) + len(names)
-    return f"{len(names)} of {n_files} files, which are broken: {few} ({split.skipped[names[0]]})"
-
-
 @dataclass(frozen=True)
 class Listing:
-    """The features in a tree or under a prefix of a bucket, listed and not read.
+    """The files of features in a tree, or under a prefix of a bucket; none is read yet.
 
-    where: what a person calls it. root: of the tree; None in a bucket. place: what stays when the
-    content changes. files: sorted by identity. connect, connect_times: called once in each process
-    that reads, they give what reads the features (T, 14) of one file, checked, and its times, None
-    where it has none.
+    where: what a person calls it. root: of the tree; None in a bucket. place: identifies it,
+    whatever its content. files: sorted by identity. connect, connect_times: each is called once in
+    every process that reads, and returns a function of a file: its checked features (T, 14), or its
+    times, None where it has none.
     """
 
     where: str
@@ -116,7 +112,7 @@ def _in_bucket(name: str, prefix: str, recursive: bool) -> Listing:
         there = bucket.list_times(handle, prefix, recursive)
 
         def read_object(file: FeatureFile) -> np.ndarray | None:
-            key = bucket.times_key(file.path)
+            key = times_beside(file.path)
             return bucket.read_array(handle, key, of="times") if key in there else None
 
         return read_object
@@ -130,8 +126,12 @@ def _source(name: str, root: str, config: Config, form: Form) -> store.Source:
     found = listed(root, config.recursive, config.bucket)
     broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
 
+    def connect() -> Callable[[FeatureFile], Utterance]:
+        read = found.connect()
+        return lambda file: utterance(file.identity, read(file), form)
+
     def read_all() -> Iterator[Utterance]:
-        utterances = read(found.files, found.connect, form, broken)
+        utterances = each(found.files, connect, broken)
         return progress(utterances, f"reading {name}", total=len(found.files), unit="utterances")
 
     state = store.key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))
@@ -146,6 +146,7 @@ def _demo(name: str, form: Form) -> store.Source:
         return (utterance(u.name, u.features, form) for u in generate(name))
 
     # The generator's own text, since a version of it could be forgotten.
-    text = Path(__file__).with_name("demo.py").read_text(encoding="utf-8")
-    state = store.key(text, np.__version__, importlib.metadata.version("scipy"))
+    modules = ("demo.py", "phones.py", "synthesis.py")
+    texts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in modules]
+    state = store.key(texts, np.__version__, importlib.metadata.version("scipy"))
     return store.Source(f"the demo's {name} split", ("demo", name), state, form, generate_all)

@@ -42,15 +42,15 @@ def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Ten
     """
     if not order:
         return
-    here = split.frames.device
-    utterances = torch.from_numpy(np.concatenate(order)).to(here)
-    starts, lengths = split.starts[utterances], split.sizes[utterances]
-    begin = 0
-    for batch in order:
-        of_batch = slice(begin, begin := begin + len(batch))
-        time = torch.arange(int(split.lengths[batch].max(initial=1)), device=here)
-        real = time < lengths[of_batch, None]
-        frames = split.frames[torch.where(real, starts[of_batch, None] + time, 0)]
+    here, lengths, counts = split.frames.device, split.lengths, [len(batch) for batch in order]
+    starts, sizes = (
+        torch.from_numpy(of_all[np.concatenate(order)]).to(here).split(counts)
+        for of_all in (split.offsets, lengths)
+    )
+    for batch, start, size in zip(order, starts, sizes):
+        time = torch.arange(int(lengths[batch].max(initial=1)), device=here)
+        real = time < size[:, None]
+        frames = split.frames[torch.where(real, start[:, None] + time, 0)]
         mask = real[:, None].to(torch.float32)
         x = frames.transpose(1, 2) * mask
         if split.device != here:

@@ -14,19 +14,25 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from emaae.data.features import FeatureFile, times_beside
+from emaae.data.features import FeatureFile, without_npz
 from emaae.data.npz import MOST_BYTES, load_npz, too_large
-from emaae.system.errors import BadFile, UserError, extra
+from emaae.system.errors import BadFile, UserError, extra, few
 from emaae.system.files import is_data
 
 # What upload_raw_array can write besides gzip and no compression. The name comes from the object's
 # metadata, and numcodecs also has a codec that unpickles, so no other name may reach it.
 NUMCODECS = ("zstd", "lz4")
+
+STREAMS: Mapping[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),  # 16 + asks for gzip
+    "zlib": zlib.decompressobj,
+    "bz2": bz2.BZ2Decompressor,
+}
 
 # A plain number in NumPy's notation: float, signed, unsigned, bool. No objects, no records.
 NUMBER = re.compile(r"[<>|=]?[fiub]\d+")
@@ -42,20 +48,13 @@ def open_bucket(name: str) -> Any:
     with extra("bucket"):
         import boto3
         from botocore.config import Config
-        from botocore.exceptions import ClientError
     # About 15 s for an endpoint that is down, 30 s for one that accepts and says nothing.
     patience = Config(
         connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3}
     )
-    where = f"s3://{name}"
-    with _explained(where):
+    with _explained(f"s3://{name}"):
         bucket = boto3.resource("s3", config=patience).Bucket(name)
-        try:
-            bucket.meta.client.head_bucket(Bucket=name)
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "404":
-                raise UserError(_no_such_bucket(where)) from error
-            raise
+        bucket.meta.client.head_bucket(Bucket=name)
     return bucket
 
 
@@ -82,28 +81,14 @@ def list_features(bucket: Any, prefix: str, recursive: bool) -> list[FeatureFile
         features[identity] = FeatureFile(identity, key, stamp)
     if not features:
         with _explained(where):
-            reason = _no_features(bucket, folder, list(stamps), recursive)
-        raise UserError(reason)
+            raise UserError(_no_features(bucket, folder, list(stamps), recursive))
     return sorted(features.values())
 
 
 def list_times(bucket: Any, prefix: str, recursive: bool) -> frozenset[str]:
     """The keys of the times under `prefix`. Raises UserError."""
     keys = _listed(bucket, _folder(prefix), recursive)
-    return frozenset(key for key in keys if _stem(key).endswith("_times"))
-
-
-def times_key(key: str) -> str:
-    """Where the times of the features in the object `key` are, if there are any."""
-    return times_beside(key) if _is_npz(key) else f"{key}_times"
-
-
-def _is_npz(key: str) -> bool:
-    return key.lower().endswith(".npz")
-
-
-def _stem(key: str) -> str:
-    return key[: -len(".npz")] if _is_npz(key) else key
+    return frozenset(key for key in keys if without_npz(key).endswith("_times"))
 
 
 def _folder(prefix: str) -> str:
@@ -133,7 +118,7 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
         content = answer["Body"].read()
     if etag is not None and answer["ETag"] != etag:
         raise UserError(f"{where} has changed since it was listed: start again")
-    if _is_npz(key):
+    if key.lower().endswith(".npz"):
         return load_npz(io.BytesIO(content), where, of)
     return _raw_array(content, answer["Metadata"], where)
 
@@ -147,8 +132,8 @@ def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bo
     shape = ",".join(map(str, array.shape))
     metadata = {"dtype": array.dtype.str, "shape": shape, "compression": "gzip", "order": "C"}
     with _explained(f"s3://{bucket.name}/{key}"):
-        found = {item.key for item in bucket.objects.filter(Prefix=key, MaxKeys=1)}
-        if key in found and bucket.Object(key).metadata.get("state") == digest:
+        found = [item.key for item in bucket.objects.filter(Prefix=key).limit(1)]
+        if found == [key] and bucket.Object(key).metadata.get("state") == digest:
             return False
         content = gzip.compress(array.tobytes(), mtime=0)
         bucket.Object(key).put(Body=content, Metadata=metadata | {"state": digest})
@@ -157,7 +142,7 @@ def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bo
 
 def _identity(name: str) -> str | None:
     """The utterance that the object `name` holds the features of, or None."""
-    identity = _stem(name)
+    identity = without_npz(name)
     last = identity.rpartition("/")[2]
     other = identity == name and OTHER_FILE.search(last)
     if last == "" or last.endswith("_times") or other or not is_data(name):
@@ -186,12 +171,11 @@ def _no_features(bucket: Any, folder: str, keys: list[str], recursive: bool) -> 
     return f"no objects under {where}, expected features: name another prefix ({there})"
 
 
-def _folders(bucket: Any, folder: str, n: int = 5) -> str:
-    """The names of the first `n` folders in `folder` as text, empty where there are none."""
+def _folders(bucket: Any, folder: str) -> str:
+    """The names of the first folders in `folder` as text, empty where there are none."""
     client = bucket.meta.client
     page = client.list_objects_v2(Bucket=bucket.name, Prefix=folder, Delimiter="/")
-    names = [entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])]
-    return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
+    return few([entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])])
 
 
 def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.ndarray:
@@ -227,11 +211,9 @@ def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.nd
 
 
 def _dtype(text: str, where: str) -> np.dtype:
-    try:
+    with contextlib.suppress(TypeError):  # a number of a size that NumPy does not have
         if NUMBER.fullmatch(text):
             return np.dtype(text)
-    except TypeError:  # a number of a size that NumPy does not have
-        pass
     raise BadFile(
         f"{where} must hold plain numbers such as <f4, got dtype {text!r}, which is not read "
         f"(objects are never unpickled): convert it to float32 and {UPLOAD_AGAIN}"
@@ -239,25 +221,19 @@ def _dtype(text: str, where: str) -> np.dtype:
 
 
 def _shape(text: str, where: str) -> tuple[int, ...]:
-    if re.fullmatch(r"(\d{1,18}(,\d{1,18})*)?", text):
-        shape = tuple(int(length) for length in text.split(",") if length)
-        if len(shape) <= 32:
-            return shape
-    raise BadFile(f"{where} must have a shape such as 100,14, got {text!r}: {UPLOAD_AGAIN}")
+    if not re.fullmatch(r"(\d{1,18}(,\d{1,18}){0,31})?", text):  # NumPy has 32 dimensions
+        raise BadFile(f"{where} must have a shape such as 100,14, got {text!r}: {UPLOAD_AGAIN}")
+    return tuple(int(length) for length in text.split(",") if length)
 
 
 def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) -> bytes:
-    """The bytes behind `content`, at most one more than the `n_bytes` that are expected."""
+    """Decompress `content`, to one byte more than the expected `n_bytes` at most."""
     try:
         if compression in ("False", "None"):
             return content
         codec = compression.lower()
-        if codec in ("gzip", "zlib", "bz2"):
-            stream: Any = {
-                "gzip": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),  # 16 + asks for it
-                "zlib": zlib.decompressobj,
-                "bz2": bz2.BZ2Decompressor,
-            }[codec]()
+        if codec in STREAMS:
+            stream = STREAMS[codec]()
             array = stream.decompress(content, n_bytes + 1)
             if len(array) <= n_bytes and not stream.eof:
                 raise EOFError("the end is missing")
@@ -280,75 +256,68 @@ def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) ->
 
 
 def endpoint() -> str:
-    """Where the bucket is asked for, without a user and password that the URL may contain."""
+    """The address of the S3 server, without a user and password that the URL may contain."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not url:
         return "the default endpoint (AWS_ENDPOINT_URL is not set)"
     return f"AWS_ENDPOINT_URL={url.rpartition('@')[2]}"
 
 
-def _no_such_bucket(where: str) -> str:
-    return (
-        f"{where} does not exist at {endpoint()}, expected a bucket: "
-        "check the spelling of --bucket and the endpoint"
-    )
-
-
-def _no_answer(where: str, what: str) -> str:
-    return (
-        f"{where} cannot be reached at {endpoint()} ({what}), expected an S3 endpoint that "
-        "answers: check the address, the network, and that the server runs"
-    )
-
-
 @contextlib.contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Turn what boto says about `where` into a UserError.
-
-    Messages hold the code of a server's error only: its text may quote the request.
-    """
-    from botocore import exceptions as boto
+    """Turn what boto says about `where` into a UserError."""
+    from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
-    unreachable = (
-        boto.ConnectionError,
-        boto.HTTPClientError,
-        boto.IncompleteReadError,
-        ResponseParserError,
-        RecursionError,  # botocore after a redirect that names no region, as a web page sends it
-        OSError,
-    )
+    ours = (BotoCoreError, ClientError, ResponseParserError, OSError, RecursionError, ValueError)
     try:
         yield
-    except boto.ClientError as error:
-        code = error.response["Error"]["Code"]
-        if code == "NoSuchBucket":
-            raise UserError(_no_such_bucket(where)) from error
-        if code in ("NoSuchKey", "404"):
-            raise UserError(
-                f"{where} does not exist, expected a raw array or an .npz: list the bucket again"
-            ) from error
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
-            raise UserError(_no_answer(where, code)) from error
-        raise UserError(
-            f"{where} was refused by {endpoint()} ({code}), expected credentials that may list, "
-            "read it, and write it for --upload: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-            "and AWS_DEFAULT_REGION"
-        ) from error
-    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-        raise UserError(
-            f"{where} needs credentials, got none or half of them: set AWS_ACCESS_KEY_ID and "
+    except ours as error:
+        raise UserError(f"{where} {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, what was expected and the way out.
+
+    Of a server's error the code alone is quoted: its text may hold the request.
+    """
+    from botocore import exceptions as boto
+
+    what = type(error).__name__
+    if isinstance(error, boto.ClientError):
+        what = error.response["Error"]["Code"]
+        if what == "NoSuchBucket" or (what == "404" and error.operation_name == "HeadBucket"):
+            return (
+                f"does not exist at {endpoint()}, expected a bucket: "
+                "check the spelling of --bucket and the endpoint"
+            )
+        if what in ("NoSuchKey", "404"):
+            return "does not exist, expected a raw array or an .npz: list the bucket again"
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
+            return (
+                f"was refused by {endpoint()} ({what}), expected credentials that may list, "
+                "read it, and write it for --upload: check AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION"
+            )
+    elif isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        return (
+            "needs credentials, got none or half of them: set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL for a store that is not Amazon's"
-        ) from error
-    except unreachable as error:
-        raise UserError(_no_answer(where, type(error).__name__)) from error
-    except (boto.ParamValidationError, boto.EndpointResolutionError, ValueError) as error:
-        raise UserError(
-            f"{where} at {endpoint()} cannot be asked for, expected a bucket name without spaces "
+        )
+    elif isinstance(error, boto.ParamValidationError | boto.EndpointResolutionError | ValueError):
+        return (
+            f"at {endpoint()} cannot be asked for, expected a bucket name without spaces "
             "or slashes and a URL such as https://s3.example.org: check --bucket and the endpoint"
-        ) from error
-    except boto.BotoCoreError as error:
-        raise UserError(
-            f"{where} cannot be opened ({type(error).__name__}), expected a working AWS "
+        )
+    elif isinstance(error, boto.BotoCoreError) and not isinstance(
+        error, boto.ConnectionError | boto.HTTPClientError | boto.IncompleteReadError
+    ):
+        return (
+            f"cannot be opened ({what}), expected a working AWS "
             "configuration: check the AWS_* variables and the files under ~/.aws"
-        ) from error
+        )
+    # botocore recurses without end after a redirect that names no region, as a web page sends it.
+    return (
+        f"cannot be reached at {endpoint()} ({what}), expected an S3 endpoint that "
+        "answers: check the address, the network, and that the server runs"
+    )

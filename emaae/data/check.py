@@ -4,7 +4,6 @@ An error is what a run refuses, or what makes its numbers mean something else; a
 be meant.
 """
 
-import hashlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,16 +16,20 @@ from emaae.data.features import (
     ARTICULATORS,
     CHANNELS,
     FRAME_RATE_HZ,
+    HOP_SAMPLES,
     LOUDNESS,
+    SAMPLE_RATE_HZ,
+    WINDOW_SAMPLES,
     check_features,
     check_identity,
     find_features,
     read_times,
 )
 from emaae.data.npz import MOST_BYTES, load_npz
-from emaae.data.split import LIBRISPEECH
+from emaae.data.reading import digest_of
+from emaae.data.split import speaker_of
 from emaae.system.errors import BadFile, plainly
-from emaae.system.files import open_plain
+from emaae.system.files import plain_file
 from emaae.system.progress import progress
 
 PITCH_HZ = (50, 550)
@@ -42,6 +45,8 @@ LONG_S = 60.0
 SHORT_FRAMES = 13
 # Frames that rounding may add to or take from a duration.
 SLACK_FRAMES = 2
+# Findings of each kind that the report names.
+EXAMPLES = 3
 
 ERRORS = {
     "unreadable": "files that cannot be read",
@@ -73,8 +78,8 @@ class Tree:
     """What is known of one directory.
 
     keep_loudness: whether column 12 counts. n_files: of features. lengths: frames of each
-    utterance that could be read. total, squares, product: sums over frames of each channel, of its
-    square, and of LLX times LLY.
+    utterance that could be read. total (14,), products (14, 14): sums over frames of each channel,
+    and of each channel times each.
     """
 
     root: Path
@@ -82,8 +87,7 @@ class Tree:
     n_files: int = 0
     lengths: list[int] = field(default_factory=list)
     total: np.ndarray = field(default_factory=lambda: np.zeros(len(CHANNELS)))
-    squares: np.ndarray = field(default_factory=lambda: np.zeros(len(CHANNELS)))
-    product: float = 0.0
+    products: np.ndarray = field(default_factory=lambda: np.zeros((len(CHANNELS), len(CHANNELS))))
     low: np.ndarray = field(default_factory=lambda: np.full(len(CHANNELS), np.inf))
     high: np.ndarray = field(default_factory=lambda: np.full(len(CHANNELS), -np.inf))
     speakers: set[str] = field(default_factory=set)
@@ -93,14 +97,14 @@ class Tree:
         """Mean and standard deviation of each channel (14,); NaN without frames."""
         n = sum(self.lengths) or np.nan
         mean = self.total / n
-        return mean, np.sqrt(np.maximum(self.squares / n - mean**2, 0))
+        return mean, np.sqrt(np.maximum(np.diag(self.products) / n - mean**2, 0))
 
     def lip_correlation(self) -> float:
         """Pearson correlation of LLX and LLY over all frames; NaN when one never moves."""
         mean, sd = self.moments()
         if not sd[LLX] * sd[LLY] > 0:
             return float("nan")
-        covariance = self.product / sum(self.lengths) - mean[LLX] * mean[LLY]
+        covariance = self.products[LLX, LLY] / sum(self.lengths) - mean[LLX] * mean[LLY]
         return float(covariance / (sd[LLX] * sd[LLY]))
 
     def add(self, features: np.ndarray) -> None:
@@ -108,8 +112,7 @@ class Tree:
         x = features.astype(np.float64)
         self.lengths.append(len(x))
         self.total += x.sum(0)
-        self.squares += (x**2).sum(0)
-        self.product += float(x[:, LLX] @ x[:, LLY])
+        self.products += x.T @ x
         self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
 
 
@@ -119,54 +122,45 @@ def check(roots: Sequence[str | Path], recursive: bool, keep_loudness: bool = Fa
     keep_loudness: whether runs are to read column 12, so that nonsense there is an error.
     """
     trees: list[Tree] = []
-    contents: dict[bytes | None, tuple[Tree, str]] = {}
-    names: dict[str, tuple[Tree, str]] = {}
+    seen: dict[str, tuple[Tree, str]] = {}  # by identity, and by a digest of the content
     for root in roots:
         tree = Tree(Path(root), keep_loudness)
         files = find_features(root, recursive)
         tree.n_files = len(files)
         for identity, path, _ in progress(files, f"checking {root}", unit="files"):
-            digest = _check_file(tree, identity, Path(path))
-            other = names.get(identity) or contents.get(digest)
-            if other is not None and other[0] is not tree:
-                tree.found["shared"].append(f"{identity} ({other[0].root}: {other[1]})")
+            keys = (identity, _check_file(tree, identity, path) or identity)
+            other, twin = next((seen[key] for key in keys if key in seen), (None, ""))
+            if other is tree:
+                tree.found["twice"].append(f"{identity} ({twin})")
             elif other is not None:
-                tree.found["twice"].append(f"{identity} ({other[1]})")
-            names.setdefault(identity, (tree, identity))
-            if digest is not None:
-                contents.setdefault(digest, (tree, identity))
+                tree.found["shared"].append(f"{identity} ({other.root}: {twin})")
+            for key in keys:
+                seen.setdefault(key, (tree, identity))
         _check_names(tree, [file.identity for file in files])
         _check_whole(tree, trees)
         trees.append(tree)
     return trees
 
 
-def _check_file(tree: Tree, identity: str, path: Path) -> bytes | None:
+def _check_file(tree: Tree, identity: str, path: str) -> str | None:
     """Note what is wrong with one file; returns a digest of what it holds, None when broken."""
     kind = "name"
     try:
-        check_identity(identity, str(path))
+        check_identity(identity, path)
         kind = "unreadable"
-        array = _load(path, "features")
+        with plain_file(path, MOST_BYTES) as file:
+            array = load_npz(file, path)
         kind = "numbers" if array.ndim == 2 and array.shape[1] == len(CHANNELS) else "columns"
-        features = check_features(array, str(path))
+        features = check_features(array, path)
     except BadFile as error:
         tree.found[kind].append(str(error))
         return None
     tree.add(features)
     _check_values(tree, identity, features)
     _check_times(tree, identity, path, len(features))
-    if match := LIBRISPEECH.fullmatch(identity.rpartition("/")[2]):
-        tree.speakers.add(match[1])
-    return hashlib.blake2b(features.tobytes(), digest_size=16).digest()
-
-
-def _load(path: Path, key: str) -> np.ndarray:
-    try:
-        with open_plain(path, MOST_BYTES) as file:
-            return load_npz(file, str(path), key)
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from None
+    if speaker := speaker_of(identity):
+        tree.speakers.add(speaker)
+    return digest_of(features.data)
 
 
 def _check_values(tree: Tree, identity: str, features: np.ndarray) -> None:
@@ -190,7 +184,7 @@ def _check_values(tree: Tree, identity: str, features: np.ndarray) -> None:
         tree.found["long"].append(f"{identity} ({n_frames / FRAME_RATE_HZ:.0f} s)")
 
 
-def _check_times(tree: Tree, identity: str, path: Path, n_frames: int) -> None:
+def _check_times(tree: Tree, identity: str, path: str, n_frames: int) -> None:
     try:
         times = read_times(path)
     except BadFile as error:
@@ -205,10 +199,9 @@ def _check_times(tree: Tree, identity: str, path: Path, n_frames: int) -> None:
         return
     times = times.astype(np.float64)
     (start, end), middle = times[0], times.mean(1)
-    # The whole utterance's in every row, of which windows of 400 samples begin every 320 at 16 kHz.
-    whole = (times == times[0]).all() and start == 0 < end < np.inf
-    if whole:
-        wrong = abs(n_frames - ((end * 16000 - 400) / 320 + 1)) > SLACK_FRAMES
+    if (times == times[0]).all() and start == 0 < end < np.inf:  # the whole utterance's
+        expected = (end * SAMPLE_RATE_HZ - WINDOW_SAMPLES) / HOP_SAMPLES + 1
+        wrong = abs(n_frames - expected) > SLACK_FRAMES
         rate = n_frames / end
     elif np.isfinite(times).all() and n_frames > 1 and (np.diff(middle) > 0).all():
         rate = (n_frames - 1) / (middle[-1] - middle[0])  # each frame's own
@@ -249,30 +242,25 @@ def _check_whole(tree: Tree, others: Sequence[Tree]) -> None:
 
 def exit_status(trees: Sequence[Tree]) -> int:
     """0 when nothing is wrong, 1 for warnings alone, 2 with an error."""
-    kinds = {kind for tree in trees for kind, where in tree.found.items() if where}
+    kinds = {kind for tree in trees for kind in tree.found}
     return 2 if kinds & ERRORS.keys() else 1 if kinds else 0
 
 
-def report(trees: Sequence[Tree], examples: int = 3) -> Iterator[str]:
+def report(trees: Sequence[Tree]) -> Iterator[str]:
     """Lines: the findings, errors first and then the most frequent, and a table of the trees."""
+    counts = []
     for level, kinds in (("error", ERRORS), ("warning", WARNINGS)):
         places = {kind: [w for tree in trees for w in tree.found.get(kind, ())] for kind in kinds}
+        counts.append(sum(map(len, places.values())))
         for kind, where in sorted(places.items(), key=lambda item: -len(item[1])):
             if where:
                 yield f"{level} ({len(where)}): {kinds[kind]}"
-                yield from (f"    {plainly(one)}" for one in where[:examples])
-                if len(where) > examples:
-                    yield f"    and {len(where) - examples} more"
-    yield ""
-    yield from _table(trees)
-    yield ""
-    yield from _channels(trees)
-    yield ""
-    n = {
-        level: sum(len(where) for tree in trees for k, where in tree.found.items() if k in kinds)
-        for level, kinds in (("errors", ERRORS), ("warnings", WARNINGS))
-    }
-    yield f"{n['errors']} errors, {n['warnings']} warnings" if any(n.values()) else "all is well"
+                yield from (f"    {plainly(one)}" for one in where[:EXAMPLES])
+                if len(where) > EXAMPLES:
+                    yield f"    and {len(where) - EXAMPLES} more"
+    yield from ("", *_table(trees), "", *_channels(trees), "")
+    n_errors, n_warnings = counts
+    yield f"{n_errors} errors, {n_warnings} warnings" if any(counts) else "all is well"
 
 
 def _table(trees: Sequence[Tree]) -> Iterator[str]:
@@ -280,8 +268,7 @@ def _table(trees: Sequence[Tree]) -> Iterator[str]:
         ("directory", "files", "read", "hours", "speakers", "s: min", "median", "max", "r(LL)")
     ]
     for tree in trees:
-        lengths: list[float] = [*tree.lengths] or [np.nan]
-        seconds = np.array(lengths) / FRAME_RATE_HZ
+        seconds = np.array(tree.lengths or np.nan) / FRAME_RATE_HZ
         rows.append(
             (
                 str(tree.root),

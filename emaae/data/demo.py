@@ -8,6 +8,7 @@ phones.py, how an utterance is made of it in synthesis.py.
 """
 
 import contextlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,12 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emaae.data.phones import (
-    Gesture,
-    Phone,
-)
+from emaae.data.phones import Gesture, Phone
 from emaae.data.synthesis import (
-    Speaker,
     Utterance,
     draw_score,
     draw_speaker,
@@ -67,7 +64,7 @@ SPLITS: Mapping[str, Recipe] = {
 }
 CORPORA: Mapping[str, Corpus] = {
     "demo": Corpus(SPLITS, scale=0.3),
-    # As many utterances and speakers as LibriSpeech has, as long as they are there.
+    # As many speakers and utterances as LibriSpeech has, of the same durations.
     "librispeech-100h": Corpus(
         {
             "train": Recipe(range(1001, 1252), 28_539, TRAIN_CLEAN_100),
@@ -109,21 +106,19 @@ class _Part(NamedTuple):
     durations_s: list[float]
 
     def generate(self) -> list[Utterance]:
-        """Made together, each as it would be alone."""
-        speakers: dict[int, Speaker] = {}
+        """The utterances, simulated together; each is what it would be alone."""
         drafts = []
         for i, duration_s in enumerate(self.durations_s, self.first):
             # Neighbours have different speakers: a few utterances already span the speakers.
             number = self.speakers[i % len(self.speakers)]
-            speaker = speakers.setdefault(number, draw_speaker(number, self.seed))
+            speaker = draw_speaker(number, self.seed)
             rng = random_of(self.seed, self.split, "utterance", i)
             phones = draw_score(rng, duration_s, speaker.rate)
             tokens = gestures_of(rng, phones)
             name = _name(number, i // len(self.speakers))
             drafts.append((name, rng, speaker, phones, tokens))
         movements = move([tokens for *_, tokens in drafts], self.durations_s)
-        pairs = zip(drafts, movements, strict=True)
-        return [make_utterance(*draft, movement) for draft, movement in pairs]
+        return [make_utterance(*draft, movement) for draft, movement in zip(drafts, movements)]
 
 
 def _parts(
@@ -171,26 +166,24 @@ def write_tree(
         each = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs)).map
         for split in SPLITS:
             parts = _parts(split, seed, n_utterances, scale, like)
-            written = each(_write, parts, [Path(out_dir)] * len(parts))
-            total = sum(len(part.durations_s) for part in parts)
-            shown = progress(
-                written,
+            done = progress(
+                each(_write, parts, [Path(out_dir)] * len(parts)),
                 f"writing {split}",
-                total=total,
+                total=sum(len(part.durations_s) for part in parts),
                 unit="utterances",
-                size=lambda w: len(w[1]),
+                size=len,
             )
-            speakers, frames = zip(*shown)
+            speakers, n_frames = zip(*itertools.chain.from_iterable(done))
             counts[split] = {
-                "speakers": len(set().union(*speakers)),
-                "utterances": total,
-                "frames": sum(map(sum, frames)),
+                "speakers": len(set(speakers)),
+                "utterances": len(n_frames),
+                "frames": sum(n_frames),
             }
     return counts
 
 
-def _write(part: _Part, out_dir: Path) -> tuple[set[str], list[int]]:
-    """Write a part; returns its speakers and the frames of each utterance."""
+def _write(part: _Part, out_dir: Path) -> list[tuple[str, int]]:
+    """Write a part; returns speaker and number of frames of each utterance."""
     utterances = part.generate()
     for utterance in utterances:
         path = out_dir / part.split / utterance.name
@@ -202,8 +195,7 @@ def _write(part: _Part, out_dir: Path) -> tuple[set[str], list[int]]:
             "gestures": [gesture._asdict() for gesture in utterance.gestures],
         }
         Path(f"{path}_score.json").write_text(json.dumps(score) + "\n")
-    speakers = {utterance.name.split("/")[0] for utterance in utterances}
-    return speakers, [len(utterance.features) for utterance in utterances]
+    return [(one.name.partition("/")[0], len(one.features)) for one in utterances]
 
 
 def read_score(path: str | Path) -> tuple[list[Phone], list[Gesture]]:
@@ -218,12 +210,12 @@ def read_score(path: str | Path) -> tuple[list[Phone], list[Gesture]]:
     try:
         phones = [Phone(**entry) for entry in found["phones"]]
         gestures = [Gesture(**entry) for entry in found["gestures"]]
-        numbers = [(phone.start_s, phone.end_s) for phone in phones]
-        numbers += [(gesture.start_s, gesture.end_s) for gesture in gestures]
         words = [phone.label for phone in phones]
         words += [word for gesture in gestures for word in (gesture.channel, gesture.phone)]
+        rows: list[Phone | Gesture] = [*phones, *gestures]
+        times = [(row.start_s, row.end_s) for row in rows]
         usable = bool(phones) and all(isinstance(word, str) for word in words)
-        usable = usable and np.isfinite(np.array(numbers, dtype=float)).all()
+        usable = usable and np.isfinite(np.array(times, dtype=float)).all()
     except (KeyError, TypeError, ValueError):
         usable = False
     if not usable:

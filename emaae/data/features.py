@@ -1,17 +1,17 @@
 """Feature trees: one .npz per utterance, as the extractor writes them."""
 
 import contextlib
-import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from emaae.data.npz import MOST_BYTES, load_npz
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import is_data, open_plain
+from emaae.system.files import is_data, plain_file
 
 # Tongue dorsum, body and tip, lower incisor, upper and lower lip.
 ARTICULATORS = (
@@ -22,9 +22,10 @@ ARTICULATORS = (
 # backwards, Y upwards), loudness is dimensionless and >= 0, pitch is in Hz.
 CHANNELS = (*ARTICULATORS, "loudness", "pitch")
 LOUDNESS = CHANNELS.index("loudness")
-FRAME_RATE_HZ = 50
-# A frame's centre: the extractor's windows of 400 samples begin every 320 at 16 kHz.
-FIRST_CENTRE_S = 200 / 16000
+# The extractor sees the audio through windows of 400 samples at 16 kHz, one every 320.
+SAMPLE_RATE_HZ, WINDOW_SAMPLES, HOP_SAMPLES = 16_000, 400, 320
+FRAME_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
+FIRST_CENTRE_S = WINDOW_SAMPLES / 2 / SAMPLE_RATE_HZ
 
 
 class FeatureFile(NamedTuple):
@@ -49,14 +50,20 @@ def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
     if not os.path.isdir(root):
         what = "is not a directory" if os.path.exists(root) else "does not exist (or is hidden)"
         raise UserError(f"{root} {what}: expected a directory of .npz feature files")
-    found = sorted(_features_below(root, recursive))
+    found = []
+    for name, path in files_below(root, recursive, _is_features):
+        stamp = (0, 0)
+        with contextlib.suppress(OSError):  # a link that leads nowhere is that file's fault
+            now = os.stat(path)
+            stamp = (now.st_size, now.st_mtime_ns)
+        found.append(FeatureFile(without_npz(name), path, stamp))
     if not found:
-        below = (name for _, _, files in os.walk(root) for name in files)
         hint = "expected NAME.npz beside NAME_times.npz"
-        if not recursive and any(_is_features(name) for name in below):
+        if not recursive and any(files_below(root, True, _is_features)):
             hint = "there are some in its sub-directories: add --recursive"
         raise UserError(f"{root} holds no .npz feature files: {hint}")
-    for one, next_one in zip(found, found[1:]):
+    found.sort()
+    for one, next_one in itertools.pairwise(found):
         if one.identity == next_one.identity:
             raise UserError(
                 f"{one.path} and {next_one.path} would be the same utterance, {one.identity}: "
@@ -65,55 +72,28 @@ def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
     return found
 
 
-def _features_below(root: str, recursive: bool) -> Iterator[FeatureFile]:
-    for folder, entry in entries_below(root, recursive, _is_features):
-        stamp = (0, 0)
-        with contextlib.suppress(OSError):  # a link that leads nowhere is that file's fault
-            now = entry.stat()
-            stamp = (now.st_size, now.st_mtime_ns)
-        yield FeatureFile(folder + entry.name[: -len(".npz")], entry.path, stamp)
-
-
-def entries_below(
+def files_below(
     root: str, recursive: bool, wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, os.DirEntry]]:
-    """What has a wanted name in a tree, with the folder below the root that it is in, as `a/b/`.
+) -> Iterator[tuple[str, str]]:
+    """The data files of a tree whose names are wanted: path relative to the root, and path.
 
     Links are followed, and loops of them end. Raises UserError for what cannot be listed.
     """
-    # Listing is most of what a second start of a large corpus does: hence no os.walk and no Path,
-    # which would double it.
-    waiting, seen = [""], set()
-    while waiting:
-        folder = waiting.pop()
-        path = os.path.join(root, folder)
-        try:
-            real = os.stat(path)
-            with os.scandir(path) as listing:
-                entries = list(listing)
-        except OSError as error:
-            raise _unlistable(path, error) from None
-        if (real.st_dev, real.st_ino) in seen:
-            continue  # a link may lead back up: each real directory is entered once
+    start = len(os.path.join(root, ""))
+    seen = set()
+    for folder, folders, names in os.walk(root, onerror=_cannot_list, followlinks=True):
+        real = os.stat(folder)
+        again = (real.st_dev, real.st_ino) in seen  # by a link, which may lead back up
         seen.add((real.st_dev, real.st_ino))
-        folders = []
-        for entry in entries:
-            if not is_data(entry.name):
-                continue
-            if _is_folder(entry):
-                folders.append(entry.name)
-            elif wanted(entry.name):
-                yield folder, entry
-        if not recursive:
-            return
-        waiting += (f"{folder}{name}/" for name in sorted(folders, reverse=True))
+        folders[:] = sorted(filter(is_data, folders)) if recursive and not again else []
+        below = os.path.join(folder, "")
+        for name in names if not again else ():
+            if wanted(name) and is_data(name):
+                yield below[start:] + name, below + name
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+def _cannot_list(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename} cannot be listed: {error.strerror}") from None
 
 
 def _is_features(name: str) -> bool:
@@ -121,10 +101,15 @@ def _is_features(name: str) -> bool:
     return name.endswith(".npz") and not name.endswith("_times.npz")
 
 
+def without_npz(path: str) -> str:
+    """The path without its `.npz`, however that is spelt, if it has one."""
+    return path[: -len(".npz")] if path.lower().endswith(".npz") else path
+
+
 def times_beside(path: str) -> str:
-    """Where the times of the features at a path are, if there are any."""
-    stem, suffix = path[: -len(".npz")], path[-len(".npz") :]
-    return f"{stem}_times{suffix}"
+    """Where the times of the features at a path, or in an object of that key, would be."""
+    stem = without_npz(path)
+    return f"{stem}_times{path[len(stem) :]}"
 
 
 def check_identity(identity: str, where: str) -> None:
@@ -139,38 +124,25 @@ def check_identity(identity: str, where: str) -> None:
         )
 
 
-def _unlistable(path: str, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be listed: {error.strerror}")
-
-
 def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) -> np.ndarray:
     """The feature matrix (T, 14) float32 of one file, checked. Raises BadFile.
 
     stamp: of the file when it was listed; a file that has changed since is refused.
     """
-    try:
-        with open_plain(path, MOST_BYTES) as file:
-            now = os.fstat(file.fileno())
-            if stamp is not None and stamp != (now.st_size, now.st_mtime_ns):
-                raise UserError(f"{path} has changed since it was listed: start again")
-            array = load_npz(file, str(path))
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from None
-    return check_features(array, str(path))
+    with plain_file(path, MOST_BYTES) as file:
+        now = os.fstat(file.fileno())
+        if stamp is not None and stamp != (now.st_size, now.st_mtime_ns):
+            raise UserError(f"{path} has changed since it was listed: start again")
+        return check_features(load_npz(file, str(path)), str(path))
 
 
 def read_times(path: str | Path) -> np.ndarray | None:
     """The array in the times file beside the features at `path`; None without one. BadFile."""
     beside = times_beside(str(path))
-    try:
-        with open_plain(beside, MOST_BYTES) as file:
-            return load_npz(file, beside, "times")
-    except FileNotFoundError:
+    if not os.path.exists(beside):
         return None
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return None  # no such file can be
-        raise BadFile(f"{beside} cannot be read: {error.strerror or error}") from None
+    with plain_file(beside, MOST_BYTES) as file:
+        return load_npz(file, beside, "times")
 
 
 def frame_times(n_frames: int, found: np.ndarray | None = None) -> np.ndarray:

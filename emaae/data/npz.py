@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from emaae.system.errors import BadFile
+from emaae.system.errors import BadFile, few
 from emaae.system.files import PIECE, Pieces
 
 # One utterance of 4 hours: 50 frames a second of 14 float64. The longest one of LibriSpeech has
@@ -38,8 +38,11 @@ def load_npz(file: BinaryIO, where: str, key: str = "features") -> np.ndarray:
 
 @contextlib.contextmanager
 def open_npz(file: BinaryIO, where: str, at_most: int = MOST_BYTES) -> Iterator[zipfile.ZipFile]:
-    """The archive in a file of at most so many bytes; what fails while it is open is a BadFile."""
-    with _errors_named(where):
+    """The archive in a file of at most so many bytes.
+
+    Each of the many ways to fail while it is open is a BadFile, one line that names the file.
+    """
+    try:
         begins = file.read(6)
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -55,6 +58,13 @@ def open_npz(file: BinaryIO, where: str, at_most: int = MOST_BYTES) -> Iterator[
             raise BadFile(too_large(where, "it", size))
         with zipfile.ZipFile(Pieces(file, where)) as archive:
             yield archive
+    except BadFile:
+        raise
+    except EOFError:
+        raise BadFile(f"{where} is truncated: {AGAIN}") from None
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise BadFile(f"{where} is not a readable .npz ({reason}): {AGAIN}") from None
 
 
 def read_member(
@@ -72,7 +82,7 @@ def read_member(
 
 
 def _member(archive: zipfile.ZipFile, where: str, key: str) -> zipfile.ZipInfo:
-    """The member that is the array `key`, or the only one whose header says two dimensions."""
+    """The member that is the array `key`, or else the only 2-D array by the headers."""
     members = {info.filename: info for info in archive.infolist()}
     if len(members) < len(archive.infolist()):
         raise BadFile(f"{where} has two members of one name: expected an .npz; {AGAIN}")
@@ -86,10 +96,9 @@ def _member(archive: zipfile.ZipFile, where: str, key: str) -> zipfile.ZipInfo:
                 matrices.append(info)
     if len(matrices) == 1:
         return matrices[0]
-    few = ", ".join(list(arrays)[:5]) + (", ..." if len(arrays) > 5 else "")
     raise BadFile(
         f"{where} has no key `{key}` and {len(matrices)} 2-D arrays among its keys "
-        f"({few or 'none'}): save the matrix under the key `{key}`"
+        f"({few(list(arrays)) or 'none'}): save the matrix under the key `{key}`"
     )
 
 
@@ -105,7 +114,7 @@ def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Any:
 def _header(
     member: Any, info: zipfile.ZipInfo, where: str, at_most: int
 ) -> tuple[tuple[int, ...], bool, Any]:
-    """Shape, whether in Fortran order, and dtype of a member, whose size they explain exactly."""
+    """Shape, whether in Fortran order, and dtype of a member, whose size must be what they say."""
     version = np.lib.format.read_magic(member)
     read: Any = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -142,17 +151,3 @@ def too_large(where: str, what: str, n_bytes: int) -> str:
         f"{where} is too large for one utterance: {what} has {size}, and 4 hours have "
         f"{MOST_BYTES / 1e9:.2f} GB; cut it, or extract it again"
     )
-
-
-@contextlib.contextmanager
-def _errors_named(where: str) -> Iterator[None]:
-    """Each of the many ways to fail on a broken archive is one line that names the file."""
-    try:
-        yield
-    except BadFile:
-        raise
-    except EOFError:
-        raise BadFile(f"{where} is truncated: {AGAIN}") from None
-    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise BadFile(f"{where} is not a readable .npz ({reason}): {AGAIN}") from None

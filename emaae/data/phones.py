@@ -1,6 +1,6 @@
 """The phones of generated speech: where each pulls the articulators, and how loud it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,18 +25,18 @@ SD_MM = np.array([2.9, 4.6, 3.6, 4.1, 3.7, 3.0, 1.3, 2.0, 1.3, 1.4, 1.8, 3.1])
 # Consonants set only the articulators that they use, in standard deviations from rest. Those before
 # the bar make the constriction and are set with weight 1; those after it follow, with
 # FOLLOWER_WEIGHT, which was chosen for the correlations between neighbours in recordings.
-CONSONANT_TARGETS = """
-B P M   ULY -1.7 ULX -0.8 LLY 1.1 LLX -0.9 | LIY 0.6 LIX -0.6
-F V     LLX 1.4 LLY 0.7                    |
-T D N   TTY 1.2                            | TTX -0.2 TBX -0.2 LIY 0.8 LIX -0.6
-S Z     TTY 0.8                            | TBX -0.4 LIY 1.2 LIX -1.3
-SH      TTX 0.6 TTY 0.8 TBY 1.2            | LIY 1.2 LIX -1.4 ULX -0.7 LLX -0.7
-DH      TTX -1.3                           | TBX -1.0 TDX -0.9
-K G NG  TDY 1.9                            | TBY 1.4 TDX -0.4 TBX -0.6
-L       TTY 0.5 TTX -0.6 TBY -1.0          | TDX 0.4
-R       TTX 1.8 TTY 0.9 TBX 1.8 TDX 1.5    | ULX -0.6
-W       ULX -1.4 LLX -1.6 ULY -1.2 LLY 0.9 TDY 0.8 |
-"""
+CONSONANT_TARGETS = {
+    "B P M": "ULY -1.7 ULX -0.8 LLY 1.1 LLX -0.9 | LIY 0.6 LIX -0.6",
+    "F V": "LLX 1.4 LLY 0.7",
+    "T D N": "TTY 1.2 | TTX -0.2 TBX -0.2 LIY 0.8 LIX -0.6",
+    "S Z": "TTY 0.8 | TBX -0.4 LIY 1.2 LIX -1.3",
+    "SH": "TTX 0.6 TTY 0.8 TBY 1.2 | LIY 1.2 LIX -1.4 ULX -0.7 LLX -0.7",
+    "DH": "TTX -1.3 | TBX -1.0 TDX -0.9",
+    "K G NG": "TDY 1.9 | TBY 1.4 TDX -0.4 TBX -0.6",
+    "L": "TTY 0.5 TTX -0.6 TBY -1.0 | TDX 0.4",
+    "R": "TTX 1.8 TTY 0.9 TBX 1.8 TDX 1.5 | ULX -0.6",
+    "W": "ULX -1.4 LLX -1.6 ULY -1.2 LLY 0.9 TDY 0.8",
+}
 FOLLOWER_WEIGHT = 0.15
 
 SILENCE = "SIL"
@@ -49,7 +49,7 @@ LOUDNESS_BY_CLASS = {
     SILENCE: 0.02,
 }
 LOUDNESS = {phone: level for k, level in LOUDNESS_BY_CLASS.items() for phone in k.split()}
-VOICELESS = {"P", "T", "K", "F", "S", "SH", SILENCE}
+VOICELESS = ("P", "T", "K", "F", "S", "SH")
 
 
 class _Posture(NamedTuple):
@@ -68,21 +68,16 @@ def _vowels(table: str) -> dict[str, _Posture]:
     }
 
 
-def _consonants(table: str) -> dict[str, _Posture]:
+def _consonants(table: Mapping[str, str]) -> dict[str, _Posture]:
     postures = {}
-    for line in table.strip().splitlines():
+    for phones, row in table.items():
         posture = _Posture(np.zeros(len(ARTICULATORS)), np.zeros(len(ARTICULATORS)))
-        phones, weight = [], 1.0
-        words = iter(line.split())
-        for word in words:
-            if word == "|":
-                weight = FOLLOWER_WEIGHT
-            elif word in ARTICULATORS:
-                posture.target[ARTICULATORS.index(word)] = float(next(words))
-                posture.weight[ARTICULATORS.index(word)] = weight
-            else:
-                phones.append(word)
-        postures.update(dict.fromkeys(phones, posture))
+        for part, weight in zip(row.split("|"), (1.0, FOLLOWER_WEIGHT)):
+            words = part.split()
+            for articulator, target in zip(words[::2], words[1::2]):
+                i = ARTICULATORS.index(articulator)
+                posture.target[i], posture.weight[i] = float(target), weight
+        postures.update(dict.fromkeys(phones.split(), posture))
     return postures
 
 

@@ -14,9 +14,9 @@ from emaae.data.features import CHANNELS, LOUDNESS, FeatureFile, check_identity
 from emaae.system.errors import BadFile, UserError
 from emaae.system.signals import SIGNALS
 
-# Fewer files are read before the processes that would share them have begun.
+# Fewer files are read by one process before several would have begun.
 FILES_FOR_PROCESSES = 500
-# More processes than these wait for the one that puts their frames together.
+# More processes would wait for the one that puts their frames together.
 MAX_PROCESSES = 8
 # Files that a process reads before it hands them over: 32 of LibriSpeech's fill a megabyte.
 FILES_AT_ONCE = 32
@@ -26,16 +26,20 @@ Reader = Callable[[FeatureFile], np.ndarray]
 
 
 class Form(NamedTuple):
-    """How frames are kept: the columns that are, by name, and their numbers."""
+    """How frames are kept: with or without loudness, and as float32 or float16."""
 
-    channels: tuple[str, ...]
-    dtype: str  # float32 or float16
+    keep_loudness: bool = False
+    dtype: str = "float32"
 
-    @classmethod
-    def of(cls, keep_loudness: bool = False, dtype: str = "float32") -> "Form":
-        """All columns of a feature file, loudness only when it is to be kept."""
-        kept = (c for i, c in enumerate(CHANNELS) if keep_loudness or i != LOUDNESS)
-        return cls(tuple(kept), dtype)
+    @property
+    def columns(self) -> list[int]:
+        """The columns of a feature file that are kept."""
+        return [i for i in range(len(CHANNELS)) if self.keep_loudness or i != LOUDNESS]
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(CHANNELS[i] for i in self.columns)
 
 
 class Utterance(NamedTuple):
@@ -48,42 +52,27 @@ class Utterance(NamedTuple):
 
 def utterance(name: str, features: np.ndarray, form: Form) -> Utterance:
     """Features (T, 14) in the form that a split keeps. Raises UserError beyond float16's range."""
-    columns = [CHANNELS.index(channel) for channel in form.channels]
+    kept = features[:, form.columns]
+    frames = narrowed(kept, form.dtype, f"{name} has values up to", "--data_dtype float32")
+    return Utterance(name, frames, digest_of(frames.data))
+
+
+def narrowed(array: np.ndarray, dtype: str, what: str, way_out: str) -> np.ndarray:
+    """The array in another dtype and in C order. Raises UserError beyond float16's range.
+
+    what: the beginning of the message, which the largest value follows. way_out: the flags to use.
+    """
     with np.errstate(over="ignore"):
-        frames = np.ascontiguousarray(features[:, columns], dtype=form.dtype)
-    if form.dtype == "float16" and not np.isfinite(frames).all():
-        raise UserError(
-            f"{name} has values up to {np.abs(features[:, columns]).max():g}, and float16 ends at "
-            "65504: use --data_dtype float32"
-        )
-    return Utterance(name, frames, content_digest(frames))
+        found = np.ascontiguousarray(array, dtype=dtype)
+    if dtype == "float16" and not np.isfinite(found).all():
+        most = np.abs(array).max()
+        raise UserError(f"{what} {most:g}, and float16 ends at 65504: use {way_out}")
+    return found
 
 
-def content_digest(frames: np.ndarray) -> str:
-    """A digest of the content of an utterance (T, D)."""
-    return hashlib.blake2b(frames.tobytes(), digest_size=16).hexdigest()
-
-
-class Broken(NamedTuple):
-    """Instead of an utterance, why there is none."""
-
-    name: str
-    why: str
-
-
-def read(
-    files: Sequence[FeatureFile],
-    connect: Callable[[], Reader],
-    form: Form,
-    broken: dict[str, str] | None = None,
-) -> Iterator[Utterance]:
-    """The utterances in `files`, in their order, see `each`."""
-
-    def connected() -> Callable[[FeatureFile], Utterance]:
-        reader = connect()
-        return lambda file: utterance(file.identity, reader(file), form)
-
-    return each(files, connected, broken)
+def digest_of(content: bytes | memoryview) -> str:
+    """A digest of bytes, such as those of an array in C order, `array.data`."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def each(
@@ -91,57 +80,47 @@ def each(
     connect: Callable[[], Callable[[FeatureFile], T]],
     broken: dict[str, str] | None = None,
 ) -> Iterator[T]:
-    """What is read of each of the files, in their order, whatever the number of processes.
+    """Read each of the files, in their order, in one or several processes.
 
-    connect: called once in each process that reads; gives what reads one file, or raises UserError.
+    connect: called once in each process that reads; returns what reads one file. Raises UserError.
     broken: gets the identities of broken files and why they are; without it, the first file, in
     their order, that raises an error does so here. Raises UserError when all are broken.
     """
-
-    def connected() -> Callable[[Sequence[FeatureFile]], list[T | Broken]]:
-        reader = connect()
-
-        def one(file: FeatureFile) -> T | Broken:
-            try:
-                check_identity(file.identity, file.path)
-                return reader(file)
-            except BadFile as error:
-                if broken is not None:
-                    return Broken(file.identity, str(error))
-                way_out = "or leave such files out: --on_bad_file skip"
-                raise BadFile(f"{error} ({way_out})") from None
-
-        return lambda some: [one(file) for file in some]
-
     if broken is not None:
         broken.clear()
-    for found in _in_order(files, connected):
-        if isinstance(found, Broken):
-            assert broken is not None
-            broken[found.name] = found.why
+    if len(files) < FILES_FOR_PROCESSES:
+        reader = connect()
+        found: Iterator[T | BadFile] = (_read(file, reader) for file in files)
+    else:
+        found = _in_processes(files, connect)
+    for one, file in zip(found, files):
+        if not isinstance(one, BadFile):
+            yield one
+        elif broken is None:
+            raise BadFile(f"{one} (or leave such files out: --on_bad_file skip)")
         else:
-            yield found
+            broken[file.identity] = str(one)
     if broken and len(broken) == len(files):
         raise UserError(f"all {len(files)} files are broken: {next(iter(broken.values()))}")
 
 
-def _in_order(files: Sequence[FeatureFile], connected: Callable) -> Iterator:
-    if len(files) < FILES_FOR_PROCESSES:
-        work = connected()
-        for file in files:
-            yield from work([file])
-    else:
-        parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
-        for some in _in_processes(parts, connected):
-            yield from some
+def _read(file: FeatureFile, reader: Callable[[FeatureFile], T]) -> T | BadFile:
+    try:
+        check_identity(file.identity, file.path)
+        return reader(file)
+    except BadFile as error:
+        return error
 
 
-def _in_processes(parts: Sequence, connect: Callable[[], Callable]) -> Iterator:
-    """What `connect()` makes of each part, in order.
+def _in_processes(
+    files: Sequence[FeatureFile], connect: Callable[[], Callable[[FeatureFile], T]]
+) -> Iterator[T | BadFile]:
+    """Read the files, in their order; a broken one gives its error.
 
-    Process i of n does the parts i, i + n, ... and writes to a pipe of its own: it waits when it is
-    far ahead, and ends by itself when its parent is gone, even after a SIGKILL.
+    Process i of n reads the parts i, i + n, ... and writes to a pipe of its own: it waits when it
+    is far ahead, and ends by itself when its parent is gone, even after a SIGKILL.
     """
+    parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
     n = min(max(2, len(os.sched_getaffinity(0))), MAX_PROCESSES)
     # Forked, as torch's own loaders are: a new interpreter would import torch before it could read.
     fork = multiprocessing.get_context("fork")
@@ -164,7 +143,7 @@ def _in_processes(parts: Sequence, connect: Callable[[], Callable]) -> Iterator:
                 ) from None
             if isinstance(answer, UserError):
                 raise answer
-            yield answer
+            yield from answer
     finally:
         for process in processes:
             process.kill()
@@ -174,8 +153,8 @@ def _in_processes(parts: Sequence, connect: Callable[[], Callable]) -> Iterator:
 
 
 def _work(
-    parts: Sequence,
-    connect: Callable[[], Callable],
+    parts: Sequence[Sequence[FeatureFile]],
+    connect: Callable[[], Callable[[FeatureFile], T]],
     writer: Connection,
     readers: Sequence[Connection],
 ) -> None:
@@ -185,9 +164,9 @@ def _work(
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     try:
-        work = connect()
+        reads = connect()
         for part in parts:
-            writer.send(work(part))
+            writer.send([_read(file, reads) for file in part])
     except UserError as error:
         writer.send(error)
     except BrokenPipeError:

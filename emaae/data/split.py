@@ -1,7 +1,6 @@
 """A split: its utterances end to end in one array, with their names and offsets."""
 
 import functools
-import hashlib
 import itertools
 import re
 import sys
@@ -14,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emaae.data.reading import Form, Utterance, content_digest, utterance
-from emaae.system.errors import UserError
+from emaae.data.reading import Form, Utterance, digest_of, utterance
+from emaae.system.errors import UserError, few
 
 # Frames whose moments are summed at a time: a float64 copy of all would be twice the data.
 MOMENTS_AT_ONCE = 1 << 16
@@ -23,12 +22,9 @@ MOMENTS_AT_ONCE = 1 << 16
 # Frames that take more of a GPU's free memory than this stay outside: a step needs some too.
 MOST_OF_DEVICE = 0.5
 
-# LibriSpeech names an utterance speaker-chapter-number.
-LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
-
 
 class Known(NamedTuple):
-    """What the frames of a split would tell if they were read: kept by who has read them.
+    """Digests and moments of frames, kept from when they were read.
 
     digests: of each utterance (U,). mean, sd: float64 (D,), of each channel, in raw units.
     """
@@ -61,7 +57,7 @@ class Split:
         cls, utterances: Iterable[tuple[str, np.ndarray]], keep_loudness: bool = False
     ) -> "Split":
         """From (identity, features (T, 14)) pairs; loudness, column 12, is dropped by default."""
-        form = Form.of(keep_loudness)
+        form = Form(keep_loudness)
         return cls.of(form, (utterance(name, features, form) for name, features in utterances))
 
     @classmethod
@@ -84,16 +80,6 @@ class Split:
     def lengths(self) -> np.ndarray:
         """Frames of each utterance (U,)."""
         return np.diff(self.offsets)
-
-    @functools.cached_property
-    def starts(self) -> Tensor:
-        """First frame of each utterance (U,), where the frames are."""
-        return torch.from_numpy(self.offsets[:-1]).to(self.frames.device)
-
-    @functools.cached_property
-    def sizes(self) -> Tensor:
-        """`lengths` (U,), where the frames are."""
-        return torch.from_numpy(self.lengths).to(self.frames.device)
 
     def to(self, device: torch.device) -> "Split":
         """The same split for a model on a device.
@@ -126,14 +112,13 @@ class Split:
         if self.known is not None:
             return self.known.digests
         frames = self.frames.cpu().numpy()
-        return tuple(content_digest(frames[a:b]) for a, b in itertools.pairwise(self.offsets))
+        return tuple(digest_of(frames[a:b].data) for a, b in itertools.pairwise(self.offsets))
 
     def fingerprint(self) -> str:
-        """A digest of names and contents: equal exactly when the split is."""
+        """A digest of names and contents, equal exactly when these are."""
         pairs = zip(self.names, self.digests)
         whole = "".join(f"{name}\0{digest}\n" for name, digest in pairs)
-        content = whole.encode(errors="surrogateescape")
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return digest_of(whole.encode(errors="surrogateescape"))
 
 
 def edges(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -149,38 +134,38 @@ def moments(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(squares / len(frames))
 
 
+def speaker_of(name: str) -> str:
+    """The speaker in LibriSpeech's speaker-chapter-number; "" in other names."""
+    match = re.fullmatch(r"(\d+)-\d+-\d{4}", name.rpartition("/")[2])
+    return match[1] if match else ""
+
+
 def check_overlap(splits: Mapping[str, Split]) -> None:
     """Refuse utterances that stand in two splits; warn about speakers that do.
 
     The same utterance is the same identity, or the same content under another name. Speakers are
     known only of splits in which all names look like LibriSpeech's. Raises UserError.
     """
-    names: dict[str, tuple[str, str]] = {}  # in which split, and under which name
-    contents: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, str]] = {}  # by name and by content: in which split, as which name
     for split, utterances in splits.items():
         for name, digest in zip(utterances.names, utterances.digests):
-            if name in names or digest in contents:
-                other, twin = names.get(name) or contents[digest]
+            if name in seen or digest in seen:
+                other, twin = seen.get(name) or seen[digest]
                 same = "" if name == twin else f" (as {twin})"
                 raise UserError(
                     f"utterance {name} of the {split} split is in the {other} split "
                     f"too{same}: splits must share no utterance; remove it from one of them"
                 )
-        owners = [(split, name) for name in utterances.names]
-        names.update(zip(utterances.names, owners))
-        contents.update(zip(utterances.digests, owners))
+        for name, digest in zip(utterances.names, utterances.digests):
+            seen[name] = seen[digest] = (split, name)
 
-    speakers = {}
-    for split, utterances in splits.items():
-        matches = [LIBRISPEECH.fullmatch(name.rpartition("/")[2]) for name in utterances.names]
-        if all(matches):
-            speakers[split] = {match[1] for match in matches if match}
+    speakers = {split: set(map(speaker_of, of.names)) for split, of in splits.items()}
+    speakers = {split: known for split, known in speakers.items() if all(known)}
     for first, second in itertools.combinations(speakers, 2):
         shared = sorted(speakers[first] & speakers[second], key=int)
         if shared:
-            few = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
             warnings.warn(
-                f"{len(shared)} speaker(s) are in both {first} and {second} ({few}): "
+                f"{len(shared)} speaker(s) are in both {first} and {second} ({few(shared)}): "
                 "scores will say little about new speakers; split by speaker",
                 stacklevel=2,
             )

@@ -8,7 +8,6 @@ changed has another name. Nothing in it is ever unpickled.
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from emaae.data.reading import Form, Utterance
+from emaae.data.reading import Form, Utterance, digest_of
 from emaae.data.split import Known, Split, edges, moments
 
 # Raised when what lies in a store changes, so that older stores are built again.
@@ -34,9 +33,10 @@ BUILDING = "building-"  # the folder that a store is built in
 class Source:
     """Where a split comes from.
 
-    where: what a person calls it. place: what stays when its content changes, and its store is
-    replaced. state: what changes with it. read: all utterances, in their order. broken: which files
-    were left out when it was read last, and why; None when a broken file ends the reading.
+    where: what a person calls it. place: identifies it, whatever its content: a store of the same
+    place is replaced. state: differs when the content does. read: all utterances, in their order.
+    broken: which files were left out when it was read last, and why; None when a broken file ends
+    the reading.
     """
 
     where: str
@@ -47,81 +47,63 @@ class Source:
     broken: dict[str, str] | None = None
 
 
-def load(source: Source, cache: Path | None, verify: bool = False) -> Split:
-    """The split of a source, mapped from its store below `cache`, which is built where it lacks.
+def load(source: Source, cache: Path | None) -> Split:
+    """The split of a source, mapped from its store below `cache`, which is built if it is missing.
 
     Without a cache, or when it cannot be written (a warning), it is read into memory: the same
-    names, numbers and digests. `verify` reads the source too and compares. Raises UserError as the
-    source does when it is read.
+    names, numbers and digests. Raises UserError as the source does when it is read.
     """
-    if cache is None:
-        return _in_memory(source)
-    folder = cache / key(source.place, source.form) / key(FORMAT, source.state)
-    try:
-        split = None if verify else _open_if_whole(folder, source)
-        return _packed(folder, source, verify) if split is None else split
-    except OSError as error:
-        warnings.warn(
-            f"{cache} cannot hold {source.where} ({error.strerror or error}), which is read into "
-            "memory instead: free some space there, or name another folder by --cache_dir",
-            stacklevel=2,
-        )
-    return _in_memory(source)
-
-
-def _in_memory(source: Source) -> Split:
+    if cache is not None:
+        columns = (source.form.channels, source.form.dtype)
+        folder = cache / key(source.place, columns) / key(FORMAT, source.state)
+        try:
+            split = _open(folder, source)
+            return _packed(folder, source) if split is None else split
+        except OSError as error:
+            warnings.warn(
+                f"{cache} cannot hold {source.where} ({error.strerror or error}), which is read "
+                "into memory instead: free some space there, or name another folder by --cache_dir",
+                stacklevel=2,
+            )
     split = Split.of(source.form, source.read())
     return replace(split, skipped=dict(source.broken or {}))
 
 
 def key(*parts: Any) -> str:
-    """A name for a folder that is another one when any of the parts is."""
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+    """A name for a folder that differs when any of the parts does."""
+    return digest_of(json.dumps(parts).encode())
 
 
-def _packed(folder: Path, source: Source, verify: bool) -> Split:
+def _packed(folder: Path, source: Source) -> Split:
     """The split in `folder`, which is built there unless another process has just done it."""
     shelf = folder.parent
     shelf.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     shelf.mkdir(mode=0o700, exist_ok=True)
     with _alone(shelf, source.where):
-        try:
-            split = _open(folder, source)
-            wrong = _difference(split, source) if verify and split is not None else None
-        except _Broken as error:
-            split, wrong = None, str(error)
-        if split is not None and not wrong:
-            if verify:
-                print(f"the store of {source.where} holds what was read again", flush=True)
+        split = _open(folder, source)
+        if split is not None:
             return split
-        if wrong:
-            print(f"the store of {source.where} is built again: {wrong}", flush=True)
-        split = None  # which would keep it from being removed
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(shelf / f"{folder.name}-{os.getpid()}")  # others may have it mapped
         for leavings in shelf.glob(f"{BUILDING}*"):
             shutil.rmtree(leavings)  # of a process that was killed
-        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=shelf))
-        try:
-            n_bytes = _build(building, source)
+        with tempfile.TemporaryDirectory(prefix=BUILDING, dir=shelf) as building:
+            _build(Path(building), source)
+            with contextlib.suppress(FileNotFoundError):  # a broken one that others may have mapped
+                folder.rename(shelf / f"{folder.name}-{os.getpid()}")
             os.rename(building, folder)
-        except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
         replaced = _remove_others(folder)
+        built = _open(folder, source)
+        assert built is not None
         print(
-            f"packed {source.where}: {n_bytes / 1e6:.1f} MB in {shelf.parent}"
+            f"packed {source.where}: {built.frames.nbytes / 1e6:.1f} MB in {shelf.parent}"
             + (", in place of what it was before" if replaced else ""),
             flush=True,
         )
-        built = _open(folder, source)
-        assert built is not None
         return built
 
 
 @contextlib.contextmanager
 def _alone(shelf: Path, where: str) -> Iterator[None]:
-    """Only one process of the machine at a time; the lock ends with it however it ends."""
+    """Hold the lock of a shelf, which ends with this process however that ends."""
     with open(shelf / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,8 +113,8 @@ def _alone(shelf: Path, where: str) -> Iterator[None]:
         yield
 
 
-def _build(folder: Path, source: Source) -> int:
-    """Write frames and index; returns the bytes of the frames."""
+def _build(folder: Path, source: Source) -> None:
+    """Write frames and index."""
     names, lengths, digests = [], [], []
     with open(folder / "frames", "wb") as file:
         for name, frames, content in source.read():
@@ -141,8 +123,7 @@ def _build(folder: Path, source: Source) -> int:
             digests.append(content)
             file.write(frames.data)
         _flush(file)
-    frames = _map(folder / "frames", source.form, sum(lengths))
-    mean, sd = moments(frames)
+    mean, sd = moments(_map(folder / "frames", source.form, sum(lengths)))
     index = {
         "where": source.where,
         "names": names,
@@ -156,7 +137,6 @@ def _build(folder: Path, source: Source) -> int:
     with open(folder / "index.json", "w", encoding="ascii") as file:
         file.write(f"{key(text)}\n{text}")
         _flush(file)
-    return frames.nbytes
 
 
 def _flush(file: IO[Any]) -> None:
@@ -165,76 +145,46 @@ def _flush(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
-class _Broken(OSError):
-    """A store that says what cannot be."""
-
-
-def _open_if_whole(folder: Path, source: Source) -> Split | None:
-    with contextlib.suppress(_Broken, BlockingIOError):  # locked by who removes it
-        return _open(folder, source)
-    return None
-
-
 def _open(folder: Path, source: Source) -> Split | None:
-    """The split in `folder`; None when there is none. Raises _Broken for what was changed."""
+    """The split in `folder`; None where it is missing, broken, or lacks files that are wanted."""
     try:
         digest, _, text = (folder / "index.json").read_text(encoding="latin1").partition("\n")
-    except FileNotFoundError:
+        if digest != key(text):
+            return None
+        index = json.loads(text)
+        if index["skipped"] and source.broken is None:
+            return None
+        frames = _map(folder / "frames", source.form, sum(index["lengths"]))
+    except (FileNotFoundError, BlockingIOError, ValueError):  # locked by who removes it, cut short
         return None
-    if digest != key(text):
-        raise _Broken("its index is not as it was written")
-    index = json.loads(text)
-    skipped, form = index["skipped"], source.form
-    if skipped and source.broken is None:
-        raise _Broken(f"{len(skipped)} broken files were left out of it")
-    try:
-        frames = _map(folder / "frames", form, sum(index["lengths"]))
-    except FileNotFoundError:
-        raise _Broken("its frames are missing") from None
     known = Known(tuple(index["digests"]), np.array(index["mean"]), np.array(index["sd"]))
-    names = tuple(index["names"])
-    ends = edges(index["lengths"])
-    return Split(names, torch.from_numpy(frames), ends, form.channels, known, skipped)
+    return Split(
+        tuple(index["names"]),
+        torch.from_numpy(frames),
+        edges(index["lengths"]),
+        source.form.channels,
+        known,
+        index["skipped"],
+    )
 
 
 def _map(path: Path, form: Form, n_frames: int) -> np.ndarray:
-    """Frames (N, D) in the pages that all processes share; who writes gets a page of its own.
+    """Frames (N, D) in pages that all processes share; one that writes gets a copy of the page.
 
-    As long as they are mapped, the file is locked against removal: a disk over a network would take
-    it away from under a run on another machine.
+    The file is locked against removal as long as it is mapped: a network disk would take it away
+    from a run on another machine. Raises ValueError when it is too short.
     """
-    shape = (n_frames, len(form.channels))
     with open(path, "rb") as file:
-        expected = n_frames * len(form.channels) * np.dtype(form.dtype).itemsize
-        found = os.fstat(file.fileno()).st_size
-        if found != expected:
-            raise _Broken(f"its frames should fill {expected} bytes and fill {found}")
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return np.asarray(np.memmap(file, form.dtype, "c", shape=shape))
+        return np.asarray(np.memmap(file, form.dtype, "c", shape=(n_frames, len(form.channels))))
 
 
-def _remove_others(kept: Path) -> int:
-    """Remove the stores beside `kept` that no process has mapped; returns how many they were."""
-    removed = 0
-    for other in kept.parent.iterdir():
-        if other == kept or not other.is_dir():
-            continue
+def _remove_others(kept: Path) -> bool:
+    """Remove the stores beside `kept` that no process has mapped; returns whether it did."""
+    removed = False
+    for other in set(kept.parent.iterdir()) - {kept}:
         with contextlib.suppress(OSError), open(other / "frames", "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(other)
-            removed += 1
+            removed = True
     return removed
-
-
-def _difference(split: Split, source: Source) -> str | None:
-    """Read the source and say in which utterance a store differs from it, if it does."""
-    frames, n_read = split.frames.numpy(), 0
-    for name, read, content in source.read():
-        begin, end = split.offsets[n_read : n_read + 2] if n_read < len(split) else (0, 0)
-        as_stored = (split.names[n_read : n_read + 1], split.digests[n_read : n_read + 1])
-        if as_stored != ((name,), (content,)) or frames[begin:end].tobytes() != read.tobytes():
-            return f"{name} differs from what it was read from"
-        n_read += 1
-    if n_read < len(split):
-        return f"{split.names[n_read]} is not there any more"
-    return None

@@ -11,7 +11,14 @@ from itertools import pairwise
 import numpy as np
 from scipy import ndimage, signal
 
-from emaae.data.features import ARTICULATORS, frame_times
+from emaae.data.features import (
+    ARTICULATORS,
+    FRAME_RATE_HZ,
+    HOP_SAMPLES,
+    SAMPLE_RATE_HZ,
+    WINDOW_SAMPLES,
+    frame_times,
+)
 from emaae.data.phones import (
     CODAS,
     CONSONANTS,
@@ -24,11 +31,6 @@ from emaae.data.phones import (
     Phone,
     phone_at,
 )
-
-SAMPLE_RATE_HZ = 16_000
-HOP_SAMPLES = 320
-WINDOW_SAMPLES = 400
-FRAME_S = 0.020
 
 # The first simulated instant is at .5 ms, so that every frame centre, (320 i + 200) / 16000 s, is
 # itself an instant of the simulation: number 6, 16, 26, ...
@@ -76,7 +78,6 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Speaker:
-    number: int
     transform: np.ndarray  # (12, 12): features = movement @ transform + offset
     offset: np.ndarray  # (12,)
     rate: float  # phone durations are divided by it
@@ -98,9 +99,7 @@ class Token:
 
 def random_of(seed: int, *stream: str | int) -> np.random.Generator:
     """An independent generator for each named stream of random numbers."""
-    words = [
-        int.from_bytes(word.encode(), "big") if isinstance(word, str) else word for word in stream
-    ]
+    words = (int.from_bytes(w.encode(), "big") if isinstance(w, str) else w for w in stream)
     return np.random.default_rng([seed, *words])
 
 
@@ -110,7 +109,6 @@ def draw_speaker(number: int, seed: int) -> Speaker:
     n = len(ARTICULATORS)
     mixing = np.eye(n) + 0.05 * rng.standard_normal((n, n))
     return Speaker(
-        number,
         transform=POSITION_SCALE * mixing * rng.lognormal(0, 0.15, n),
         offset=POSITION_SCALE * rng.normal(0, 0.2, n),
         rate=1.2 * rng.lognormal(0, 0.12),
@@ -244,12 +242,10 @@ def make_utterance(
     n_samples = round(phones[-1].end_s * SAMPLE_RATE_HZ)
     n_frames = (n_samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1
     centres_s = (HOP_SAMPLES * np.arange(n_frames) + WINDOW_SAMPLES / 2) / SAMPLE_RATE_HZ
-    at_frames = slice(
-        FIRST_FRAME_STEP, FIRST_FRAME_STEP + n_frames * STEPS_PER_FRAME, STEPS_PER_FRAME
-    )
+    at_frames = FIRST_FRAME_STEP + STEPS_PER_FRAME * np.arange(n_frames)
 
     # Sensor noise whose density does not depend on the step: .04 at a step of one frame.
-    noise = rng.normal(0, 0.04 * np.sqrt(FRAME_S / STEP_S), movement.shape)
+    noise = rng.normal(0, 0.04 * np.sqrt(1 / FRAME_RATE_HZ / STEP_S), movement.shape)
     smooth = signal.sosfiltfilt(LOW_PASS, movement + noise, axis=0)[at_frames]
 
     articulators = smooth @ speaker.transform + speaker.offset
@@ -259,19 +255,14 @@ def make_utterance(
     pitch_hz = _pitch(rng, phones, centres_s, speaker.pitch_hz)
 
     features = np.column_stack([articulators, loudness, pitch_hz])
-    gestures = [
-        Gesture(
-            ARTICULATORS[i],
-            token.phone,
-            float(targets[i]),
-            float(token.weight[i]),
-            token.start_s,
-            token.end_s,
-        )
-        for token in tokens
-        for targets in [token.target * np.diag(speaker.transform) + speaker.offset]
-        for i in np.flatnonzero(token.weight)
-    ]
+    gestures = []
+    for token in tokens:
+        targets = token.target * np.diag(speaker.transform) + speaker.offset
+        for i in np.flatnonzero(token.weight):
+            target, weight = float(targets[i]), float(token.weight[i])
+            gestures.append(
+                Gesture(ARTICULATORS[i], token.phone, target, weight, token.start_s, token.end_s)
+            )
     return Utterance(name, features.astype(np.float32), frame_times(n_frames), phones, gestures)
 
 
@@ -308,7 +299,7 @@ def _pitch(
 
     labels = np.array([phone.label for phone in phones])[phone_at(phones, centres_s)]
     silent = labels == SILENCE
-    voiceless = np.isin(labels, list(VOICELESS)) & ~silent
+    voiceless = np.isin(labels, VOICELESS)
     voiced = ~voiceless & ~silent
     if voiced.any():
         semitones[voiceless] = np.interp(

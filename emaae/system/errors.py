@@ -6,7 +6,7 @@ import os
 import select
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -112,6 +112,11 @@ def last_words(log: Path) -> str:
     last = [line.strip()[:300] for line in reversed(lines) if line.strip()]
     # torchrun reports at length after what its program has printed.
     return next((line for line in last if ": error: " in line), last[0] if last else "")
+
+
+def few(names: Sequence[str]) -> str:
+    """The first five names, and dots where there are more."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def plainly(message: str) -> str:

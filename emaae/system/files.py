@@ -1,11 +1,13 @@
 """Opening untrusted files: plain files only, and no larger than they can be."""
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -72,6 +74,16 @@ def open_plain(path: str | Path, at_most: int) -> BinaryIO:
 
 def _without_waiting(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NONBLOCK)
+
+
+@contextlib.contextmanager
+def plain_file(path: str | Path, at_most: int) -> Iterator[BinaryIO]:
+    """`open_plain` of a file that is read inside the block, where OSErrors become BadFile."""
+    try:
+        with open_plain(path, at_most) as file:
+            yield file
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def read_text(path: str | Path) -> str:
