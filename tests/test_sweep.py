@@ -10,6 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import optuna
 import pexpect
 import pytest
 from conftest import ROOT, small_run
@@ -18,7 +19,7 @@ from emaae.metric_table import each_epoch
 from emaae.runs import read
 from emaae.sweeps import file as sweep_file
 from emaae.sweeps import judging, runner
-from emaae.sweeps.queue import Queue, held, hold, lock_path, machine, release
+from emaae.sweeps.queue import Queue, held, hold, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.system.errors import UserError
 
@@ -169,7 +170,7 @@ def test_in_a_terminal_the_table_is_redrawn_with_epochs_and_scores(place):
     write("parameters:\n  x: {values: [3, 1]}\n  seconds: {value: 1.0}")
     child = pexpect.spawn(
         sys.executable,
-        ["-m", "emaae", "sweep", "play.yaml", "--jobs", "2"],
+        ["-m", "emaae", "sweep", "play.yaml", "--jobs", "1"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(place)},
         encoding="utf-8",
         dimensions=(20, 60),
@@ -177,7 +178,9 @@ def test_in_a_terminal_the_table_is_redrawn_with_epochs_and_scores(place):
     )
     child.expect("play: 0 of 2 points")
     child.expect(r"0001 +3 +2 +3\.5 +running")
-    child.expect(r"\x1b\[4A\x1b\[J")
+    child.expect(r"\x1b\[3A\x1b\[J")
+    child.expect("play: 1 of 2 points")
+    child.expect(r"0001 +3 +5 +3 +finished")
     child.expect(r"best model: .*/0002/best.pth")
     child.expect(pexpect.EOF)
     child.close()
@@ -288,22 +291,20 @@ def test_a_runner_elsewhere_is_dead_when_it_has_been_silent(place):
 def test_of_two_claims_to_one_attempt_the_first_holds(place):
     path = write("parameters: {x: {values: [1, 2]}}")
     queue = Queue(sweep_file.read(path), f"sqlite:///{place}/study.db")
-    create, running = queue._optuna.trial.create_trial, queue._optuna.trial.TrialState.RUNNING
-    for claim, again in (("a", None), ("b", [0, 2]), ("c", [0, 2]), ("d", None), ("e", None)):
-        attrs = {"runner": queue.runner, "claim": claim} | ({"again": again} if again else {})
-        queue._study.add_trial(create(state=running, user_attrs=attrs))
-    assert [(a.claim, a.point, a.n) for a in queue.attempts()] == [
+    for name, again in (("a", None), ("b", [0, 2]), ("c", [0, 2]), ("d", None), ("e", None)):
+        attrs = {"runner": queue.runner, "run": name} | ({"again": again} if again else {})
+        trial = optuna.create_trial(state=optuna.trial.TrialState.RUNNING, user_attrs=attrs)
+        queue._study.add_trial(trial)
+    assert [(a.run, a.point, a.n) for a in queue.attempts()] == [
         *(("a", 0, 1), ("b", 0, 2), ("d", 1, 1))
     ]
     queue.close()
 
 
-def test_a_lock_is_held_until_it_is_given_back():
-    file = hold("a test")
-    assert held("a test")
-    release("a test", file)
+def test_a_lock_is_held_until_it_is_given_back(place):
+    with hold("a test"):
+        assert held("a test")
     assert not held("a test")
-    assert machine() == machine()
 
 
 # ---- what is started

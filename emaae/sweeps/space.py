@@ -178,9 +178,9 @@ class Sweep:
         return tuple(p for p in self.parameters if p.varies)
 
     @property
-    def better(self) -> Callable:
-        """min or max: which of several values of the metric is the best."""
-        return min if self.goal == "minimize" else max
+    def sign(self) -> int:
+        """1 or -1: times it, the metric is lower the better it is."""
+        return 1 if self.goal == "minimize" else -1
 
     def grid(self) -> list[dict[str, Any]]:
         """All points in W&B's order: the last name varies fastest, and equal points are one."""
