@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ SAY_EVERY_S = 60.0  # how far the runs are, without a terminal
 ASK_EVERY_S = 2.0  # the storage, for a point when there was none
 # Between the request to stop and the end of the patience with a run that was stopped early.
 KILL_AFTER_S = 60.0
+# What W&B replaces by a variable of the environment, inside an item of the command too.
+ENVVAR = r"\$\{envvar:([A-Z0-9_]+)\}"
 # How W&B's agent tells a program which run it is.
 OF_AGENT = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
 
@@ -74,9 +76,9 @@ def run(
     queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
     runner = Runner(sweep, queue, folder, jobs, devices, flags)
     try:
-        with _interrupts() as interrupts, queue.errors_named():
-            runner.work(interrupts)
-            return runner.report(interrupted=bool(interrupts))
+        with caught(("SIGINT", "SIGTERM", "SIGHUP"), runner.interrupt), queue.errors_named():
+            runner.work()
+            return runner.report()
     finally:
         runner.kill()
         with queue.errors_named():
@@ -110,7 +112,7 @@ def _check(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
             "the folder that holds it"
         )
     for item in sweep.command:
-        for name in re.findall(r"\$\{envvar:([A-Z0-9_]+)\}", item):
+        for name in re.findall(ENVVAR, item):
             if name not in os.environ:
                 raise UserError(f"{sweep.path}: command reads ${name}, which is not set")
 
@@ -150,25 +152,32 @@ class Runner:
     devices: Sequence[str]
     flags: Sequence[str]
     jobs: list[Job] = field(default_factory=list)
+    interrupts: int = 0  # how often it was asked to stop
 
     def __post_init__(self) -> None:
         self.runs, self.logs = self.folder / "runs", self.folder / "logs"
         self.screen = Screen(self.sweep, self.queue.n_points)
 
-    def work(self, interrupts: Sequence[int]) -> None:
+    def interrupt(self, *_: Any) -> None:
+        """Stop when the runs have ended, as a handler of signals; the second one breaks off."""
+        self.interrupts += 1
+        if self.interrupts > 1:
+            raise KeyboardInterrupt
+
+    def work(self) -> None:
         """Until all points are done, or until interrupted."""
         self.screen.say(f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}")
         stopping = waiting = done = False
         ended: list[Attempt] = []
         ask_at, say_at = 0.0, time.monotonic() + SAY_EVERY_S
         while not (done or stopping) or self.jobs:
-            if interrupts and not stopping:
+            if self.interrupts and not stopping:
                 stopping = True
                 self.screen.say("stopping: the runs are asked to end; Ctrl-C again kills them")
                 for job in self.jobs:
                     job.send(signal.SIGTERM)
             for job in [job for job in self.jobs if not job.running()]:
-                self._end(job, stopping)
+                self._end(job)
                 ask_at = 0.0
             if not stopping and len(self.jobs) < self.n_jobs and time.monotonic() >= ask_at:
                 attempt = self.queue.claim()
@@ -200,7 +209,7 @@ class Runner:
                 job.process.wait()
                 lock_path(job.attempt.lock).unlink(missing_ok=True)
 
-    def report(self, *, interrupted: bool) -> int:
+    def report(self) -> int:
         """Print the final table, write table.csv; returns the exit status."""
         attempts = ranked(self.sweep, latest(self.queue.attempts()))
         write_csv(self.folder / "table.csv", self.sweep, attempts, self.runs)
@@ -216,7 +225,7 @@ class Runner:
             log = self.logs / f"{a.run}.txt"
             why = last_words(log) or "printed nothing"
             self.screen.say(f"failed: point {a.point + 1:04d} ({why}); see {log}")
-        if interrupted:
+        if self.interrupts:
             done = sum(a.state in DONE for a in attempts)
             of = f"{done} of {self.queue.n_points} points are done"
             self.screen.say(f"interrupted: {of}; the same command goes on")
@@ -286,7 +295,7 @@ class Runner:
         busy = [job.attempt.gpu for job in self.jobs]
         return min(self.devices, key=busy.count)
 
-    def _end(self, job: Job, stopping: bool) -> None:
+    def _end(self, job: Job) -> None:
         """Judge a run whose process is gone."""
         self.jobs.remove(job)
         run = job.attempt.run
@@ -295,7 +304,7 @@ class Runner:
         history = read.history(self.runs / run)
         if outcome not in DONE and job.stopped_at is not None:
             outcome, score = "stopped", best_of(history, self.sweep)
-        elif outcome not in DONE and stopping:
+        elif outcome not in DONE and self.interrupts:
             outcome = "interrupted"
         epoch = history[-1]["epoch"] if history else None
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
@@ -321,46 +330,33 @@ class Runner:
                 job.send(signal.SIGKILL)
 
 
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C, SIGTERM and SIGHUP instead of breaking off; the second one breaks off."""
-    signals: list[int] = []
-
-    def handle(number: int, _: Any) -> None:
-        signals.append(number)
-        if len(signals) > 1:
-            raise KeyboardInterrupt
-
-    with caught(("SIGINT", "SIGTERM", "SIGHUP"), handle):
-        yield signals
-
-
 # ---- what is started
 
 
 def expand(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str]:
     """The command of a run: W&B's macros filled in, each a whole item of the list."""
+    items = config.items()
     macros = {
-        "env": ["/usr/bin/env"],
-        "interpreter": [sys.executable],
-        "program": [str(packaged(sweep.program))],
-        "args": [f"--{name}={value}" for name, value in config.items()],
-        "args_no_equals": [x for name, value in config.items() for x in (f"--{name}", str(value))],
-        "args_no_hyphens": [f"{name}={value}" for name, value in config.items()],
-        "args_no_boolean_flags": [
+        "${env}": ["/usr/bin/env"],
+        "${interpreter}": [sys.executable],
+        "${program}": [str(packaged(sweep.program))],
+        "${args}": [f"--{name}={value}" for name, value in items],
+        "${args_no_equals}": [x for name, value in items for x in (f"--{name}", str(value))],
+        "${args_no_hyphens}": [f"{name}={value}" for name, value in items],
+        "${args_no_boolean_flags}": [
             f"--{name}" if value is True else f"--{name}={value}"
-            for name, value in config.items()
+            for name, value in items
             if value is not False
         ],
-        "args_json": [json.dumps(dict(config))],
-        "args_json_file": [str(json_file)],
+        "${args_json}": [json.dumps(config)],
+        "${args_json_file}": [str(json_file)],
     }
     if "${args_json_file}" in sweep.command:
-        json_file.write_text(json.dumps(dict(config)), encoding="utf-8")
+        json_file.write_text(json.dumps(config), encoding="utf-8")
     command = []
     for item in sweep.command:
-        filled = re.sub(r"\$\{envvar:([A-Z0-9_]+)\}", lambda m: os.environ[m[1]], item)
-        command += macros.get(filled[2:-1], [filled]) if filled.startswith("${") else [filled]
+        filled = re.sub(ENVVAR, lambda m: os.environ[m[1]], item)
+        command += macros.get(item, [filled])
     return command
 
 
