@@ -13,6 +13,7 @@ MOST_VALUES = 200_000
 LONGEST_SCALAR = 1000
 YAML = "tag:yaml.org,2002:"
 PLAIN = ("map", "seq", "str", "int", "float", "bool", "null")
+QUOTE = "quote it if it is text"
 
 
 class Finding(NamedTuple):
@@ -72,8 +73,8 @@ class Document:
         self.lines.setdefault(where, node.start_mark.line + 1)
         kind = node.tag.removeprefix(YAML)
         if kind not in PLAIN:
-            self.report(where, f"has the tag {node.tag}; write plain values, text in quotes")
-            return None
+            self.report(where, f"has the tag {node.tag}; write a plain value, or {QUOTE}")
+            return ""
         if isinstance(node, yaml.MappingNode):
             n_own = sum(key.tag != f"{YAML}merge" for key, _ in node.value)
             loader.flatten_mapping(node)  # what `<<` merges in now stands before what is written
@@ -99,17 +100,13 @@ class Document:
             return [self._plain(loader, v, (*where, i)) for i, v in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
         if node.style is None and len(node.value) > LONGEST_SCALAR:
-            self.report(
-                where, f"is longer than {LONGEST_SCALAR} characters; quote it if it is text"
-            )
+            self.report(where, f"is longer than {LONGEST_SCALAR} characters; {QUOTE}")
             return ""
         try:
             value = loader.construct_object(node, deep=True)
         except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError):
             # PyYAML does not catch what is only shaped like a number or a date.
-            self.report(
-                where, f"{node.value[:40]!r} cannot be read as {kind}; quote it if it is text"
-            )
+            self.report(where, f"{node.value[:40]!r} cannot be read as {kind}; {QUOTE}")
             return ""
         if isinstance(value, int) and abs(value) >= 2**63:
             self.report(where, f"{node.value[:40]} is too large for a number")

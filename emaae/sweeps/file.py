@@ -63,24 +63,28 @@ def check(path: str | Path) -> list[Finding]:
 
 def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
     """The sweep and what is wrong with it; without a sweep when too much is."""
-    try:
-        text = read_text(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
-    document = Document(str(path), text)
-    content = document.content
-    sweep = _Examiner(document, content).sweep() if content is not None else None
+    document = _document(path)
+    sweep = _Examiner(document, document.content).sweep() if document.content is not None else None
     return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
 
 
 def question_of(path: str | Path) -> str:
     """What a sweep file asks: its description, or its first line if that is a comment, or ""."""
-    text = read_text(path)
-    content = Document(str(path), text).content or {}
-    said = content.get("description")
-    return said if isinstance(said, str) else _first_comment(text)
+    document = _document(path)
+    description = (document.content or {}).get("description")
+    if isinstance(description, str):
+        return description
+    first = document.text.lstrip().partition("\n")[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def _document(path: str | Path) -> Document:
+    try:
+        return Document(str(path), read_text(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
 
 
 class _Examiner:
@@ -350,8 +354,3 @@ def _inferred(spec: Mapping[str, Any]) -> str | None:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _first_comment(text: str) -> str:
-    first = text.lstrip().partition("\n")[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""

@@ -152,16 +152,17 @@ class Queue:
         while True:
             self._bury()
             attempts = self.attempts()
+            tried = latest(attempts)
             attrs: dict[str, Any] = {"runner": self.runner}
             suggested: dict[str, Any] = {}
-            last = next((a for a in latest(attempts) if _again(a, attempts)), None)
+            last = next((a for a in tried if _again(a, attempts)), None)
             if last is not None:
                 attrs |= {"again": [last.point, last.n + 1], "config": last.config}
                 if last.state == "interrupted":
                     attrs |= {"run": last.run, "lock": last.lock, "gpu": last.gpu}
                 trial = self._storage.get_trial(last.trial_id)
                 suggested = {"params": trial.params, "distributions": trial.distributions}
-            elif len(latest(attempts)) >= self.n_points:
+            elif len(tried) == self.n_points:
                 return None
             trial_id = self._storage.create_new_trial(
                 self._study._study_id,
@@ -189,18 +190,18 @@ class Queue:
         seconds: float | None = None,
     ) -> None:
         """How an attempt ended; the first to say so is believed."""
-        self.note(attempt, score=score, epoch=epoch, seconds=seconds)
-        ended = TrialState.PRUNED if outcome in DONE else TrialState.FAIL
+        noted = {"outcome": outcome, "score": score, "epoch": epoch, "seconds": seconds}
+        values = None if score is None else [score]
+        state = TrialState.PRUNED if outcome in DONE else TrialState.FAIL
+        if outcome in GOOD:
+            state = TrialState.COMPLETE
         with contextlib.suppress(UpdateFinishedTrialError):
-            self._storage.set_trial_user_attr(attempt.trial_id, "outcome", outcome)
+            for name, value in noted.items():
+                self._storage.set_trial_user_attr(attempt.trial_id, name, value)
             if outcome == "stopped" and score is not None:
-                # What it reached; without it a search takes it for worse than all others.
+                # Without it a search takes the run for worse than all others.
                 self._storage.set_trial_intermediate_value(attempt.trial_id, epoch or 0, score)
-            self._storage.set_trial_state_values(
-                attempt.trial_id,
-                TrialState.COMPLETE if outcome in GOOD else ended,
-                None if score is None else [score],
-            )
+            self._storage.set_trial_state_values(attempt.trial_id, state, values)
 
     def done(self) -> bool:
         """Whether nothing is left to run or to wait for."""

@@ -298,20 +298,18 @@ class Runner:
     def _end(self, job: Job) -> None:
         """Judge a run whose process is gone."""
         self.jobs.remove(job)
-        run = job.attempt.run
+        run, reached = job.attempt.run, self._so_far(job)
         lock_path(job.attempt.lock).unlink(missing_ok=True)
         outcome, score = judge(self.runs / run, self.sweep)
-        history = read.history(self.runs / run)
         if outcome not in DONE and job.stopped_at is not None:
-            outcome, score = "stopped", best_of(history, self.sweep)
+            outcome, score = "stopped", reached.score
         elif outcome not in DONE and self.interrupts:
             outcome = "interrupted"
-        epoch = history[-1]["epoch"] if history else None
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
-        self.queue.finish(job.attempt, outcome, score, epoch, seconds)
-        reached = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
+        self.queue.finish(job.attempt, outcome, score, reached.epoch, seconds)
+        best = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
         why = f"  ({last_words(self.logs / f'{run}.txt')})" if outcome == "failed" else ""
-        self.screen.happened(f"{run} {outcome}{reached}{why}")
+        self.screen.happened(f"{run} {outcome}{best}{why}")
 
     def _stop_early(self) -> None:
         """Ask runs to stop that hyperband gives no more epochs; kill those that do not."""
@@ -372,9 +370,7 @@ def gpus() -> list[str]:
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30
-        ).stdout
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
+    return re.findall(r"^GPU (\d+):", listed.stdout, re.MULTILINE)
