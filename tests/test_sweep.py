@@ -399,6 +399,14 @@ def test_a_bayesian_search_learns_from_its_scores(place):
 # ---- early termination
 
 
+def test_a_run_whose_score_is_no_number_has_failed(place):
+    Path("metrics.json").write_text('{"status": "finished", "val/score": NaN}')
+    spec = hyperband(type="hyperband", min_iter=1)
+    assert judging.judge(place, spec) == ("failed", None)
+    Path("history.jsonl").write_text('{"epoch": 1, "val/score": 2.0}\n')
+    assert judging.judge(place, spec) == ("finished", 2.0)
+
+
 def hyperband(**spec) -> Sweep:
     write(
         f"parameters: {{x: {{value: 1}}}}\nearly_terminate: {json.dumps(spec)}",

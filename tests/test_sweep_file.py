@@ -241,6 +241,7 @@ def test_a_distribution_that_is_not_named_is_the_one_that_wandb_takes(write):
             "parameters:\n  train_dir: {value: /data}",
             "4: parameters.train_dir: a sweep may not set it: .* EMAAE_TRAIN_DIR",
         ),
+        ("program:\nparameters: {inner_sise: {value: 8}}", "4: parameters.inner_sise: unknown"),
         ("parameters:\n  wandb: {value: online}", "4: parameters.wandb: a sweep may not set it"),
         (
             "parameters:\n  seed: {value: 0}\n  alpha:\n    values: [0.1, 1.5]",

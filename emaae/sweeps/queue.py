@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import optuna
-import sqlalchemy
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from emaae.runs.read import ENDED, GOOD
 from emaae.sweeps.space import Sweep
@@ -111,13 +111,7 @@ class Queue:
         """A storage that fails, at the beginning or in the middle of a sweep, becomes one line."""
         try:
             yield
-        except (
-            StorageInternalError,
-            DuplicatedStudyError,
-            sqlalchemy.exc.SQLAlchemyError,
-            OSError,
-            json.JSONDecodeError,
-        ) as error:
+        except (OptunaError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
             raise UserError(
                 f"the storage {self._where} failed ({_reason(error)}): when it is mended, the same "
                 "command goes on with what was interrupted"
