@@ -60,7 +60,7 @@ class Document:
     def report(
         self, where: tuple, message: str, *, warning: bool = False, line: int | None = None
     ) -> None:
-        """A finding at a key, given by the keys on the way to it."""
+        """Add a finding at a key, given by the keys on the way to it; line: instead of its own."""
         known = where
         while known and known not in self.lines:
             known = known[:-1]

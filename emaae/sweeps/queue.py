@@ -101,7 +101,7 @@ class Queue:
         try:
             for attempt in self.attempts():
                 if attempt.runner == self.runner and attempt.state == "running":
-                    self.finish(attempt, "interrupted")
+                    self.finish(replace(attempt, state="interrupted"))
         finally:
             lock_path(self.runner).unlink(missing_ok=True)
             self._lock.close()
@@ -164,38 +164,33 @@ class Queue:
             )
             mine = next((a for a in self.attempts() if a.trial_id == trial_id), None)
             if mine is not None:
-                return mine if mine.config else self.note(mine, config=self._config(mine))
+                if not mine.config:
+                    mine = replace(mine, config=self._config(mine))
+                    self.note(mine, "config")
+                return mine
             # Another runner was first.
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
-    def note(self, attempt: Attempt, **attrs: Any) -> Attempt:
-        """Write something about an attempt into the storage; returns the attempt with it."""
+    def note(self, attempt: Attempt, *names: str) -> None:
+        """Write fields of an attempt into the storage."""
         with contextlib.suppress(UpdateFinishedTrialError):
-            for name, value in attrs.items():
-                self._storage.set_trial_user_attr(attempt.trial_id, name, value)
-        return replace(attempt, **attrs)
+            for name in names:
+                self._storage.set_trial_user_attr(attempt.trial_id, name, getattr(attempt, name))
 
-    def finish(
-        self,
-        attempt: Attempt,
-        outcome: str,
-        score: float | None = None,
-        epoch: int | None = None,
-        seconds: float | None = None,
-    ) -> None:
-        """How an attempt ended; the first to say so is believed."""
-        noted = {"outcome": outcome, "score": score, "epoch": epoch, "seconds": seconds}
+    def finish(self, ended: Attempt) -> None:
+        """Write how an attempt ended; the first to do so is believed."""
+        trial_id, score = ended.trial_id, ended.score
         values = None if score is None else [score]
-        state = TrialState.PRUNED if outcome in DONE else TrialState.FAIL
-        if outcome in GOOD:
+        state = TrialState.PRUNED if ended.state in DONE else TrialState.FAIL
+        if ended.state in GOOD:
             state = TrialState.COMPLETE
+        self.note(ended, "score", "epoch", "seconds")
         with contextlib.suppress(UpdateFinishedTrialError):
-            for name, value in noted.items():
-                self._storage.set_trial_user_attr(attempt.trial_id, name, value)
-            if outcome == "stopped" and score is not None:
+            self._storage.set_trial_user_attr(trial_id, "outcome", ended.state)
+            if ended.state == "stopped" and score is not None:
                 # Without it a search takes the run for worse than all others.
-                self._storage.set_trial_intermediate_value(attempt.trial_id, epoch or 0, score)
-            self._storage.set_trial_state_values(attempt.trial_id, state, values)
+                self._storage.set_trial_intermediate_value(trial_id, ended.epoch or 0, score)
+            self._storage.set_trial_state_values(trial_id, state, values)
 
     def done(self) -> bool:
         """Whether nothing is left to run or to wait for."""
@@ -219,7 +214,7 @@ class Queue:
             if not self.alive(runner):
                 for attempt in running:
                     if attempt.runner == runner:
-                        self.finish(attempt, "interrupted")
+                        self.finish(replace(attempt, state="interrupted"))
                 lock_path(runner).unlink(missing_ok=True)
 
     # ---- where a point lies

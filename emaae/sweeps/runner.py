@@ -159,7 +159,7 @@ class Runner:
         self.screen = Screen(self.sweep, self.queue.n_points)
 
     def interrupt(self, *_: Any) -> None:
-        """Stop when the runs have ended, as a handler of signals; the second one breaks off."""
+        """Handle a signal: the runs are asked to end; a second one breaks off at once."""
         self.interrupts += 1
         if self.interrupts > 1:
             raise KeyboardInterrupt
@@ -241,7 +241,7 @@ class Runner:
     def _begin(self, attempt: Attempt) -> None:
         """Start the run of an attempt, unless an earlier one goes on or has just ended well."""
         folder = self.runs / attempt.run
-        if attempt.run:
+        if attempt.run:  # of the attempt before, which was interrupted
             running = held(attempt.lock)
             if running:
                 self.screen.happened(f"{attempt.run} goes on after its runner died")
@@ -254,10 +254,11 @@ class Runner:
         name = attempt.run if resume else run_name(attempt, self.runs)
         command = expand(self.sweep, attempt.config, self.logs / f"{name}.json")
         lock, gpu = f"{attempt.runner}-{attempt.trial_id}", self._free_gpu()
+        attempt = replace(attempt, run=name, lock=lock, gpu=gpu)
         # The lock passes to the child and lives as long as it: a run whose runner was killed is
         # found by it.
         with open(self.logs / f"{name}.txt", "ab") as log, hold(lock) as file:
-            attempt = self.queue.note(attempt, lock=lock, gpu=gpu, run=name)
+            self.queue.note(attempt, "lock", "gpu", "run")
             process = None
             try:
                 process = subprocess.Popen(
@@ -306,7 +307,7 @@ class Runner:
         elif outcome not in DONE and self.interrupts:
             outcome = "interrupted"
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
-        self.queue.finish(job.attempt, outcome, score, reached.epoch, seconds)
+        self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))
         best = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
         why = f"  ({last_words(self.logs / f'{run}.txt')})" if outcome == "failed" else ""
         self.screen.happened(f"{run} {outcome}{best}{why}")

@@ -178,7 +178,7 @@ class Sweep:
 
     @property
     def sign(self) -> int:
-        """1 or -1: times it, the metric is lower the better it is."""
+        """1 or -1; the metric times this is lower for better runs."""
         return 1 if self.goal == "minimize" else -1
 
     def grid(self) -> list[dict[str, Any]]:
