@@ -116,10 +116,9 @@ class Document:
         return value
 
     def _check_scalar(self, written: str, value: Any, where: tuple) -> None:
-        if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", written):
-            mantissa, _, exponent = written.lower().partition("e")
-            sign = exponent if exponent[0] in "+-" else f"+{exponent}"
-            better = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}"
+        number = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?\d+)", written)
+        if isinstance(value, str) and number:
+            better = f"{float(number[1])}e{int(number[2]):+}"
             self.report(where, f"{written} is text to YAML, not a number; write {better}")
         if isinstance(value, bool) and written.lower() not in ("true", "false"):
             message = f"{written} is {value} to YAML; write {str(value).lower()}, or '{written}'"

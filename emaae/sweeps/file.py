@@ -8,7 +8,7 @@ meaning, a `Sweep`.
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ class _Examiner:
         for key in content:
             if key in KEYS_OF_WANDB:
                 self.report((key,), "is W&B's own, ignored without a server", warning=True)
-        self._check_keys((), content, (*KEYS, *KEYS_OF_WANDB))
+        self._check_keys((), [key for key in content if key not in KEYS_OF_WANDB], KEYS)
         self._text("description", "")
         method = self._one_of(("method",), content.get("method"), METHODS)
         metric, goal = self._metric(content.get("metric"))
@@ -160,7 +160,7 @@ class _Examiner:
             return default
         return value
 
-    def _check_keys(self, where: tuple, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    def _check_keys(self, where: tuple, given: Iterable[str], known: Sequence[str]) -> None:
         for key in given:
             if key not in known:
                 self.report((*where, key), f"unknown key{nearest(key, known)}")

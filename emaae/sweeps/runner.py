@@ -86,11 +86,12 @@ def run(
 
 
 def _plan(sweep: Sweep) -> list[str]:
-    n = sweep.n_points()
-    lines = [f"{sweep.name}: {n} points by {sweep.method}, {sweep.goal} {sweep.metric}"]
+    n_points = sweep.n_points()
+    lines = [f"{sweep.name}: {n_points} points by {sweep.method}, {sweep.goal} {sweep.metric}"]
     if sweep.method == "grid":
-        points = enumerate(sweep.grid()[:n])
-        return lines + table(sweep, [Attempt(0, i, 1, "open", config=point) for i, point in points])
+        points = sweep.grid()[:n_points]
+        attempts = [Attempt(0, i, 1, "open", config=point) for i, point in enumerate(points)]
+        return lines + table(sweep, attempts)
     for p in sweep.varying:
         spec = ", ".join(f"{key} {value}" for key, value in p.spec.items())
         lines.append(f"{p.name}: {p.distribution}, {spec}")

@@ -189,8 +189,7 @@ class Sweep:
     def n_points(self) -> int:
         """How many runs there will be. Raises UserError when they would never end."""
         if self.method == "grid":
-            n = len(self.grid())
-            return n if self.run_cap is None else min(n, self.run_cap)
+            return len(self.grid()[: self.run_cap])
         if self.run_cap is None:
             raise UserError(
                 f"{self.path}: method {self.method} without run_cap never ends; add `run_cap: 20` "
