@@ -320,6 +320,11 @@ def test_a_mistake_is_reported_with_its_line_and_key(write, text, expected):
             "method: grid\nmetric: {name: val/score}\nearly_terminate: {type: hyperband, eta: 3}",
             "3: early_terminate: needs `min_iter`, or `max_iter` and `s`",
         ),
+        (
+            "method: grid\nmetric: {name: val/score}\n"
+            "early_terminate: {type: hyperband, min_iter: 1, max_iter: 9}",
+            "3: early_terminate: needs `min_iter`, or `max_iter` and `s`",
+        ),
     ],
 )
 def test_a_mistake_in_the_head_is_reported_with_its_line_and_key(write, head, expected):

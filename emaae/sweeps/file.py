@@ -310,7 +310,8 @@ class _Examiner:
             self.report(where, f"must be a mapping with `type: hyperband`, got {spec!r}")
             return None
         self._check_keys(where, spec, HYPERBAND_KEYS)
-        if "min_iter" not in spec and not {"max_iter", "s"} <= set(spec):
+        needs = {"max_iter", "s"} if "max_iter" in spec else {"min_iter"}
+        if not needs <= spec.keys():
             self.report(where, "needs `min_iter`, or `max_iter` and `s`")
             return None
         for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 1.001)):

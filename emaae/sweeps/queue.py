@@ -67,9 +67,6 @@ class Attempt:
     seconds: float | None = None
 
 
-_FIELDS = {f.name for f in fields(Attempt)}
-
-
 class Queue:
     """The points of a sweep, and who runs which."""
 
@@ -137,7 +134,7 @@ class Queue:
             if point < self.n_points and (point, n) not in found:
                 ended = trial.state.is_finished()
                 state = attrs.get("outcome", "interrupted") if ended else "running"
-                noted = {name: value for name, value in attrs.items() if name in _FIELDS}
+                noted = {f.name: attrs[f.name] for f in fields(Attempt) if f.name in attrs}
                 found[point, n] = Attempt(trial._trial_id, point, n, state, **noted)
         return list(found.values())
 
