@@ -194,7 +194,7 @@ class Runner:
             self._stop_early()
             self.queue.beat()
             if self.screen.live:
-                self.screen.draw([*ended, *map(self._so_far, self.jobs)])
+                self.screen.draw(ended, [self._so_far(job) for job in self.jobs])
             elif time.monotonic() >= say_at:
                 say_at = time.monotonic() + SAY_EVERY_S
                 for a in map(self._so_far, self.jobs):

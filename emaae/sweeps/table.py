@@ -33,13 +33,11 @@ class Screen:
         if not self.live:
             print(line, flush=True)
 
-    def draw(self, attempts: Sequence[Attempt]) -> None:
+    def draw(self, ended: Sequence[Attempt], running: Sequence[Attempt]) -> None:
         """The table in place of the last one, cut to the terminal; for a live screen."""
         width, height = shutil.get_terminal_size()
-        running = [a for a in attempts if a.state == "running"]
-        ended = [a for a in attempts if a.state != "running"]
         # What runs now is never cut.
-        cut = max(0, len(attempts) - max(1, height - 4))
+        cut = max(0, len(ended) + len(running) - max(1, height - 4))
         shown = sorted([*ended[cut:], *running], key=attrgetter("point"))
         head = f"{self.sweep.name}: {len(ended)} of {self.n_points} points"
         lines = [head, *table(self.sweep, shown)]
