@@ -8,17 +8,19 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pexpect
 import pytest
-from conftest import ROOT, small_run
+from conftest import ROOT, environment_of, program, small_run
 
 from emaae.metric_table import each_epoch
 from emaae.runs import read
 from emaae.sweeps import file as sweep_file
 from emaae.sweeps import judging, runner
-from emaae.sweeps.queue import Queue, held, hold, lock_path, machine, release
+from emaae.sweeps.queue import Queue, held, hold, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.system.errors import UserError
 
@@ -71,15 +73,12 @@ def write(parameters: str, head: str = "") -> Path:
 
 
 def start(*command: str, **environment: str) -> subprocess.Popen:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "EMAAE"))}
     return subprocess.Popen(
         [sys.executable, "-m", "emaae", "sweep", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=clean
-        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": os.getcwd()}
-        | environment,
+        env=environment_of(PYTHONPATH=str(ROOT), TMPDIR=os.getcwd(), **environment),
     )
 
 
@@ -109,7 +108,7 @@ def until(condition, seconds: float = 30) -> None:
 # ---- from the first point to the table
 
 
-def test_a_grid_runs_in_order_and_ends_with_a_table_sorted_by_score(place):
+def test_a_grid_runs_in_order_to_a_table_sorted_by_score_and_never_again(place):
     write("parameters:\n  x: {values: [3, 1, 2]}\n  seconds: {value: 0.0}")
     code, out = sweep("play.yaml")
     assert code == 0, out
@@ -119,18 +118,12 @@ def test_a_grid_runs_in_order_and_ends_with_a_table_sorted_by_score(place):
     ]
     assert "0001 started  x=3" in out
     assert f"best model: {place}/runs/play/runs/0002/best.pth" in out
-    assert {p.name for p in Path("runs/play/logs").iterdir()} == {
-        *("0001.txt", "0002.txt", "0003.txt")
-    }
-
-
-def test_running_it_again_runs_nothing_and_gives_the_same_table(place):
-    write("parameters: {x: {values: [2, 1]}}")
-    assert sweep("play.yaml")[0] == 0
+    logs = sorted(path.name for path in Path("runs/play/logs").iterdir())
+    assert logs == ["0001.txt", "0002.txt", "0003.txt"]
     before = table()
     assert sweep("play.yaml")[0] == 0
     assert table() == before
-    assert started() == ["0001", "0002"]
+    assert len(started()) == 3
 
 
 def test_seeds_are_averaged_for_each_setting(place):
@@ -147,12 +140,8 @@ def test_a_failing_point_is_tried_once_more_and_reported(place):
     code, out = sweep("play.yaml")
     assert code == 1
     assert started() == ["0001", "0001-2", "0002", "0002-2", "0003", "0004"]
-    assert {row["x"]: row["status"] for row in table()} == {
-        "9": "failed",
-        "5": "finished",
-        "7": "diverged",
-        "1": "finished",
-    }
+    status = {row["x"]: row["status"] for row in table()}
+    assert status == {"9": "failed", "5": "finished", "7": "diverged", "1": "finished"}
     assert "failed: point 0001 (cannot do that); see" in out
     assert sweep("play.yaml")[0] == 1
     assert len(started()) == 6
@@ -169,15 +158,17 @@ def test_in_a_terminal_the_table_is_redrawn_with_epochs_and_scores(place):
     write("parameters:\n  x: {values: [3, 1]}\n  seconds: {value: 1.0}")
     child = pexpect.spawn(
         sys.executable,
-        ["-m", "emaae", "sweep", "play.yaml", "--jobs", "2"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(place)},
+        ["-m", "emaae", "sweep", "play.yaml", "--jobs", "1"],
+        env=environment_of(PYTHONPATH=str(ROOT), TMPDIR=str(place)),
         encoding="utf-8",
         dimensions=(20, 60),
         timeout=60,
     )
     child.expect("play: 0 of 2 points")
-    child.expect(r"0001 +3 +2 +3\.5 +running")
-    child.expect(r"\x1b\[4A\x1b\[J")
+    child.expect(r"0001 +3 +(2 +3\.5|3 +3\.333|4 +3\.25|5 +3\.2) +running")
+    child.expect(r"\x1b\[3A\x1b\[J")
+    child.expect("play: 1 of 2 points")
+    child.expect(r"0001 +3 +5 +3 +finished")
     child.expect(r"best model: .*/0002/best.pth")
     child.expect(pexpect.EOF)
     child.close()
@@ -244,8 +235,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place):
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "interrupted: 0 of 3 points are done; the same command goes on" in out
-    status = json.loads(Path("runs/play/runs/0001/metrics.json").read_text())["status"]
-    assert status == "preempted"
+    assert read.metrics(Path("runs/play/runs/0001"))["status"] == "preempted"
     assert started() == ["0001"]
     assert sweep("play.yaml", "--jobs", "3")[0] == 0
     assert sorted(started()) == ["0001", "0001-2", "0002", "0003"]
@@ -279,7 +269,7 @@ def test_a_runner_elsewhere_is_dead_when_it_has_been_silent(place):
     other._study.set_user_attr(f"runner {other.runner}", {"machine": "far", "seen": now - 1000})
     again = mine.claim()
     assert (again.point, again.n, again.runner) == (0, 2, mine.runner)
-    other.finish(claimed, "finished", score=0.0)  # too late
+    other.finish(replace(claimed, state="finished", score=0.0))  # too late
     assert [a.state for a in mine.attempts()] == ["interrupted", "running"]
     mine.close()
     other.close()
@@ -288,22 +278,20 @@ def test_a_runner_elsewhere_is_dead_when_it_has_been_silent(place):
 def test_of_two_claims_to_one_attempt_the_first_holds(place):
     path = write("parameters: {x: {values: [1, 2]}}")
     queue = Queue(sweep_file.read(path), f"sqlite:///{place}/study.db")
-    create, running = queue._optuna.trial.create_trial, queue._optuna.trial.TrialState.RUNNING
-    for claim, again in (("a", None), ("b", [0, 2]), ("c", [0, 2]), ("d", None), ("e", None)):
-        attrs = {"runner": queue.runner, "claim": claim} | ({"again": again} if again else {})
-        queue._study.add_trial(create(state=running, user_attrs=attrs))
-    assert [(a.claim, a.point, a.n) for a in queue.attempts()] == [
+    for name, again in (("a", None), ("b", [0, 2]), ("c", [0, 2]), ("d", None), ("e", None)):
+        attrs = {"runner": queue.runner, "run": name} | ({"again": again} if again else {})
+        trial = optuna.create_trial(state=optuna.trial.TrialState.RUNNING, user_attrs=attrs)
+        queue._study.add_trial(trial)
+    assert [(a.run, a.point, a.n) for a in queue.attempts()] == [
         *(("a", 0, 1), ("b", 0, 2), ("d", 1, 1))
     ]
     queue.close()
 
 
-def test_a_lock_is_held_until_it_is_given_back():
-    file = hold("a test")
-    assert held("a test")
-    release("a test", file)
+def test_a_lock_is_held_until_it_is_given_back(place):
+    with hold("a test"):
+        assert held("a test")
     assert not held("a test")
-    assert machine() == machine()
 
 
 # ---- what is started
@@ -358,13 +346,9 @@ def test_flags_after_two_hyphens_reach_the_program_and_the_environment_says_wher
         CUDA_VISIBLE_DEVICES="3,5",
     )
     assert code == 0, out
-    seen = [
-        json.loads(path.read_text())
-        for path in sorted(Path("runs").glob("play/runs/*/metrics.json"))
-    ]
-    assert [s["argv"] for s in seen] == [
-        [f"--x={i}", "--device=cpu", "--epochs", "1"] for i in (1, 2)
-    ]
+    seen = [read.metrics(Path("runs/play/runs", name)) for name in ("0001", "0002")]
+    for i, each in enumerate(seen):
+        assert each["argv"] == [f"--x={i + 1}", "--device=cpu", "--epochs", "1"]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in seen] == ["3", "5"]
     assert {(s["WANDB_MODE"], s["WANDB_RUN_GROUP"]) for s in seen} == {("offline", "plays")}
 
@@ -406,7 +390,7 @@ def test_a_bayesian_search_learns_from_its_scores(place):
     found = []
     while (attempt := queue.claim()) is not None:
         found.append(attempt.config["x"])
-        queue.finish(attempt, "finished", score=abs(found[-1] - 3))
+        queue.finish(replace(attempt, state="finished", score=abs(found[-1] - 3)))
     queue.close()
     assert len(found) == 40
     late = [abs(x - 3) for x in found[20:]]
@@ -414,6 +398,14 @@ def test_a_bayesian_search_learns_from_its_scores(place):
 
 
 # ---- early termination
+
+
+def test_a_run_whose_score_is_no_number_has_failed(place):
+    Path("metrics.json").write_text('{"status": "finished", "val/score": NaN}')
+    spec = hyperband(type="hyperband", min_iter=1)
+    assert judging.judge(place, spec) == ("failed", None)
+    Path("history.jsonl").write_text('{"epoch": 1, "val/score": 2.0}\n')
+    assert judging.judge(place, spec) == ("finished", 2.0)
 
 
 def hyperband(**spec) -> Sweep:
@@ -515,25 +507,17 @@ def test_a_sweep_of_train_py_leaves_models_that_are_named_in_its_table(tmp_path)
         "parameters: {update: {value: false}, seed: {values: [0, 1]}}\n"
     )
     flags = ("--epochs", "1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2")
-    process = subprocess.run(
-        [
-            *(sys.executable, "-m", "emaae", "sweep", str(path), "--jobs", "2"),
-            *("--out", str(tmp_path / "out"), "--", *flags, "--wandb=disabled"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
+    process = program(
+        *("-m", "emaae", "sweep", str(path), "--jobs", "2"),
+        *("--out", str(tmp_path / "out"), "--", *flags, "--wandb=disabled"),
     )
     assert process.returncode == 0, process.stdout + process.stderr
     best = process.stdout.splitlines()[-1].removeprefix("best model: ")
     assert Path(best).is_file()
     rows = table(str(tmp_path / "out"))
-    scores = [
-        json.loads((Path(row["run"]) / "metrics.json").read_text())["select/score"] for row in rows
-    ]
+    scores = [read.metrics(Path(row["run"]))["select/score"] for row in rows]
     assert scores == sorted(scores) == [float(row["select/score"]) for row in rows]
-    last = json.loads((Path(rows[0]["run"]) / "history.jsonl").read_text().splitlines()[-1])
+    last = read.history(Path(rows[0]["run"]))[-1]
     assert {name for name in last if each_epoch(name)} == set(last)
     config = json.loads((Path(rows[0]["run"]) / "config.json").read_text())
     assert (config["inner_size"], str(config["seed"])) == (8, rows[0]["seed"])
@@ -556,7 +540,7 @@ def test_an_interrupted_run_of_train_py_goes_on_where_it_stopped(trees, tmp_path
         whole = [*command, f"--out={out}", "--", *flags]
         process = subprocess.Popen(whole, cwd=ROOT, env=env, **pipes)
         if out.name == "broken":
-            until(lambda: read_epochs(tmp_path / "broken" / "runs" / "0001") >= 3)
+            until(lambda: len(read.history(tmp_path / "broken" / "runs" / "0001")) >= 3)
             process.send_signal(signal.SIGINT)
             said = process.communicate(timeout=60)[0]
             assert process.returncode == 130, said
@@ -569,7 +553,3 @@ def test_an_interrupted_run_of_train_py_goes_on_where_it_stopped(trees, tmp_path
     assert sorted(path.name for path in (outs[1] / "runs").iterdir()) == ["0001", "0002"]
     for name in ("0001/history.jsonl", "0002/history.jsonl", "0001/metrics.json"):
         assert (outs[0] / "runs" / name).read_text() == (outs[1] / "runs" / name).read_text()
-
-
-def read_epochs(run):
-    return len(read.history(run))

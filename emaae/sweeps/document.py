@@ -11,7 +11,9 @@ from emaae.system.errors import plainly
 MOST_VALUES = 200_000
 # Of an unquoted scalar: a number of a million digits takes minutes to read.
 LONGEST_SCALAR = 1000
-PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+YAML = "tag:yaml.org,2002:"
+PLAIN = ("map", "seq", "str", "int", "float", "bool", "null")
+QUOTE = "quote it if it is text"
 
 
 class Finding(NamedTuple):
@@ -37,66 +39,60 @@ class Document:
         self.findings: list[Finding] = []
         self.lines: dict[tuple, int] = {}
         self.content: dict[str, Any] | None = None
-        loader = None
         try:
             loader = yaml.SafeLoader(text)
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
                 self.report((), "a sweep file is a mapping: `method: grid` and so on")
-                return
-            if _size(node, {}) > MOST_VALUES:
+            elif _size(node, {}) > MOST_VALUES:
                 self.report((), f"says more than {MOST_VALUES} values, with aliases written out")
-                return
-            self.content = self._plain(loader, node, ())
+            else:
+                self.content = self._plain(loader, node, ())
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             what = getattr(error, "problem", None) or str(error)
-            line = mark.line + 1 if mark else 1
-            self.findings.append(Finding(path, line, "", f"is not YAML: {what}"))
+            self.report((), f"is not YAML: {what}", line=mark.line + 1 if mark else 1)
         except ValueError as error:  # an escaped character that there is not
             self.report((), f"is not YAML: {error}")
         except RecursionError:
-            self.content = None
             self.report((), "refers to itself, or is nested too deeply")
-        finally:
-            if loader is not None:
-                loader.dispose()
 
-    def report(self, where: tuple, message: str, *, warning: bool = False) -> None:
-        """A finding at a key, given by the keys on the way to it."""
+    def report(
+        self, where: tuple, message: str, *, warning: bool = False, line: int | None = None
+    ) -> None:
+        """Add a finding at a key, given by the keys on the way to it; line: instead of its own."""
         known = where
         while known and known not in self.lines:
             known = known[:-1]
         key = ".".join(str(part) for part in where if isinstance(part, str))
-        finding = Finding(self.path, self.lines.get(known, 1), key, message, warning)
+        finding = Finding(self.path, line or self.lines.get(known, 1), key, message, warning)
         if finding not in self.findings:
             self.findings.append(finding)
 
     def _plain(self, loader: yaml.SafeLoader, node: yaml.Node, where: tuple) -> Any:
         self.lines.setdefault(where, node.start_mark.line + 1)
-        if not isinstance(node, yaml.ScalarNode) and node.tag not in PLAIN_TAGS:
-            self.report(where, f"has the tag {node.tag}; write plain mappings and lists")
-            return None
+        kind = node.tag.removeprefix(YAML)
+        if kind not in PLAIN:
+            self.report(where, f"has the tag {node.tag}; write a plain value, or {QUOTE}")
+            return ""
         if isinstance(node, yaml.MappingNode):
-            out: dict[str, Any] = {}
-            seen: set[str] = set()
-            own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            n_own = sum(key.tag != f"{YAML}merge" for key, _ in node.value)
             loader.flatten_mapping(node)  # what `<<` merges in now stands before what is written
-            inherited = len(node.value) - len(own)
+            n_merged = len(node.value) - n_own
+            out: dict[str, Any] = {}
+            own: set[str] = set()
             for i, (key_node, value_node) in enumerate(node.value):
                 line = key_node.start_mark.line + 1
                 if not isinstance(key_node, yaml.ScalarNode):
-                    finding = Finding(self.path, line, "", "a key must be text, not a collection")
-                    self.findings.append(finding)
+                    self.report((), "a key must be text, not a collection", line=line)
                     continue
                 key = str(key_node.value)
                 here = (*where, key)
-                if key in seen:
-                    message = f"is written twice, first in line {self.lines[here]}"
-                    self.lines[here] = line
-                    self.report(here, f"{message}; YAML takes the last")
-                if i >= inherited:
-                    seen.add(key)
+                if key in own:
+                    first = f"is written twice, first in line {self.lines[here]}"
+                    self.report(here, f"{first}; YAML takes the last", line=line)
+                if i >= n_merged:
+                    own.add(key)
                 self.lines[here] = line
                 out[key] = self._plain(loader, value_node, here)
             return out
@@ -104,18 +100,13 @@ class Document:
             return [self._plain(loader, v, (*where, i)) for i, v in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
         if node.style is None and len(node.value) > LONGEST_SCALAR:
-            self.report(
-                where, f"is longer than {LONGEST_SCALAR} characters; quote it if it is text"
-            )
+            self.report(where, f"is longer than {LONGEST_SCALAR} characters; {QUOTE}")
             return ""
         try:
             value = loader.construct_object(node, deep=True)
         except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError):
             # PyYAML does not catch what is only shaped like a number or a date.
-            kind = node.tag.rpartition(":")[2]
-            self.report(
-                where, f"{node.value[:40]!r} cannot be read as {kind}; quote it if it is text"
-            )
+            self.report(where, f"{node.value[:40]!r} cannot be read as {kind}; {QUOTE}")
             return ""
         if isinstance(value, int) and abs(value) >= 2**63:
             self.report(where, f"{node.value[:40]} is too large for a number")
@@ -125,10 +116,9 @@ class Document:
         return value
 
     def _check_scalar(self, written: str, value: Any, where: tuple) -> None:
-        if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", written):
-            mantissa, _, exponent = written.lower().partition("e")
-            sign = exponent if exponent[0] in "+-" else f"+{exponent}"
-            better = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}"
+        number = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?\d+)", written)
+        if isinstance(value, str) and number:
+            better = f"{float(number[1])}e{int(number[2]):+}"
             self.report(where, f"{written} is text to YAML, not a number; write {better}")
         if isinstance(value, bool) and written.lower() not in ("true", "false"):
             message = f"{written} is {value} to YAML; write {str(value).lower()}, or '{written}'"

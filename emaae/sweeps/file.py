@@ -6,10 +6,9 @@ meaning, a `Sweep`.
 """
 
 import itertools
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,13 @@ from emaae.config import KNOBS, Config
 from emaae.knobs import nearest
 from emaae.metric_table import BY_NAME, COUNTS, SCORE, each_epoch
 from emaae.sweeps.document import Document, Finding
-from emaae.sweeps.space import DISTRIBUTIONS, ENDS, Parameter, Sweep, as_agents_say
+from emaae.sweeps.space import DISTRIBUTIONS, ENDS, Parameter, Sweep, combinations
 from emaae.system.errors import UserError
 from emaae.system.files import read_text
+
+# Keys of distributions that hold numbers, and those whose numbers must be above 0.
+NUMBERS = ("min", "max", "mu", "sigma", "q", "a", "b")
+POSITIVE = ("sigma", "q", "a", "b")
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
@@ -60,31 +63,37 @@ def check(path: str | Path) -> list[Finding]:
 
 def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
     """The sweep and what is wrong with it; without a sweep when too much is."""
-    try:
-        text = read_text(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
-    document = Document(str(path), text)
-    content = document.content
-    sweep = _Examiner(document, content).sweep() if content is not None else None
+    document = _document(path)
+    sweep = _Examiner(document, document.content).sweep() if document.content is not None else None
     return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
 
 
 def question_of(path: str | Path) -> str:
     """What a sweep file asks: its description, or its first line if that is a comment, or ""."""
-    text = read_text(path)
-    content = Document(str(path), text).content or {}
-    said = content.get("description")
-    return said if isinstance(said, str) else _first_comment(text)
+    document = _document(path)
+    description = (document.content or {}).get("description")
+    if isinstance(description, str):
+        return description
+    first = document.text.lstrip().partition("\n")[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def _document(path: str | Path) -> Document:
+    try:
+        return Document(str(path), read_text(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
 
 
 class _Examiner:
-    """Gives the meaning of a document and reports what is wrong to it."""
+    """Makes a sweep of a document, and reports to it what is wrong."""
 
     def __init__(self, document: Document, content: dict[str, Any]):
         self.document, self.content, self.report = document, content, document.report
+        self.program = self._text("program", "train.py")
+        self.is_train_py = Path(self.program).name == "train.py"
 
     def sweep(self) -> Sweep | None:
         """The sweep; None when a part of it cannot be made sense of."""
@@ -92,9 +101,8 @@ class _Examiner:
         for key in content:
             if key in KEYS_OF_WANDB:
                 self.report((key,), "is W&B's own, ignored without a server", warning=True)
-            elif key not in KEYS:
-                self.report((key,), f"unknown key{nearest(key, KEYS)}")
-        program = self._text("program", "train.py")
+        self._check_keys((), [key for key in content if key not in KEYS_OF_WANDB], KEYS)
+        self._text("description", "")
         method = self._one_of(("method",), content.get("method"), METHODS)
         metric, goal = self._metric(content.get("metric"))
         tree = content.get("parameters")
@@ -111,9 +119,8 @@ class _Examiner:
         early_terminate = self._hyperband(content.get("early_terminate"), metric)
         sweep = Sweep(
             path=self.document.path,
-            question=self._text("description", "") or _first_comment(self.document.text),
             name=self._text("name", Path(self.document.path).stem),
-            program=program,
+            program=self.program,
             method=method or "grid",
             metric=metric,
             goal=goal,
@@ -123,16 +130,17 @@ class _Examiner:
             early_terminate=early_terminate,
         )
         if method == "grid":
-            for p in parameters:
-                if p.grid() is None:
-                    self._at(p.name, f"a grid cannot hold {p.distribution}; list `values`")
             n = math.prod(p.size() for p in parameters)
             if n > MOST_POINTS:
                 size = n if n < 10**12 else f"more than {MOST_POINTS}"
                 message = f"a grid of {size} points; leave some out, or take method: random"
                 self.report(("parameters",), message)
                 return None
-        if Path(program).name == "train.py" and not any(
+            for p in parameters:
+                if p.grid() is None:
+                    message = f"a grid cannot hold {p.distribution}; list `values`"
+                    self.report(("parameters", p.name), message)
+        if self.is_train_py and not any(
             not f.warning and f.key.startswith("parameters") for f in self.document.findings
         ):
             self._check_configs(sweep)
@@ -152,6 +160,11 @@ class _Examiner:
             return default
         return value
 
+    def _check_keys(self, where: tuple, given: Iterable[str], known: Sequence[str]) -> None:
+        for key in given:
+            if key not in known:
+                self.report((*where, key), f"unknown key{nearest(key, known)}")
+
     def _one_of(self, where: tuple, value: Any, choices: Sequence[str]) -> str | None:
         if value in choices:
             return value
@@ -164,15 +177,13 @@ class _Examiner:
             message = f"must say `name: {SCORE}` and `goal: minimize`, got {metric!r}"
             self.report(("metric",), message)
             return SCORE, "minimize"
-        for key in metric:
-            if key not in METRIC_KEYS:
-                self.report(("metric", key), f"unknown key{nearest(key, METRIC_KEYS)}")
+        self._check_keys(("metric",), metric, METRIC_KEYS)
         if "target" in metric:
             message = "is known to W&B's server only; without it all points are run"
             self.report(("metric", "target"), message, warning=True)
         name = metric["name"]
         goal = self._one_of(("metric", "goal"), metric.get("goal", "minimize"), GOALS)
-        if Path(str(self.content.get("program", "train.py"))).name == "train.py":
+        if self.is_train_py:
             self._check_metric(name, goal)
         return name, goal or "minimize"
 
@@ -209,14 +220,12 @@ class _Examiner:
     def _parameter(self, name: str, spec: dict, where: tuple) -> Parameter | None:
         self._check_name(name, where)
         kind = spec.get("distribution") or _inferred(spec)
-        if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
-            hint = nearest(str(kind), DISTRIBUTIONS) if kind else ""
-            message = (
-                f"unknown distribution {kind!r}{hint}"
-                if kind
-                else ("needs `value`, `values`, or `min` and `max`")
-            )
-            self.report(where, message)
+        if kind is None:
+            self.report(where, "needs `value`, `values`, or `min` and `max`")
+            return None
+        if str(kind) not in DISTRIBUTIONS:
+            hint = nearest(str(kind), DISTRIBUTIONS)
+            self.report(where, f"unknown distribution {kind!r}{hint}")
             return None
         distribution = DISTRIBUTIONS[kind]
         known = (*distribution.needs, *distribution.takes, "distribution")
@@ -232,23 +241,16 @@ class _Examiner:
         if len(self.document.findings) > before:
             return None
         parameter = Parameter(name, kind, values)
-        if self.content.get("method") == "grid" and parameter.size() > MOST_POINTS:
-            self.report(where, f"{parameter.size()} values are too many for a grid")
-            return None
         try:
-            json.dumps(parameter.ends())
-        except (TypeError, ValueError):
-            self.report(where, f"must be plain values, got {parameter.ends()!r}")
-            return None
-        except OverflowError:
-            self.report(where, f"{kind} reaches values that are too large for a number")
+            parameter.ends()
+        except (OverflowError, ValueError):
+            hint = f"; to give them, write {kind}_values" if kind.endswith("log_uniform") else ""
+            self.report(where, f"{kind} reaches values that are too large for a number{hint}")
             return None
         return parameter
 
     def _check_name(self, name: str, where: tuple) -> None:
-        if Path(str(self.content.get("program", "train.py"))).name != "train.py":
-            return
-        if name in Config.sweepable():
+        if not self.is_train_py or name in Config.sweepable():
             return
         if name in KNOBS:
             message = (
@@ -260,37 +262,27 @@ class _Examiner:
         self.report(where, message)
 
     def _check_numbers(self, values: dict, kind: str, where: tuple) -> None:
-        for key in ("min", "max", "mu", "sigma", "q", "a", "b"):
-            value = values.get(key)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if key in values and not (number and math.isfinite(values[key])):
-                self.report((*where, key), f"must be a finite number, got {value!r}")
-                return
-        for key in ("values", "probabilities"):
-            if key in values and (not isinstance(values[key], list) or not values[key]):
-                self.report((*where, key), f"must be a list that is not empty, got {values[key]!r}")
+        for key, value in values.items():
+            if key in NUMBERS:
+                if not _is_number(value):
+                    self.report((*where, key), f"must be a finite number, got {value!r}")
+                    return
+                above_0 = key in POSITIVE or key == "min" and kind.endswith("log_uniform_values")
+                if above_0 and value <= 0:
+                    self.report((*where, key), f"must be above 0 for {kind}, got {value}")
+            elif key in ("values", "probabilities") and not (isinstance(value, list) and value):
+                self.report((*where, key), f"must be a list that is not empty, got {value!r}")
                 return
         if "min" in values and "max" in values and not values["min"] < values["max"]:
             self.report(where, f"min {values['min']} must be below max {values['max']}")
         if kind == "int_uniform" and not all(type(values.get(k, 0)) is int for k in ENDS):
             self.report(where, "int_uniform takes whole numbers; write 1, not 1.0")
-        if kind.endswith("log_uniform_values") and values.get("min", 1) <= 0:
-            self.report((*where, "min"), f"must be above 0 for {kind}, got {values['min']}")
-        if kind.endswith("log_uniform") and max(values.get("max", 0), -values.get("min", 0)) > 700:
-            self.report(where, f"{kind} takes exponents of e; write {kind}_values to give values")
-        if values.get("q", 1) <= 0:
-            self.report((*where, "q"), f"must be above 0, got {values['q']}")
-        for key in ("sigma", "a", "b"):
-            if values.get(key, 1) <= 0:
-                self.report((*where, key), f"must be above 0, got {values[key]}")
         if "probabilities" in values:
             p = values["probabilities"]
             numbers = all(isinstance(v, (int, float)) and v >= 0 for v in p)
             if len(p) != len(values.get("values", [])) or not numbers or abs(sum(p) - 1) > 1e-5:
                 message = "must be one number for each of the values, and sum to 1"
                 self.report((*where, "probabilities"), message)
-            if self.content.get("method") == "grid":
-                self.report((*where, "probabilities"), "a grid has no probabilities")
 
     def _command(self, command: Any) -> tuple[str, ...]:
         if command is None:
@@ -317,15 +309,14 @@ class _Examiner:
         if not isinstance(spec, dict) or spec.get("type") != "hyperband":
             self.report(where, f"must be a mapping with `type: hyperband`, got {spec!r}")
             return None
-        for key in spec:
-            if key not in HYPERBAND_KEYS:
-                self.report((*where, key), f"unknown key{nearest(key, HYPERBAND_KEYS)}")
-        if "min_iter" not in spec and not {"max_iter", "s"} <= set(spec):
+        self._check_keys(where, spec, HYPERBAND_KEYS)
+        needs = {"max_iter", "s"} if "max_iter" in spec else {"min_iter"}
+        if not needs <= spec.keys():
             self.report(where, "needs `min_iter`, or `max_iter` and `s`")
             return None
         for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 1.001)):
             value = spec.get(key, least)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+            if not _is_number(value) or value < least:
                 self.report((*where, key), f"must be a number of at least {least:g}, got {value!r}")
                 return None
         if "strict" not in spec:
@@ -338,22 +329,16 @@ class _Examiner:
     # ---- every point must be a Config
 
     def _check_configs(self, sweep: Sweep) -> None:
-        names = [p.name for p in sweep.parameters]
-        choices = [
-            (p.grid() if sweep.method == "grid" else None) or p.ends() for p in sweep.parameters
-        ]
-        combinations = itertools.islice(itertools.product(*choices), COMBINATIONS_CHECKED)
-        for values in combinations:
-            point = dict(zip(names, map(as_agents_say, values)))
+        choices = {
+            p.name: (p.grid() if sweep.method == "grid" else None) or p.ends()
+            for p in sweep.parameters
+        }
+        for point in itertools.islice(combinations(choices), COMBINATIONS_CHECKED):
             try:
                 Config.from_mapping(point)
             except UserError as error:
-                message = " ".join(str(error).split())
-                named = [n for n in re.findall(r"--(\w+)", message) if n in point]
-                self._at(named[0] if named else "", message)
-
-    def _at(self, name: str, message: str) -> None:
-        self.report(("parameters", name) if name else ("parameters",), message)
+                named = [n for n in re.findall(r"--(\w+)", str(error)) if n in point]
+                self.report(("parameters", *named[:1]), str(error))
 
 
 def _inferred(spec: Mapping[str, Any]) -> str | None:
@@ -368,6 +353,5 @@ def _inferred(spec: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _first_comment(text: str) -> str:
-    first = text.lstrip().partition("\n")[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -10,21 +10,23 @@ from emaae.sweeps.space import Sweep
 
 
 def judge(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
-    """How a run ended and its score, from metrics.json; failed when it did not say."""
+    """How a run ended and its score, from metrics.json or else its best epoch.
+
+    A run that did not say how it ended, or has no score, has failed.
+    """
     metrics = read.metrics(folder)
-    if metrics.get("status") == "diverged":
-        return "diverged", None
-    if metrics.get("status") not in read.GOOD:
-        return "failed", None
-    score = metrics.get(sweep.metric)
+    status = metrics.get("status")
+    if status == "diverged":
+        return status, None
+    score = best_of([metrics], sweep)
     if score is None:
         score = best_of(read.history(folder), sweep)
-    return ("failed", None) if score is None else (metrics["status"], score)
+    return (status, score) if status in read.GOOD and score is not None else ("failed", None)
 
 
-def curve(history: Sequence[Mapping[str, Any]], sweep: Sweep) -> list[float]:
-    """The metric epoch by epoch, where it is a number."""
-    values = [row.get(sweep.metric) for row in history]
+def curve(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A metric epoch by epoch, where it is a number."""
+    values = [row.get(name) for row in history]
     return [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
 
 
@@ -32,10 +34,10 @@ def best_of(
     history: Sequence[Mapping[str, Any]], sweep: Sweep, instead: str | None = None
 ) -> float | None:
     """The best value of the metric in a history, or of `instead` when it is not logged there."""
-    values = curve(history, sweep)
+    values = curve(history, sweep.metric)
     if not values and instead is not None:
-        values = [row[instead] for row in history if row.get(instead) is not None]
-    return sweep.better(values) if values else None
+        values = curve(history, instead)
+    return min(values, key=lambda value: sweep.sign * value, default=None)
 
 
 # ---- early termination
@@ -61,11 +63,10 @@ def falls_behind(
     Strict compares its value at the band, otherwise its best so far counts, as on W&B.
     """
     spec = sweep.early_terminate or {}
-    sign = 1 if sweep.goal == "minimize" else -1
     passed = [band for band in bands(spec, len(values)) if band <= len(values)]
     if not passed:
         return False
-    band = passed[-1]
+    band, sign = passed[-1], sweep.sign
     at_band = sorted(sign * other[band - 1] for other in curves.values() if len(other) >= band)
     threshold = at_band[int(len(at_band) / spec.get("eta", 3))]
     mine = sign * values[band - 1] if spec.get("strict", True) else min(sign * v for v in values)

@@ -7,7 +7,6 @@ without asking each other, and a claim needs no lock.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -18,11 +17,16 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from itertools import count
-from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any
+
+import optuna
+from optuna.exceptions import OptunaError, UpdateFinishedTrialError
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from emaae.runs.read import ENDED, GOOD
 from emaae.sweeps.space import Sweep
@@ -44,26 +48,23 @@ DONE = (*ENDED, "stopped")
 class Attempt:
     """One attempt at a point of the sweep.
 
-    point: from 0 in the sweep's order, n: 1 for the first attempt, runner: who claimed it, state:
-    running, or how it ended (one of DONE, failed, interrupted), config: {} until it is claimed,
-    run: name of its run folder.
+    point: from 0 in the sweep's order, n: 1 for the first attempt, state: running, or how it ended
+    (one of DONE, failed, interrupted), runner: who claimed it. run: name of its run folder, lock:
+    that the run's process holds; after an interruption those of the attempt before, to go on with.
     """
 
     trial_id: int
-    number: int  # of the trial
     point: int
     n: int
-    runner: str
-    claim: str
     state: str
-    config: Mapping[str, Any]
-    run: str | None
-    score: float | None
-    epoch: int | None
-    seconds: float | None
-    resumes: bool  # the run of the attempt before, which was interrupted
-    lock: str | None  # that the run's process holds
-    gpu: str | None
+    runner: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    run: str = ""
+    lock: str = ""
+    gpu: str | None = None
+    score: float | None = None
+    epoch: int | None = None
+    seconds: float | None = None
 
 
 class Queue:
@@ -75,21 +76,18 @@ class Queue:
         storage: a database URL, or the path of a journal file on a disk that all nodes share.
         Raises UserError when the storage holds a sweep of this name that asks for something else.
         """
-        import optuna
-
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage
-        self._grid = sweep.grid() if sweep.method == "grid" else None
-        self._optuna, self._storage = optuna, _open(optuna, storage)
+        opened = _open(storage)
         with self.errors_named():
             self._study = optuna.create_study(
                 study_name=sweep.name,
-                storage=self._storage,
+                storage=opened,
                 direction=optuna.study.StudyDirection[sweep.goal.upper()],
                 load_if_exists=True,
-                pruner=optuna.pruners.NopPruner(),
             )
-            self._refuse_changes(sweep.meaning() | {"flags after --": list(flags)}, storage)
+            self._storage = self._study._storage  # `opened` behind a cache
+            self._refuse_changes(sweep.meaning() | {"flags after --": list(flags)})
             self.runner = uuid.uuid4().hex[:12]
             self._lock = hold(self.runner)
             self._last_beat = 0.0
@@ -100,24 +98,17 @@ class Queue:
         try:
             for attempt in self.attempts():
                 if attempt.runner == self.runner and attempt.state == "running":
-                    self.finish(attempt, "interrupted")
+                    self.finish(replace(attempt, state="interrupted"))
         finally:
-            release(self.runner, self._lock)
+            lock_path(self.runner).unlink(missing_ok=True)
+            self._lock.close()
 
     @contextlib.contextmanager
     def errors_named(self) -> Iterator[None]:
         """A storage that fails, at the beginning or in the middle of a sweep, becomes one line."""
-        import sqlalchemy
-
         try:
             yield
-        except (
-            self._optuna.exceptions.StorageInternalError,
-            self._optuna.exceptions.DuplicatedStudyError,
-            sqlalchemy.exc.SQLAlchemyError,
-            OSError,
-            JSONDecodeError,
-        ) as error:
+        except (OptunaError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
             raise UserError(
                 f"the storage {self._where} failed ({_reason(error)}): when it is mended, the same "
                 "command goes on with what was interrupted"
@@ -128,64 +119,75 @@ class Queue:
         now = time.time()
         if now - self._last_beat >= BEAT_EVERY_S:
             self._last_beat = now
-            self._study.set_user_attr(f"runner {self.runner}", {"machine": machine(), "seen": now})
+            beat = {"machine": socket.gethostname(), "seen": now}
+            self._study.set_user_attr(f"runner {self.runner}", beat)
 
     # ---- claiming
 
     def attempts(self) -> list[Attempt]:
         """All attempts at all points, in the order of their claims; void claims left out."""
-        fresh, taken, found = count(), set(), []
+        fresh = count()
+        found: dict[tuple[int, int], Attempt] = {}
         for trial in self._study.get_trials(deepcopy=False):
             attrs = trial.user_attrs
-            point, n = attrs["again"] if "again" in attrs else (next(fresh), 1)
-            if point < self.n_points and (point, n) not in taken:
-                taken.add((point, n))
-                found.append(_attempt(trial, point, n))
-        return found
+            point, n = attrs.get("again") or (next(fresh), 1)
+            if point < self.n_points and (point, n) not in found:
+                ended = trial.state.is_finished()
+                state = attrs.get("outcome", "interrupted") if ended else "running"
+                noted = {f.name: attrs[f.name] for f in fields(Attempt) if f.name in attrs}
+                found[point, n] = Attempt(trial._trial_id, point, n, state, **noted)
+        return list(found.values())
 
     def claim(self) -> Attempt | None:
         """The next point for this runner: an interrupted or failed one, else a fresh one."""
         while True:
-            attempts = self._bury(self.attempts())
-            attrs: dict[str, Any] = {"runner": self.runner, "claim": uuid.uuid4().hex[:12]}
-            last = next((a for a in latest(attempts) if _again(a, attempts)), None)
+            self._bury()
+            attempts = self.attempts()
+            tried = latest(attempts)
+            attrs: dict[str, Any] = {"runner": self.runner}
             suggested: dict[str, Any] = {}
+            last = next((a for a in tried if _again(a, attempts)), None)
             if last is not None:
-                attrs |= {"again": [last.point, last.n + 1]}
-                attrs |= {"config": last.config, "run": last.run, "lock": last.lock}
-                attrs |= {"gpu": last.gpu, "resumes": last.state == "interrupted"}
-                trial = self._study.get_trials(deepcopy=False)[last.number]
+                attrs |= {"again": [last.point, last.n + 1], "config": last.config}
+                if last.state == "interrupted":
+                    attrs |= {"run": last.run, "lock": last.lock, "gpu": last.gpu}
+                trial = self._storage.get_trial(last.trial_id)
                 suggested = {"params": trial.params, "distributions": trial.distributions}
-            elif len(latest(attempts)) >= self.n_points:
+            elif len(tried) == self.n_points:
                 return None
-            running = self._optuna.trial.TrialState.RUNNING
-            self._study.add_trial(
-                self._optuna.trial.create_trial(state=running, user_attrs=attrs, **suggested)
+            trial_id = self._storage.create_new_trial(
+                self._study._study_id,
+                optuna.create_trial(state=TrialState.RUNNING, user_attrs=attrs, **suggested),
             )
-            mine = [a for a in self.attempts() if a.claim == attrs["claim"]]
-            if mine:
-                return self._with_config(mine[0])
-            self._void(attrs["claim"])  # another runner was first
+            mine = next((a for a in self.attempts() if a.trial_id == trial_id), None)
+            if mine is not None:
+                if not mine.config:
+                    mine = replace(mine, config=self._config(mine))
+                    self.note(mine, "config")
+                return mine
+            # Another runner was first.
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
-    def note(self, attempt: Attempt, **attrs: Any) -> None:
-        """Write something about an attempt into the storage."""
-        with contextlib.suppress(self._optuna.exceptions.UpdateFinishedTrialError):
-            for key, value in attrs.items():
-                self._storage.set_trial_user_attr(attempt.trial_id, key, value)
+    def note(self, attempt: Attempt, *names: str) -> None:
+        """Write fields of an attempt into the storage."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            for name in names:
+                self._storage.set_trial_user_attr(attempt.trial_id, name, getattr(attempt, name))
 
-    def finish(self, attempt: Attempt, outcome: str, **attrs: Any) -> None:
-        """How an attempt ended; the first to say so is believed."""
-        self.note(attempt, outcome=outcome, **attrs)
-        states, score = self._optuna.trial.TrialState, attrs.get("score")
-        if outcome == "stopped" and score is not None:
-            # What it reached until then; without it a search takes it for worse than all others.
-            with contextlib.suppress(self._optuna.exceptions.UpdateFinishedTrialError):
-                step = attrs.get("epoch") or 0
-                self._storage.set_trial_intermediate_value(attempt.trial_id, step, score)
-        if outcome in GOOD and score is not None:
-            self._tell(attempt.number, states.COMPLETE, score)
-        else:
-            self._tell(attempt.number, states.PRUNED if outcome in DONE else states.FAIL)
+    def finish(self, ended: Attempt) -> None:
+        """Write how an attempt ended; the first to do so is believed."""
+        trial_id, score = ended.trial_id, ended.score
+        values = None if score is None else [score]
+        state = TrialState.PRUNED if ended.state in DONE else TrialState.FAIL
+        if ended.state in GOOD:
+            state = TrialState.COMPLETE
+        self.note(ended, "score", "epoch", "seconds")
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_user_attr(trial_id, "outcome", ended.state)
+            if ended.state == "stopped" and score is not None:
+                # Without it a search takes the run for worse than all others.
+                self._storage.set_trial_intermediate_value(trial_id, ended.epoch or 0, score)
+            self._storage.set_trial_state_values(trial_id, state, values)
 
     def done(self) -> bool:
         """Whether nothing is left to run or to wait for."""
@@ -198,51 +200,40 @@ class Queue:
         beat = self._study.user_attrs.get(f"runner {runner}")
         if beat is None:
             return False
-        if beat["machine"] == machine() and lock_path(runner).exists():
+        if beat["machine"] == socket.gethostname() and lock_path(runner).exists():
             return held(runner)
         return time.time() - beat["seen"] < SILENT_S
 
-    def _bury(self, attempts: list[Attempt]) -> list[Attempt]:
-        """Attempts, those of dead runners being interrupted now."""
-        runners = {a.runner for a in attempts if a.state == "running"}
-        dead = {r for r in runners if r != self.runner and not self.alive(r)}
-        for runner in dead:
-            lock_path(runner).unlink(missing_ok=True)
-        for attempt in attempts:
-            if attempt.state == "running" and attempt.runner in dead:
-                self.finish(attempt, "interrupted")
-        return self.attempts() if dead else attempts
-
-    def _void(self, claim: str) -> None:
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.user_attrs.get("claim") == claim:
-                self._tell(trial.number, self._optuna.trial.TrialState.FAIL)
-
-    def _tell(self, number: int, state: Any, score: float | None = None) -> None:
-        self._study.tell(number, score, state=state, skip_if_finished=True)
+    def _bury(self) -> None:
+        """Interrupt the attempts of dead runners."""
+        running = [a for a in self.attempts() if a.state == "running"]
+        for runner in {a.runner for a in running} - {self.runner}:
+            if not self.alive(runner):
+                for attempt in running:
+                    if attempt.runner == runner:
+                        self.finish(replace(attempt, state="interrupted"))
+                lock_path(runner).unlink(missing_ok=True)
 
     # ---- where a point lies
 
-    def _with_config(self, attempt: Attempt) -> Attempt:
-        config = attempt.config
-        if not config:
-            config = self._grid[attempt.point] if self._grid else self._suggest(attempt)
-            self.note(attempt, config=config)
-        return next(a for a in self.attempts() if a.claim == attempt.claim)
+    def _config(self, attempt: Attempt) -> dict[str, Any]:
+        """The values of a point that is tried for the first time.
 
-    def _suggest(self, attempt: Attempt) -> dict[str, Any]:
-        """A point of a search. Optuna searches the unit cube, distributions give it W&B's shape.
-
-        The sampler is seeded by the point, so that a random search is the same however many
-        runners share it, and a bayesian one when a single job does it.
+        In a search Optuna searches the unit cube, and distributions give it W&B's shape. The
+        sampler is seeded by the point, so that a random search is the same however many runners
+        share it, and a bayesian one when a single job does it.
         """
-        samplers, seed = self._optuna.samplers, attempt.point
-        self._study.sampler = (
-            samplers.RandomSampler(seed=seed)
-            if self.sweep.method == "random"
-            else samplers.TPESampler(seed=seed, constant_liar=True)
+        if self.sweep.method == "grid":
+            return self.sweep.grid()[attempt.point]
+        sampler: optuna.samplers.BaseSampler
+        if self.sweep.method == "random":
+            sampler = optuna.samplers.RandomSampler(seed=attempt.point)
+        else:
+            sampler = optuna.samplers.TPESampler(seed=attempt.point, constant_liar=True)
+        study = optuna.load_study(
+            study_name=self.sweep.name, storage=self._storage, sampler=sampler
         )
-        trial = self._optuna.trial.Trial(self._study, attempt.trial_id)
+        trial = optuna.Trial(study, attempt.trial_id)
         config = {}
         for p in self.sweep.parameters:
             if not p.varies:
@@ -255,7 +246,7 @@ class Queue:
                 config[p.name] = p.at(min(max(u, 1e-9), 1 - 1e-9))
         return config
 
-    def _refuse_changes(self, meaning: dict[str, Any], storage: str) -> None:
+    def _refuse_changes(self, meaning: dict[str, Any]) -> None:
         known = self._study.user_attrs.get("sweep")
         if known is None:
             self._study.set_user_attr("sweep", meaning)
@@ -264,8 +255,8 @@ class Queue:
             old, new = known.get(key), meaning.get(key)
             if old != new:
                 raise UserError(
-                    f"{self.sweep.path}: {key} was {old!r} when the sweep in {storage} began and "
-                    f"is {new!r} now: undo that, or begin another sweep with --out DIR"
+                    f"{self.sweep.path}: {key} was {old!r} when the sweep in {self._where} began "
+                    f"and is {new!r} now: undo that, or begin another sweep with --out DIR"
                 )
 
 
@@ -276,41 +267,18 @@ def latest(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 
 def _again(last: Attempt, attempts: Sequence[Attempt]) -> bool:
+    """Whether a point is to be tried again after its last attempt."""
     if last.state == "failed":
         return sum(a.point == last.point and a.state == "failed" for a in attempts) < TRIES
     return last.state == "interrupted"
 
 
-def _attempt(trial: Any, point: int, n: int) -> Attempt:
-    attrs = trial.user_attrs
-    ended = trial.state.is_finished()
-    return Attempt(
-        trial_id=trial._trial_id,
-        number=trial.number,
-        point=point,
-        n=n,
-        runner=attrs.get("runner", ""),
-        claim=attrs.get("claim", ""),
-        state=attrs.get("outcome", "interrupted") if ended else "running",
-        config=attrs.get("config") or {},
-        run=attrs.get("run"),
-        score=attrs.get("score"),
-        epoch=attrs.get("epoch"),
-        seconds=attrs.get("seconds"),
-        resumes=attrs.get("resumes", False),
-        lock=attrs.get("lock"),
-        gpu=attrs.get("gpu"),
-    )
-
-
 JOURNAL = b'{"op_code":'  # how each line of optuna's journals begins
 
 
-def _open(optuna: Any, storage: str) -> Any:
+def _open(storage: str) -> optuna.storages.BaseStorage:
     """Optuna's storage behind a URL or the path of a journal file. Raises UserError."""
     if "://" not in storage:
-        from optuna.storages.journal import JournalFileBackend
-
         try:
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
             _mend_journal(Path(storage))
@@ -343,33 +311,23 @@ def _mend_journal(path: Path) -> None:
 
     Raises ValueError for a file of something else, to which optuna would add.
     """
-    from optuna.storages.journal import JournalFileSymlinkLock
-
-    if not path.is_file() or path.stat().st_size == 0:
-        return
-    with open(path, "rb") as file:
-        first = file.readline()
-    if not (first.startswith(JOURNAL) or JOURNAL.startswith(first)):
-        raise ValueError(f"it begins with {first[:40]!r}")
-    if first.endswith(b"\n"):
-        json.loads(first)
-    if _ends_in_a_line(path):
+    if not path.is_file():
         return
     lock = JournalFileSymlinkLock(str(path))
     lock.acquire()  # so that nobody is writing it now
     try:
-        if not _ends_in_a_line(path):
-            whole = path.read_bytes()
-            os.truncate(path, whole.rfind(b"\n") + 1)
+        content = path.read_bytes()
+        first, end, _ = content.partition(b"\n")
+        if not (first.startswith(JOURNAL) or JOURNAL.startswith(first)):
+            raise ValueError(f"it begins with {first[:40]!r}")
+        if end:
+            json.loads(first)
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
             warnings.warn(f"{path} was cut short; its last line is left out", stacklevel=2)
     finally:
         lock.release()
-
-
-def _ends_in_a_line(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
 
 
 def _reason(error: BaseException) -> str:
@@ -379,31 +337,22 @@ def _reason(error: BaseException) -> str:
 # ---- locks that end with the process that holds them, however it ends
 
 
-def machine() -> str:
-    """This machine since it was started."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}".strip()
-
-
 def lock_path(name: str) -> Path:
     """Where the lock of a runner or a run lies; on this machine, as shared disks may lack locks."""
-    folder = None
-    try:
-        folder = Path(tempfile.gettempdir()) / f"emaae-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(
-            f"{folder or 'a temporary folder'} cannot hold the locks of runs "
-            f"({error.strerror or error}): set TMPDIR to a folder that you can write to"
-        ) from None
-    return folder / f"{name}.lock"
+    return Path(tempfile.gettempdir(), f"emaae-{os.getuid()}", f"{name}.lock")
 
 
 def hold(name: str) -> IO[str]:
-    """Hold a lock until the file is closed by all processes that have it."""
-    file = open(lock_path(name), "a+")  # noqa: SIM115 - open for as long as the lock is held
+    """Hold a lock until the file is closed by all processes that have it. Raises UserError."""
+    try:
+        path = lock_path(name)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115 - open for as long as the lock is held
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or 'a temporary folder'} cannot hold the locks of runs "
+            f"({error.strerror}): set TMPDIR to a folder that you can write to"
+        ) from None
     fcntl.flock(file, fcntl.LOCK_EX)
     return file
 
@@ -416,10 +365,3 @@ def held(name: str) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-def release(name: str, file: IO[str] | None) -> None:
-    """Give a lock back, if it is held here, and leave nothing behind."""
-    lock_path(name).unlink(missing_ok=True)
-    if file is not None:
-        file.close()

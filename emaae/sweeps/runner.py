@@ -7,6 +7,7 @@ file: run, the runner, what is started.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -15,17 +16,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from emaae.runs import read
 from emaae.sweeps import file as sweep_file
 from emaae.sweeps.judging import best_of, curve, falls_behind, judge
-from emaae.sweeps.queue import DONE, Attempt, Queue, held, hold, latest, lock_path, release
+from emaae.sweeps.queue import DONE, Attempt, Queue, held, hold, latest, lock_path
 from emaae.sweeps.space import Sweep
-from emaae.sweeps.table import Row, Screen, over_seeds, ranked, table, text, write_csv
+from emaae.sweeps.table import Screen, over_seeds, ranked, table, text, write_csv
 from emaae.system.errors import INTERRUPTED, UserError, last_words
 from emaae.system.files import packaged
 from emaae.system.signals import caught
@@ -36,6 +37,8 @@ SAY_EVERY_S = 60.0  # how far the runs are, without a terminal
 ASK_EVERY_S = 2.0  # the storage, for a point when there was none
 # Between the request to stop and the end of the patience with a run that was stopped early.
 KILL_AFTER_S = 60.0
+# What W&B replaces by a variable of the environment, inside an item of the command too.
+ENVVAR = r"\$\{envvar:([A-Z0-9_]+)\}"
 # How W&B's agent tells a program which run it is.
 OF_AGENT = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
 
@@ -73,9 +76,9 @@ def run(
     queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
     runner = Runner(sweep, queue, folder, jobs, devices, flags)
     try:
-        with _interrupts() as interrupts, queue.errors_named():
-            runner.work(interrupts)
-            return runner.report(interrupted=bool(interrupts.count))
+        with caught(("SIGINT", "SIGTERM", "SIGHUP"), runner.interrupt), queue.errors_named():
+            runner.work()
+            return runner.report()
     finally:
         runner.kill()
         with queue.errors_named():
@@ -83,14 +86,12 @@ def run(
 
 
 def _plan(sweep: Sweep) -> list[str]:
-    n = sweep.n_points()
-    lines = [f"{sweep.name}: {n} points by {sweep.method}, {sweep.goal} {sweep.metric}"]
+    n_points = sweep.n_points()
+    lines = [f"{sweep.name}: {n_points} points by {sweep.method}, {sweep.goal} {sweep.metric}"]
     if sweep.method == "grid":
-        rows = [
-            Row(i + 1, point, "open", None, None, None, None)
-            for i, point in enumerate(sweep.grid()[:n])
-        ]
-        return [*lines, *table(sweep, rows)]
+        points = sweep.grid()[:n_points]
+        attempts = [Attempt(0, i, 1, "open", config=point) for i, point in enumerate(points)]
+        return lines + table(sweep, attempts)
     for p in sweep.varying:
         spec = ", ".join(f"{key} {value}" for key, value in p.spec.items())
         lines.append(f"{p.name}: {p.distribution}, {spec}")
@@ -112,7 +113,7 @@ def _check(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
             "the folder that holds it"
         )
     for item in sweep.command:
-        for name in re.findall(r"\$\{envvar:([A-Z0-9_]+)\}", item):
+        for name in re.findall(ENVVAR, item):
             if name not in os.environ:
                 raise UserError(f"{sweep.path}: command reads ${name}, which is not set")
 
@@ -122,81 +123,82 @@ def _check(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
 
 @dataclass
 class Job:
-    """A run that goes on, started by this runner or found running after its runner had died."""
+    """A run that goes on: one that this runner started, or (without a process) found running."""
 
     attempt: Attempt
-    run: str
-    lock: str
-    gpu: str | None
     process: subprocess.Popen | None
-    held: IO[str] | None
     stopped_at: float | None = None  # when hyperband asked it to stop
     began: float = field(default_factory=time.monotonic)
 
     def running(self) -> bool:
         """Whether its process lives."""
-        return self.process.poll() is None if self.process else held(self.lock)
+        return self.process.poll() is None if self.process else held(self.attempt.lock)
 
     def send(self, number: int) -> None:
         """Signal the process; SIGKILL goes to all that it started too."""
         with contextlib.suppress(ValueError, FileNotFoundError, ProcessLookupError):
-            pid = int(lock_path(self.lock).read_text())
+            pid = int(lock_path(self.attempt.lock).read_text())
             if self.running():
                 (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
 
 
+@dataclass
 class Runner:
     """Claims points, starts their runs, watches them and judges them."""
 
-    def __init__(
-        self,
-        sweep: Sweep,
-        queue: Queue,
-        folder: Path,
-        n_jobs: int,
-        devices: Sequence[str],
-        flags: Sequence[str],
-    ):
-        self.sweep, self.queue, self.folder, self.flags = sweep, queue, folder, list(flags)
-        self.runs, self.logs = folder / "runs", folder / "logs"
-        self.n_jobs, self.devices = n_jobs, list(devices)
-        self.jobs: list[Job] = []
-        self.screen = Screen(sweep, queue.n_points)
-        self._ask_at = 0.0
-        self._say_at = time.monotonic() + SAY_EVERY_S
-        self._ended: list[Row] = []
+    sweep: Sweep
+    queue: Queue
+    folder: Path
+    n_jobs: int
+    devices: Sequence[str]
+    flags: Sequence[str]
+    jobs: list[Job] = field(default_factory=list)
+    interrupts: int = 0  # how often it was asked to stop
 
-    def work(self, interrupts: "Interrupts") -> None:
+    def __post_init__(self) -> None:
+        self.runs, self.logs = self.folder / "runs", self.folder / "logs"
+        self.screen = Screen(self.sweep, self.queue.n_points)
+
+    def interrupt(self, *_: Any) -> None:
+        """Handle a signal: the runs are asked to end; a second one breaks off at once."""
+        self.interrupts += 1
+        if self.interrupts > 1:
+            raise KeyboardInterrupt
+
+    def work(self) -> None:
         """Until all points are done, or until interrupted."""
         self.screen.say(f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}")
         stopping = waiting = done = False
+        ended: list[Attempt] = []
+        ask_at, say_at = 0.0, time.monotonic() + SAY_EVERY_S
         while not (done or stopping) or self.jobs:
-            if interrupts.count and not stopping:
+            if self.interrupts and not stopping:
                 stopping = True
                 self.screen.say("stopping: the runs are asked to end; Ctrl-C again kills them")
                 for job in self.jobs:
                     job.send(signal.SIGTERM)
             for job in [job for job in self.jobs if not job.running()]:
-                self._end(job, stopping)
-            if not stopping and len(self.jobs) < self.n_jobs and time.monotonic() >= self._ask_at:
+                self._end(job)
+                ask_at = 0.0
+            if not stopping and len(self.jobs) < self.n_jobs and time.monotonic() >= ask_at:
                 attempt = self.queue.claim()
+                ended = [a for a in latest(self.queue.attempts()) if a.state != "running"]
                 if attempt is not None:
                     self._begin(attempt)
                     continue
-                self._ask_at = time.monotonic() + ASK_EVERY_S
+                ask_at = time.monotonic() + ASK_EVERY_S
                 done = not self.jobs and self.queue.done()
-                if not (self.jobs or done) and not waiting:
+                if not (self.jobs or done or waiting):
                     waiting = True
                     self.screen.say("the last points are with other runners; waiting for them")
-                self._ended = [row for row in self.rows() if row.state != "running"]
             self._stop_early()
             self.queue.beat()
             if self.screen.live:
-                self.screen.draw([*self._ended, *map(self._row, self.jobs)])
-            elif time.monotonic() >= self._say_at:
-                self._say_at = time.monotonic() + SAY_EVERY_S
-                for row in map(self._row, self.jobs):
-                    self.screen.say(f"{row.run} epoch {text(row.epoch)}  score {text(row.score)}")
+                self.screen.draw(ended, [self._so_far(job) for job in self.jobs])
+            elif time.monotonic() >= say_at:
+                say_at = time.monotonic() + SAY_EVERY_S
+                for a in map(self._so_far, self.jobs):
+                    self.screen.say(f"{a.run} epoch {text(a.epoch)}  score {text(a.score)}")
             if self.jobs or not done:
                 time.sleep(LOOK_EVERY_S)
 
@@ -206,71 +208,62 @@ class Runner:
             job.send(signal.SIGKILL)
             if job.process:
                 job.process.wait()
-                release(job.lock, job.held)
+                lock_path(job.attempt.lock).unlink(missing_ok=True)
 
-    def report(self, *, interrupted: bool) -> int:
+    def report(self) -> int:
         """Print the final table, write table.csv; returns the exit status."""
-        rows = ranked(self.sweep, self.rows())
-        write_csv(self.folder / "table.csv", self.sweep, rows, self.runs)
-        self.screen.say("\n" + "\n".join(table(self.sweep, rows)))
-        seeds = any(p.name == "seed" for p in self.sweep.varying)
-        if seeds and any(row.score is not None for row in rows):
-            self.screen.say("\n" + "\n".join(over_seeds(self.sweep, rows)))
+        attempts = ranked(self.sweep, latest(self.queue.attempts()))
+        write_csv(self.folder / "table.csv", self.sweep, attempts, self.runs)
+        self.screen.say("\n" + "\n".join(table(self.sweep, attempts)))
+        scored = [a for a in attempts if a.score is not None]
+        if scored and any(p.name == "seed" for p in self.sweep.varying):
+            self.screen.say("\n" + "\n".join(over_seeds(self.sweep, attempts)))
         self.screen.say(f"\ntable: {self.folder / 'table.csv'}")
-        if rows and rows[0].score is not None:
-            self.screen.say(f"best model: {self.runs / str(rows[0].run) / 'best.pth'}")
-        failed = [row for row in rows if row.state == "failed"]
-        for row in failed:
-            log = self.logs / f"{row.run}.txt"
-            self.screen.say(
-                f"failed: point {row.point:04d} ({last_words(log) or 'printed nothing'}); see {log}"
-            )
-        if interrupted:
-            done = sum(row.state in DONE for row in rows)
+        if scored:
+            self.screen.say(f"best model: {self.runs / scored[0].run / 'best.pth'}")
+        failed = [a for a in attempts if a.state == "failed"]
+        for a in failed:
+            log = self.logs / f"{a.run}.txt"
+            why = last_words(log) or "printed nothing"
+            self.screen.say(f"failed: point {a.point + 1:04d} ({why}); see {log}")
+        if self.interrupts:
+            done = sum(a.state in DONE for a in attempts)
             of = f"{done} of {self.queue.n_points} points are done"
             self.screen.say(f"interrupted: {of}; the same command goes on")
             return INTERRUPTED
         return FAILED if failed else 0
 
-    def rows(self) -> list[Row]:
-        """The state of every point that was tried, by any runner."""
-        return [
-            Row(a.point + 1, a.config, a.state, a.epoch, a.score, a.seconds, a.run)
-            for a in latest(self.queue.attempts())
-        ]
-
-    def _row(self, job: Job) -> Row:
-        history = read.history(self.runs / job.run)
-        epoch = history[-1].get("epoch") if history else None
+    def _so_far(self, job: Job) -> Attempt:
+        """The attempt of a job with the epoch and the score that it has reached."""
+        history = read.history(self.runs / job.attempt.run)
         score = best_of(history, self.sweep, "val/score")
-        point, config = job.attempt.point + 1, job.attempt.config
-        return Row(point, config, "running", epoch, score, None, job.run)
+        return replace(job.attempt, epoch=history[-1]["epoch"] if history else None, score=score)
 
     def _begin(self, attempt: Attempt) -> None:
         """Start the run of an attempt, unless an earlier one goes on or has just ended well."""
-        if attempt.run is not None and attempt.lock is not None:
-            job = Job(attempt, attempt.run, attempt.lock, attempt.gpu, None, None)
-            if job.running():
-                self.jobs.append(job)
+        folder = self.runs / attempt.run
+        if attempt.run:  # of the attempt before, which was interrupted
+            running = held(attempt.lock)
+            if running:
                 self.screen.happened(f"{attempt.run} goes on after its runner died")
+            if running or judge(folder, self.sweep)[0] in DONE:
+                self.jobs.append(Job(attempt, None))
                 return
-            lock_path(job.lock).unlink(missing_ok=True)
-            if judge(self.runs / attempt.run, self.sweep)[0] in DONE:
-                self._end(job, stopping=False)
-                return
+            lock_path(attempt.lock).unlink(missing_ok=True)
         # What was interrupted goes on where it stopped; what failed begins afresh.
-        resume = attempt.resumes and (self.runs / str(attempt.run) / "config.json").is_file()
-        name = str(attempt.run) if resume else run_name(attempt, self.runs)
+        resume = bool(attempt.run) and (folder / "config.json").is_file()
+        name = attempt.run if resume else run_name(attempt, self.runs)
         command = expand(self.sweep, attempt.config, self.logs / f"{name}.json")
-        gpu = self._free_gpu()
+        lock, gpu = f"{attempt.runner}-{attempt.trial_id}", self._free_gpu()
+        attempt = replace(attempt, run=name, lock=lock, gpu=gpu)
         # The lock passes to the child and lives as long as it: a run whose runner was killed is
         # found by it.
-        lock, file = attempt.claim, hold(attempt.claim)
-        self.queue.note(attempt, run=name, lock=lock, gpu=gpu)
-        with open(self.logs / f"{name}.txt", "ab") as log:
+        with open(self.logs / f"{name}.txt", "ab") as log, hold(lock) as file:
+            self.queue.note(attempt, "lock", "gpu", "run")
+            process = None
             try:
                 process = subprocess.Popen(
-                    command + self.flags,
+                    [*command, *self.flags],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -278,12 +271,10 @@ class Runner:
                     pass_fds=[file.fileno()],
                     start_new_session=True,  # Ctrl-C in the terminal is the runner's to pass on
                 )
+                file.write(str(process.pid))
             except OSError as error:
                 log.write(f"{command[0]}: {error.strerror}\n".encode())
-                process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(127)"])
-        file.write(str(process.pid))
-        file.flush()
-        self.jobs.append(Job(attempt, name, lock, gpu, process, file))
+        self.jobs.append(Job(attempt, process))
         values = " ".join(f"{p.name}={attempt.config.get(p.name)}" for p in self.sweep.varying)
         self.screen.happened(f"{name} {'goes on' if resume else 'started'}  {values}")
 
@@ -303,64 +294,40 @@ class Runner:
     def _free_gpu(self) -> str | None:
         if len(self.devices) < 2 or self.n_jobs == 1:  # which may have several processes
             return None
-        busy = [job.gpu for job in self.jobs]
+        busy = [job.attempt.gpu for job in self.jobs]
         return min(self.devices, key=busy.count)
 
-    def _end(self, job: Job, stopping: bool) -> None:
+    def _end(self, job: Job) -> None:
         """Judge a run whose process is gone."""
-        if job in self.jobs:
-            self.jobs.remove(job)
-        release(job.lock, job.held)
-        outcome, score = judge(self.runs / job.run, self.sweep)
-        history = read.history(self.runs / job.run)
+        self.jobs.remove(job)
+        run, reached = job.attempt.run, self._so_far(job)
+        lock_path(job.attempt.lock).unlink(missing_ok=True)
+        outcome, score = judge(self.runs / run, self.sweep)
         if outcome not in DONE and job.stopped_at is not None:
-            outcome, score = "stopped", best_of(history, self.sweep)
-        elif outcome not in DONE and stopping:
+            outcome, score = "stopped", reached.score
+        elif outcome not in DONE and self.interrupts:
             outcome = "interrupted"
-        epoch = history[-1].get("epoch") if history else None
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
-        attrs = {"score": score, "epoch": epoch, "seconds": seconds, "run": job.run}
-        self.queue.finish(job.attempt, outcome, **attrs)
-        self._ask_at = 0.0
-        reached = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
-        why = f"  ({last_words(self.logs / f'{job.run}.txt')})" if outcome == "failed" else ""
-        self.screen.happened(f"{job.run} {outcome}{reached}{why}")
+        self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))
+        best = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
+        why = f"  ({last_words(self.logs / f'{run}.txt')})" if outcome == "failed" else ""
+        self.screen.happened(f"{run} {outcome}{best}{why}")
 
     def _stop_early(self) -> None:
         """Ask runs to stop that hyperband gives no more epochs; kill those that do not."""
         if self.sweep.early_terminate is None:
             return
         curves = {
-            path.parent.name: curve(read.history(path.parent), self.sweep)
+            path.parent.name: curve(read.history(path.parent), self.sweep.metric)
             for path in self.runs.glob("*/history.jsonl")
         }
         for job in self.jobs:
-            if job.stopped_at is None and falls_behind(curves.get(job.run, []), curves, self.sweep):
+            own = curves.get(job.attempt.run, [])
+            if job.stopped_at is None and falls_behind(own, curves, self.sweep):
                 job.stopped_at = time.monotonic()
                 job.send(signal.SIGTERM)
             elif job.stopped_at and time.monotonic() - job.stopped_at > KILL_AFTER_S:
                 job.send(signal.SIGKILL)
-
-
-@dataclass
-class Interrupts:
-    """How often the runner was asked to stop."""
-
-    count: int = 0
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Interrupts]:
-    """Count Ctrl-C, SIGTERM and SIGHUP instead of breaking off; the second one breaks off."""
-    interrupts = Interrupts()
-
-    def handle(*_: Any) -> None:
-        interrupts.count += 1
-        if interrupts.count > 1:
-            raise KeyboardInterrupt
-
-    with caught(("SIGINT", "SIGTERM", "SIGHUP"), handle):
-        yield interrupts
 
 
 # ---- what is started
@@ -368,50 +335,44 @@ def _interrupts() -> Iterator[Interrupts]:
 
 def expand(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str]:
     """The command of a run: W&B's macros filled in, each a whole item of the list."""
+    items = config.items()
     macros = {
-        "env": ["/usr/bin/env"],
-        "interpreter": [sys.executable],
-        "program": [str(packaged(sweep.program))],
-        "args": [f"--{name}={value}" for name, value in config.items()],
-        "args_no_equals": [x for name, value in config.items() for x in (f"--{name}", str(value))],
-        "args_no_hyphens": [f"{name}={value}" for name, value in config.items()],
-        "args_no_boolean_flags": [
+        "${env}": ["/usr/bin/env"],
+        "${interpreter}": [sys.executable],
+        "${program}": [str(packaged(sweep.program))],
+        "${args}": [f"--{name}={value}" for name, value in items],
+        "${args_no_equals}": [x for name, value in items for x in (f"--{name}", str(value))],
+        "${args_no_hyphens}": [f"{name}={value}" for name, value in items],
+        "${args_no_boolean_flags}": [
             f"--{name}" if value is True else f"--{name}={value}"
-            for name, value in config.items()
+            for name, value in items
             if value is not False
         ],
-        "args_json": [json.dumps(dict(config))],
-        "args_json_file": [str(json_file)],
+        "${args_json}": [json.dumps(config)],
+        "${args_json_file}": [str(json_file)],
     }
     if "${args_json_file}" in sweep.command:
-        json_file.write_text(json.dumps(dict(config)), encoding="utf-8")
+        json_file.write_text(json.dumps(config), encoding="utf-8")
     command = []
     for item in sweep.command:
-        filled = re.sub(r"\$\{envvar:([A-Z0-9_]+)\}", lambda m: os.environ[m[1]], item)
-        command += macros.get(filled[2:-1], [filled]) if filled.startswith("${") else [filled]
+        filled = re.sub(ENVVAR, lambda m: os.environ[m[1]], item)
+        command += macros.get(item, [filled])
     return command
 
 
 def run_name(attempt: Attempt, runs: Path) -> str:
-    """0001 for the first point; 0001-2 for its second attempt."""
-    n = attempt.n
-    while True:
-        name = f"{attempt.point + 1:04d}" + (f"-{n}" if n > 1 else "")
-        if not (runs / name).exists():
-            return name
-        n += 1
+    """0001 for the first point; 0001-2 for its second attempt; the next one if that is taken."""
+    point = f"{attempt.point + 1:04d}"
+    names = (f"{point}-{n}" if n > 1 else point for n in itertools.count(attempt.n))
+    return next(name for name in names if not (runs / name).exists())
 
 
 def gpus() -> list[str]:
     """The GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
-    if shutil.which("nvidia-smi") is None:
-        return []
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30
-        ).stdout
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
+    return re.findall(r"^GPU (\d+):", listed.stdout, re.MULTILINE)

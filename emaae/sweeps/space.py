@@ -3,7 +3,7 @@
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -48,24 +48,20 @@ def _int_uniform(u: float, p: Mapping[str, Any]) -> int:
 
 
 def _choice(u: float, p: Mapping[str, Any]) -> Any:
-    if "probabilities" not in p:
-        return p["values"][min(len(p["values"]) - 1, math.floor(u * len(p["values"])))]
-    reached = itertools.accumulate(p["probabilities"])
+    equal = [1 / len(p["values"])] * len(p["values"])
+    reached = itertools.accumulate(p.get("probabilities", equal))
     return next((v for v, c in zip(p["values"], reached) if u < c), p["values"][-1])
 
 
-def _quantised(at: Callable) -> Callable:
-    def rounded(u: float, p: Mapping[str, Any]) -> float:
-        value = round(at(u, p) / p["q"]) * p["q"]
-        return int(value) if isinstance(p["q"], int) else value
-
-    return rounded
-
-
 def _family(name: str, needs: tuple[str, ...], takes: Mapping[str, float], at: Callable) -> dict:
+    """A distribution, and the same rounded to multiples of q."""
+
+    def rounded(u: float, p: Mapping[str, Any]) -> float:
+        return round(at(u, p) / p["q"]) * p["q"]
+
     return {
         name: Distribution(needs, takes, at),
-        f"q_{name}": Distribution(needs, {**takes, "q": 1}, _quantised(at)),
+        f"q_{name}": Distribution(needs, {**takes, "q": 1}, rounded),
     }
 
 
@@ -102,9 +98,7 @@ class Parameter:
     @property
     def varies(self) -> bool:
         """Whether runs can differ in it."""
-        if self.distribution == "constant":
-            return False
-        return self.distribution not in ("categorical",) or len(self.spec["values"]) > 1
+        return len(self.ends()) > 1
 
     def at(self, u: float) -> Any:
         """The value below which a fraction u of the draws lies, 0 < u < 1."""
@@ -153,6 +147,12 @@ def as_agents_say(value: Any) -> Any:
     return value
 
 
+def combinations(choices: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every choice of a value for each name; the last name varies fastest."""
+    for values in itertools.product(*choices.values()):
+        yield dict(zip(choices, map(as_agents_say, values)))
+
+
 # ---- the meaning
 
 
@@ -161,7 +161,6 @@ class Sweep:
     """What a sweep file means."""
 
     path: str
-    question: str  # its description, or its first line when that is a comment
     name: str
     program: str
     method: str  # grid, random or bayes
@@ -178,24 +177,19 @@ class Sweep:
         return tuple(p for p in self.parameters if p.varies)
 
     @property
-    def better(self) -> Callable:
-        """min or max: which of several values of the metric is the best."""
-        return min if self.goal == "minimize" else max
+    def sign(self) -> int:
+        """1 or -1; the metric times this is lower for better runs."""
+        return 1 if self.goal == "minimize" else -1
 
     def grid(self) -> list[dict[str, Any]]:
         """All points in W&B's order: the last name varies fastest, and equal points are one."""
-        points: dict[str, dict[str, Any]] = {}
-        names = [p.name for p in self.parameters]
-        for values in itertools.product(*(p.grid() or [] for p in self.parameters)):
-            point = dict(zip(names, map(as_agents_say, values)))
-            points.setdefault(repr(point), point)
-        return list(points.values())
+        points = combinations({p.name: p.grid() or [] for p in self.parameters})
+        return list({repr(point): point for point in points}.values())
 
     def n_points(self) -> int:
         """How many runs there will be. Raises UserError when they would never end."""
         if self.method == "grid":
-            n = len(self.grid())
-            return n if self.run_cap is None else min(n, self.run_cap)
+            return len(self.grid()[: self.run_cap])
         if self.run_cap is None:
             raise UserError(
                 f"{self.path}: method {self.method} without run_cap never ends; add `run_cap: 20` "
@@ -205,10 +199,8 @@ class Sweep:
 
     def meaning(self) -> dict[str, Any]:
         """What must stay the same when a sweep is continued, as plain values."""
-        plain = asdict(self)
-        plain = {k: plain[k] for k in plain if k not in ("path", "question", "parameters")}
-        parameters = {
-            f"parameters.{p.name}": {"distribution": p.distribution} | dict(p.spec)
-            for p in self.parameters
-        }
-        return plain | {"command": list(self.command)} | parameters
+        plain = asdict(self) | {"command": list(self.command)}
+        del plain["path"], plain["parameters"]
+        for p in self.parameters:
+            plain[f"parameters.{p.name}"] = {"distribution": p.distribution} | dict(p.spec)
+        return plain

@@ -5,26 +5,14 @@ import os
 import shutil
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from emaae.runs import read
+from emaae.sweeps.queue import Attempt
 from emaae.sweeps.space import Sweep
-
-
-@dataclass(frozen=True)
-class Row:
-    """One point: its number from 1, what varies, how it stands, and the folder of its run."""
-
-    point: int
-    config: Mapping[str, Any]
-    state: str  # running, finished, early_stopped, diverged, stopped, failed, interrupted
-    epoch: int | None
-    score: float | None
-    seconds: float | None
-    run: str | None
 
 
 class Screen:
@@ -45,17 +33,14 @@ class Screen:
         if not self.live:
             print(line, flush=True)
 
-    def draw(self, rows: Sequence[Row]) -> None:
+    def draw(self, ended: Sequence[Attempt], running: Sequence[Attempt]) -> None:
         """The table in place of the last one, cut to the terminal; for a live screen."""
         width, height = shutil.get_terminal_size()
-        over = sum(row.state != "running" for row in rows)
-        head = f"{self.sweep.name}: {over} of {self.n_points} points"
-        # What runs now is never cut; what ended longest ago is.
-        room = max(1, height - 4)
-        running = [row for row in rows if row.state == "running"]
-        ended = [row for row in rows if row.state != "running"]
-        shown = sorted([*ended[max(0, len(ended) + len(running) - room) :], *running], key=_point)
-        lines = [head, *table(self.sweep, shown)] if shown else [head]
+        # What runs now is never cut.
+        cut = max(0, len(ended) + len(running) - max(1, height - 4))
+        shown = sorted([*ended[cut:], *running], key=attrgetter("point"))
+        head = f"{self.sweep.name}: {len(ended)} of {self.n_points} points"
+        lines = [head, *table(self.sweep, shown)]
         self._wipe()
         print("\n".join(line[: width - 1] for line in lines), flush=True)
         self._drawn = len(lines)
@@ -66,37 +51,31 @@ class Screen:
             self._drawn = 0
 
 
-def _point(row: Row) -> int:
-    return row.point
+def ranked(sweep: Sweep, attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Attempts with the best score first and those without one last."""
+    return sorted(attempts, key=lambda a: (a.score is None, sweep.sign * (a.score or 0), a.point))
 
 
-def ranked(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
-    """Rows with the best score first and those without one last."""
-    sign = 1 if sweep.goal == "minimize" else -1
-    return sorted(rows, key=lambda row: (row.score is None, sign * (row.score or 0), row.point))
-
-
-def table(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
-    """A line of names and one for each row."""
+def table(sweep: Sweep, attempts: Sequence[Attempt]) -> list[str]:
+    """A line of names and one for each attempt; points are numbered from 1."""
     varying = [p.name for p in sweep.varying]
     cells = [["point", *varying, "epoch", sweep.metric, "status"]]
-    for row in rows:
-        values = [text(row.config.get(name)) for name in varying]
-        cells.append([f"{row.point:04d}", *values, text(row.epoch), text(row.score), row.state])
+    for a in attempts:
+        values = [text(a.config.get(name)) for name in varying]
+        cells.append([f"{a.point + 1:04d}", *values, text(a.epoch), text(a.score), a.state])
     return aligned(cells)
 
 
-def over_seeds(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+def over_seeds(sweep: Sweep, attempts: Sequence[Attempt]) -> list[str]:
     """Mean and standard deviation of the score over the seeds of each setting, the best first."""
     varying = [p.name for p in sweep.varying if p.name != "seed"]
     settings: dict[tuple, list[float]] = {}
-    for row in rows:
-        if row.score is not None:
-            key = tuple(text(row.config.get(name)) for name in varying)
-            settings.setdefault(key, []).append(row.score)
-    sign = 1 if sweep.goal == "minimize" else -1
+    for a in attempts:
+        if a.score is not None:
+            key = tuple(text(a.config.get(name)) for name in varying)
+            settings.setdefault(key, []).append(a.score)
     cells = [[*varying, "seeds", f"mean {sweep.metric}", "sd"]]
-    for key, scores in sorted(settings.items(), key=lambda s: sign * statistics.fmean(s[1])):
+    for key, scores in sorted(settings.items(), key=lambda s: sweep.sign * statistics.fmean(s[1])):
         sd = statistics.stdev(scores) if len(scores) > 1 else None
         cells.append([*key, str(len(scores)), text(statistics.fmean(scores)), text(sd)])
     return aligned(cells)
@@ -106,8 +85,8 @@ def over_seeds(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
 MEASURED = ("select/fvu", "select/live_sparsity", "select/persistence_within")
 
 
-def write_csv(path: Path, sweep: Sweep, rows: Sequence[Row], runs: Path) -> None:
-    """All rows with every parameter and what a run gives up, written beside and then renamed."""
+def write_csv(path: Path, sweep: Sweep, attempts: Sequence[Attempt], runs: Path) -> None:
+    """All points with every parameter and what a run gives up, written beside and then renamed."""
     names = [p.name for p in sweep.parameters]
     measured = [name for name in MEASURED if name != sweep.metric]
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -116,12 +95,11 @@ def write_csv(path: Path, sweep: Sweep, rows: Sequence[Row], runs: Path) -> None
         out.writerow(
             ["point", *names, "status", "epoch", sweep.metric, *measured, "seconds", "run"]
         )
-        for row in rows:
-            values = [row.config.get(name) for name in names]
-            where = str(runs / row.run) if row.run else None
-            found = read.metrics(runs / row.run) if row.run else {}
-            values += [row.state, row.epoch, row.score, *(found.get(name) for name in measured)]
-            out.writerow([row.point, *values, row.seconds, where])
+        for a in attempts:
+            values = [a.config.get(name) for name in names]
+            found = read.metrics(runs / a.run) if a.run else {}
+            values += [a.state, a.epoch, a.score, *(found.get(name) for name in measured)]
+            out.writerow([a.point + 1, *values, a.seconds, runs / a.run if a.run else None])
     beside.replace(path)
 
 
