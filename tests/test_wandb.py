@@ -159,7 +159,7 @@ def test_runs_are_named_by_what_their_sweep_varies():
     assert _name(config, ("alpha", "norm", "seed", "gone")) == f"{_name(config)} norm=none"
     parameters = {"norm": {"values": ["none", "layer"]}, "lr": {"min": 0, "max": 1}}
     parameters |= {"seed": {"value": 1}, "alpha": {"values": [0.1]}}
-    assert client.varied(parameters) == ("norm", "lr")
+    assert client.varied({"parameters": parameters}) == ("norm", "lr")
 
 
 def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
@@ -319,7 +319,11 @@ print(json.dumps([[getattr(run, name) for name in {fields}] for run in read_runs
 
 def test_what_is_not_on_wandb_is_one_line(swept, tmp_path):
     _, env, path, _ = swept
-    for words in (["promote", "tester/nothing"], ["pull", "tester/speech/zzz", "--out=x"]):
+    for words in (
+        ["promote", "tester/nothing"],
+        ["pull", "tester/speech/zzz", "--out=x"],
+        ["upload-pending", "nowhere"],
+    ):
         done = forked("-m", "emaae", *words, **env)
         assert done.returncode == 2, done.stdout
         assert "Traceback" not in done.stderr
