@@ -24,8 +24,7 @@ FORMAT = 3
 LAST = ("last.pt", "last.previous.pt")
 # The entries that it must have, and their types.
 STATE = {"format": int, "epoch": int, "batch": int, "stopped": bool, "model": dict}
-STATE |= {"optimizer": list}
-STATE |= {"selection": dict, "phase": dict, "schedule": dict}
+STATE |= {"optimizer": list, "selection": dict, "phase": dict, "schedule": dict}
 
 # A file of weights may hold them as float64, or all that last.pt has.
 MOST_OF_WEIGHTS = 8

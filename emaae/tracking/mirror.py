@@ -44,6 +44,7 @@ CURVES = {
         "input": "lowpass/input_fvu",
     },
 }
+# Before the names of metrics of single channels, which have a section of their own on W&B's pages.
 OF_CHANNELS = "channels/"
 # What the names of runs say in any case.
 IN_NAMES = (
@@ -219,10 +220,10 @@ def start(config: Config, folder: Path) -> Follower:
     later = f"offline; upload later with: python -m emaae upload-pending {folder}"
     print(f"W&B {f'online at {run.url}' if mode == 'online' else later}", flush=True)
     sweep = os.environ.get("WANDB_SWEEP_ID")
-    config_of_sweep: Mapping[str, Any] | None = {} if sweep else None
-    if sweep and mode == "online":
-        config_of_sweep = client.sweep_config(f"{run.entity}/{run.project}/{sweep}")
-    return Mirror(folder, run, mode, config_of_sweep)
+    if not sweep:
+        return Mirror(folder, run, mode)
+    path = f"{run.entity}/{run.project}/{sweep}"
+    return Mirror(folder, run, mode, client.sweep_config(path) if mode == "online" else {})
 
 
 def _init(config: Config, folder: Path, mode: str) -> Any:
@@ -372,10 +373,5 @@ def _for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
             import wandb
 
             value = wandb.Histogram(np_histogram=(np.array(value), np.array(DENSITY_EDGES)))
-        found[on_wandb(name)] = value
+        found[OF_CHANNELS + name if name.count("/") == 2 else name] = value
     return found
-
-
-def on_wandb(name: str) -> str:
-    """A metric's name there: those of single channels are in a section of pages of their own."""
-    return f"{OF_CHANNELS}{name}" if name.count("/") == 2 else name
