@@ -21,7 +21,7 @@ def load_model(ref: str | os.PathLike, device: torch.device | str = "cpu") -> CN
     ref: see `model_file`. Raises UserError.
     """
     with model_file(ref) as path:
-        return load_model_file(path, device)
+        return load_model_file(path).to(device)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ GRID = {
 
 
 def variables(backend, folder, trees) -> dict[str, str]:
-    """A user whose wandb talks to `backend`: at home in folder/home, with runs in folder/runs."""
+    """The environment of a user of `backend`, at home in folder/home, with runs in folder/runs."""
     folders = {f"EMAAE_{split.upper()}_DIR": str(path) for split, path in trees.items()}
     folders["EMAAE_OUT_DIR"] = str(folder / "runs")
     # An agent starts the `python` of the PATH: that of an activated environment.

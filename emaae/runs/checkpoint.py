@@ -254,14 +254,14 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
     model.load_state_dict(found)
 
 
-def load_model_file(path: Path, device: torch.device | str = "cpu") -> CNNAutoEncoder:
+def load_model_file(path: Path) -> CNNAutoEncoder:
     """The model in a .pth beside its model_config.json, in evaluation mode. Raises UserError."""
     config = command_line.completed({"model_config": str(path.parent / "model_config.json")})
     # A model_config.json may say any size: memory is taken when the weights have it too.
     with torch.device("meta"):
         model = build_model(**config.architecture)
     load_weights(model, path)
-    return model.to(device).eval()
+    return model.eval()
 
 
 def unwrapped(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,16 +70,14 @@ def variables(folder: Path, mode: str) -> Iterator[None]:
         # Artifacts of an offline run are remembered by absolute path: keep them with the run.
         "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "data"),
     }
-    before = {name: os.environ.get(name) for name in ours}
+    before = {name: os.environ[name] for name in ours if name in os.environ}
     os.environ.update(ours)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in ours:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def public_api() -> Any:

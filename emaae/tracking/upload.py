@@ -4,9 +4,9 @@ import contextlib
 import io
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -35,15 +35,11 @@ def upload_pending(
     folders = [run for run in folders if (run / RECORD).is_file()]
     if not folders:
         raise UserError(f"{folder} holds no run that W&B knows: expected {RECORD} in a run")
-    return _upload_all(folders, entity, project)
+    return _upload_all(folders, partial(upload, entity=entity, project=project))
 
 
 def _upload_all(
-    folders: Iterable[Path],
-    entity: str | None,
-    project: str | None,
-    sweep: str | None = None,
-    sweep_config: Mapping[str, Any] | None = None,
+    folders: Iterable[Path], send: Callable[[Path], str]
 ) -> tuple[dict[Path, str], list[str]]:
     import wandb
 
@@ -51,7 +47,7 @@ def _upload_all(
     for run in progress(folders, "uploading", unit="runs"):
         try:
             with own(run) or contextlib.nullcontext():  # the lock of a run that goes on
-                there[run] = upload(run, entity, project, sweep, sweep_config)
+                there[run] = send(run)
         except UserError as error:
             missing.append(f"{run}: {error}")
         except (wandb.Error, OSError, ValueError) as error:
@@ -76,7 +72,8 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     config = {"name": folder.resolve().name} | config
     config["description"] = f"{question_of(sweep_file)}\n\n{compare}".strip()
     sweep = _known(folder, project, entity)
-    there, missing = _upload_all(read.run_folders(folder), entity, project, sweep, config)
+    send = partial(upload, entity=entity, project=project, sweep=sweep, sweep_config=config)
+    there, missing = _upload_all(read.run_folders(folder), send)
     if missing or not there:
         raise UserError(
             f"{len(missing)} of {len(there) + len(missing)} runs are not on W&B "
