@@ -90,19 +90,17 @@ def test_the_test_split_is_no_part_of_what_a_run_was_selected_on():
     assert read.data_of({}) == read.data_of({"data": {"test": {}}}) == ""
 
 
-def test_scores_of_two_kinds_on_wandb_are_not_compared(monkeypatch):
+def test_scores_of_two_kinds_on_wandb_are_not_compared():
     kept = {"status": "finished", "sha256": "0"}
     there = {"a": kept | {"score": 0.2, "aim": "fvu, 0.9 zeros"}, "b": kept | {"score": 0.1}}
-    monkeypatch.setattr(
-        tracking,
-        "existing",
-        lambda api, name: SimpleNamespace(metadata=there[name.split("-")[1].split(":")[0]]),
+    api = SimpleNamespace(
+        runs=lambda where: [SimpleNamespace(id=name) for name in there],
+        artifact=lambda name: SimpleNamespace(metadata=there[name.split("-")[1].split(":")[0]]),
     )
-    api = SimpleNamespace(runs=lambda where: [SimpleNamespace(id=name) for name in there])
     with pytest.raises(UserError, match="e/p holds runs .* do not compare, .* .an earlier score"):
-        tracking._best_on_wandb(api, "e", "p", None)
+        tracking._best_on_wandb(api, "e/p")
     del there["b"]
-    assert tracking._best_on_wandb(api, "e", "p", None)[1:] == ("a", 0.2)
+    assert tracking._best_on_wandb(api, "e/p")[1] == "a"
 
 
 def test_promoting_again_changes_nothing_and_a_better_run_takes_over(sweep):
@@ -192,6 +190,12 @@ def test_a_model_that_was_changed_after_it_was_promoted_is_refused(sweep, tmp_pa
     with pytest.raises(UserError, match="best.pth has sha256 .* the file was changed"):
         pull(str(folder), tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(sweep, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file cannot be made \(File exists\): make room, or name"):
+        pull(str(sweep[0]), tmp_path / "file")
 
 
 def test_a_sweep_without_a_good_run_says_so(tmp_path):

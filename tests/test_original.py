@@ -45,10 +45,9 @@ class Original(nn.Module):
         for stack in ("encoder", "decoder"):
             n_blocks = config[f"n_{stack}"]
             widths = [config["input_dim"], *stack_widths(config["inner_size"], n_blocks)]
-            if n_blocks == 5:
-                widths = [config["input_dim"] if stack == "encoder" else widths[-1], *widths]
-                widths = widths if stack == "encoder" else [*widths[1:], widths[0]]
             widths = widths if stack == "encoder" else widths[::-1]
+            if n_blocks == 5:
+                widths = [widths[0], *widths]
             blocks = nn.Sequential()
             for i, (n_in, n_out, k) in enumerate(zip(widths, widths[1:], stack_kernels(n_blocks))):
                 blocks.add_module(f"block{i}", OriginalBlock(n_in, n_out, k))

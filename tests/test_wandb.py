@@ -45,12 +45,14 @@ GRID = {
 }
 
 
-def variables(backend, home, trees, **more) -> dict[str, str]:
-    """The environment of a user whose wandb talks to `backend`."""
+def variables(backend, folder, trees) -> dict[str, str]:
+    """The environment of a user of `backend`, at home in folder/home, with runs in folder/runs."""
     folders = {f"EMAAE_{split.upper()}_DIR": str(path) for split, path in trees.items()}
+    folders["EMAAE_OUT_DIR"] = str(folder / "runs")
     # An agent starts the `python` of the PATH: that of an activated environment.
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    return backend.environment(home) | folders | {"OMP_NUM_THREADS": "1", "PATH": path} | more
+    more = {"OMP_NUM_THREADS": "1", "PATH": path}
+    return backend.environment(folder / "home") | folders | more
 
 
 def wandb(*arguments: str, env: dict[str, str]) -> str:
@@ -66,6 +68,38 @@ def wandb(*arguments: str, env: dict[str, str]) -> str:
     return done.stdout + done.stderr
 
 
+def created(backend, folder, trees, sweep: dict) -> tuple[str, dict[str, str]]:
+    """The path of a new sweep, and the environment of its agents."""
+    file = folder / "grid.yaml"
+    file.write_text(yaml.safe_dump(sweep))
+    env = variables(backend, folder, trees)
+    said = wandb("sweep", "--project", "speech", str(file), env=env)
+    return re.search(r"wandb agent (\S+)", said)[1], env
+
+
+def started(*command: str, env: dict[str, str]) -> subprocess.Popen:
+    """`python COMMAND`, all of whose output is one pipe."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=os.environ | env, **pipes)
+
+
+def folder_of(run_id: str, out: Path) -> Path:
+    """The folder of the run that an agent has started."""
+    (folder,) = (out / "runs").glob(f"*-{run_id}")
+    return folder
+
+
+def models_of(backend) -> list:
+    return [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
+
+
+def works(*command: str, **env: str) -> subprocess.CompletedProcess:
+    """A program that has to succeed."""
+    done = forked(*command, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 def epochs_of(run) -> list[int]:
     return [row["epoch"] for row in run.history if "train/loss" in row]
 
@@ -73,20 +107,12 @@ def epochs_of(run) -> list[int]:
 @pytest.fixture(scope="module")
 def swept(trees, tmp_path_factory):
     """A 6-point grid that two concurrent agents have finished: backend, environment, sweep path."""
-    home = tmp_path_factory.mktemp("home")
-    file = home / "grid.yaml"
-    file.write_text(yaml.safe_dump(GRID))
+    home = tmp_path_factory.mktemp("swept")
     with Backend() as backend:
-        env = variables(backend, home, trees, EMAAE_OUT_DIR=str(home / "runs"))
-        said = wandb("sweep", "--project", "speech", str(file), env=env)
-        path = re.search(r"wandb agent (\S+)", said)[1]
-        command = [sys.executable, "-m", "wandb", "agent", path]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        path, env = created(backend, home, trees, GRID)
         # two machines, and so two caches
         agents = [
-            subprocess.Popen(
-                command, cwd=ROOT, env=os.environ | env | {"WANDB_CACHE_DIR": str(cache)}, **pipes
-            )
+            started("-m", "wandb", "agent", path, env=env | {"WANDB_CACHE_DIR": str(cache)})
             for cache in (home / "cache1", home / "cache2")
         ]
         said = [agent.communicate(timeout=200)[0] for agent in agents]
@@ -120,7 +146,7 @@ def test_each_epoch_is_one_row_and_the_score_is_logged_once(swept):
         for name in ("train/loss", "val/loss", "alpha", "lambda_eff", "val/sparsity", "val/fvu"):
             assert np.isfinite(row[name]), name
         assert sum("select/score" in row for row in run.history) == 1
-        (folder,) = (home / "runs").glob(f"*-{run_id}")
+        folder = folder_of(run_id, home)
         metrics = json.loads((folder / "metrics.json").read_text())
         assert run.summary["select/score"] == pytest.approx(metrics["select/score"])
         assert run.config["data"]["train"]["fingerprint"]
@@ -132,7 +158,7 @@ def test_the_final_row_is_at_the_epoch_of_its_weights_with_a_table_to_draw(swept
     for run_id, run in backend.runs.items():
         (final,) = (row for row in run.history if "select/score" in row)
         assert final["epoch"] == final["select/epoch"]
-        (folder,) = (home / "runs").glob(f"*-{run_id}")
+        folder = folder_of(run_id, home)
         history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
         selected = history[final["select/epoch"] - 1]
         for name in ("fvu", "live_sparsity", "l0", "mse", "persistence_within"):
@@ -159,7 +185,7 @@ def test_runs_are_named_by_what_their_sweep_varies():
     assert _name(config, ("alpha", "norm", "seed", "gone")) == f"{_name(config)} norm=none"
     parameters = {"norm": {"values": ["none", "layer"]}, "lr": {"min": 0, "max": 1}}
     parameters |= {"seed": {"value": 1}, "alpha": {"values": [0.1]}}
-    assert client.varied(parameters) == ("norm", "lr")
+    assert client.varied({"parameters": parameters}) == ("norm", "lr")
 
 
 def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
@@ -205,8 +231,7 @@ def test_the_curves_are_rows_over_axes_of_their_own(swept):
     for run_id, run in backend.runs.items():
         defined = run.raw_config["_wandb"]["value"]["m"]  # 1 is the name, 5 the axis by its place
         axes = {m["1"]: defined[m["5"] - 1]["1"] for m in defined if "1" in m and "5" in m}
-        (folder,) = (home / "runs").glob(f"*-{run_id}")
-        curves = json.loads((folder / "curves.json").read_text())
+        curves = json.loads((folder_of(run_id, home) / "curves.json").read_text())
         assert curves["split"] == "test"
         for name, axis, encoding, column in [
             ("self_similarity", "shift/lag_ms", "shift/self_similarity", "lag_ms"),
@@ -228,7 +253,7 @@ def test_the_curves_are_rows_over_axes_of_their_own(swept):
 def test_each_run_stores_its_model_and_its_reconstructions(swept):
     backend, _, _, home = swept
     for run_id, run in backend.runs.items():
-        (folder,) = (home / "runs").glob(f"*-{run_id}")
+        folder = folder_of(run_id, home)
         mine = {a.type: a for a in backend.artifacts if a.run_id == run_id and a.type != "job"}
         model = mine["model"]
         assert model.name == f"emaae-{run_id}"
@@ -252,8 +277,7 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     best_id = min(backend.runs, key=lambda i: backend.runs[i].summary.get("select/score", 9))
     n_models = sum(a.type == "model" for a in backend.artifacts)
     for _ in range(2):  # again changes nothing
-        done = forked("-m", "emaae", "promote", path, **env)
-        assert done.returncode == 0, done.stderr
+        done = works("-m", "emaae", "promote", path, **env)
         assert f"best: run {best_id}" in done.stdout
     assert sum(a.type == "model" for a in backend.artifacts) == n_models + 1
     entity, project, sweep = path.split("/")
@@ -265,9 +289,8 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     for done in (promotion.result() for promotion in promotions):
         assert f"best: run {best_id}" in done.stdout, done.stderr
         assert f"{entity}/{project}/emaae-{project}:best" in done.stdout
-    done = forked("-m", "emaae", "pull", path, "--out", str(tmp_path / "best"), **env)
-    assert done.returncode == 0, done.stderr
-    (folder,) = (home / "runs").glob(f"*-{best_id}")
+    works("-m", "emaae", "pull", path, "--out", str(tmp_path / "best"), **env)
+    folder = folder_of(best_id, home)
     pulled, trained = emaae.load_model(tmp_path / "best"), emaae.load_model(folder)
     assert (tmp_path / "best/curves.json").read_bytes() == (folder / "curves.json").read_bytes()
     x = torch.randn(1, 13, 30)
@@ -285,8 +308,7 @@ def test_the_report_of_a_sweep_is_that_of_its_folders(swept, tmp_path):
     pages = [tmp_path / "there.html", tmp_path / "here.html"]
     for ref, page in zip((path, home / "runs"), pages):
         command = ("-m", "analysis.report", str(ref), "--out", str(page))
-        done = forked(*command, **env, XDG_CACHE_HOME=str(tmp_path / "cache"))
-        assert done.returncode == 0, done.stderr
+        works(*command, **env, XDG_CACHE_HOME=str(tmp_path / "cache"))
     there, here = (
         re.search(r'id="page">(.*?)</script>', page.read_text(), re.DOTALL)[1] for page in pages
     )
@@ -319,7 +341,11 @@ print(json.dumps([[getattr(run, name) for name in {fields}] for run in read_runs
 
 def test_what_is_not_on_wandb_is_one_line(swept, tmp_path):
     _, env, path, _ = swept
-    for words in (["promote", "tester/nothing"], ["pull", "tester/speech/zzz", "--out=x"]):
+    for words in (
+        ["promote", "tester/nothing"],
+        ["pull", "tester/speech/zzz", "--out=x"],
+        ["upload-pending", "nowhere"],
+    ):
         done = forked("-m", "emaae", *words, **env)
         assert done.returncode == 2, done.stdout
         assert "Traceback" not in done.stderr
@@ -330,23 +356,24 @@ def test_what_is_not_on_wandb_is_one_line(swept, tmp_path):
 def test_values_reach_a_run_from_the_sweep_alone(trees, tmp_path):
     grid = {**GRID, "command": ["${env}", "${interpreter}", "${program}"]}
     grid["parameters"] = {**GRID["parameters"], "alpha": {"value": 0.3}, "seed": {"value": 7}}
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     with Backend() as backend:
-        env = variables(backend, tmp_path, trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
-        said = wandb("sweep", "--project", "speech", str(tmp_path / "grid.yaml"), env=env)
-        wandb("agent", re.search(r"wandb agent (\S+)", said)[1], env=env)
+        run_agent(backend, trees, tmp_path, grid)
         ((run_id, run),) = backend.runs.items()
-    (folder,) = (tmp_path / "runs").glob(f"*-{run_id}")
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder_of(run_id, tmp_path) / "config.json").read_text())
     assert (config["alpha"], config["seed"], config["inner_size"]) == (0.3, 7, 16)
     assert epochs_of(run) == [1, 2, 3]
 
 
+def run_agent(backend, trees, tmp_path, sweep: dict) -> str:
+    """Create a sweep and run an agent of it to its end; returns what it said."""
+    path, env = created(backend, tmp_path, trees, sweep)
+    return wandb("agent", path, env=env)
+
+
 def offline_run(backend, trees, tmp_path):
     """A run that was made while nothing could be reached: its folder and the user's environment."""
-    env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
-    done = forked("train.py", *TINY, "--wandb_project=speech", **env | {"WANDB_MODE": "offline"})
-    assert done.returncode == 0, done.stderr
+    env = variables(backend, tmp_path, trees)
+    works("train.py", *TINY, "--wandb_project=speech", **env | {"WANDB_MODE": "offline"})
     (folder,) = (tmp_path / "runs").iterdir()
     return folder, env
 
@@ -356,8 +383,7 @@ def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tm
         folder, env = offline_run(backend, trees, tmp_path)
         assert backend.requests == []
         assert backend.strays == []
-        done = forked("-m", "emaae", "upload-pending", str(folder), **env)
-        assert done.returncode == 0, done.stderr
+        works("-m", "emaae", "upload-pending", str(folder), **env)
         ((run_id, run),) = backend.runs.items()
         assert epochs_of(run) == [1, 2, 3]
         types = {a.type: a for a in backend.artifacts}
@@ -365,26 +391,19 @@ def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tm
         assert "epoch-0003/v0.npz" in types["reconstruction"].files
         assert json.loads((folder / "wandb.json").read_text())["pending"] == []
         before = len(backend.artifacts)
-        again = forked("-m", "emaae", "upload-pending", str(folder), **env)
-        assert again.returncode == 0, again.stderr
+        works("-m", "emaae", "upload-pending", str(folder), **env)
         assert len(backend.artifacts) == before
 
 
 @pytest.mark.slow
 def test_what_is_uploaded_later_joins_its_sweep_or_says_why_not(trees, tmp_path):
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID))
     with Backend() as backend:
-        env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
-        wandb("sweep", "--project", "speech", str(tmp_path / "grid.yaml"), env=env)
+        _, env = created(backend, tmp_path, trees, GRID)
         (known,) = backend.sweeps
         for sweep in (known, "gone"):  # as an agent starts its runs
-            agent = {
-                "WANDB_MODE": "offline",
-                "WANDB_SWEEP_ID": sweep,
-                "WANDB_RUN_ID": f"of-{sweep}",
-            }
-            done = forked("train.py", *TINY, "--wandb_project=speech", **env | agent)
-            assert done.returncode == 0, done.stderr
+            agent = {"WANDB_SWEEP_ID": sweep, "WANDB_RUN_ID": f"of-{sweep}"}
+            agent |= {"WANDB_MODE": "offline"}
+            works("train.py", *TINY, "--wandb_project=speech", **env | agent)
         done = forked("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
         assert done.returncode == 2, done.stdout
         assert "gone-of-gone: " in done.stderr
@@ -412,18 +431,16 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path, mode
     grid = {**GRID, "parameters": {**GRID["parameters"], "seed": {"value": 0}}}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     with Backend() as backend:
-        env = variables(backend, tmp_path / "home", trees)
+        env = variables(backend, tmp_path, trees)
         out = tmp_path / "local"
         sweep = ["-m", "emaae", "sweep", str(tmp_path / "grid.yaml"), "--out", str(out)]
-        done = forked(*sweep, **env | {"WANDB_MODE": mode})
-        assert done.returncode == 0, done.stdout + done.stderr
+        works(*sweep, **env | {"WANDB_MODE": mode})
         assert backend.requests == []
         assert backend.strays == []
         failed = out / "runs" / "failed"  # before it began
         failed.mkdir()
         (failed / "metrics.json").write_text('{"status": "failed"}')
-        done = forked("-m", "emaae", "publish", str(out), "--project", "speech", **env)
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = works("-m", "emaae", "publish", str(out), "--project", "speech", **env)
         assert "sweep: tester/speech/" in done.stdout
         (published,) = backend.sweeps.values()
         assert {run.id for run in published.runs} == set(backend.runs)
@@ -435,8 +452,7 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path, mode
         for run in good:  # epochs, the final metrics, 26 + 4 + 10 points of curves
             assert len(run.history) == 3 + 1 + 40
             assert sum("select/score" in row for row in run.history) == 1
-        models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
-        assert {a.run_id for a in models} == {run.id for run in good}
+        assert {a.run_id for a in models_of(backend)} == {run.id for run in good}
         assert published.state == "FINISHED"
         assert published.config["name"] == "local"
         assert {run.display_name for run in good} == {
@@ -444,8 +460,7 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path, mode
         }
         # Again it sends what is new, to the same sweep.
         write_run(out / "runs" / "later", epochs=2)
-        again = forked("-m", "emaae", "publish", str(out), "--project", "speech", **env)
-        assert again.returncode == 0, again.stdout + again.stderr
+        again = works("-m", "emaae", "publish", str(out), "--project", "speech", **env)
         assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
         assert list(backend.sweeps.values()) == [published]
         assert {run.id for run in published.runs} == set(backend.runs)
@@ -454,32 +469,23 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path, mode
         last = write_run(out / "runs" / "last", epochs=2)
         record = {"id": "last", "project": "speech", "pending": ["run"]}
         (last / "wandb.json").write_text(json.dumps(record))
-        done = forked("-m", "emaae", "upload-pending", str(last), **env)
-        assert done.returncode == 0, done.stdout + done.stderr
+        works("-m", "emaae", "upload-pending", str(last), **env)
         assert len(backend.runs) == 5
         assert len(published.runs) == 4
-        again = forked("-m", "emaae", "publish", str(out), "--project", "speech", **env)
-        assert again.returncode == 0, again.stdout + again.stderr
+        works("-m", "emaae", "publish", str(out), "--project", "speech", **env)
         assert {run.id for run in published.runs} == set(backend.runs)
         # The folder of the sweep is not taken for one of a run.
-        done = forked("-m", "emaae", "upload-pending", str(out), **env)
-        assert done.returncode == 0, done.stdout + done.stderr
+        works("-m", "emaae", "upload-pending", str(out), **env)
         assert len(backend.runs) == 5
 
 
 @pytest.mark.slow
 def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path):
-    grid = {**GRID, "parameters": {**GRID["parameters"]}}
-    grid["parameters"] |= {"alpha": {"value": 0.1}, "seed": {"values": [0]}}
-    grid["parameters"] |= {"epochs": {"value": 60}}
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    parameters = GRID["parameters"] | {"alpha": {"value": 0.1}, "seed": {"values": [0]}}
+    grid = GRID | {"parameters": parameters | {"epochs": {"value": 60}}}
     with Backend() as backend:
-        env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
-        said = wandb("sweep", "--project", "speech", str(tmp_path / "grid.yaml"), env=env)
-        path = re.search(r"wandb agent (\S+)", said)[1]
-        command = [sys.executable, "-m", "wandb", "agent", "--forward-signals", path]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        agent = subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes)
+        path, env = created(backend, tmp_path, trees, grid)
+        agent = started("-m", "wandb", "agent", "--forward-signals", path, env=env)
         for line in agent.stdout:
             if line.startswith("epoch  5"):
                 break
@@ -493,20 +499,12 @@ def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path)
         assert run.state == "finished"
         assert epochs_of(run) == list(range(1, 61))
         assert sum("select/score" in row for row in run.history) == 1
-        models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
+        models = models_of(backend)
         assert [a.metadata["status"] for a in models] == ["preempted", "finished"]
         assert "latest" in models[1].aliases
         (folder,) = (tmp_path / "runs").iterdir()
         assert folder.name == f"{run.sweep}-{run.id}"
         assert json.loads((folder / "wandb.json").read_text())["pending"] == []
-
-
-def run_agent(backend, trees, tmp_path, sweep: dict, *options: str) -> str:
-    """Create a sweep and run an agent of it to its end; returns what it said."""
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
-    said = wandb("sweep", "--project", "speech", str(tmp_path / "sweep.yaml"), env=env)
-    return wandb("agent", *options, re.search(r"wandb agent (\S+)", said)[1], env=env)
 
 
 @pytest.mark.slow
@@ -525,8 +523,8 @@ def test_agents_of_a_search_run_as_many_points_as_its_cap(trees, tmp_path, metho
         first, second = (run.config["alpha"] for run in runs)
         assert 0.1 < first != second < 0.4
         for run in runs:
-            (folder,) = (tmp_path / "runs").glob(f"*-{run.id}")
-            assert json.loads((folder / "config.json").read_text())["alpha"] == run.config["alpha"]
+            config = json.loads((folder_of(run.id, tmp_path) / "config.json").read_text())
+            assert config["alpha"] == run.config["alpha"]
             assert run.display_name.startswith(f"constant a{run.config['alpha']:g} ")
             assert type(run.summary[metric]) is float, "which W&B's search can compare"
             assert "min" in run.summary["val/fvu"]
@@ -555,14 +553,9 @@ def test_hyperband_ends_runs_for_good_and_the_sweep_goes_on(trees, tmp_path):
 def test_a_run_that_is_stopped_on_its_page_stays_stopped(trees, tmp_path):
     parameters = GRID["parameters"] | {"alpha": {"value": 0.1}, "seed": {"values": [0, 1]}}
     grid = GRID | {"parameters": parameters | {"epochs": {"value": 400}}}
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     with Backend() as backend:
-        env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
-        said = wandb("sweep", "--project", "speech", str(tmp_path / "grid.yaml"), env=env)
-        path = re.search(r"wandb agent (\S+)", said)[1]
-        command = [sys.executable, "-m", "wandb", "agent", path]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        agent = subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes)
+        path, env = created(backend, tmp_path, trees, grid)
+        agent = started("-m", "wandb", "agent", path, env=env)
         for line in agent.stdout:
             if line.startswith("epoch   5"):  # of each run
                 next(run for run in backend.runs.values() if run.state == "running").stop = True
@@ -572,28 +565,23 @@ def test_a_run_that_is_stopped_on_its_page_stays_stopped(trees, tmp_path):
             assert run.state == "failed"
             assert 5 <= max(row.get("epoch", 0) for row in run.history) < 400
         assert not next(iter(backend.sweeps.values())).requeued
-        models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
-        assert [a.metadata["status"] for a in models] == ["preempted"] * 2, "what it had is kept"
+        ends = [model.metadata["status"] for model in models_of(backend)]
+        assert ends == ["preempted"] * 2, "what it had is kept"
 
 
 @pytest.mark.slow
 def test_a_run_that_is_resumed_offline_is_uploaded_as_one(trees, tmp_path):
     with Backend() as backend:
-        env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
+        env = variables(backend, tmp_path, trees)
         env |= {"WANDB_MODE": "offline", "EMAAE_RUN_NAME": "r"}
-        command = [sys.executable, "train.py", *TINY, "--epochs=60", "--wandb_project=speech"]
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | env, stdout=subprocess.PIPE, text=True
-        )
+        process = started("train.py", *TINY, "--epochs=60", "--wandb_project=speech", env=env)
         for line in process.stdout:
             if line.startswith("epoch  5"):
                 process.terminate()
         process.communicate(timeout=60)
         first = json.loads((tmp_path / "runs" / "r" / "wandb.json").read_text())
-        done = forked("train.py", "--resume", **env)
-        assert done.returncode == 0, done.stderr
-        done = forked("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
-        assert done.returncode == 0, done.stderr
+        works("train.py", "--resume", **env)
+        works("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
         (run,) = backend.runs.values()
         assert run.id == first["id"]
         assert epochs_of(run) == list(range(1, 61))
@@ -607,16 +595,14 @@ SLOWLY = [pytest.param(when, marks=pytest.mark.slow) for when in ("before init",
 @pytest.mark.parametrize("when", [*SLOWLY, "at the upload"])
 def test_a_server_that_dies_ends_no_run_and_loses_nothing(trees, tmp_path, when):
     with Backend() as backend:
-        env = variables(backend, tmp_path / "home", trees, EMAAE_OUT_DIR=str(tmp_path / "runs"))
+        env = variables(backend, tmp_path, trees)
         env |= {"WANDB_FINISH_TIMEOUT": "15", "WANDB_INIT_TIMEOUT": "10"}
         if when == "at the upload":
-            backend.fail("CreateArtifact", times=None)
+            backend.failures["CreateArtifact"] = 500
         elif when == "before init":
             backend.stop()
-        command = [sys.executable, "train.py", *TINY, "--epochs=30", "--wandb=auto"]
-        command += ["--wandb_project=speech", "--reconstruction_every=100"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes)
+        flags = ("--epochs=30", "--wandb=auto", "--reconstruction_every=100")
+        process = started("train.py", *TINY, *flags, "--wandb_project=speech", env=env)
         if when == "in the middle":
             for line in process.stdout:
                 if line.startswith("epoch"):
@@ -633,10 +619,8 @@ def test_a_server_that_dies_ends_no_run_and_loses_nothing(trees, tmp_path, when)
         backend.failures.clear()
         if when != "at the upload":
             backend.start()
-        done = forked("-m", "emaae", "upload-pending", str(folder), **env)
-        assert done.returncode == 0, done.stdout + done.stderr
+        works("-m", "emaae", "upload-pending", str(folder), **env)
         (run,) = backend.runs.values()
         epochs = epochs_of(run)
         assert sorted(set(epochs)) == list(range(1, 31))
-        model = next(a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED")
-        assert model.files["best.pth"] == (folder / "best.pth").read_bytes()
+        assert models_of(backend)[0].files["best.pth"] == (folder / "best.pth").read_bytes()

@@ -171,7 +171,7 @@ def test_a_report_of_a_sweep_has_the_same_panels_of_its_runs_alone(view, tmp_pat
 
 def test_a_server_that_refuses_is_one_line(tmp_path):
     with Backend() as backend:
-        backend.fail("UpsertView2", times=None, status=403)
+        backend.failures["UpsertView2"] = 403
         env = backend.environment(tmp_path)
         done = forked("-m", "analysis.workspace", "me/project", **env)
     assert done.returncode == 2

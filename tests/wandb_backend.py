@@ -62,7 +62,7 @@ class Query:
             return node and [self._select(n, parent, unknown) for n in node]
         found = {}
         for f in parent.selection_set.selections:
-            name = f.kind != "inline_fragment" and f.name.value
+            name = f.name.value
             if any(
                 self._value(d.arguments[0].value) != (d.name.value == "include")
                 for d in f.directives or ()
@@ -70,9 +70,6 @@ class Query:
                 continue
             if f.kind == "fragment_spread":
                 found |= self._select(node, self.fragments[name], unknown)
-            elif f.kind == "inline_fragment":
-                if f.type_condition.name.value == node.get("__typename"):
-                    found |= self._select(node, f, unknown)
             else:
                 if name not in node and name not in NULL:
                     unknown.add(f"{node.get('__typename', '?')}.{name}")
@@ -86,27 +83,9 @@ class Query:
 
 
 # Asked for and answered null: this server has nothing to say about them.
-NULL = frozenset(
-    [
-        "admin",
-        "cliVersionInfo",
-        "commit",
-        "controller",
-        "controllerRunName",
-        "deletedAt",
-        "description",
-        "email",
-        "digestAlgorithm",
-        "historyStep",
-        "latestLocalVersionInfo",
-        "mimetype",
-        "organization",
-        "scheduler",
-        "systemMetrics",
-        "uploadHeaders",
-        "uploadMultipartUrls",
-        "xxhashDigestsEnabled",
-    ]
+NULL = (
+    *("commit", "controller", "description", "email", "historyStep", "scheduler"),
+    *("systemMetrics", "uploadHeaders", "uploadMultipartUrls"),
 )
 
 
@@ -120,12 +99,8 @@ def connection(items, node=None, after=None, first=None, **_):
     """One page of items, as GraphQL lists them; a cursor is the number of items before the next."""
     start = int(after or 0)
     stop = min(len(items), start + (first or len(items)))
-    page = {"endCursor": str(stop), "hasNextPage": stop < len(items)}
-    edges = [
-        {"cursor": str(i + 1), "node": node(items[i]), "version": f"v{len(items) - 1 - i}"}
-        for i in range(start, stop)
-    ]
-    page["__typename"] = "PageInfo"
+    page = {"__typename": "PageInfo", "endCursor": str(stop), "hasNextPage": stop < len(items)}
+    edges = [{"cursor": str(i + 1), "node": node(items[i])} for i in range(start, stop)]
     return {"totalCount": len(items), "pageInfo": page, "edges": edges}
 
 
@@ -143,7 +118,6 @@ class Run:
     id: str
     entity: str
     project: str
-    number: int
     raw_config: dict = field(default_factory=dict)
     lines: dict = field(default_factory=dict)
     files: dict = field(default_factory=dict)
@@ -154,14 +128,10 @@ class Run:
     notes: str | None = None
     state: str = "running"
     sweep: str | None = None
-    host: str | None = None
-    program: str | None = None
     exit_code: int | None = None
     preempting: bool = False
     stop: bool = False  # set by a test: the agent is told to stop this run
     created: str = field(default_factory=now)
-    inputs: list = field(default_factory=list)
-    summary_metrics: dict = field(default_factory=dict)
 
     @property
     def config(self):
@@ -174,11 +144,7 @@ class Run:
     @property
     def summary(self):
         lines = self.lines.get("wandb-summary.json")
-        return json.loads(lines[-1]) if lines else self.summary_metrics
-
-    @property
-    def output(self):
-        return "\n".join(self.lines.get("output.log", []))
+        return json.loads(lines[-1]) if lines else {}
 
 
 @dataclass
@@ -215,45 +181,27 @@ class Sweep:
 
     def points(self):
         """Every point of the grid: names sorted, the last one running fastest."""
-        axes = list(axes_of(self.config["parameters"]))
-        for values in itertools.product(*(values for _, values in axes)):
-            point = {}
-            for (path, _), value in zip(axes, values, strict=True):
-                place = point
-                for name in path[:-1]:
-                    place = place.setdefault(name, {})
-                place[path[-1]] = value
-            yield point
+        axes = {name: values(spec) for name, spec in sorted(self.parameters.items())}
+        for point in itertools.product(*axes.values()):
+            yield dict(zip(axes, point, strict=True))
 
     def next_point(self):
         if len(self.runs) >= self.config.get("run_cap", float("inf")):
             return None
         if self.config["method"] != "grid":  # a search draws, however cleverly
             return {name: drawn(spec, len(self.runs)) for name, spec in self.parameters.items()}
-        taken = [run.config for run in self.runs]
-        for point in self.points():
-            if not any(all(k in t and t[k] == v for k, v in point.items()) for t in taken):
-                return point
-        return None
+        taken = [run.config.items() for run in self.runs]
+        return next((p for p in self.points() if not any(p.items() <= t for t in taken)), None)
+
+
+def values(spec):
+    return spec["values"] if "values" in spec else [spec["value"]]
 
 
 def drawn(spec, seed):
     """A value of a parameter, as a search draws one."""
     dice = random.Random(seed)
-    if "min" in spec:
-        return dice.uniform(spec["min"], spec["max"])
-    return dice.choice(spec["values"] if "values" in spec else [spec["value"]])
-
-
-def axes_of(parameters, path=()):
-    """(path, values) of each parameter, nested ones by their full path, sorted by name."""
-    for name, spec in sorted(parameters.items()):
-        if "parameters" in spec:
-            yield from axes_of(spec["parameters"], (*path, name))
-        elif "min" in spec:
-            yield (*path, name), list(range(spec["min"], spec["max"] + 1))
-        else:
-            yield (*path, name), spec["values"] if "values" in spec else [spec["value"]]
+    return dice.uniform(spec["min"], spec["max"]) if "min" in spec else dice.choice(values(spec))
 
 
 @dataclass
@@ -264,12 +212,11 @@ class Artifact:
     type: str
     collection: "Collection"
     digest: str
-    metadata: dict
     blobs: dict
     wanted: list  # aliases to take at the commit
+    metadata: dict = field(default_factory=dict)
     description: str | None = None
     run_id: str | None = None
-    client_id: str | None = None
     manifest: dict = field(default_factory=dict)
     manifest_bytes: bytes = b""
     state: str = "PENDING"
@@ -280,23 +227,24 @@ class Artifact:
     aliases = property(lambda self: self.collection.aliases_of(self))
 
     @property
-    def files(self):
+    def addresses(self):
         contents = self.manifest.get("contents", {})
-        return {p: self.blobs[address(e["digest"])] for p, e in contents.items() if "ref" not in e}
+        return {path: address(entry["digest"]) for path, entry in contents.items()}
+
+    @property
+    def files(self):
+        return {path: self.blobs[name] for path, name in self.addresses.items()}
 
 
 @dataclass
 class Collection:
     """Versions under one name, and which of them each alias means."""
 
-    id: str
     entity: str
     project: str
     name: str
-    type: str
     members: list = field(default_factory=list)
     aliases: dict = field(default_factory=dict)
-    created: str = field(default_factory=now)
 
     def index(self, artifact):
         return next((i for i, a in enumerate(self.members) if a is artifact), None)
@@ -325,15 +273,16 @@ class Backend:
     runs, sweeps by id; artifacts in order of creation; collections by (entity, project, name);
     requests [(operation or "METHOD path", variables)]; strays: hosts that a client of
     `environment` tried to reach elsewhere; unknown: GraphQL fields asked for and answered null;
-    views: workspaces that were saved, as they arrived; dies_at: which request, counted from 0, is
-    the last one, if any.
+    views: workspaces that were saved, as they arrived; failures: the HTTP status with which an
+    operation is refused, by its name; dies_at: which request, counted from 0, is the last one, if
+    any, and gets no answer.
     """
 
     def __init__(self, entity="tester"):
         self.entity, self.lock, self.port = entity, threading.RLock(), 0
         self.runs, self.sweeps, self.artifacts, self.collections = {}, {}, [], {}
         self.agents, self.blobs, self.requests, self.strays = {}, {}, [], []
-        self.unknown, self.failures, self.server = set(), [], None
+        self.unknown, self.failures, self.server = set(), {}, None
         self.views, self.dies_at = [], None
 
     def __enter__(self):
@@ -360,24 +309,6 @@ class Backend:
         if server:
             server.shutdown()
             server.server_close()
-
-    def fail(self, operation, times=1, status=500):
-        """Answer the next `times` requests of an operation, or path part, with `status`.
-
-        status None: the server dies at that request, without an answer. times None: for good.
-        """
-        self.failures.append([operation, times, status])
-
-    def failure(self, operation):
-        """The status that a test asked for here: an int, None to die, or False to go on."""
-        for failure in self.failures:
-            if failure[0] in (operation, "*") or "/" in failure[0] and failure[0] in operation:
-                if failure[1] is not None:
-                    failure[1] -= 1
-                    if failure[1] <= 0:
-                        self.failures.remove(failure)
-                return failure[2]
-        return False
 
     def environment(self, home):
         """Variables for a child process whose wandb talks to this server and to nobody else.
@@ -426,9 +357,8 @@ class Backend:
         def mutation(name):
             return lambda input: getattr(self, f"do_{name}")(**input)
 
-        user = node("User", self, "name=entity username=entity entity")
-        user |= {"id": "user", "flags": "{}", "teams": connection([]), "apiKeys": connection([])}
-        collections, artifacts = self.collections.values, self.artifacts
+        user = node("User", self, "username=entity entity")
+        user |= {"id": "user", "flags": "{}", "teams": connection([])}
         return {
             **{name[3:]: mutation(name[3:]) for name in dir(self) if name.startswith("do_")},
             "viewer": user,
@@ -439,21 +369,11 @@ class Backend:
             "models": lambda entityName=None, **page: connection(
                 ["project"], lambda name: self.project_node(name, entityName), **page
             ),
-            "entity": lambda name: {"id": f"entity-{name}", "name": name},
             "artifact": lambda id: self.artifact_node(self.artifact(id)),
-            "artifactCollection": lambda id: self.collection_node(
-                next((c for c in collections() if c.id == id), None)
-            ),
-            "clientIDMapping": lambda clientID: {
-                "serverID": next((a.id for a in artifacts if a.client_id == clientID), None)
-            },
         }
 
     def project_node(self, name, entityName=None):
         project, entity = name, entityName or self.entity
-
-        def here(things):
-            return [t for t in things.values() if (t.entity, t.project) == (entity, project)]
 
         def collection(name):
             return self.collection_node(self.collections.get((entity, project, name)))
@@ -466,7 +386,8 @@ class Backend:
 
         def runs(filters=None, order=None, **page):
             wanted = json.loads(filters or "{}").get("$and", [])
-            found = [r for r in here(self.runs) if all({"sweep": r.sweep} == w for w in wanted)]
+            here = [r for r in self.runs.values() if (r.entity, r.project) == (entity, project)]
+            found = [r for r in here if all({"sweep": r.sweep} == w for w in wanted)]
             return connection(found, self.run_node, **page)
 
         return {
@@ -484,10 +405,6 @@ class Backend:
             "runs": runs,
             "runCount": lambda filters=None: runs(filters)["totalCount"],
             "sweep": lambda sweepName: self.sweep_node(self.sweeps.get(sweepName)),
-            "sweeps": lambda filters=None, **page: connection(
-                here(self.sweeps), self.sweep_node, **page
-            ),
-            "totalSweeps": len(here(self.sweeps)),
             "artifact": lambda name: (found := membership(name)) and found["artifact"](),
             "artifactCollectionMembership": membership,
             "artifactCollection": collection,
@@ -503,7 +420,6 @@ class Backend:
             end = float("inf") if maxStep is None else maxStep
             return [json.dumps(r) for r in rows if minStep <= r["_step"] < end]
 
-        logged = [a for a in self.artifacts if a.run_id == run.id and a.state == "COMMITTED"]
         own = run.raw_config.get("_wandb", {})
         return node(
             "Run",
@@ -533,8 +449,6 @@ class Backend:
             "historyKeys": {"sets": [], "lastStep": len(rows) - 1, "keys": keys},
             "history": page_of_history,
             "parquetHistory": lambda liveKeys: {"parquetUrls": [], "liveData": rows},
-            "outputArtifacts": lambda **page: connection(logged, self.artifact_node, **page),
-            "inputArtifacts": lambda **page: connection(run.inputs, self.artifact_node, **page),
         }
 
     def sweep_node(self, sweep):
@@ -563,17 +477,9 @@ class Backend:
     def collection_node(self, c):
         if c is None:
             return None
-        return node("ArtifactSequence", c, "id name createdAt=created updatedAt=created") | {
+        return node("ArtifactSequence", c, "name") | {
             "project": lambda: self.project_node(c.project, c.entity),
-            "defaultArtifactType": {"name": c.type},
-            "tags": connection([]),
             "latestArtifact": lambda: self.artifact_node(c.members[-1] if c.members else None),
-            "aliases": lambda **page: connection(
-                sorted(c.aliases), lambda alias: self.alias_node(c, alias), **page
-            ),
-            "artifacts": lambda order=None, filters=None, **page: connection(
-                c.members[::-1], self.artifact_node, **page
-            ),
             "artifactMembership": lambda aliasName: (
                 (found := c.find(aliasName)) and self.membership_node(c, found)
             ),
@@ -581,26 +487,28 @@ class Backend:
 
     def alias_node(self, collection, alias):
         return node("ArtifactAlias") | {
-            "id": f"{collection.id}-{alias}",
+            "id": f"{collection.name}-{alias}",
             "alias": alias,
             "artifactCollection": lambda: self.collection_node(collection),
         }
 
     def membership_node(self, collection, artifact):
         return node("ArtifactCollectionMembership", artifact, "createdAt=created") | {
-            "id": f"{collection.id}-{artifact.id}",
+            "id": f"{collection.name}-{artifact.id}",
             "versionIndex": collection.index(artifact),
             "aliases": [self.alias_node(collection, a) for a in collection.aliases_of(artifact)],
             "artifactCollection": lambda: self.collection_node(collection),
             "artifact": lambda: self.artifact_node(artifact),
-            "files": lambda **page: self.artifact_files(artifact, **page),
+            "files": lambda **page: connection(
+                list(artifact.addresses.items()),
+                lambda file: self.file_node(file[0], f"blobs/{file[1]}"),
+                **page,
+            ),
         }
 
     def artifact_node(self, a):
         if a is None:
             return None
-        homes = [c for c in self.collections.values() if c.index(a) is not None]
-        users = [r for r in self.runs.values() if a in r.inputs]
         return node(
             "Artifact",
             a,
@@ -608,47 +516,25 @@ class Backend:
             "updatedAt=created",
         ) | {
             "artifactSequence": lambda: self.collection_node(a.collection),
-            "artifactMemberships": lambda **page: connection(
-                homes, lambda c: self.membership_node(c, a), **page
-            ),
             "artifactType": {"name": a.type},
             "metadata": json.dumps(a.metadata),
             "ttlDurationSeconds": -2,
             "ttlIsInherited": True,
             "tags": [],
             "size": sum(map(len, a.files.values())) if a.state == "COMMITTED" else 0,
-            "digestAlgorithm": "MANIFEST_MD5",
             "fileCount": len(a.manifest.get("contents", {})),
-            "aliases": [self.alias_node(c, alias) for c in homes for alias in c.aliases_of(a)],
+            "aliases": [self.alias_node(a.collection, alias) for alias in a.aliases],
             "currentManifest": lambda: {"file": self.manifest_file(a)},
-            "createdBy": lambda: self.run_node(self.runs.get(a.run_id)),
-            "usedBy": lambda **page: connection(users, self.run_node, **page),
-            "filesByManifestEntries": lambda entries=None, **_: self.artifact_files(
-                a, [entry["name"] for entry in entries or []]
-            ),
         }
 
-    def artifact_files(self, artifact, names=None, **page):
-        found = [(n, body) for n, body in artifact.files.items() if not names or n in names]
-        return connection(
-            found, lambda f: self.file_node(*f, f"blobs/{address(digest(f[1]))}"), **page
-        )
-
-    def file_node(self, name, body, path):
+    def file_node(self, name, path):
         """A file by its path in storage: the same address takes it and gives it back."""
-        url, md5 = f"{self.url}/storage/{quote(path)}", digest(body)
-        return node("File") | {
-            **dict.fromkeys(("id", "storagePath"), path),
-            **dict.fromkeys(("name", "displayName"), name),
-            **dict.fromkeys(("md5", "digest"), md5),
-            **dict.fromkeys(("url", "directUrl", "uploadUrl"), url),
-            "sizeBytes": len(body),
-            "updatedAt": now(),
-        }
+        url = f"{self.url}/storage/{quote(path)}"
+        places = {"id": path, "storagePath": path, "directUrl": url, "uploadUrl": url}
+        return node("File") | places | {"name": name}
 
     def manifest_file(self, artifact):
-        path = f"manifests/{artifact.id}"
-        return self.file_node("wandb_manifest.json", artifact.manifest_bytes, path)
+        return self.file_node("wandb_manifest.json", f"manifests/{artifact.id}")
 
     def artifact(self, id):
         return next((a for a in self.artifacts if a.id == id), None)
@@ -671,14 +557,11 @@ class Backend:
         run = self.runs.get(name)
         if inserted := run is None:
             entity, project = entityName or self.entity, modelName or "uncategorized"
-            run = self.runs[name] = Run(name, entity, project, len(self.runs))
+            run = self.runs[name] = Run(name, entity, project)
         if given.get("config"):
             run.raw_config = json.loads(given["config"])
-        if given.get("summaryMetrics"):
-            run.summary_metrics = json.loads(given["summaryMetrics"])
-            run.lines.pop("wandb-summary.json", None)
-        names = "groupName=group jobType=job_type displayName=display_name jobProgram=program"
-        for pair in f"{names} tags=tags notes=notes sweep=sweep host=host state=state".split():
+        names = "groupName=group jobType=job_type displayName=display_name"
+        for pair in f"{names} tags=tags notes=notes sweep=sweep state=state".split():
             key, attribute = pair.split("=")
             if given.get(key) is not None:
                 setattr(run, attribute, given[key])
@@ -687,11 +570,8 @@ class Backend:
         return {"bucket": self.run_node(run), "inserted": inserted}
 
     def do_createRunFiles(self, runName, files, **_):
-        nodes = [self.file_node(f, b"", f"runs/{runName}/{f}") for f in files]
+        nodes = [self.file_node(f, f"runs/{runName}/{f}") for f in files]
         return {"runID": f"run-{runName}", "uploadHeaders": [], "files": nodes}
-
-    def do_markRunFilesUploaded(self, **_):
-        return {"success": True}
 
     def do_upsertSweep(self, id=None, config=None, entityName=None, projectName=None, **given):
         """Create a sweep, with the runs that its filter names (`wandb sweep -R`), or change one."""
@@ -712,8 +592,6 @@ class Backend:
         return {"sweep": self.sweep_node(sweep), "configValidationWarnings": []}
 
     def do_createAgent(self, sweep, **_):
-        if sweep not in self.sweeps:
-            raise Refused(f"sweep {sweep} not found", 404)
         agent = f"agent{len(self.agents):03d}"
         self.agents[agent] = sweep
         return {"agent": {"id": agent, "name": agent}}
@@ -724,36 +602,29 @@ class Backend:
         running = [name for name, alive in json.loads(runState or "{}").items() if alive]
         for name in running:
             self.runs[name].stop |= sweep.gives_up(self.runs[name])
-        commands = [
-            {"type": "stop", "run_id": name}
-            for name in running
-            if self.runs[name].stop or sweep.state == "CANCELED"
-        ]
-        if not running and sweep.state in ("FINISHED", "CANCELED"):
-            commands = [{"type": "exit"}]
-        elif not running and sweep.state != "PAUSED":
-            commands = [self.next_run(sweep)]
+        commands = [{"type": "stop", "run_id": run} for run in running if self.runs[run].stop]
+        if not running:
+            commands = [{"type": "exit"} if sweep.state == "FINISHED" else self.next_run(sweep)]
         return {"agent": {"id": id}, "commands": json.dumps(commands)}
 
     def next_run(self, sweep):
         if sweep.requeued:
             run = sweep.requeued.pop(0)
             run.state = "running"
-            # As the server does: the whole config, the client's private part included.
-            args = run.raw_config
         else:
             point = sweep.next_point()
             if point is None:
                 sweep.state = "FINISHED"
                 return {"type": "exit"}
             name = f"{sweep.id}-{len(sweep.runs):03d}"
-            run = Run(name, sweep.entity, sweep.project, len(self.runs), sweep=sweep.id)
+            run = Run(name, sweep.entity, sweep.project, sweep=sweep.id)
             run.raw_config = {k: {"value": v} for k, v in point.items()}
             self.runs[name] = run
             sweep.runs.append(run)
             sweep.state = "RUNNING"
-            args = {k: {"value": v} for k, v in point.items()}
-        program = sweep.config.get("program")
+        # As the server does: of a run that is queued again the whole config, the client's private
+        # part included.
+        args, program = run.raw_config, sweep.config.get("program")
         return {"type": "run", "run_id": run.id, "args": args, "program": program}
 
     def do_createArtifact(
@@ -762,24 +633,16 @@ class Backend:
         """A version to be filled and committed, or the one that has these contents already."""
         names = given.get("artifactCollectionNames") or [given["artifactCollectionName"]]
         key = (entityName or self.entity, projectName, names[0])
-        collection = self.collections.get(key) or Collection(
-            f"collection{len(self.collections):03d}", *key, artifactTypeName
-        )
-        if collection.type != artifactTypeName:
-            raise Refused(f"collection {names[0]} holds {collection.type}", 409)
-        self.collections[key] = collection
+        collection = self.collections.setdefault(key, Collection(*key))
         wanted = [a["alias"] for a in aliases or []]
         same = [a for a in collection.members if a.digest == digest]
         if same:
             collection.add(same[0], wanted)
             return {"artifact": self.artifact_node(same[0])}
-        id, metadata = (
-            f"artifact{len(self.artifacts):03d}",
-            json.loads(given.get("metadata") or "{}"),
-        )
-        artifact = Artifact(id, artifactTypeName, collection, digest, metadata, self.blobs, wanted)
-        artifact.run_id, artifact.client_id = given.get("runName"), given.get("clientID")
-        artifact.description = given.get("description")
+        id = f"artifact{len(self.artifacts):03d}"
+        artifact = Artifact(id, artifactTypeName, collection, digest, self.blobs, wanted)
+        artifact.run_id, artifact.description = given.get("runName"), given.get("description")
+        artifact.metadata = json.loads(given.get("metadata") or "{}")
         self.artifacts.append(artifact)
         return {"artifact": self.artifact_node(artifact)}
 
@@ -787,19 +650,15 @@ class Backend:
         file = self.manifest_file(self.artifact(artifactID))
         return {"artifactManifest": {"id": f"manifest-{artifactID}", "file": file}}
 
-    def do_updateArtifactManifest(self, artifactManifestID, **_):
-        return self.do_createArtifactManifest(artifactManifestID.removeprefix("manifest-"))
-
     def do_createArtifactFiles(self, artifactFiles, **_):
         """Where each file goes; no address for contents that are stored already."""
 
         def node(file):
             name = address(file["md5"])
-            answer = self.file_node(file["name"], b"", f"blobs/{name}")
+            answer = self.file_node(file["name"], f"blobs/{name}")
             if name in self.blobs:
                 answer["uploadUrl"] = None
-            artifact = {"id": file["artifactID"]}
-            return {**answer, "artifact": artifact}
+            return answer | {"artifact": {"id": file["artifactID"]}}
 
         return {"files": connection(artifactFiles, node)}
 
@@ -807,20 +666,15 @@ class Backend:
         """The version counts from here: every file of its manifest must have arrived."""
         artifact = self.artifact(artifactID)
         artifact.manifest = json.loads(artifact.manifest_bytes)
-        contents = artifact.manifest["contents"]
-        files = {p: address(e["digest"]) for p, e in contents.items() if "ref" not in e}
-        lost = [path for path, name in files.items() if name not in self.blobs]
+        lost = [path for path, name in artifact.addresses.items() if name not in self.blobs]
         if lost:
             raise Refused(f"files never uploaded: {lost}", 400)
         artifact.state = "COMMITTED"
         artifact.collection.add(artifact, artifact.wanted)
         return {"artifact": self.artifact_node(artifact)}
 
-    def do_useArtifact(self, artifactID, runName, **_):
-        artifact = self.artifact(artifactID)
-        if artifact not in self.runs[runName].inputs:
-            self.runs[runName].inputs.append(artifact)
-        return {"artifact": self.artifact_node(artifact)}
+    def do_useArtifact(self, artifactID, **_):
+        return {"artifact": self.artifact_node(self.artifact(artifactID))}
 
     # The other two protocols ---------------------------------------------------------------------
 
@@ -851,12 +705,10 @@ class Backend:
             self.blobs[name] = body
         else:
             raise Refused(f"md5 {digest(body)} sent as {name}", 400)
+        return {}
 
     def stored(self, path):
         kind, _, name = path.partition("/")
-        if kind == "runs":
-            run, _, name = name.partition("/")
-            return self.runs[run].files[name]
         return self.artifact(name).manifest_bytes if kind == "manifests" else self.blobs[name]
 
 
@@ -877,22 +729,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def body(self):
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            data = b""
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                data += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         return gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
 
     def reply(self, status, data=b"{}"):
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        self.wfile.write(data)
 
     def answer(self):
         backend, body = self.server.backend, self.body()
@@ -905,12 +749,10 @@ class Handler(BaseHTTPRequestHandler):
             operation = sent.get("operationName") or query.name
         with backend.lock:
             backend.requests.append((operation, variables))
-            status = backend.failure(operation)
-            if len(backend.requests) - 1 == backend.dies_at:
-                status = None
-        if status is None:
+            dies = len(backend.requests) - 1 == backend.dies_at
+        if dies:
             return backend.stop()
-        if status:
+        if status := backend.failures.get(operation):
             return self.reply(status, b'{"errors": [{"message": "as the test asked"}]}')
         try:
             with backend.lock:
@@ -919,8 +761,6 @@ class Handler(BaseHTTPRequestHandler):
         except Refused as error:
             message = {"errors": [{"message": str(error)}], "data": None}
             self.reply(error.status, json.dumps(message).encode())
-        except KeyError as error:
-            self.reply(404, json.dumps({"errors": [{"message": f"no {error}"}]}).encode())
 
     def route(self, backend, path, body, query):
         if query:
@@ -929,16 +769,14 @@ class Handler(BaseHTTPRequestHandler):
             return backend.file_stream(backend.runs[path.split("/")[-2]], json.loads(body))
         if path.startswith("/storage/"):
             name = path.removeprefix("/storage/")
-            return (
-                backend.store(name, body) or {} if self.command == "PUT" else backend.stored(name)
-            )
+            return backend.store(name, body) if self.command == "PUT" else backend.stored(name)
         raise Refused(f"no such path {path}", 404)
 
     def do_CONNECT(self):
         self.server.backend.strays.append(self.path)
         self.reply(403)
 
-    do_GET = do_POST = do_PUT = do_HEAD = answer
+    do_GET = do_POST = do_PUT = answer
 
 
 class Server(ThreadingHTTPServer):

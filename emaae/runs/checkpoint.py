@@ -6,7 +6,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,11 +20,11 @@ from emaae.system.files import PIECE, Pieces, open_plain
 
 # Of last.pt; raised when an older program could no longer read it.
 FORMAT = 3
-# What an interrupted run goes on from, and what it goes on from when that is broken.
+# The state that an interrupted run goes on from, and its predecessor in case it is broken.
 LAST = ("last.pt", "last.previous.pt")
-# What must be in it, and of which kind.
-STATE = {"epoch": int, "batch": int, "stopped": bool, "model": dict, "optimizer": list}
-STATE |= {"selection": dict, "phase": dict, "schedule": dict}
+# The entries that it must have, and their types.
+STATE = {"format": int, "epoch": int, "batch": int, "stopped": bool, "model": dict}
+STATE |= {"optimizer": list, "selection": dict, "phase": dict, "schedule": dict}
 
 # A file of weights may hold them as float64, or all that last.pt has.
 MOST_OF_WEIGHTS = 8
@@ -58,10 +58,8 @@ def write_whole(path: Path, write: Any, keep: Path | None = None, *, flushed: bo
                 os.close(folder)
     except (OSError, RuntimeError) as error:
         # torch.save raises an error of its own, whose context is that of the disk.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        if cause is None:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
             raise
         raise UserError(not_written(path, cause)) from None
     finally:
@@ -70,11 +68,21 @@ def write_whole(path: Path, write: Any, keep: Path | None = None, *, flushed: bo
 
 
 def not_written(path: Path, error: OSError) -> str:
-    """The message for a disk that is full or gone."""
+    """The message about a disk that is full or gone."""
     return (
         f"{path} cannot be written ({error.strerror or error}): make room; what was written before "
         "is intact, and the same command (--resume, of a run) goes on from it"
     )
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there. Raises UserError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be made ({error.strerror}): make room, or name another folder"
+        ) from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -95,32 +103,28 @@ def save_last(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_last(folder: Path) -> dict[str, Any]:
-    """The state in last.pt; when that is broken, with a warning, the one before. UserError."""
-    broken: UserError | None = None
-    for name in LAST:
-        try:
-            state = load(folder / name)
-        except UserError as error:
-            if broken is None and (folder / name).exists():
-                warnings.warn(f"{error}; going on from {LAST[1]}", stacklevel=2)
-            broken = broken or error
-            continue
-        form = state.get("format")
-        if isinstance(form, int) and form != FORMAT:
-            raise UserError(
-                f"{folder / name} has format {form}, this program reads {FORMAT}: go on "
-                "with the version that wrote it, or begin another run"
-            )
-        if form is None or any(not isinstance(state.get(key), kind) for key, kind in STATE.items()):
-            raise UserError(f"{folder / name} is not the state of a training: remove the run")
-        return state
-    assert broken is not None
-    raise broken
+    """The state in last.pt or, with a warning, the one before if that is broken. UserError."""
+    path, previous = (folder / name for name in LAST)
+    try:
+        state = load(path)
+    except UserError as error:
+        if not previous.exists():
+            raise
+        if path.exists():
+            warnings.warn(f"{error}; going on from {previous.name}", stacklevel=2)
+        path, state = previous, load(previous)
+    form = state.get("format")
+    if isinstance(form, int) and form != FORMAT:
+        raise UserError(
+            f"{path} has format {form}, this program reads {FORMAT}: go on with the version that "
+            "wrote it, or begin another run"
+        )
+    if any(not isinstance(state.get(key), kind) for key, kind in STATE.items()):
+        raise UserError(f"{path} is not the state of a training: remove the run")
+    return state
 
 
-def load(
-    path: str | Path, device: torch.device | str = "cpu", at_most: int = 1 << 40
-) -> dict[str, Any]:
+def load(path: str | Path, at_most: int = 1 << 40) -> dict[str, Any]:
     """Read what `save` wrote, with `weights_only=True`, of at most so many bytes. UserError."""
     try:
         file = open_plain(path, at_most)
@@ -130,7 +134,7 @@ def load(
         try:
             _check_kind(file, path)
             _check_archive(file, path)
-            content = torch.load(file, map_location=device, weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         except UserError:
             raise
         except pickle.UnpicklingError:
@@ -148,7 +152,7 @@ def load(
     return content
 
 
-# How files begin that are taken for checkpoints, and what they are.
+# First bytes of files that are mistaken for checkpoints, and what these files are.
 KINDS = {
     b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` gets the file itself",
     b"\x80": "a pickle, perhaps a checkpoint of PyTorch before 1.6: load it where it was made, and "
@@ -160,7 +164,7 @@ KINDS = {
 
 
 def _check_kind(file: BinaryIO, path: str | Path) -> None:
-    """Refuse a file that is of another kind, and say which."""
+    """Raise BadFile for a file of another kind, and say of which."""
     head = file.read(32)
     file.seek(0)
     if head[8:9] == b"{":  # after the length of its list of tensors
@@ -173,14 +177,24 @@ def _check_kind(file: BinaryIO, path: str | Path) -> None:
 
 
 def _check_archive(file: BinaryIO, path: str | Path) -> None:
-    """Refuse a flipped bit, and what would need more memory than the file has bytes.
+    """Raise BadFile for a flipped bit, and for what would take more memory than the file's size.
 
     torch.load compares no sums, and allocates whatever size a file claims.
     """
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(Pieces(file, str(path))) as archive:
         members = archive.infolist()
-        _check_members(members, size, path)
+        compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if compressed or size < sum(member.file_size for member in members):
+            raise BadFile(
+                f"{path} is not a checkpoint as torch.save writes it: expected an archive whose "
+                "members are not compressed and do not overlap"
+            )
+        if any(m.filename.endswith(".pkl") and m.file_size > MOST_PICKLE for m in members):
+            raise BadFile(
+                f"{path} is not a checkpoint of a model: its list of tensors has more than "
+                f"{MOST_PICKLE} bytes"
+            )
         for member in members:
             with archive.open(member) as content:
                 while content.read(PIECE):
@@ -188,25 +202,10 @@ def _check_archive(file: BinaryIO, path: str | Path) -> None:
     file.seek(0)
 
 
-def _check_members(members: Sequence[zipfile.ZipInfo], size: int, path: str | Path) -> None:
-    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or size < sum(
-        m.file_size for m in members
-    ):
-        raise BadFile(
-            f"{path} is not a checkpoint as torch.save writes it: expected an archive whose "
-            "members are not compressed and do not overlap"
-        )
-    if any(m.filename.endswith(".pkl") and m.file_size > MOST_PICKLE for m in members):
-        raise BadFile(
-            f"{path} is not a checkpoint of a model: its list of tensors has more than "
-            f"{MOST_PICKLE} bytes"
-        )
-
-
 def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
     """Put the state_dict of a .pth into a model of the same architecture. Raises UserError.
 
-    One of the original project is read by the names of `emaae.runs.original`.
+    The names of the original project are translated, see `emaae.runs.original`.
     """
     if os.path.isdir(path):
         raise UserError(f"{path} is a directory: name the weights in it, such as {path}/best.pth")
@@ -218,27 +217,28 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
             f"{path} holds the whole state of a run, not weights alone: use the best.pth beside it"
         )
     found = original.renamed(unwrapped(found), model.input_dim)
+    kind = f"{model.get_type()} with norm {model.norm}"
     for name, tensor in expected.items():
         if name not in found:
             raise UserError(
-                f"{path} has no entry {name}: it holds another architecture than "
-                f"{model.get_type()} with norm {model.norm}; give its --model_config"
+                f"{path} has no entry {name}: it holds another architecture than {kind}; give its "
+                "--model_config"
             )
-        shape = getattr(found[name], "shape", None)
-        if shape != tensor.shape or found[name].layout != torch.strided or found[name].is_meta:
+        value = found[name]
+        shape = getattr(value, "shape", None)
+        if shape != tensor.shape or value.layout != torch.strided or value.is_meta:
             raise UserError(
                 f"{path}: {name} has shape {tuple(shape or ())}, expected {tuple(tensor.shape)} "
-                f"for {model.get_type()} with norm {model.norm}; give its --model_config"
+                f"for {kind}; give its --model_config"
             )
-        if found[name].dtype.is_floating_point != tensor.dtype.is_floating_point:
+        if value.dtype.is_floating_point != tensor.dtype.is_floating_point:
             raise UserError(
-                f"{path}: {name} has dtype {found[name].dtype}, expected {tensor.dtype}: the "
-                "model is broken, use another"
+                f"{path}: {name} has dtype {value.dtype}, expected {tensor.dtype}: the model is "
+                "broken, use another"
             )
-        no_spread = (name == "sd" and (found[name] <= 0).any()) or (
-            name.endswith("running_var") and (found[name] < 0).any()
-        )
-        if no_spread or not torch.isfinite(found[name]).all():
+        bad_sd = name == "sd" and (value <= 0).any()
+        bad_variance = name.endswith("running_var") and (value < 0).any()
+        if bad_sd or bad_variance or not torch.isfinite(value).all():
             raise UserError(
                 f"{path}: {name} holds numbers that are not finite, a standard deviation of 0, or "
                 "a negative variance: the model is broken, use another"
@@ -246,29 +246,29 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
     unknown = sorted(set(found) - set(expected), key=str)
     if unknown:
         raise UserError(
-            f"{path} has the entry {unknown[0]}, which {model.get_type()} with norm {model.norm} "
-            "does not know; give its --model_config"
+            f"{path} has the entry {unknown[0]}, which {kind} does not know; give its "
+            "--model_config"
         )
     if next(model.parameters()).is_meta:
         model.to_empty(device="cpu")
     model.load_state_dict(found)
 
 
-def load_model_file(path: Path, device: torch.device | str = "cpu") -> CNNAutoEncoder:
+def load_model_file(path: Path) -> CNNAutoEncoder:
     """The model in a .pth beside its model_config.json, in evaluation mode. Raises UserError."""
     config = command_line.completed({"model_config": str(path.parent / "model_config.json")})
     # A model_config.json may say any size: memory is taken when the weights have it too.
     with torch.device("meta"):
         model = build_model(**config.architecture)
     load_weights(model, path)
-    return model.to(device).eval()
+    return model.eval()
 
 
 def unwrapped(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A state_dict without what trainers put around it.
+    """The state_dict inside of what a trainer has saved.
 
-    A dictionary with other things beside it under `state_dict` or `model_state_dict`, and names
-    that begin with `module.` (DataParallel) or `_orig_mod.` (torch.compile).
+    It may be an entry `state_dict` or `model_state_dict` among others, and its names may begin with
+    `module.` (DataParallel) or `_orig_mod.` (torch.compile).
     """
     for key in ("state_dict", "model_state_dict"):
         if isinstance(found.get(key), dict):
@@ -286,10 +286,7 @@ def export_original(model: CNNAutoEncoder, out: Path, settings: Mapping[str, Any
     cannot say, or the disk does not take.
     """
     state, config = original.state_dict(model), original.model_config(model, settings)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror}): name another folder") from None
+    make_folder(out)
     write_json(out / "model_config.json", config)
     weights = out / f"{model.get_type()}.pth"
     save(weights, state)

@@ -21,8 +21,12 @@ class Terminal(Follower):
 
     def began(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """Print what is trained on what."""
+        if self.config.uses_demo:
+            print("data: generated for demonstration; give --train_dir and --val_dir for your own")
+        for name, split in splits.items():
+            minutes = len(split.frames) / FRAME_RATE_HZ / 60
+            print(f"{name:<5} {len(split):>6} utterances {minutes:>8.1f} min")
         n_parameters = sum(p.numel() for p in model.parameters())
-        print(data_lines(splits, self.config.uses_demo))
         print(f"model {model.get_type()}, {n_parameters / 1e6:.2f} M parameters", flush=True)
 
     def resumed(self, last: Mapping[str, Any]) -> None:
@@ -32,38 +36,45 @@ class Terminal(Follower):
         print(f"going on after {last['epoch']} epochs{batches}, {settings}", flush=True)
 
     def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
-        """Print a line."""
-        print(epoch_line(row, self.config.epochs, seconds), flush=True)
+        """Print what a person wants to know of an epoch, in one line."""
+        epochs = self.config.epochs
+        print(
+            f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+            f"  alpha {row['alpha']:.3f}"
+            f"  train loss {row['train/loss']:.4f}"
+            f"  val loss {row['val/loss']:.4f}  fvu {row['val/fvu']:.4f}"
+            f"  sparsity {row['val/sparsity']:.3f}  dead {row['val/dead']:.3f}"
+            f"  persistence {row['val/persistence_within']:.2f}"
+            f"  score {row['val/score']:.4f}  {seconds:.1f} s",
+            flush=True,
+        )
 
     def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
-        """Print the main numbers, unless the run was interrupted or failed."""
-        if status not in ("failed", "preempted"):
-            print(table(metrics, status, self.folder, curves), flush=True)
+        """Print the main numbers of each split that was measured, and the model's path.
 
-
-def data_lines(splits: Mapping[str, Split], demo: bool) -> str:
-    """How much there is of each split, and whether it is generated."""
-    lines = [
-        f"{name:<5} {len(split):>6} utterances {len(split.frames) / FRAME_RATE_HZ / 60:>8.1f} min"
-        for name, split in splits.items()
-    ]
-    if demo:
-        own = "give --train_dir and --val_dir for your own"
-        lines.insert(0, f"data: generated for demonstration; {own}")
-    return "\n".join(lines)
-
-
-def epoch_line(row: Mapping[str, Any], epochs: int, seconds: float) -> str:
-    """What a person wants to know of an epoch, in one line."""
-    return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
-        f"  alpha {row['alpha']:.3f}"
-        f"  train loss {row['train/loss']:.4f}"
-        f"  val loss {row['val/loss']:.4f}  fvu {row['val/fvu']:.4f}"
-        f"  sparsity {row['val/sparsity']:.3f}  dead {row['val/dead']:.3f}"
-        f"  persistence {row['val/persistence_within']:.2f}"
-        f"  score {row['val/score']:.4f}  {seconds:.1f} s"
-    )
+        Nothing of a run that was interrupted or failed.
+        """
+        if status in ("failed", "preempted"):
+            return
+        print(f"\n{status} {self.folder}")
+        if status == "diverged":
+            print("the loss grew beyond all bounds: lower --lr, or give it --lr_warm_up 0.03")
+        splits = [s for s in ("train", "val", "test") if f"{s}/fvu" in metrics]
+        if splits:
+            print(f"{'':<26}" + "".join(f"{split:>12}" for split in splits))
+            for name in SHORT:
+                values = "".join(f"{metrics[f'{split}/{name}']:>12.4f}" for split in splits)
+                print(f"{name:<26}{values}")
+        if curves:
+            own, of_input = metrics["shift/half_life_ms"], metrics["shift/input_half_life_ms"]
+            why = f"   ({curves['split']}: half-life {own:.0f} ms, the input's {of_input:.0f} ms)"
+            for name in SHORT_AT_END:
+                print(f"{name:<26}{metrics[name]:>12.4f}{why}")
+                why = ""
+        if "select/score" in metrics:
+            best = f"(validation, best epoch {metrics['select/epoch']})"
+            print(f"{'select/score':<26}{metrics['select/score']:>12.4f}   {best}")
+            print(f"model: {self.folder / 'best.pth'}", flush=True)
 
 
 def metric_lines(row: Mapping[str, Any]) -> str:
@@ -74,31 +85,3 @@ def metric_lines(row: Mapping[str, Any]) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
-
-
-def table(
-    metrics: Mapping[str, Any],
-    status: str,
-    folder: Path,
-    curves: Mapping[str, Any] | None = None,
-) -> str:
-    """The end of a run: the main numbers of each split that was measured, and the model's path."""
-    splits = [s for s in ("train", "val", "test") if f"{s}/fvu" in metrics]
-    lines = [f"\n{status} {folder}"]
-    if status == "diverged":
-        lines.append("the loss grew beyond all bounds: lower --lr, or give it --lr_warm_up 0.03")
-    if splits:
-        lines.append(f"{'':<26}" + "".join(f"{split:>12}" for split in splits))
-        for name in SHORT:
-            values = "".join(f"{metrics[f'{split}/{name}']:>12.4f}" for split in splits)
-            lines.append(f"{name:<26}{values}")
-    if curves:
-        half_life, of_input = metrics["shift/half_life_ms"], metrics["shift/input_half_life_ms"]
-        why = f"({curves['split']}: half-life {half_life:.0f} ms, the input's {of_input:.0f} ms)"
-        for i, name in enumerate(SHORT_AT_END):
-            lines.append(f"{name:<26}{metrics[name]:>12.4f}" + f"   {why}" * (i == 0))
-    if "select/score" in metrics:
-        best = f"(validation, best epoch {metrics['select/epoch']})"
-        lines.append(f"{'select/score':<26}{metrics['select/score']:>12.4f}   {best}")
-        lines.append(f"model: {folder / 'best.pth'}")
-    return "\n".join(lines)

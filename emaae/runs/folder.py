@@ -30,16 +30,16 @@ from emaae.training import Selection
 # last.pt is four times as large as the weights (model, best, two moments of Adam), and an epoch may
 # take less time than writing it. So it may be this much older than the last line of the history.
 KEEP_LAST_EVERY_S = 30.0
-# How often the weights are on disk while last.pt is written: four times in it, in the one that is
-# written and in the one before, and once in best.pth.
+# Copies of the weights on disk while last.pt is written: four each in the new file, in the old one
+# and in last.previous.pt, and one in best.pth.
 KEPT_WEIGHTS = 13
-# Three reconstructions of 14 s with their pictures, and twice a row of the history, as measured.
+# As measured: three reconstructions of 14 s with their pictures, and twice a row of the history.
 DRAWN_BYTES = 900_000
 ROW_BYTES = 3000
 
 
 def space_needed(config: Config) -> int:
-    """Bytes that the folder of a run will have at most, about."""
+    """About the largest size in bytes that the folder of a run will have."""
     if config.eval_only:
         return 0
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
@@ -50,7 +50,7 @@ def space_needed(config: Config) -> int:
 
 def check_space(config: Config) -> None:
     """Raise UserError when the disk has clearly too little room for what a run leaves."""
-    path = Path(config.out_dir) / (config.run_name or _name(config))
+    path = _path(config)
     there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     disk = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
     free, needed = shutil.disk_usage(disk).free, space_needed(config)
@@ -63,17 +63,16 @@ def check_space(config: Config) -> None:
 
 
 def ended(config: Config) -> str:
-    """How the run that is to be resumed ended, when nothing is left to do; else ""."""
+    """The status of the run to resume when nothing is left to do; else ""."""
     status = ""
     if first() and (config.resume or _of_agent()):
-        path = Path(config.out_dir) / (config.run_name or _name(config))
-        status = read.metrics(path).get("status", "")
+        status = read.metrics(_path(config)).get("status", "")
     status = shared(status)
     return status if status in read.ENDED else ""
 
 
 class Follower:
-    """Gets what a run writes, such as a terminal or W&B. Each method may be left out."""
+    """Receives what a run writes, as the terminal and W&B do. Each method may be left out."""
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """What config.json holds."""
@@ -82,10 +81,10 @@ class Follower:
         """What is trained on what."""
 
     def resumed(self, last: Mapping[str, Any]) -> None:
-        """Training goes on from the state `last`, whose rows the history holds."""
+        """Training goes on from the state `last`; the history holds the rows before it."""
 
     def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
-        """A row of history.jsonl, which took so long."""
+        """A new row of history.jsonl, and how long its epoch took."""
 
     def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
         """What metrics.json and curves.json hold; {} without curves."""
@@ -103,15 +102,15 @@ class RunFolder:
         self._followers: tuple[Follower, ...] = ()
         self.last: dict[str, Any] | None = None  # the state to go on with
         self._lock = own(path)
-        # A run that is resumed stays as it is until settings and data are known to be the same.
-        self._touched = True
-        self._finished = False
+        # Whether leaving the context ends the run: not once it has finished, nor one that is
+        # resumed, until settings and data are known to be the same.
+        self._unfinished = True
         self._selected: dict[str, float] = {}  # what a run that is interrupted knows of its best
         self._kept_last = time.monotonic()
 
     @classmethod
     def open(cls, config: Config) -> "RunFolder | NoFolder":
-        """OUT_DIR/RUN, new and empty; or, when it is to be resumed, as it was left. UserError.
+        """Open OUT_DIR/RUN: a new folder, or the one to resume as it was left. Raises UserError.
 
         A name whose run failed before its first epoch may be given again. Of several processes the
         first has the folder.
@@ -124,28 +123,29 @@ class RunFolder:
 
     @classmethod
     def _open(cls, config: Config) -> "RunFolder":
-        out_dir, name = Path(config.out_dir), config.run_name or _name(config)
+        path, again = _path(config), config.resume or _of_agent()
         if config.resume and not (config.run_name or _of_agent()):
             raise UserError("--resume needs --run_name NAME, the run to go on with")
         # Runs that start in the same second get folders of their own; a given name is kept.
-        names = [name] if config.run_name else [name, *(f"{name}-{i}" for i in range(2, 1000))]
+        numbers = () if config.run_name else range(2, 1000)
         try:
-            if (config.resume or _of_agent()) and (out_dir / name).is_dir():
-                return cls(out_dir / name, config)._as_it_was_left()
-            out_dir.mkdir(parents=True, exist_ok=True)
-            for attempt in names:
+            if again and path.is_dir():
+                return cls(path, config)._as_it_was_left()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for attempt in (path, *(path.with_name(f"{path.name}-{i}") for i in numbers)):
                 with contextlib.suppress(FileExistsError):
-                    (out_dir / attempt).mkdir()
-                    return cls(out_dir / attempt, config)
-            if _came_to_nothing(out_dir / name):
-                return cls(out_dir / name, config)
+                    attempt.mkdir()
+                    return cls(attempt, config)
+            failed = read.metrics(path).get("status") == "failed"
+            if failed and not (path / "history.jsonl").exists():
+                return cls(path, config)
         except OSError as error:
             raise UserError(
-                f"--out_dir {config.out_dir} cannot hold the run folder {name} "
+                f"--out_dir {config.out_dir} cannot hold the run folder {path.name} "
                 f"({error.strerror}): name a directory that you can write to, or a shorter run"
             ) from None
         raise UserError(
-            f"{out_dir / name} exists already: give another --run_name, remove it, or go on with "
+            f"{path} exists already: give another --run_name, remove it, or go on with "
             "it by --resume"
         )
 
@@ -153,7 +153,7 @@ class RunFolder:
         for stray in self.path.glob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
         if any((self.path / name).is_file() for name in checkpoint.LAST):
-            self.last, self._touched = checkpoint.load_last(self.path), False
+            self.last, self._unfinished = checkpoint.load_last(self.path), False
         else:
             # It stopped before anything was kept, and begins again.
             self._rewind(0)
@@ -163,16 +163,16 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if self._touched and not self._finished:
+        if self._unfinished:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
             # On a full disk not even the end can be written; the first error is the one to print.
             with contextlib.suppress(UserError, Interrupted), uninterrupted():
-                self.finish(self._selected, "preempted" if interrupted else "failed")
+                self.finish(self._selected, "preempted" if interrupted else "failed", {})
         if self._lock is not None:
             self._lock.close()
 
     def follow(self, *followers: Follower) -> None:
-        """Tell followers everything from now on."""
+        """Tell these followers everything from now on."""
         self._followers = followers
 
     def _tell(self, what: str, *values: Any) -> None:
@@ -182,12 +182,12 @@ class RunFolder:
     def describe(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """Write config.json and model_config.json.
 
-        A run that is resumed has them: it is compared with them, and goes back to the epoch that
-        last.pt is of. Raises UserError when settings or data are others than they were.
+        A run that is resumed has them: it is compared with them, and goes back to the epoch of
+        last.pt. Raises UserError when settings or data have changed.
         """
         data = {name: _of_data(split) for name, split in splits.items()}
         found = {"data": data, "versions": versions(), "git_commit": git_commit()}
-        # What follows from the knobs, for those who look at many runs.
+        # These follow from the knobs, and help to compare many runs.
         found |= {"schedule": self.config.schedule_name, "demo": self.config.uses_demo}
         found["data_fingerprint"] = read.data_of(found)
         knobs = self.config.asdict()
@@ -207,10 +207,7 @@ class RunFolder:
             self._tell("resumed", self.last)
 
     def _refuse_changes(self, now: Mapping[str, Any]) -> None:
-        path = self.path / "config.json"
-        before = {"data": {}} | read_json(path)
-        if not isinstance(before["data"], dict):
-            raise UserError(f"{path}: data must be an object, got {before['data']!r}")
+        before = {"data": {}} | read_json(self.path / "config.json")
         names = [name for name, knob in KNOBS.items() if knob.group not in PLACES]
         changed = {f"--{n}": (before.get(n), now[n]) for n in names if before.get(n) != now[n]}
         for split in before["data"].keys() | now["data"].keys():
@@ -232,15 +229,12 @@ class RunFolder:
             )
 
     def _go_back(self, last: Mapping[str, Any]) -> None:
-        """Go back to the epoch that last.pt is of."""
-        self._touched = True
+        """Go back to the epoch of the state `last`."""
+        self._unfinished = True
         self._rewind(last["epoch"])
         if last["best"] is not None:
             checkpoint.save(self.path / "best.pth", last["best"])
-            try:
-                self._selected = Selection(**last["selection"]).metrics()
-            except TypeError as error:
-                raise UserError(f"last.pt of {self.path} was changed ({error})") from None
+            self._selected = Selection(**last["selection"]).metrics()
 
     def _rewind(self, epoch: int) -> None:
         """Forget what came after `epoch`. Raises UserError when the history lacks a row."""
@@ -260,7 +254,7 @@ class RunFolder:
                 shutil.rmtree(folder)
 
     def log(self, row: Mapping[str, Any], seconds: float) -> None:
-        """One epoch: a line of history.jsonl, on disk."""
+        """Append the row of an epoch to history.jsonl, and wait until it is on disk."""
         path = self.path / "history.jsonl"
         before = path.stat().st_size if path.exists() else 0
         try:
@@ -281,8 +275,7 @@ class RunFolder:
 
     def keep_last(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         """Write last.pt, everything to continue; unless `now`, at most every 30 seconds."""
-        moment = time.monotonic()
-        if now or moment - self._kept_last >= KEEP_LAST_EVERY_S:
+        if now or time.monotonic() - self._kept_last >= KEEP_LAST_EVERY_S:
             checkpoint.save_last(self.path, state())
             self._kept_last = time.monotonic()
 
@@ -293,15 +286,13 @@ class RunFolder:
             stem = self.path / "reconstructions" / f"epoch-{epoch:04d}" / found.name
             reconstructions.save(found, stem, f"epoch {epoch}")
 
-    def finish(
-        self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any] | None = None
-    ) -> None:
-        """Write metrics.json and curves.json.
+    def finish(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
+        """Write metrics.json, and curves.json if there are curves.
 
         status: finished, early_stopped, diverged, preempted or failed. curves: those of
-        `shift.shift_tolerance` and the name of their `split`, when there are any.
+        `shift.shift_tolerance` and the name of their `split`, or {}.
         """
-        self._finished = True
+        self._unfinished = False
         metrics = dict(metrics) | self._of_selected(metrics.get("select/epoch"))
         final = plain(metrics) | {"status": status}
         try:
@@ -313,18 +304,17 @@ class RunFolder:
             status = "preempted" if status == "preempted" else "failed"
             raise
         finally:
-            self._tell("ended", metrics, status, curves or {})
+            self._tell("ended", metrics, status, curves)
 
     def _of_selected(self, epoch: int | None) -> dict[str, float]:
-        """What else is known of the selected epoch, for whoever sees the end of runs alone."""
-        rows = (row for row in read.history(self.path) if epoch and row["epoch"] == epoch)
-        row = next(rows, {})
-        names = {name: name.replace("select/", "val/") for name in SELECTED}
-        return {name: row[at] for name, at in names.items() if row.get(at) is not None}
+        """The other metrics of the selected epoch, for tables that have only the end of runs."""
+        row = next((row for row in read.history(self.path) if row["epoch"] == epoch), {})
+        found = {name: row.get(name.replace("select/", "val/")) for name in SELECTED}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class NoFolder:
-    """The run of a process that is not the first one, which keeps the files."""
+    """Stands in for the folder in all processes but the first one, which writes the files."""
 
     def __init__(self, path: Path, last: dict[str, Any] | None):
         self.path, self.last = path, last
@@ -332,27 +322,27 @@ class NoFolder:
     def __enter__(self) -> "NoFolder":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        pass
-
     def _nothing(self, *_: Any, **more: Any) -> None:
         """The first process does it."""
 
-    follow = describe = _nothing
+    __exit__ = follow = describe = _nothing
     log = keep_best = keep_last = reconstruct = finish = _nothing
 
 
 def _of_data(split: Split) -> dict[str, Any]:
-    found: dict[str, Any] = {"utterances": len(split), "frames": len(split.frames)}
-    found["fingerprint"] = split.fingerprint()
+    found = {
+        "utterances": len(split),
+        "frames": len(split.frames),
+        "fingerprint": split.fingerprint(),
+    }
     if split.skipped:
         found["skipped"] = {"files": len(split.skipped), "first": [*split.skipped][:5]}
     return found
 
 
 def _same(data: Any) -> Any:
-    """What of a split's entry must be the same: not which broken files were left out of it."""
-    return {k: v for k, v in data.items() if k != "skipped"} if isinstance(data, dict) else data
+    """The part of a split's entry that must not change: all but the broken files left out."""
+    return data and {name: value for name, value in data.items() if name != "skipped"}
 
 
 def _of_agent() -> bool:
@@ -360,9 +350,8 @@ def _of_agent() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
-def _came_to_nothing(folder: Path) -> bool:
-    failed = read.metrics(folder).get("status") == "failed"
-    return failed and not (folder / "history.jsonl").exists()
+def _path(config: Config) -> Path:
+    return Path(config.out_dir) / (config.run_name or _name(config))
 
 
 def _name(config: Config) -> str:
@@ -378,7 +367,7 @@ def _name(config: Config) -> str:
 
 
 def plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: an undefined number becomes null, at any depth."""
+    """Replace undefined numbers by None at any depth: JSON has no NaN and no infinity."""
     if isinstance(value, Mapping):
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, list):

@@ -24,6 +24,11 @@ def model_card(folder: Path, run: str) -> str:
     if get("keep_loudness"):
         channels = "14 channels (12 articulator coordinates, loudness and pitch)"
     where = get(f"{split}_dir") or ("the generated demo data" if not get("train_dir") else "?")
+    kept, alpha = get("autoencoder_loss"), "constant,"
+    if get("slow_coefficient"):
+        kept = f"({kept} + {get('slow_coefficient')} {get('slow_loss')})"
+    if get("update"):
+        alpha = f"{get('penalty_scheduler')} from {get('alpha')}, alpha_max {get('alpha_max')};"
     return f"""# Sparse encoding of articulation, run {run}
 
 A convolutional autoencoder over EMA features of speech at 50 Hz:
@@ -48,8 +53,8 @@ or `python -m emaae encode --model FOLDER --features DIR --out DIR` for a whole 
 |---|---|
 | blocks | {get("n_encoder")} encoder, {get("n_decoder")} decoder, norm {get("norm")} |
 | encoding ends in | {get("activation")} |
-| loss | (1 - alpha) {_kept(get)} + alpha {get("sparse_loss")} |
-| alpha | {_alpha(get, metrics)} |
+| loss | (1 - alpha) {kept} + alpha {get("sparse_loss")} |
+| alpha | {alpha} {_number(metrics.get("select/alpha"))} at the selected epoch |
 | selected | epoch {metrics.get("select/epoch")} of {get("epochs")}, by validation score |
 | data | {get("train_dir") or "the generated demo data"} |
 | seed, batch | {get("seed")}, {get("batch_sz")} |
@@ -75,24 +80,6 @@ It was trained on features of one extractor and on the speakers of its data: for
 reconstruct all the same. Scores compare models on one data set only. A unit is a feature that
 this training found, not a known gesture.
 """
-
-
-def _alpha(get: Any, metrics: Mapping[str, Any]) -> str:
-    at_best = f"{_number(metrics.get('select/alpha'))} at the selected epoch"
-    if not get("update"):
-        return f"constant, {at_best}"
-    return (
-        f"{get('penalty_scheduler')} from {get('alpha')}, alpha_max {get('alpha_max')}; {at_best}"
-    )
-
-
-def _kept(get: Any) -> str:
-    slow = get("slow_coefficient")
-    return (
-        f"({get('autoencoder_loss')} + {slow} {get('slow_loss')})"
-        if slow
-        else get("autoencoder_loss")
-    )
 
 
 def _rows(metrics: Mapping[str, Any], split: str) -> str:

@@ -10,7 +10,7 @@ Such a model is `CNNAutoEncoder(norm="original")` with mean 0 and standard devia
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +67,21 @@ def model_config(model: CNNAutoEncoder, settings: Mapping[str, Any]) -> dict[str
 
 
 def decodes_the_same(model: CNNAutoEncoder) -> bool:
-    """Whether their class also gives a model's reconstructions, which it ends by a ReLU.
+    """Whether the reconstructions of their class, which end in a ReLU, equal those of the model.
 
-    It does for a model that came from there. Of any other it gives what is positive, and else 0.
+    They do for a model that came from there; those of any other are 0 where ours are negative.
     """
     return model.norm == "original" and not model.mean.any()
 
 
 @torch.no_grad()
 def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
-    """The weights by their names, for the same encodings up to rounding.
-
-    UserError for norm layer and any activation but relu.
+    """The weights by their names, which give the same encodings up to rounding.
 
     The standardiser becomes part of the first batch normalisation, the raw scale part of the last
-    convolution; batch normalisation after a convolution becomes part of that.
+    convolution; batch normalisation after a convolution becomes part of that. Raises UserError for
+    norm layer and any activation but relu.
     """
-    return dict(_tensors(model))
-
-
-def _tensors(model: CNNAutoEncoder) -> Iterator[tuple[str, Tensor]]:
     if model.activation != "relu":
         raise UserError(
             f"activation {model.activation} cannot be expressed in the original format, whose "
@@ -98,19 +93,18 @@ def _tensors(model: CNNAutoEncoder) -> Iterator[tuple[str, Tensor]]:
             "normalisation before each convolution: expected a model of norm none, batch or "
             "original"
         )
+    state = {}
     for stack in ("encoder", "decoder"):
-        blocks = getattr(model, stack)
-        for i, block in enumerate(blocks):
-            first, last = (stack, i) == ("encoder", 0), block is model.decoder[-1]
-            norm = _norm_before(model, block, first)
-            conv = _conv(model, block, last)
-            for layer, tensors in (("batchnorm", norm), ("conv", conv)):
+        for i, block in enumerate(getattr(model, stack)):
+            layers = {"batchnorm": _norm_before(model, block), "conv": _conv(model, block)}
+            for layer, tensors in layers.items():
                 for name, tensor in tensors.items():
-                    tensor = tensor if name == "num_batches_tracked" else tensor.float()
-                    yield f"model.{stack}.block{i}.{layer}.{name}", tensor.cpu().clone()
+                    tensor = tensor.float() if tensor.is_floating_point() else tensor
+                    state[f"model.{stack}.block{i}.{layer}.{name}"] = tensor.cpu().clone()
+    return state
 
 
-def _norm_before(model: CNNAutoEncoder, block: Block, first: bool) -> dict[str, Tensor]:
+def _norm_before(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
     """Their batch normalisation before a convolution; the first one standardises raw features."""
     size = block.conv.in_channels
     centre, spread = torch.zeros(size).double(), torch.ones(size).double()
@@ -119,7 +113,7 @@ def _norm_before(model: CNNAutoEncoder, block: Block, first: bool) -> dict[str, 
     if block.norm_first and isinstance(norm := block.norm, MaskedBatchNorm):
         centre, spread = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
         weight, bias, n_batches = norm.weight, norm.bias, norm.num_batches_tracked
-    if first:
+    if block is model.encoder[0]:
         mean, sd = model.mean.double(), model.sd.double()
         centre, spread = mean + sd * centre.to(mean), sd * spread.to(sd)
     variance = (spread.square() - EPS).clamp(min=0)
@@ -132,7 +126,7 @@ def _norm_before(model: CNNAutoEncoder, block: Block, first: bool) -> dict[str, 
     }
 
 
-def _conv(model: CNNAutoEncoder, block: Block, last: bool) -> dict[str, Tensor]:
+def _conv(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
     """The convolution, with all that is linear between it and the ReLU after it."""
     assert block.conv.bias is not None
     weight, bias = block.conv.weight.double(), block.conv.bias.double()
@@ -141,6 +135,6 @@ def _conv(model: CNNAutoEncoder, block: Block, last: bool) -> dict[str, Tensor]:
         scale = norm.weight / (norm.running_var.double() + norm.eps).sqrt()
         weight = weight * scale[:, None, None]
         bias = (bias - norm.running_mean) * scale + norm.bias
-    if last:
+    if block is model.decoder[-1]:
         weight, bias = weight * model.sd[:, None, None], bias * model.sd + model.mean
     return {"weight": weight, "bias": bias}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from emaae.models import CNNAutoEncoder
-from emaae.runs.checkpoint import not_written, write_json, write_whole
+from emaae.runs.checkpoint import make_folder, write_json, write_whole
 from emaae.system.errors import UserError, extra
 
 TORCH_FILES = ("encoder.pt2", "decoder.pt2")
@@ -27,56 +27,55 @@ LENGTHS = (1, 40, 333)  # frames, by which it is checked
 
 
 class _Half(nn.Module):
-    """One direction of a model."""
+    """One direction of a model, for input (batch, channels, time)."""
 
     def __init__(self, model: CNNAutoEncoder, decodes: bool):
         super().__init__()
         self.model, self.decodes = model, decodes
+        self.channels = model.inner_size if decodes else model.input_dim
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model.decode(x) if self.decodes else self.model.encode(x)
 
 
-def halves(model: CNNAutoEncoder) -> dict[str, tuple[_Half, int]]:
-    """encoder and decoder, each with the channels of its input."""
-    return {
-        "encoder": (_Half(model, False).eval(), model.input_dim),
-        "decoder": (_Half(model, True).eval(), model.inner_size),
-    }
+def _halves(model: CNNAutoEncoder) -> dict[str, _Half]:
+    return {"encoder": _Half(model, decodes=False), "decoder": _Half(model, decodes=True)}
 
 
-def _exported(half: _Half, channels: int) -> torch.export.ExportedProgram:
+def _exported(half: _Half) -> torch.export.ExportedProgram:
     dims = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("time", min=1)}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        return torch.export.export(half, (torch.zeros(2, channels, 50),), dynamic_shapes=(dims,))
+        example = torch.zeros(2, half.channels, 50)
+        return torch.export.export(half.eval(), (example,), dynamic_shapes=(dims,))
 
 
 def to_torch(model: CNNAutoEncoder, out: Path) -> None:
     """Write encoder.pt2 and decoder.pt2, for this or a later torch. Raises UserError."""
-    _folder(out)
-    for name, (half, channels) in halves(model).items():
-        program = _exported(half, channels)
+    make_folder(out)
+    for name, half in _halves(model).items():
+        program = _exported(half)
         # torch.export.save takes a file that is open too.
         write_whole(out / f"{name}.pt2", lambda file, it=program: torch.export.save(it, file))
 
 
 def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
-    """Write encoder.onnx and decoder.onnx; returns how far they are from PyTorch at most.
+    """Write encoder.onnx and decoder.onnx; returns their largest difference from PyTorch.
 
-    Raises UserError when they differ by more than 1e-5 of the largest value, or a package lacks.
+    It is a fraction of the largest value. Raises UserError when it is above 1e-5, or when a package
+    is missing.
     """
     with extra("export"):
         import onnxruntime
         import onnxscript  # noqa: F401
-    _folder(out)
+    make_folder(out)
     sessions = {}
-    for name, (half, channels) in halves(model).items():
+    for name, half in _halves(model).items():
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             made: Any = torch.onnx.export(
-                _exported(half, channels), input_names=["x"], output_names=[name], verbose=False
+                _exported(half), input_names=["x"], output_names=[name], verbose=False
             )
         content = made.model_proto.SerializeToString()
         write_whole(out / f"{name}.onnx", lambda file, it=content: file.write(it))
@@ -85,15 +84,15 @@ def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
 
 
 def _check(model: CNNAutoEncoder, out: Path, form: Callable[[str, Tensor], Any]) -> float:
-    """How far a form in `out` is from the model at most, of the largest value.
+    """The largest difference between a form in `out` and the model, over the largest value.
 
-    form: gives what its encoder or decoder, by name, makes of a batch. Raises UserError for more
+    form: takes "encoder" or "decoder" and a batch, and gives its result. Raises UserError for more
     than 1e-5.
     """
     furthest = 0.0
-    for name, (half, channels) in halves(model).items():
+    for name, half in _halves(model).items():
         for n in LENGTHS:
-            x = torch.randn(2, channels, n, generator=torch.Generator().manual_seed(n))
+            x = torch.randn(2, half.channels, n, generator=torch.Generator().manual_seed(n))
             with torch.no_grad():
                 expected = half(x).numpy()
             scale = max(1.0, float(np.abs(expected).max()))
@@ -112,7 +111,7 @@ def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
         from safetensors.torch import save
 
         from emaae.runs import standalone
-    _folder(out)
+    make_folder(out)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     content = save(state, metadata={"format": "pt"})
     write_whole(out / "model.safetensors", lambda file: file.write(content))
@@ -136,10 +135,3 @@ def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
     )
     for name, text in {"modeling.py": source, "README.md": front + card + use}.items():
         write_whole(out / name, lambda file, text=text: file.write(text.encode()))
-
-
-def _folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(not_written(out, error)) from None

@@ -1,7 +1,7 @@
-"""What a run's folder says: the one reader of its files.
+"""Reading what a run has left in its folder.
 
 Everything that looks at runs from outside (sweeps, promotion, uploads, reports) reads them here.
-A run may be going on, or have been killed: what is missing or broken counts as not there.
+A run may be going on, or have been killed: a file that is broken counts as missing.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is one of a run, as far as it got; the copy of a promoted model is not."""
+    """Whether a folder is that of a run, however far it got; a promoted model's copy is not."""
     names = ("config.json", "history.jsonl", "metrics.json")
     left = any((folder / name).is_file() for name in names)
     return left and not (folder / PROMOTED).is_file()
@@ -74,7 +74,7 @@ def is_run(folder: Path) -> bool:
 def run_folders(folder: Path) -> list[Path]:
     """The folders of runs in a sweep's folder or in an --out_dir."""
     inside = folder / "runs" if (folder / "runs").is_dir() else folder
-    return sorted(path for path in inside.iterdir() if is_run(path))
+    return sorted(path for path in inside.glob("*") if is_run(path))
 
 
 def holds_runs(folder: Path) -> bool:
@@ -90,19 +90,18 @@ def score(found: Mapping[str, Any]) -> float | None:
 
 
 def best(found: Mapping[K, Mapping[str, Any]]) -> K | None:
-    """Of metrics by run, the run that ended well with the lowest score; None without any.
+    """The run with the lowest score among those that ended well, from metrics by run.
 
-    Of equal scores the first counts.
+    None when there is none; the first one of equal scores.
     """
-    scores = {run: score(of) for run, of in found.items()}
-    scored = {run: value for run, value in scores.items() if value is not None}
+    scored = {run: value for run, of in found.items() if (value := score(of)) is not None}
     return min(scored, key=lambda run: scored[run], default=None)
 
 
 def data_of(config: Mapping[str, Any]) -> str:
-    """What a run learnt and was selected on: 8 letters that differ when the data do; "" unknown.
+    """8 letters that tell apart the data a run was trained and selected on; "" when unknown.
 
-    The test split is no part of it: a run without one is selected by the same scores.
+    The test split does not count: a run without one is selected by the same scores.
     """
     data = config.get("data")
     splits = [data.get(name) for name in ("train", "val")] if isinstance(data, dict) else []
@@ -135,14 +134,11 @@ def check_comparable(where: str, aims: Iterable[str], data: Iterable[str], way_o
     """
     asked, prints = set(aims), Counter(data)
     del prints[""]
+    some = ", ".join(f"{n} of data {name}" for name, n in prints.most_common())
     if len(asked) > 1:
-        raise UserError(
-            f"{where} holds runs whose scores do not compare, they ask for "
-            f"{' and for '.join(sorted(asked))}: {way_out}"
-        )
-    if len(prints) > 1:
-        some = ", ".join(f"{n} of data {name}" for name, n in prints.most_common())
-        raise UserError(
-            f"{where} holds runs whose scores do not compare, they are of different data (see "
-            f"data_fingerprint in config.json; {some}): {way_out}"
-        )
+        why = f"they ask for {' and for '.join(sorted(asked))}"
+    elif len(prints) > 1:
+        why = f"they are of different data (see data_fingerprint in config.json; {some})"
+    else:
+        return
+    raise UserError(f"{where} holds runs whose scores do not compare, {why}: {way_out}")

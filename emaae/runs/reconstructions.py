@@ -10,8 +10,7 @@ import torch
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
-from emaae.runs.checkpoint import not_written, write_whole
-from emaae.system.errors import UserError
+from emaae.runs.checkpoint import make_folder, write_whole
 
 
 @dataclass(frozen=True)
@@ -41,19 +40,16 @@ def typical(split: Split, n: int = 3) -> list[int]:
 
 @torch.no_grad()
 def reconstruct(model: CNNAutoEncoder, split: Split, index: int) -> Reconstruction:
-    """One utterance through the model, in evaluation mode."""
-    was_training = model.training
-    model.eval()
+    """One utterance through the model."""
     truth = split[index]
-    prediction = model(truth.T[None]).y[0].T
-    model.train(was_training)
+    prediction = model.decode(model.encode(truth.T[None]))[0].T
     return Reconstruction(
         split.names[index], split.channels, truth.cpu().numpy(), prediction.cpu().numpy()
     )
 
 
-def save(reconstruction: Reconstruction, stem: Path, title: str) -> Path:
-    """Write `stem`.npz (truth, prediction, channels, r, name) and `stem`.png; returns the png.
+def save(reconstruction: Reconstruction, stem: Path, title: str) -> None:
+    """Write `stem`.npz (truth, prediction, channels, r, name) and `stem`.png.
 
     Raises UserError when the disk does not take them.
     """
@@ -65,14 +61,12 @@ def save(reconstruction: Reconstruction, stem: Path, title: str) -> Path:
         "name": np.array(reconstruction.name),
     }
     figure = draw(reconstruction, title)
-    image = stem.with_name(f"{stem.name}.png")
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(not_written(stem.parent, error)) from None
+    make_folder(stem.parent)
     write_whole(stem.with_name(f"{stem.name}.npz"), lambda file: np.savez(file, **arrays))
-    write_whole(image, lambda file: figure.savefig(file, format="png", dpi=100))
-    return image
+    write_whole(
+        stem.with_name(f"{stem.name}.png"),
+        lambda file: figure.savefig(file, format="png", dpi=100),
+    )
 
 
 def draw(reconstruction: Reconstruction, title: str):
@@ -110,9 +104,8 @@ def draw(reconstruction: Reconstruction, title: str):
     axes.spines[["left", "top", "right"]].set_visible(False)
     beside = axes.get_yaxis_transform()
     for i, r in enumerate(reconstruction.r()):
-        name = reconstruction.channels[i] + (
-            " (Hz)" if reconstruction.channels[i] == "pitch" else ""
-        )
+        channel = reconstruction.channels[i]
+        name = "pitch (Hz)" if channel == "pitch" else channel
         limits = f"{low[i]:.3g} to {high[i]:.3g}"
         agreement = "r undefined" if np.isnan(r) else f"r {r:.3f}"
         side: dict[str, Any] = {"transform": beside, "va": "center"}

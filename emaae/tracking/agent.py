@@ -63,15 +63,11 @@ def flags(argv: Sequence[str] | None = None) -> list[str]:
         if name in left and (value == str(left[name]) if equals else alone):
             del left[name]  # once: what is said by the sweep's own `command` stays
         elif left and (token.startswith("{") or is_file):
-            kept.append(json.dumps(_without(token, left)))
+            found = json.loads(token) if token.startswith("{") else read_json(Path(token))
+            kept.append(json.dumps({n: value for n, value in found.items() if n not in left}))
         else:
             kept.append(token)
     return kept
-
-
-def _without(token: str, left: Mapping[str, Any]) -> dict[str, Any]:
-    found = json.loads(token) if token.startswith("{") else read_json(Path(token))
-    return {name: value for name, value in found.items() if name not in left}
 
 
 def _left(given: Mapping[str, Any]) -> dict[str, Any]:

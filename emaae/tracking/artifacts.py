@@ -15,19 +15,19 @@ from emaae.system.files import read_json, sha256
 MODEL, RECONSTRUCTIONS = "emaae", "reconstructions"
 
 
-def log_artifacts(run: Any, folder: Path, wait_s: float | None) -> None:
+def log_artifacts(run: Any, folder: Path, wait_s: int | None) -> None:
     """Log what the folder holds of model and reconstructions.
 
     wait_s: seconds to wait for each to be stored; None does not wait, which an offline run cannot.
     """
-    for artifact, aliases in (
-        (model_artifact(folder, run.id), _model_aliases(folder)),
-        (reconstructions_artifact(folder, run.id), ["latest"]),
-    ):
+    for artifact in (model_artifact(folder, run.id), reconstructions_artifact(folder, run.id)):
         if artifact is not None:
+            aliases = ["latest"]
+            if artifact.type == "model":
+                aliases += ["best", f"epoch-{artifact.metadata['epoch']}"]
             logged = run.log_artifact(artifact, aliases=aliases)
             if wait_s is not None:
-                logged.wait(timeout=int(wait_s))
+                logged.wait(timeout=wait_s)
 
 
 def model_artifact(folder: Path, run_id: str) -> Any | None:
@@ -84,10 +84,9 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
         table = wandb.Table(columns=["utterance", "channel", "r", "truth", "prediction"])
         for path in sorted(epoch.rglob("*.npz")):
             with np.load(path, allow_pickle=False) as kept:
-                truth, prediction = kept["truth"].T, kept["prediction"].T
-                for i, (channel, r) in enumerate(zip(kept["channels"], kept["r"])):
+                both = (kept[name].T.round(4).tolist() for name in ("truth", "prediction"))
+                for channel, r, *series in zip(kept["channels"], kept["r"], *both):
                     r = None if np.isnan(r) else float(r)
-                    series = (truth[i].round(4).tolist(), prediction[i].round(4).tolist())
                     table.add_data(str(kept["name"]), str(channel), r, *series)
         artifact.add(table, f"{epoch.name}/table")
         for path in sorted(p for p in epoch.rglob("*") if p.suffix in (".npz", ".png")):
@@ -113,10 +112,6 @@ def reconstruction_table(folder: Path) -> Any | None:
             for t, (one, other) in enumerate(zip(x, y)):
                 table.add_data(str(channel), t / FRAME_RATE_HZ, float(one), float(other))
     return table
-
-
-def _model_aliases(folder: Path) -> list[str]:
-    return ["latest", "best", f"epoch-{read.metrics(folder).get('select/epoch')}"]
 
 
 def _add(artifact: Any, path: Path, name: str) -> None:

@@ -1,11 +1,11 @@
-"""W&B's client: how it is reached, asked and set up."""
+"""W&B's client: its modes, settings, questions and errors."""
 
 import contextlib
 import netrc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlparse
 
 from emaae.runs import read
@@ -45,9 +45,9 @@ def _key_configured() -> bool:
 
 
 def init(folder: Path, mode: Any, **given: Any) -> Any:
-    """`wandb.init` for the run of a folder, quiet, with our limits on waiting; `given`: the rest.
+    """Call `wandb.init` for the run of a folder, quietly and with our limits on waiting.
 
-    Its files lie in `folder`/wandb.
+    Its files lie in `folder`/wandb. given: other arguments of `wandb.init`.
     """
     import wandb
 
@@ -63,27 +63,25 @@ def init(folder: Path, mode: Any, **given: Any) -> Any:
 
 @contextlib.contextmanager
 def variables(folder: Path, mode: str) -> Iterator[None]:
-    """What wandb takes from the environment alone, for one run and not for the next one."""
+    """Set what wandb reads from the environment alone, for one run and not for the next one."""
     ours = {
         # Read when wandb is imported: set later, an "offline" client asks the network twice.
         "WANDB_MODE": mode,
         # Artifacts of an offline run are remembered by absolute path: keep them with the run.
         "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "data"),
     }
-    before = {name: os.environ.get(name) for name in ours}
+    before = {name: os.environ[name] for name in ours if name in os.environ}
     os.environ.update(ours)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in ours:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def public_api() -> Any:
-    """W&B's client for questions. Raises UserError when it cannot be reached or refuses the key."""
+    """W&B's client for queries. Raises UserError when it cannot be reached or refuses the key."""
     import wandb
 
     try:
@@ -114,61 +112,44 @@ def wants_stopped(path: str) -> bool:
         return False
 
 
-class Swept(NamedTuple):
-    """A sweep, for its runs: what it varies, and the metric that it chooses by, "" unknown."""
-
-    varying: tuple[str, ...] = ()
-    metric: str = ""
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Swept":
-        """By a sweep file's content."""
-        metric = config.get("metric") or {}
-        return cls(varied(config.get("parameters") or {}), metric.get("name", ""))
-
-
-def swept(path: str) -> Swept:
-    """The sweep of that path; nothing is known without an answer, and a run goes on."""
+def sweep_config(path: str) -> Mapping[str, Any]:
+    """The content of the sweep's file; {} without an answer, with which a run goes on."""
     try:
-        return Swept.of(public_api().sweep(path).config)
+        return public_api().sweep(path).config
     except Exception:
-        return Swept()
+        return {}
 
 
-def varied(parameters: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of those parameters of a sweep file that are more than one value."""
+def varied(sweep: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of those parameters of a sweep file that have more than one value."""
     return tuple(
         name
-        for name, spec in parameters.items()
+        for name, spec in sweep.get("parameters", {}).items()
         if isinstance(spec, Mapping) and "value" not in spec and len(spec.get("values", "..")) > 1
     )
 
 
-def existing(api: Any, name: str) -> Any | None:
-    """The artifact of this name; None when there is none. Raises UserError without an answer."""
+def existing(ask: Callable[[str], Any], name: str) -> Any | None:
+    """What W&B has under this name; None for nothing. Raises UserError without an answer.
+
+    ask: a method of the client, such as `public_api().artifact`.
+    """
     import wandb
 
     try:
-        return api.artifact(name)
+        return ask(name)
     except (wandb.Error, ValueError) as error:
-        if is_missing(error):
+        # W&B has one error for a name that is not there and for a server that is not.
+        if isinstance(error, ValueError) or "not found" in str(error):
             return None
         raise UserError(f"W&B did not say whether {name} is there ({line(error)[:200]})") from None
 
 
-def is_missing(error: BaseException) -> bool:
-    """Whether the server said that something is not there.
-
-    W&B has one error for a name that is not there and for a server that is not.
-    """
-    return isinstance(error, ValueError) or "not found" in str(error)
-
-
 def is_folder(ref: str | os.PathLike) -> bool:
-    """Whether a reference is a folder here, and not what W&B has under that path.
+    """Whether a reference means a local folder, and not a path on W&B.
 
-    W&B's client makes folders ENTITY/PROJECT/RUN where it is started: one is ours if it holds runs,
-    or if nothing else can be meant.
+    W&B's client makes folders ENTITY/PROJECT/RUN where it is started: such a folder is ours if it
+    holds runs, or if W&B cannot be reached anyway.
     """
     if str(ref).startswith("wandb:") or not os.path.isdir(ref):
         return False

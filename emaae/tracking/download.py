@@ -21,7 +21,7 @@ AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A run on W&B in the form of its folder; `reconstructions` fetches theirs when called."""
+    """A run on W&B in the form of its folder; `reconstructions` downloads that folder on call."""
 
     id: str
     config: Mapping[str, Any]
@@ -40,7 +40,7 @@ def runs(path: str) -> list[Downloaded]:
     import wandb
 
     entity, project, sweep = split_path(path)
-    where = "/".join(part for part in (entity, project, sweep) if part)
+    where = path.strip("/")
     try:
         api = public_api()
         # Without `lazy=False` the config and the summary would be asked for run by run.
@@ -110,7 +110,7 @@ def _curves(rows: list[dict], split: str) -> dict[str, Any]:
 def _fetch(name: str) -> Path | None:
     """The files of an artifact, in the cache folder; None when there is no such artifact."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    artifact = existing(public_api(), name)
+    artifact = existing(public_api().artifact, name)
     if artifact is None:
         return None
     folder = base / "emaae" / re.sub(r"[^\w./-]", "-", name) / artifact.version

@@ -24,7 +24,7 @@ from emaae.runs.checkpoint import write_json
 from emaae.runs.folder import Follower
 from emaae.system.distributed import first
 from emaae.system.errors import UserError
-from emaae.system.files import own, read_json
+from emaae.system.files import read_json
 from emaae.tracking import agent, client
 from emaae.tracking.artifacts import log_artifacts, model_artifact, reconstruction_table
 
@@ -44,6 +44,7 @@ CURVES = {
         "input": "lowpass/input_fvu",
     },
 }
+# Before the names of metrics of single channels, which have a section of their own on W&B's pages.
 OF_CHANNELS = "channels/"
 # What the names of runs say in any case.
 IN_NAMES = (
@@ -55,28 +56,22 @@ RECORD = "wandb.json"
 
 
 class Mirror(Follower):
-    """A W&B run that gets what a run's folder has, or nothing at all with --wandb disabled."""
+    """A W&B run that gets what a run's folder has.
 
-    def __init__(
-        self,
-        folder: Path,
-        run: Any = None,
-        mode: str = "disabled",
-        swept: client.Swept | None = None,
-    ):
+    sweep: the content of its sweep's file, {} when unknown; None for a run outside of sweeps.
+    """
+
+    def __init__(self, folder: Path, run: Any, mode: str, sweep: Mapping[str, Any] | None = None):
         self.folder, self.mode, self._run = folder, mode, run
-        self._varying = swept.varying if swept else ()  # which names the run
+        self._varying = client.varied(sweep or {})  # which names the run
         self._lost: Exception | None = None  # why the W&B run gets no more rows
-        if run is not None:
-            self._n_there = run.starting_step
-            _define_axes(run, swept)
-            # Until its end is confirmed, all is pending: a process may be killed at any moment.
-            self._record(["run", "artifacts"] if mode == "online" else ["run"])
+        self._n_there = run.starting_step
+        _define_axes(run, sweep)
+        # Until its end is confirmed, all is pending: a process may be killed at any moment.
+        self._record(["run", "artifacts"] if mode == "online" else ["run"])
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """Give config.json to the W&B run, and name it by what it holds."""
-        if self._run is None:
-            return
         locked = agent.handed()  # by the sweep
         free = {k: v for k, v in values.items() if k not in locked}
         demo = ("demo",) if values.get("demo") else ()
@@ -93,7 +88,7 @@ class Mirror(Follower):
 
     def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """Send a row; it holds `epoch`, which is the axis of every chart."""
-        if self._run is not None and row["epoch"] > self._n_there:
+        if row["epoch"] > self._n_there:
             self._send(row)
 
     def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
@@ -102,10 +97,10 @@ class Mirror(Follower):
         No failure of W&B ends a run of ours: wandb.json says what is missing, and
         `python -m emaae upload-pending` sends it.
         """
-        if self._run is None:
-            return
         preempted = status == "preempted"
-        if preempted and not self._stopped():
+        # The page of a run and hyperband send a signal too, to end it for good.
+        stopped = preempted and self.mode == "online" and client.wants_stopped(self._path)
+        if preempted and not stopped:
             with contextlib.suppress(Exception):  # whatever it is, `complete` meets it again
                 self._run.mark_preempting()  # a run of a sweep is queued again
         missing = self.complete(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
@@ -117,11 +112,7 @@ class Mirror(Follower):
                 flush=True,
             )
 
-    def _stopped(self) -> bool:
-        """Whether W&B wants the run stopped: its page and hyperband send a signal too."""
-        return self.mode == "online" and client.wants_stopped(self._path)
-
-    def complete(self, status: str, patience_s: float) -> dict[str, Exception]:
+    def complete(self, status: str, patience_s: int) -> dict[str, Exception]:
         """Send all that the folder has, and end the W&B run; returns what did not arrive, and why.
 
         patience_s: how long each artifact may take.
@@ -148,9 +139,8 @@ class Mirror(Follower):
 
     def send(self) -> None:
         """Send the rows of the folder that the W&B run lacks."""
-        if self._run is not None:
-            for row in rows(self.folder)[self._n_there :]:
-                self._send(row)
+        for row in rows(self.folder)[self._n_there :]:
+            self._send(row)
 
     def _send(self, row: Mapping[str, Any]) -> None:
         if self._lost is not None:
@@ -195,18 +185,18 @@ class Mirror(Follower):
         write_json(self.folder / RECORD, record)
 
 
-def start(config: Config, folder: Path) -> Mirror:
-    """Begin, or go on with, the W&B run of a folder.
+def start(config: Config, folder: Path) -> Follower:
+    """Begin, or go on with, the W&B run of a folder; with --wandb disabled nothing follows it.
 
     An online start that fails goes on offline, unless it was asked for by name. Of several
     processes the first has the W&B run. Raises UserError.
     """
     if not first():
-        return Mirror(folder)
+        return Follower()
     mode = client.mode_of(config.wandb)
     if mode == "disabled":
         print("W&B disabled", flush=True)
-        return Mirror(folder)
+        return Follower()
     # W&B keeps a log of its own: on a full disk each line of it would print a traceback.
     logging.raiseExceptions = False
     with client.variables(folder, mode):
@@ -230,14 +220,14 @@ def start(config: Config, folder: Path) -> Mirror:
     later = f"offline; upload later with: python -m emaae upload-pending {folder}"
     print(f"W&B {f'online at {run.url}' if mode == 'online' else later}", flush=True)
     sweep = os.environ.get("WANDB_SWEEP_ID")
-    swept = client.Swept() if sweep else None
-    if sweep and mode == "online":
-        swept = client.swept(f"{run.entity}/{run.project}/{sweep}")
-    return Mirror(folder, run, mode, swept)
+    if not sweep:
+        return Mirror(folder, run, mode)
+    path = f"{run.entity}/{run.project}/{sweep}"
+    return Mirror(folder, run, mode, client.sweep_config(path) if mode == "online" else {})
 
 
 def _init(config: Config, folder: Path, mode: str) -> Any:
-    record = read_record(folder) or {}
+    record = read_record(folder)
     if mode == "offline":
         # The files of an offline run cannot be continued: all rows are logged again.
         shutil.rmtree(folder / "wandb", ignore_errors=True)
@@ -258,34 +248,15 @@ def upload(
     entity: str | None = None,
     project: str | None = None,
     sweep: str | None = None,
-    swept: client.Swept | None = None,
+    sweep_config: Mapping[str, Any] | None = None,
 ) -> str:
     """Send what W&B lacks of the run in a folder; returns its path there.
 
-    entity, project, sweep: where to, if not where the run was meant to go. swept: what is
-    known of its sweep. Raises UserError when a part of it did not arrive, or the run goes on.
+    entity, project, sweep: where to, if not where the run was meant to go. sweep_config: the
+    content of its sweep's file. Raises UserError when a part of it did not arrive, and what the
+    client raises.
     """
-    import wandb
-
-    lock = None
-    try:
-        lock = own(folder)  # which a run that goes on holds
-        return _upload(folder, entity, project, sweep, swept)
-    except (wandb.Error, OSError, ValueError) as error:
-        raise UserError(f"the run did not arrive ({client.line(error)})") from None
-    finally:
-        if lock is not None:
-            lock.close()
-
-
-def _upload(
-    folder: Path,
-    entity: str | None,
-    project: str | None,
-    sweep: str | None,
-    swept: client.Swept | None,
-) -> str:
-    record = read_record(folder) or {}
+    record = read_record(folder)
     config = read.read_or_empty(folder / "config.json")  # {} of a run that failed before it began
     # In full, since an offline run does not know its entity.
     entity = entity or record.get("entity") or client.public_api().default_entity
@@ -307,17 +278,17 @@ def _upload(
         job_type="eval" if config.get("eval_only") else "train",
         settings={"sweep_id": sweep or record.get("sweep"), "console": "off"},
     )
-    if swept is None and record.get("sweep"):
-        swept = client.Swept()
-    mirror = Mirror(folder, run, "online", swept)
+    if sweep_config is None and record.get("sweep"):
+        sweep_config = {}
+    mirror = Mirror(folder, run, "online", sweep_config)
     if config:
         mirror.settings(config)
     missing = mirror.complete(read.metrics(folder).get("status", "failed"), UPLOAD_TIMEOUT_S)
-    path = f"{entity}/{project}/{run.id}"
-    if not missing and _lacks_model(folder, path):
-        missing["model"] = UserError("W&B has another one")
     for what, reason in missing.items():
         raise UserError(f"its {what} did not arrive ({client.line(reason)})")
+    path = f"{entity}/{project}/{run.id}"
+    if _lacks_model(folder, path):
+        raise UserError("its model did not arrive (W&B has another one)")
     return path
 
 
@@ -349,7 +320,7 @@ def _lacks_model(folder: Path, path: str) -> bool:
     mine = model_artifact(folder, run_id)
     if mine is None:
         return False
-    there = client.existing(client.public_api(), f"{project}/{mine.name}:latest")
+    there = client.existing(client.public_api().artifact, f"{project}/{mine.name}:latest")
     return there is None or there.metadata.get("sha256") != mine.metadata["sha256"]
 
 
@@ -360,24 +331,24 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         final["epoch"] = final["select/epoch"]
     found = read.history(folder) + ([final] if final else [])
     for curve, names in CURVES.items() if final and curves else ():
-        series = {metric: curves[curve][key] for key, metric in names.items()}
-        for point in zip(*series.values()):
-            found.append({k: value for k, value in zip(series, point) if value is not None})
+        for point in zip(*(curves[curve][column] for column in names)):
+            row = dict(zip(names.values(), point))
+            found.append({name: value for name, value in row.items() if value is not None})
     return found
 
 
-def _define_axes(run: Any, swept: client.Swept | None) -> None:
+def _define_axes(run: Any, sweep: Mapping[str, Any] | None) -> None:
     """Tell W&B what each metric is drawn over, and of which to show the extremum.
 
     A summary with an extremum is a mapping, which W&B's search cannot read: the metric of a sweep
-    has none.
+    has none, and no metric has one while that is unknown.
     """
     # Not filled in by itself: the final row belongs to no epoch.
     run.define_metric("*", step_metric="epoch", step_sync=False)
-    for name, metric in BY_NAME.items() if swept is None or swept.metric else ():
-        if swept and name == swept.metric:
-            continue
-        if each_epoch(name) and metric.better and "CHANNEL" not in metric.names[0]:
+    aim = ((sweep or {}).get("metric") or {}).get("name")
+    for name, metric in BY_NAME.items() if sweep is None or aim else ():
+        single = metric.better and "CHANNEL" not in metric.names[0]
+        if single and each_epoch(name) and name != aim:
             best = "min" if metric.better == "lower" else "max"
             run.define_metric(name, step_metric="epoch", step_sync=False, summary=best)
     for axis, *metrics in (names.values() for names in CURVES.values()):
@@ -386,10 +357,10 @@ def _define_axes(run: Any, swept: client.Swept | None) -> None:
             run.define_metric(name, step_metric=axis, step_sync=False, summary="none")
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """What wandb.json of a run's folder says; None for a run that W&B never knew."""
+def read_record(folder: Path) -> dict[str, Any]:
+    """What wandb.json of a run's folder says; {} for a run that W&B never knew."""
     path = folder / RECORD
-    return read_json(path) if path.is_file() else None
+    return read_json(path) if path.is_file() else {}
 
 
 def _for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -402,10 +373,5 @@ def _for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
             import wandb
 
             value = wandb.Histogram(np_histogram=(np.array(value), np.array(DENSITY_EDGES)))
-        found[on_wandb(name)] = value
+        found[OF_CHANNELS + name if name.count("/") == 2 else name] = value
     return found
-
-
-def on_wandb(name: str) -> str:
-    """A metric's name there: those of single channels are in a section of pages of their own."""
-    return f"{OF_CHANNELS}{name}" if name.count("/") == 2 else name

@@ -17,7 +17,7 @@ from typing import Any
 from emaae.metric_table import SCORE
 from emaae.metrics import aim
 from emaae.runs import read
-from emaae.runs.checkpoint import load_model_file, write_json
+from emaae.runs.checkpoint import load_model_file, make_folder, write_json
 from emaae.runs.model_card import CARD, model_card
 from emaae.runs.portable import TORCH_FILES, to_torch
 from emaae.runs.read import PROMOTED
@@ -40,7 +40,7 @@ class Best:
 
 
 def promote(ref: str) -> Best:
-    """Give the model with the lowest score the name `best`; again gives the same. UserError."""
+    """Give the model with the lowest score the name `best`; may be repeated. Raises UserError."""
     return _promote_local(Path(ref)) if is_folder(ref) else _promote_on_wandb(ref)
 
 
@@ -61,7 +61,7 @@ def pull(ref: str, out: Path) -> Path:
                 f"{ref}: best.pth has sha256 {found[:12]}..., its metadata say {expected[:12]}...: "
                 "the file was changed or cut short; pull again, or promote again"
             )
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for name in MORE:
             (out / name).unlink(missing_ok=True)  # of another model
         for name in _files(source):
@@ -120,10 +120,10 @@ def _promote_on_wandb(path: str) -> Best:
     target = f"{entity}/{project}/{collection}:best"
     # Another promotion may have seen fewer runs at the same moment: repeat until the best stays.
     for _ in range(5):
-        source, run_id, score = _best_on_wandb(api, entity, project, sweep)
-        now = existing(api, target)
+        source, run_id = _best_on_wandb(api, path)
+        now = existing(api.artifact, target)
         if now is not None and now.metadata.get("sha256") == source.metadata["sha256"]:
-            return Best(target, now.metadata.get("run", run_id), score)
+            return Best(target, now.metadata.get("run", run_id), source.metadata["score"])
         with tempfile.TemporaryDirectory() as scratch:
             files = Path(source.download(root=scratch))
             card = model_card(files, run_id)
@@ -145,19 +145,19 @@ def _promote_on_wandb(path: str) -> Best:
     )
 
 
-def _best_on_wandb(
-    api: Any, entity: str, project: str, sweep: str | None
-) -> tuple[Any, str, float]:
+def _best_on_wandb(api: Any, path: str) -> tuple[Any, str]:
+    """The model artifact with the lowest score of a sweep or project, and the run that made it."""
     import wandb
 
-    where = f"{entity}/{project}" + (f"/{sweep}" if sweep else "")
+    entity, project, sweep = split_path(path)
+    where = path.strip("/")
     try:
         runs = list(api.sweep(where).runs if sweep else api.runs(where))
     except (wandb.Error, ValueError) as error:
         raise UserError(f"{where} is not on W&B ({line(error)}): check the path") from None
     models = {}
     for run in sorted(runs, key=lambda run: run.id):
-        artifact = existing(api, f"{entity}/{project}/{MODEL}-{run.id}:latest")
+        artifact = existing(api.artifact, f"{entity}/{project}/{MODEL}-{run.id}:latest")
         if artifact is not None and artifact.metadata.get("status") in read.GOOD:
             models[run.id] = artifact
     best = read.best({i: a.metadata | {SCORE: a.metadata["score"]} for i, a in models.items()})
@@ -173,18 +173,17 @@ def _best_on_wandb(
         (one.get("data", "") for one in metadata),
         "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind",
     )
-    return models[best], best, models[best].metadata["score"]
+    return models[best], best
 
 
 def _download(ref: str, scratch: Path) -> tuple[Path, str]:
-
     if ":" in ref:
         name = ref
     else:
         entity, project, last = split_path(ref)
         # A last word names a sweep that was promoted, or a run.
         name = f"{entity}/{project}/{MODEL}-{last or project}:best"
-    artifact = existing(public_api(), name)
+    artifact = existing(public_api().artifact, name)
     if artifact is None:
         raise UserError(
             f"{ref} names no model on W&B (looked for {name}): for a sweep or a project run "

@@ -4,9 +4,9 @@ import contextlib
 import io
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -14,6 +14,7 @@ from emaae.runs import read
 from emaae.runs.checkpoint import write_json
 from emaae.sweeps.file import question_of
 from emaae.system.errors import UserError
+from emaae.system.files import own
 from emaae.system.progress import progress
 from emaae.tracking import client
 from emaae.tracking.mirror import RECORD, read_record, upload
@@ -31,25 +32,26 @@ def upload_pending(
     what is there as a whole, and one line for each run that is not.
     """
     folders = [folder] if (folder / RECORD).is_file() else read.run_folders(folder)
-    folders = [run for run in folders if read_record(run) is not None]
+    folders = [run for run in folders if (run / RECORD).is_file()]
     if not folders:
         raise UserError(f"{folder} holds no run that W&B knows: expected {RECORD} in a run")
-    return _upload_all(folders, entity, project)
+    return _upload_all(folders, partial(upload, entity=entity, project=project))
 
 
 def _upload_all(
-    folders: Iterable[Path],
-    entity: str | None,
-    project: str | None,
-    sweep: str | None = None,
-    swept: client.Swept | None = None,
+    folders: Iterable[Path], send: Callable[[Path], str]
 ) -> tuple[dict[Path, str], list[str]]:
+    import wandb
+
     there, missing = {}, []
     for run in progress(folders, "uploading", unit="runs"):
         try:
-            there[run] = upload(run, entity, project, sweep, swept)
+            with own(run) or contextlib.nullcontext():  # the lock of a run that goes on
+                there[run] = send(run)
         except UserError as error:
             missing.append(f"{run}: {error}")
+        except (wandb.Error, OSError, ValueError) as error:
+            missing.append(f"{run}: the run did not arrive ({client.line(error)})")
     return there, missing
 
 
@@ -69,9 +71,9 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     compare = f"Compare its runs: python -m analysis.workspace ENTITY/{project}/SWEEP"
     config = {"name": folder.resolve().name} | config
     config["description"] = f"{question_of(sweep_file)}\n\n{compare}".strip()
-    known = _known(folder, project, entity)
-    runs = read.run_folders(folder)
-    there, missing = _upload_all(runs, entity, project, known, client.Swept.of(config))
+    sweep = _known(folder, project, entity)
+    send = partial(upload, entity=entity, project=project, sweep=sweep, sweep_config=config)
+    there, missing = _upload_all(read.run_folders(folder), send)
     if missing or not there:
         raise UserError(
             f"{len(missing)} of {len(there) + len(missing)} runs are not on W&B "
@@ -79,7 +81,6 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
         )
     entity = next(iter(there.values())).split("/", 1)[0]
     ids = [path.rsplit("/", 1)[1] for path in there.values()]
-    sweep = known
     if sweep is None:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what we print
@@ -88,9 +89,9 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
             raise UserError(f"W&B refuses {sweep_file} ({client.line(error)})") from None
         write_json(folder / PUBLISHED, {"sweep": sweep, "entity": entity, "project": project})
         for run in there:
-            write_json(run / RECORD, (read_record(run) or {}) | {"sweep": sweep})
+            write_json(run / RECORD, read_record(run) | {"sweep": sweep})
     path = f"{entity}/{project}/{sweep}"
-    found = _sweep(path)
+    found = client.existing(client.public_api().sweep, path)
     lacking = sorted(set(ids) - {run.id for run in found.runs}) if found else ids
     if found is None or lacking:
         raise UserError(f"{path} lacks the runs {', '.join(lacking)}: look at it on W&B")
@@ -103,23 +104,9 @@ def _finish(path: str) -> None:
     # By the client's own command: it has no function for it.
     command = [sys.executable, "-m", "wandb", "sweep", "--stop", path]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=client.FINISH_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        done = None
-    if done is None or done.returncode:
-        raise UserError(f"{path} is there and could not be finished: publish again")
-
-
-def _sweep(path: str) -> Any | None:
-    """The sweep of that path, None when it is not there. Raises UserError without an answer."""
-    import wandb
-
-    try:
-        return client.public_api().sweep(path)
-    except (wandb.Error, ValueError) as error:
-        if client.is_missing(error):
-            return None
-        raise UserError(f"W&B did not say whether {path} is there ({client.line(error)})") from None
+        subprocess.run(command, capture_output=True, check=True, timeout=client.FINISH_TIMEOUT_S)
+    except subprocess.SubprocessError:
+        raise UserError(f"{path} is there and could not be finished: publish again") from None
 
 
 def _known(folder: Path, project: str, entity: str | None) -> str | None:
@@ -127,5 +114,6 @@ def _known(folder: Path, project: str, entity: str | None) -> str | None:
     record = read.read_or_empty(folder / PUBLISHED)
     if record.get("project") != project or entity not in (None, record.get("entity")):
         return None
-    found = _sweep(f"{record['entity']}/{project}/{record['sweep']}")
+    path = f"{record['entity']}/{project}/{record['sweep']}"
+    found = client.existing(client.public_api().sweep, path)
     return found.id if found else None

@@ -5,16 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import program
-from test_wandb import TINY, variables
+from test_wandb import TINY, models_of, variables
 from wandb_backend import Backend
 
 FILES = ("best.pth", "config.json", "history.jsonl", "last.pt", "metrics.json", "model_config.json")
 EPOCHS = 5
 
 
-def train(backend, folder, trees, **more) -> tuple[dict[str, str], str]:
+def train(backend, folder, trees) -> tuple[dict[str, str], str]:
     """A run that the server may not survive: its environment and what it said."""
-    env = variables(backend, folder / "home", trees, EMAAE_OUT_DIR=str(folder / "runs"))
+    env = variables(backend, folder, trees)
     env |= {"WANDB_FINISH_TIMEOUT": "15", "WANDB_INIT_TIMEOUT": "10"}
     flags = [f"--epochs={EPOCHS}", "--wandb=auto", "--wandb_project=speech", "--run_name=r"]
     done = program("train.py", *TINY, *flags, **env)
@@ -45,9 +45,8 @@ def outlives(number, folder, trees) -> str:
         (uploaded,) = backend.runs.values()
         epochs = {row["epoch"] for row in uploaded.history if "epoch" in row}
         assert epochs == set(range(1, EPOCHS + 1)), operation
-        models = [a for a in backend.artifacts if a.type == "model" and a.state == "COMMITTED"]
         weights = (run / "best.pth").read_bytes()
-        assert any(model.files["best.pth"] == weights for model in models), operation
+        assert any(m.files["best.pth"] == weights for m in models_of(backend)), operation
         return operation
 
 
