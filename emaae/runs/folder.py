@@ -207,7 +207,10 @@ class RunFolder:
             self._tell("resumed", self.last)
 
     def _refuse_changes(self, now: Mapping[str, Any]) -> None:
-        before = {"data": {}} | read_json(self.path / "config.json")
+        path = self.path / "config.json"
+        before = {"data": {}} | read_json(path)
+        if not isinstance(before["data"], dict):
+            raise UserError(f"{path}: data must be an object, got {before['data']!r}")
         names = [name for name, knob in KNOBS.items() if knob.group not in PLACES]
         changed = {f"--{n}": (before.get(n), now[n]) for n in names if before.get(n) != now[n]}
         for split in before["data"].keys() | now["data"].keys():
@@ -234,7 +237,10 @@ class RunFolder:
         self._rewind(last["epoch"])
         if last["best"] is not None:
             checkpoint.save(self.path / "best.pth", last["best"])
-            self._selected = Selection(**last["selection"]).metrics()
+            try:
+                self._selected = Selection(**last["selection"]).metrics()
+            except TypeError as error:
+                raise UserError(f"last.pt of {self.path} was changed ({error})") from None
 
     def _rewind(self, epoch: int) -> None:
         """Forget what came after `epoch`. Raises UserError when the history lacks a row."""
@@ -342,7 +348,7 @@ def _of_data(split: Split) -> dict[str, Any]:
 
 def _same(data: Any) -> Any:
     """The part of a split's entry that must not change: all but the broken files left out."""
-    return data and {name: value for name, value in data.items() if name != "skipped"}
+    return {k: v for k, v in data.items() if k != "skipped"} if isinstance(data, dict) else data
 
 
 def _of_agent() -> bool:
