@@ -4,9 +4,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from emaae.data.features import CHANNELS
 from emaae.models import CNNAutoEncoder
+
+
+def channels_of(input_dim: int) -> tuple[str, ...]:
+    """The names of a model's channels: 14, or 13 without loudness."""
+    return tuple(n for n in CHANNELS if n != "loudness" or input_dim == len(CHANNELS))
+
+
+def read_by(input_dim: int, features: np.ndarray) -> np.ndarray:
+    """Of features (T, 14) those that a model reads: (T, input_dim)."""
+    return features[:, [CHANNELS.index(name) for name in channels_of(input_dim)]]
 
 
 class Answer(NamedTuple):
@@ -55,7 +65,6 @@ def primitives(model: CNNAutoEncoder, units: np.ndarray) -> np.ndarray:
     field = decoder_field(model)
     # Long enough for the padding at either end to reach nothing that is kept.
     z = torch.zeros(len(units) + 1, model.inner_size, 3 * field)
-    z[torch.arange(len(units)), torch.as_tensor(units), z.shape[2] // 2] = 1
-    y: Tensor = model.standardise(model.decode(z))
-    start = z.shape[2] // 2 - field // 2
-    return (y[:-1] - y[-1:])[:, :, start : start + field].numpy()
+    z[torch.arange(len(units)), torch.as_tensor(units), 3 * field // 2] = 1
+    y = model.standardise(model.decode(z))
+    return (y[:-1] - y[-1:])[:, :, field : 2 * field].numpy()

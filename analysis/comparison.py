@@ -25,7 +25,7 @@ from analysis.labels import read_splits
 from analysis.measured import Code, measure
 from analysis.runs import GOOD, Run, read_runs, text, varying
 from analysis.summary import markdown
-from analysis.tables import frame
+from analysis.tables import frame, write
 from emaae.config import Config
 from emaae.data import SPLITS, Split, load_splits
 from emaae.models import CNNAutoEncoder
@@ -59,14 +59,17 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         if np.isnan(self.mean):
-            return "–"
+            return number(self.mean)
         return f"{number(self.mean)} [{number(self.low)}, {number(self.high)}]"
 
 
 def number(value: float) -> str:
-    """Three digits, without an exponent or a leading zero."""
-    rounded = abs(float(f"{value:.2e}")) if abs(value) > 1e-9 else 0
-    digits = max(0, 2 - int(np.floor(np.log10(rounded)))) if rounded else 0
+    """Three digits, without an exponent or a leading zero; a dash for NaN."""
+    if np.isnan(value):
+        return "–"
+    if abs(value) <= 1e-9:
+        return "0"
+    digits = max(0, 2 - int(f"{value:.2e}".partition("e")[2]))
     return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
 
 
@@ -97,26 +100,25 @@ def over_seeds(values: np.ndarray, seed: int = 1) -> Estimate:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean (B,) of the defined ones of each column; NaN without any."""
-    defined = np.isfinite(values)
-    total = np.where(defined, values, 0).sum(0)
-    return np.where(defined.any(0), total / defined.sum(0).clip(min=1), np.nan)
+    return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
-def at(sparsity: float, points: Sequence[Point], values: Sequence[np.ndarray]) -> np.ndarray:
-    """Values (B,) of the points of one seed, read at a live sparsity; NaN beyond them."""
-    live, found = np.stack([p.costs["live_sparsity"] for p in points]), np.stack(values)
+def at(
+    sparsity: float | np.ndarray, points: Sequence[Point], name: str, n: int | None = None
+) -> np.ndarray:
+    """A cost (B,) of the points of one seed, read at a live sparsity; NaN beyond them.
+
+    At sparsities (K,) it is (B, K). n: of so many resamples alone.
+    """
+    live, cost = (np.stack([p.costs[of][:n] for p in points]) for of in ("live_sparsity", name))
     order = live.argsort(0)
-    live, found = np.take_along_axis(live, order, 0), np.take_along_axis(found, order, 0)
-    columns = zip(live.T, found.T)
+    columns = zip(np.take_along_axis(live, order, 0).T, np.take_along_axis(cost, order, 0).T)
     return np.array([np.interp(sparsity, x, y, np.nan, np.nan) for x, y in columns])
 
 
 def read_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
     """Each of `COSTS` of a front, (seeds, B), at a live sparsity."""
-    return {
-        name: np.stack([at(sparsity, ps, [p.costs[name] for p in ps]) for ps in front.values()])
-        for name in COSTS
-    }
+    return {name: np.stack([at(sparsity, ps, name) for ps in front.values()]) for name in COSTS}
 
 
 # ---- what is compared
@@ -125,22 +127,22 @@ def read_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
 def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that ended well under the label of their setting, without seed and `SPARSER`."""
     ended = [run for run in runs if run.status in GOOD]
-    labels = [""] * len(ended)
+    labels: list[tuple[str, ...]] = [()] * len(ended)
     for name in varying(ended):
-        longer = [f"{label}, {_said(run, name)}" for label, run in zip(labels, ended)]
+        longer = [(*label, _said(run, name)) for label, run in zip(labels, ended)]
         # What those before determine, such as the window of each schedule, says nothing more.
         if name not in (*SPARSER, "seed") and len(set(longer)) > len(set(labels)):
             labels = longer
     found: dict[str, list[Run]] = {}
     for label, run in zip(labels, ended):
-        found.setdefault(label.removeprefix(", ") or run.schedule, []).append(run)
+        found.setdefault(", ".join(label) or run.schedule, []).append(run)
     return found
 
 
 def _said(run: Run, name: str) -> str:
-    if name in ("schedule", "activation"):
-        return str(run.schedule if name == "schedule" else run.config.get(name, "relu"))
-    return f"{name} {text(run.config[name])}"
+    if name == "activation":
+        return str(run.config.get(name, "relu"))
+    return run.schedule if name == "schedule" else f"{name} {text(run.config[name])}"
 
 
 def fronts(
@@ -148,7 +150,7 @@ def fronts(
     test: Split,
     counts: np.ndarray,
     weights: str,
-    copies_once: bool = False,
+    copies_once: bool,
 ) -> Mapping[str, Front]:
     """The front of each setting, its models measured on the test split."""
     todo = [(label, run) for label, members in runs.items() for run in members]
@@ -161,27 +163,25 @@ def fronts(
                 "best.pth or, for final ones, the last.pt of a folder on this machine"
             )
         of_seed = found[label].setdefault(run.config.get("seed", 0), [])
-        of_seed.append(point(Code.of(model), test, counts, copies_once))
+        code = Code.of(model)
+        of_seed.append(Point(code, measure(code, test).costs(counts, copies_once)))
     return found
-
-
-def point(code: Code, test: Split, counts: np.ndarray, copies_once: bool = False) -> Point:
-    """A code measured on the test split and its resamples."""
-    return Point(code, measure(code, test).costs(counts, copies_once))
 
 
 def rivals(
     model: CNNAutoEncoder,
     splits: Mapping[str, Split],
     counts: np.ndarray,
-    copies_once: bool = False,
+    copies_once: bool,
 ) -> Mapping[str, Front]:
     """The fronts of all baselines, as wide as a model and seeing as much."""
     todo = [(name, seed) for name in BASELINES for seed in BASELINE_SEEDS]
     found: dict[str, dict[int, list[Point]]] = {name: {} for name in BASELINES}
     for name, seed in progress(todo, "baselines", total=len(todo), unit="fits"):
         codes = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
-        found[name][seed] = [point(code, splits["test"], counts, copies_once) for code in codes]
+        found[name][seed] = [
+            Point(code, measure(code, splits["test"]).costs(counts, copies_once)) for code in codes
+        ]
     return found
 
 
@@ -206,8 +206,8 @@ def probed(
     found: dict[str, dict[str, list]] = {label: {} for label in fronts}
     for label, one in progress(todo, "probing", total=len(todo), unit="codes"):
         for result in probe.measure(splits, label, probe.ENCODING, _view(one.code, frames)):
-            right = np.array([correct.sum() for correct in result.correct[0]])
-            length = np.array([len(correct) for correct in result.correct[0]])
+            right = np.array([correct.sum() for correct in result.correct()])
+            length = np.array([len(true) for true in result.true])
             accuracy = counts @ right / (counts @ length)
             found[label].setdefault(result.labels, []).append(accuracy)
     return {label: {k: np.stack(v) for k, v in of.items()} for label, of in found.items()}
@@ -269,13 +269,8 @@ BRIEF = ("phone", "gesture", "dead", "distinct", "participation")
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of `rows`."""
     names = [name for name in HEAD if name in lines[0]]
-
-    def cell(name: str, value: Any) -> str:
-        if name in BRIEF:
-            return number(value.mean) if np.isfinite(value.mean) else "–"
-        return str(value)
-
-    return markdown([HEAD[n] for n in names], [[cell(n, line[n]) for n in names] for line in lines])
+    cells = [[number(x[n].mean) if n in BRIEF else str(x[n]) for n in names] for x in lines]
+    return markdown([HEAD[name] for name in names], cells)
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,8 +278,8 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in line.items():
         if isinstance(value, Estimate):
-            ends = zip((name, f"{name}_low", f"{name}_high"), value)
-            found |= {key: float(f"{number:.5g}") for key, number in ends}
+            mean, low, high = (float(f"{x:.5g}") for x in value)
+            found |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         else:
             found[name] = value
     return found
@@ -295,31 +290,23 @@ def drawn(found: Mapping[str, Front], units: str = "live") -> Drawing:
 
     A point for each run, a line for the mean over seeds.
     """
-    costs = {"fvu": Axis("fvu", log=True), "persistence": Axis("persistence (encoding / input)")}
-    items: dict[str, list[Line]] = {name: [] for name in costs}
-    for (label, front), look in zip(found.items(), looks(list(found)).values()):
-        points = [p for of_seed in front.values() for p in of_seed]
-        live = np.array([p.costs["live_sparsity"][0] for p in points])
-        grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
-        means = [read_at(x, _plain(front)) for x in grid]
-        for name, lines in items.items():
-            one = np.array([p.costs[name][0] for p in points])
-            lines.append(Line(live, one, look, points=True, size=2.5, opacity=0.4))
+
+    def lines(name: str) -> list[Line]:
+        items = []
+        for (label, front), look in zip(found.items(), looks(list(found)).values()):
+            points = [p.costs for of_seed in front.values() for p in of_seed]
+            live, cost = (np.array([p[of][0] for p in points]) for of in ("live_sparsity", name))
+            items.append(Line(live, cost, look, points=True, size=2.5, opacity=0.4))
+            grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
             # The mean of all seeds or nothing: where some are missing the line would jump.
-            mean = np.array([value[name][:, 0].mean() for value in means])
-            lines.append(Line(grid, mean, look, label))
+            mean = np.mean([at(grid, ps, name, n=1)[0] for ps in front.values()], 0)
+            items.append(Line(grid, mean, look, label))
+        return items
+
     x = Axis(f"sparsity of {units} units")
-    levels = {"persistence": (1,)}
-    panels = [Panel(x, y, items[name], levels=levels.get(name, ())) for name, y in costs.items()]
+    fvu, persistence = Axis("fvu", log=True), Axis("persistence (encoding / input)")
+    panels = [Panel(x, fvu, lines("fvu")), Panel(x, persistence, lines("persistence"), levels=(1,))]
     return Drawing([panels], legend=True)
-
-
-def _plain(front: Front) -> Front:
-    """Without the resamples."""
-    return {
-        seed: [p._replace(costs={k: v[:1] for k, v in p.costs.items()}) for p in points]
-        for seed, points in front.items()
-    }
 
 
 def _fraction(text: str) -> float:
@@ -391,12 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.append(rows(compared, sparsity, reference, accuracies))
         print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(lines[-1])}", flush=True)
     if args.out:
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-            compared_rows = frame([flat(line) for of in lines for line in of])
-            compared_rows.to_csv(args.out / "comparison.csv", index=False)
-        except OSError as error:
-            raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
+        write(frame([flat(line) for of in lines for line in of]), args.out / "comparison.csv")
         figure = paper.draw(drawn(compared, units), height=3.0)
         paper.save(figure, args.out / "comparison.png")
 

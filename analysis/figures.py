@@ -5,7 +5,6 @@ and the same runs give the same file. What they show is in `analysis/panels.py`.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis import insides, panels, paper
 from analysis.drawing import Drawing, Missing, Panel, in_grid
+from analysis.output import folder_of
 from analysis.paper import ONE, TWO, UNDATED
 from analysis.runs import Run, best, read_comparable
 from emaae.system.errors import UserError, speaking_plainly
@@ -107,8 +107,8 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
     return paper.draw(shown, page.width, page.height)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Draw what can be drawn, and say of the rest why not; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw what can be drawn, and say of the rest why not."""
     parser = argparse.ArgumentParser(prog="python -m analysis.figures", description=__doc__)
     parser.add_argument(
         "refs",
@@ -125,8 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = expanded(parser.parse_args(argv))
     runs = read_comparable(*args.refs)
-    first = Path(args.refs[0])
-    out = args.out or (first if first.is_dir() else Path()) / "figures"
+    out = args.out or folder_of(args.refs[0]) / "figures"
     drawn = 0
     for name in args.only or FIGURES:
         try:
@@ -142,9 +141,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"nothing could be drawn of {' '.join(args.refs)}: expected runs that trained"
         )
-    return 0
 
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.figures"):
-        sys.exit(main())
+        main()

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.anatomy import answer, busiest_units, first_kernels, primitives
+from analysis.anatomy import answer, busiest_units, channels_of, first_kernels, primitives
 from analysis.colours import PREDICTION, TRUTH
 from analysis.drawing import Axis, Drawing, Image, Line, Look, Missing, Panel
 from analysis.panels import run_alpha, run_losses
 from analysis.runs import Run
-from emaae.data.features import ARTICULATORS, CHANNELS, FRAME_RATE_HZ
+from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
 from emaae.runs.reconstructions import Reconstruction
 
@@ -36,11 +36,6 @@ def through(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarr
         name = min(kept, key=lambda one: abs(len(kept[one]) - 5 * FRAME_RATE_HZ))
     found = answer(model, kept[name])
     return Reconstruction(name, channels_of(model.input_dim), kept[name], found.y), found.z
-
-
-def channels_of(input_dim: int) -> tuple[str, ...]:
-    """The names of a model's channels: 14, or 13 without loudness."""
-    return tuple(n for n in CHANNELS if n != "loudness" or input_dim == len(CHANNELS))
 
 
 def reconstruction(found: Reconstruction) -> list[Panel]:

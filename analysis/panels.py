@@ -17,7 +17,7 @@ import numpy as np
 
 from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
 from analysis.drawing import INPUT, Axis, Line, Look, Missing, Panel, looks
-from analysis.fronts import hypervolume, pareto_front
+from analysis.fronts import costs, hypervolume, pareto_front
 from analysis.runs import GOOD, Run, best, final, groups, number, score, split_of
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
@@ -111,7 +111,7 @@ def mse_along_epochs(runs: Sequence[Run]) -> Panel:
         raise Missing("no run has finished an epoch")
     items: list[Line] = []
     order = positions(runs)
-    for label, look, members in _looked(runs):
+    for label, look, members in looked(runs):
         paths = [(run.column("alpha"), run.column("val/mse")) for run in members if run.history]
         if not paths:
             continue
@@ -177,22 +177,28 @@ def fvu_against_sparsity(runs: Sequence[Run]) -> Panel:
     """The trade that alpha makes, and the Pareto front of all runs: right and down is better."""
     split = split_of(runs)
     items = points(runs, f"{split}/sparsity", f"{split}/fvu")
-    ended = [run for run in runs if run.status in GOOD]
-    costs = [(final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity")) for run in ended]
-    fvu, dense = pareto_front(costs).T
-    note = "one run: a front needs several" if len(ended) == 1 else ""
-    if len(ended) > 1:
-        label = f"Pareto front, hypervolume {hypervolume(costs):.3f}"
+    found = costs(runs, split)
+    alone = len(found) == 1
+    if not alone:
+        fvu, dense = pareto_front(found).T
+        label = f"Pareto front, hypervolume {hypervolume(found):.3f}"
         items.insert(0, Line(1 - dense, fvu, Look(SOFT), label, step="vh", width=1.0))
     top = best(runs)
-    if top is not None and len(ended) > 1:
-        x, y = (np.array([final(top, f"{split}/{name}")]) for name in ("sparsity", "fvu"))
-        ring: dict[str, Any] = {"points": True, "size": 11.0, "open": True}
+    if top is not None and not alone:
         items.append(
-            Line(x, y, Look(INK), f"best: {top.name}", runs=(positions(runs)[id(top)],), **ring)
+            Line(
+                np.array([final(top, f"{split}/sparsity")]),
+                np.array([final(top, f"{split}/fvu")]),
+                Look(INK),
+                f"best: {top.name}",
+                points=True,
+                size=11.0,
+                open=True,
+                runs=(runs.index(top),),
+            )
         )
-    sparsity = Axis(f"{split} sparsity (fraction of zeros)")
-    return Panel(sparsity, Axis(f"{split} fvu", log=True), items, note=note)
+    x, y = Axis(f"{split} sparsity (fraction of zeros)"), Axis(f"{split} fvu", log=True)
+    return Panel(x, y, items, note="one run: a front needs several" if alone else "")
 
 
 def sparsity_against_persistence(runs: Sequence[Run]) -> Panel:
@@ -279,7 +285,8 @@ def positions(runs: Sequence[Run]) -> dict[int, int]:
     return {id(run): i for i, run in enumerate(runs)}
 
 
-def _looked(runs: Sequence[Run]) -> list[tuple[str, Look, list[Run]]]:
+def looked(runs: Sequence[Run]) -> list[tuple[str, Look, list[Run]]]:
+    """Each setting's label, look and runs."""
     members = groups(runs)
     return [(label, look, members[label]) for label, look in looks(list(members)).items()]
 
@@ -287,7 +294,7 @@ def _looked(runs: Sequence[Run]) -> list[tuple[str, Look, list[Run]]]:
 def _means(runs: Sequence[Run], curve: Callable[[Run], Curve | None], **style: Any) -> list[Line]:
     """The mean of each setting with its range, and every run by itself for pages."""
     items, order = [], positions(runs)
-    for label, look, members in _looked(runs):
+    for label, look, members in looked(runs):
         found = {order[id(run)]: got for run in members if (got := curve(run))}
         if not found:
             continue

@@ -1,8 +1,6 @@
 """The figures of the report page: which there are, what they are called, and what they say."""
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,19 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis import insides, interactive, panels, sagittal
-from analysis.anatomy import answer, busiest_units, primitives
+from analysis.anatomy import answer, busiest_units, primitives, read_by
 from analysis.drawing import Axis, Drawing, Missing, Panel, described, in_grid
-from analysis.labels import LABELS, Labelled, labelled
+from analysis.labels import LABELS, read_split
 from analysis.runs import Run, best, groups, score
-from emaae.data.demo import generate, read_score
-from emaae.data.features import (
-    ARTICULATORS,
-    CHANNELS,
-    FRAME_RATE_HZ,
-    find_features,
-    read_features,
-    read_times,
-)
+from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
 from emaae.runs.reconstructions import Reconstruction
 from emaae.system.errors import UserError
@@ -336,20 +326,12 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
 
     They are known of generated speech alone; {} for any other.
     """
-    found: list[Labelled] = []
-    if not run.config.get("val_dir"):  # the demo data
-        spoken = generate("val")[:MOST_LABELLED]
-        found = [labelled(u.features, u.times, u.phones, u.gestures) for u in spoken]
-    elif os.path.isdir(str(run.config.get("val_dir"))):
-        with contextlib.suppress(UserError):
-            files = find_features(run.config["val_dir"], bool(run.config.get("recursive")))
-            for file in files[:MOST_LABELLED]:
-                of, times = read_score(file.path), read_times(file.path)
-                found.append(labelled(read_features(file.path), times, *of))
-    if not found:
+    folder, recursive = run.config.get("val_dir"), bool(run.config.get("recursive"))
+    try:
+        found = read_split("val", folder, recursive, MOST_LABELLED)
+    except UserError:
         return {}, np.empty((0, model.inner_size))
-    kept = [CHANNELS.index(name) for name in insides.channels_of(model.input_dim)]
-    z = np.concatenate([answer(model, one.features[:, kept]).z for one in found])
+    z = np.concatenate([answer(model, read_by(model.input_dim, one.features)).z for one in found])
     labels = {name: np.concatenate([one.labels[name] for one in found]) for name in LABELS}
     bound = labels["gesture"]
     labels["gesture"] = np.where(bound == " ".join(ARTICULATORS), "all (vowel)", bound)

@@ -59,6 +59,10 @@ class Run:
         epoch = self.metrics.get("select/epoch")
         return next((row for row in self.history if row["epoch"] == epoch), {})
 
+    def knob(self, name: str) -> Any:
+        """What the run's config has of a knob, or the schedule; None without it."""
+        return self.schedule if name == "schedule" else self.config.get(name)
+
     def column(self, name: str) -> np.ndarray:
         """One metric over the epochs of the history (n,); NaN where it is undefined or missing."""
         return np.array([number(row.get(name)) for row in self.history], dtype=float)

@@ -6,8 +6,7 @@ of each channel, so offsets and scales are not in the data.
 """
 
 import argparse
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from scipy.interpolate import CubicSpline
 from analysis.colours import PREDICTION, SOFT, TRUTH
 from analysis.drawing import Axis, Line, Look, Panel
 from analysis.insides import through
+from analysis.output import folder_of, writing
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import SD_MM
@@ -187,8 +187,7 @@ def write(found: Reconstruction, path: Path, title: str) -> int:
     # One palette for all, so that only what moves differs from one frame to the next.
     palette = frames[0].quantize(COLORS, dither=Image.Dither.NONE)
     frames = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in frames]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         frames[0].save(
             path,
             format="GIF",
@@ -198,13 +197,11 @@ def write(found: Reconstruction, path: Path, title: str) -> int:
             duration=1000 // FRAME_RATE_HZ,
             loop=0,
         )
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     return path.stat().st_size
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Film one kept utterance of a run; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Film one kept utterance of a run."""
     parser = argparse.ArgumentParser(prog="python -m analysis.sagittal", description=__doc__)
     parser.add_argument(
         "run", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run; of several, the best is filmed"
@@ -217,13 +214,11 @@ def main(argv: list[str] | None = None) -> int:
     runs = read_runs(args.run)
     run = best(runs) or runs[0]
     found, _ = through(run, args.utterance)
-    beside = Path(args.run) if Path(args.run).is_dir() else Path()
-    path = args.out or beside / "sagittal.gif"
+    path = args.out or folder_of(args.run) / "sagittal.gif"
     if path.suffix != ".gif":
         raise UserError(f"--out must name a .gif file, got {path}")
     size = write(found, path, f"{found.name}, run {run.name}")
     print(f"{path}: {len(found.truth) / FRAME_RATE_HZ:.2f} s, {size / 1000:.0f} kB")
-    return 0
 
 
 def _smooth(points: np.ndarray) -> np.ndarray:
@@ -235,4 +230,4 @@ def _smooth(points: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.sagittal"):
-        sys.exit(main())
+        main()

@@ -6,15 +6,15 @@ same but for the seed), schedule and seed. Metrics keep their names, with `_` fo
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.output import folder_of, writing
 from analysis.runs import Run, groups, read_runs
 from emaae.config import Config
 from emaae.metrics import DENSITY_EDGES
-from emaae.system.errors import UserError, extra, speaking_plainly
+from emaae.system.errors import extra, speaking_plainly
 from emaae.system.files import expanded
 
 SERIES = ("encoding", "input")
@@ -125,17 +125,18 @@ def frame(rows: Sequence[Row]) -> Any:
 
 
 def write(table: Any, path: Path) -> None:
-    """As the path's suffix says, csv or parquet. Raises UserError without pyarrow."""
-    if path.suffix == ".csv":
-        table.to_csv(path, index=False)
-    else:
-        with extra("parquet"):
+    """Write it as the path's suffix says, csv or parquet. Raises UserError without pyarrow."""
+    with writing(path), extra("parquet"):
+        if path.suffix == ".csv":
+            table.to_csv(path, index=False)
+        else:
             import pyarrow  # noqa: F401
-        table.to_parquet(path, index=False)
+
+            table.to_parquet(path, index=False)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the tables that have rows; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the tables that have rows."""
     parser = argparse.ArgumentParser(prog="python -m analysis.tables", description=__doc__)
     parser.add_argument(
         "runs", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run, a sweep, or an --out_dir"
@@ -146,21 +147,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = expanded(parser.parse_args(argv))
     found = tables(read_runs(args.runs))
-    out = args.out or (Path(args.runs) if Path(args.runs).is_dir() else Path()) / "tables"
+    out = args.out or folder_of(args.runs) / "tables"
     for name, table in found.items():
         path = out / f"{name}.{args.format}"
         if table.empty:
             print(f"no {name}: no run has left any")
             continue
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            write(table, path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        write(table, path)
         print(f"{path}: {len(table)} rows, {len(table.columns)} columns")
-    return 0
 
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.tables"):
-        sys.exit(main())
+        main()

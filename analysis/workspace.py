@@ -7,7 +7,7 @@ W&B is asked for the project). The metrics are those that runs log, by the names
 
 import argparse
 import json
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 from emaae.system.errors import UserError, speaking_plainly
@@ -149,8 +149,8 @@ def without_ids(value: Any) -> Any:
     return [without_ids(one) for one in value] if isinstance(value, list) else value
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Save the view or the report, or print it; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Save the view or the report, or print it."""
     parser = argparse.ArgumentParser(prog="python -m analysis.workspace", description=__doc__)
     parser.add_argument("path", metavar="ENTITY/PROJECT[/SWEEP]")
     parser.add_argument("--dry-run", action="store_true", help="print it as JSON and send nothing")
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     view = workspace(*parts) if len(parts) == 2 else report(*parts)
     if args.dry_run:
         print(json.dumps(as_json(view), indent=2))
-        return 0
+        return
     try:
         print(view.save().url)
     except Exception as error:  # whatever the network and the server do
@@ -172,9 +172,8 @@ def main(argv: list[str] | None = None) -> int:
             f"W&B did not save the page of {args.path} ({reason}): log in with "
             "`wandb login`, and check the path"
         ) from None
-    return 0
 
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.workspace"):
-        sys.exit(main())
+        main()

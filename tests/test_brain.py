@@ -10,6 +10,7 @@ from synthetic_runs import write_run
 
 from analysis import brain
 from analysis.runs import read_runs
+from analysis.tables import frame
 from emaae.data.phones import Gesture
 from emaae.models import build_model
 from emaae.runs import checkpoint
@@ -80,11 +81,13 @@ def test_of_each_seed_the_run_nearest_to_the_sparsity_is_taken(tmp_path):
 
 
 def test_the_table_and_the_figure_have_the_mean_of_the_seeds():
-    rows = [
-        {"input": "x", "seed": s, "jitter_s": j, "live_sparsity": 0.8, "r2": 0.1 * s + j}
-        for s in (0, 1)
-        for j in (0.0, 0.5)
-    ]
+    rows = frame(
+        [
+            {"input": "x", "seed": s, "jitter_s": j, "live_sparsity": 0.8, "r2": 0.1 * s + j}
+            for s in (0, 1)
+            for j in (0.0, 0.5)
+        ]
+    )
     assert "| x | 0.80 | 0.050 (0.000 to 0.100) | 0.550 (0.500 to 0.600) |" in brain.table(rows)
     ((panel,),) = brain.drawn(rows).rows
     (line,) = panel.lines

@@ -125,11 +125,9 @@ def whole(n, **costs):
 
 def test_a_front_is_read_between_its_runs_and_never_beyond_them():
     found = points((0.9, 0.04, 0.6), (0.8, 0.02, 1.0))
-    fvu = [p.costs["fvu"] for p in found]
-    assert at(0.85, found, fvu) == pytest.approx([0.03, 0.03])
-    assert at(0.9, found, fvu) == pytest.approx([0.04, 0.04])
-    assert np.isnan(at(0.79, found, fvu)).all()
-    assert np.isnan(at(0.91, found, fvu)).all()
+    assert at(0.85, found, "fvu") == pytest.approx([0.03, 0.03])
+    assert at(0.9, found, "fvu") == pytest.approx([0.04, 0.04])
+    assert np.isnan(at(np.array([0.79, 0.91]), found, "fvu")).all()
 
 
 def test_the_mean_over_seeds_leaves_out_those_that_do_not_reach():
