@@ -11,7 +11,6 @@ Each has a linear decoder that sees as many frames of the encoding as a model's:
 the train split, its strength chosen on val.
 """
 
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -52,18 +51,17 @@ def baseline(
     standardised.
     """
     train, val = _some(train), _some(val)
-    respond = _RESPONSES[name](model, train, seed)
+    respond = BASELINES[name](model, train, seed)
     responses = torch.cat([respond(train[i].T) for i in range(len(train))], 1)
     found = []
     for sparsity in sparsities:
         threshold = responses.kthvalue(round(sparsity * responses.shape[1]), dim=1, keepdim=True)[0]
-        encode = functools.partial(_above, respond, threshold)
+
+        def encode(x: Tensor, threshold: Tensor = threshold) -> Tensor:
+            return (respond(x) - threshold).relu()
+
         found.append(Code(encode, _decoder(encode, model, train, val), model.standardise))
     return found
-
-
-def _above(respond: Response, threshold: Tensor, x: Tensor) -> Tensor:
-    return (respond(x) - threshold).relu()
 
 
 def _some(split: Split) -> Split:
@@ -123,13 +121,12 @@ def _nmf(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
     return lambda x: torch.from_numpy(factors.transform(windows(x)).T.astype(np.float32))
 
 
-_RESPONSES: dict[str, Callable[[CNNAutoEncoder, Split, int], Response]] = {
+BASELINES: dict[str, Callable[[CNNAutoEncoder, Split, int], Response]] = {
     "one frame": _one_frame,
     "smoothed": _smoothed,
     "untrained": _untrained,
     "nmf": _nmf,
 }
-BASELINES = tuple(_RESPONSES)
 
 
 # ---- decoders

@@ -10,7 +10,6 @@ haemodynamic response, with noise. So it tells what a pipeline can find, and not
     ridge regression with cross-validated penalties (himalaya) -> r2 on stories that were left out
 """
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from analysis.anatomy import read_by
 from analysis.baselines import baseline
 from analysis.comparison import settings
 from analysis.drawing import Axis, Drawing, Line, Panel, looks
+from analysis.programs import program
 from analysis.runs import Run, number, read_comparable
 from analysis.summary import markdown
 from analysis.tables import frame, write
@@ -258,11 +258,7 @@ def drawn(rows: Any) -> Drawing:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, and write it and its figure if asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.brain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = program("brain", __doc__)
     parser.add_argument("refs", nargs="+", metavar="REF", help="runs, sweeps, an --out_dir")
     parser.add_argument("--at", type=float, default=0.85, help="zeros of live units (default: .85)")
     parser.add_argument(

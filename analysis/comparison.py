@@ -11,7 +11,8 @@ a group as one unit.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from analysis.baselines import BASELINES, baseline
 from analysis.drawing import Axis, Drawing, Line, Panel, looks
 from analysis.labels import read_splits
 from analysis.measured import Code, measure
+from analysis.programs import program
 from analysis.runs import GOOD, Run, read_runs, text, varying
 from analysis.summary import markdown
 from analysis.tables import frame, write
@@ -76,14 +78,14 @@ def number(value: float) -> str:
 # ---- resampling
 
 
-def resampled(n_utterances: int, n: int, seed: int = 0) -> np.ndarray:
+def resampled(n_utterances: int, n: int) -> np.ndarray:
     """How often each utterance is drawn (1 + n, n_utterances); in the first row each once."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     even = np.full(n_utterances, 1 / n_utterances)
     return np.vstack([np.ones(n_utterances), random.multinomial(n_utterances, even, n)])
 
 
-def over_seeds(values: np.ndarray, seed: int = 1) -> Estimate:
+def over_seeds(values: np.ndarray) -> Estimate:
     """Of values (S, B): the mean of the first column; the interval over the others, seeds drawn.
 
     Undefined values are left out; without a mean there is no interval.
@@ -91,8 +93,7 @@ def over_seeds(values: np.ndarray, seed: int = 1) -> Estimate:
     mean = float(_mean(values)[0])
     if np.isnan(mean):
         return Estimate(mean, mean, mean)
-    n_seeds, n = values.shape
-    drawn = np.random.default_rng(seed).integers(n_seeds, size=(n_seeds, n))
+    drawn = np.random.default_rng(1).integers(len(values), size=values.shape)
     means = _mean(np.take_along_axis(values, drawn, 0))[1:]
     low, high = np.nanpercentile(means, [2.5, 97.5]) if np.isfinite(means).any() else [np.nan] * 2
     return Estimate(mean, float(low), float(high))
@@ -145,16 +146,9 @@ def _said(run: Run, name: str) -> str:
     return run.schedule if name == "schedule" else f"{name} {text(run.config[name])}"
 
 
-def fronts(
-    runs: Mapping[str, Sequence[Run]],
-    test: Split,
-    counts: np.ndarray,
-    weights: str,
-    copies_once: bool,
-) -> Mapping[str, Front]:
-    """The front of each setting, its models measured on the test split."""
+def trained(runs: Mapping[str, Sequence[Run]], weights: str) -> Iterator[tuple[str, int, Code]]:
+    """The setting, the seed and the code of each run."""
     todo = [(label, run) for label, members in runs.items() for run in members]
-    found: dict[str, dict[int, list[Point]]] = {label: {} for label in runs}
     for label, run in progress(todo, "measuring", total=len(todo), unit="runs"):
         model = run.model(final=weights == "final")
         if model is None:
@@ -162,26 +156,25 @@ def fronts(
                 f"run {run.name} has no {weights} weights that can be loaded: expected its "
                 "best.pth or, for final ones, the last.pt of a folder on this machine"
             )
-        of_seed = found[label].setdefault(run.config.get("seed", 0), [])
-        code = Code.of(model)
-        of_seed.append(Point(code, measure(code, test).costs(counts, copies_once)))
-    return found
+        yield label, run.config.get("seed", 0), Code.of(model)
 
 
-def rivals(
-    model: CNNAutoEncoder,
-    splits: Mapping[str, Split],
-    counts: np.ndarray,
-    copies_once: bool,
-) -> Mapping[str, Front]:
-    """The fronts of all baselines, as wide as a model and seeing as much."""
+def rivals(model: CNNAutoEncoder, splits: Mapping[str, Split]) -> Iterator[tuple[str, int, Code]]:
+    """The name, the seed and the codes of all baselines, as wide as a model and seeing as much."""
     todo = [(name, seed) for name in BASELINES for seed in BASELINE_SEEDS]
-    found: dict[str, dict[int, list[Point]]] = {name: {} for name in BASELINES}
     for name, seed in progress(todo, "baselines", total=len(todo), unit="fits"):
         codes = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
-        found[name][seed] = [
-            Point(code, measure(code, splits["test"]).costs(counts, copies_once)) for code in codes
-        ]
+        yield from ((name, seed, code) for code in codes)
+
+
+def fronts(
+    codes: Iterable[tuple[str, int, Code]], test: Split, counts: np.ndarray, copies_once: bool
+) -> Mapping[str, Front]:
+    """The front of each setting, its codes measured on the test split and its resamples."""
+    found: dict[str, dict[int, list[Point]]] = {}
+    for label, seed, code in codes:
+        one = Point(code, measure(code, test).costs(counts, copies_once))
+        found.setdefault(label, {}).setdefault(seed, []).append(one)
     return found
 
 
@@ -329,11 +322,7 @@ def _kept(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for each sparsity, and write them and a figure if asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.comparison",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = program("comparison", __doc__)
     add: Callable = parser.add_argument
     add("refs", nargs="+", metavar="REF", help="as for analysis.report, put together")
     add("--data", type=Path, metavar="DIR", help="with train, val, test (default: the demo data)")
@@ -361,12 +350,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     counts = resampled(len(splits["test"]), args.resamples)
     reference = args.reference or next(iter(found))
-    compared = dict(fronts(found, splits["test"], counts, args.weights, args.copies_once))
+    codes = trained(found, args.weights)
     if args.baselines:
         model = first.model()
         if model is None:
             raise UserError(f"run {first.name} has no weights that can be loaded")
-        compared |= rivals(model, splits, counts, args.copies_once)
+        codes = itertools.chain(codes, rivals(model, splits))
+    compared = fronts(codes, splits["test"], counts, args.copies_once)
     if reference not in compared:
         raise UserError(f"--reference must be one of {'; '.join(compared)}, got {reference!r}")
     print(f"{args.weights} weights, test split, reference: {reference}")

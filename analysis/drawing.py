@@ -106,7 +106,6 @@ class Image:
     y: tuple[float, float]
     most: float = 1.0
     signed: bool = False
-    label: str = ""
 
 
 @dataclass(frozen=True)

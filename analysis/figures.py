@@ -4,7 +4,6 @@ Their text stays text in pdf and svg, their widths are those of one and two colu
 and the same runs give the same file. What they show is in `analysis/panels.py`.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from matplotlib.figure import Figure
 
 from analysis import insides, panels, paper
 from analysis.drawing import Drawing, Missing, Panel, in_grid
-from analysis.output import folder_of
 from analysis.paper import ONE, TWO, UNDATED
+from analysis.programs import folder_of, program
 from analysis.runs import Run, best, read_comparable
 from emaae.system.errors import UserError, speaking_plainly
 from emaae.system.files import expanded
@@ -109,7 +108,7 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what can be drawn, and say of the rest why not."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.figures", description=__doc__)
+    parser = program("figures", __doc__)
     parser.add_argument(
         "refs",
         nargs="+",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.runs import GOOD, Run, final, split_of
+from analysis.runs import GOOD, Run, final, grouped, split_of
 
 # What a run that explains nothing and one that is never silent cost: (fvu, 1 - sparsity).
 REFERENCE = (1.0, 1.0)
@@ -68,8 +68,6 @@ def row_of(name: str, points: np.ndarray) -> tuple:
 def by_schedule(runs: Sequence[Run]) -> list[tuple]:
     """A row of `HEADS` for each schedule that has points, the largest hypervolume first."""
     split = split_of(runs)
-    members: dict[str, list[Run]] = {}
-    for run in runs:
-        members.setdefault(run.schedule, []).append(run)
+    members = grouped(runs, lambda run: run.schedule)
     rows = [row_of(name, costs(some, split)) for name, some in members.items()]
     return sorted((row for row in rows if row[1]), key=lambda row: -row[2])

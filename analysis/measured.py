@@ -80,23 +80,20 @@ class Measured:
             variance = (counts @ self.xx) / n[:, None] - ((counts @ self.x) / n[:, None]) ** 2
             total = variance.sum(1)
             fvu = np.where(total >= MIN_VARIANCE, counts @ self.error / (n * total), np.nan)
-            parts = [
-                self._persistence(c, weights)
-                for c in np.split(counts, range(AT_ONCE, len(n), AT_ONCE))
+            even = np.ones(self.x.shape[1])
+            persistence = [
+                _half_lives(some, self.products, self.energy, weights)
+                / _half_lives(some, self.input_products, self.input_energy, even)
+                for some in np.split(counts, range(AT_ONCE, len(n), AT_ONCE))
             ]
         return {
             "live_sparsity": live_sparsity,
             "fvu": fvu,
-            "persistence": np.concatenate(parts),
+            "persistence": np.concatenate(persistence),
             "dead": 1 - n_live / self.fired.shape[1],
             "distinct": np.full(len(n), once.sum()),
             "participation": np.full(len(n), self.covariance.participation_ratio()),
         }
-
-    def _persistence(self, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        of_z = _half_lives(counts, self.products, self.energy, weights)
-        even = np.ones(self.x.shape[1])
-        return of_z / _half_lives(counts, self.input_products, self.input_energy, even)
 
 
 def _half_lives(

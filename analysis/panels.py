@@ -11,14 +11,15 @@ of one model are in `analysis.insides`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
-from analysis.drawing import INPUT, Axis, Line, Look, Missing, Panel, looks
+from analysis.drawing import DASHES, INPUT, Axis, Line, Look, Missing, Panel, looks
 from analysis.fronts import costs, hypervolume, pareto_front
-from analysis.runs import GOOD, Run, best, final, groups, number, score, split_of
+from analysis.runs import GOOD, Run, best, final, grouped, groups, number, score, split_of
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
@@ -48,9 +49,8 @@ def over_epochs(runs: Sequence[Run], name: str, y: Axis, title: str = "") -> Pan
 def losses(runs: Sequence[Run]) -> list[Panel]:
     """Training and validation loss over epochs, on one scale."""
     drawn = [run.column(name) for run in runs for name in ("train/loss", "val/loss")]
-    values = np.concatenate([*drawn, [np.nan]])
-    known = values[np.isfinite(values) & (values > 0)]
-    scale = (known.min() / 1.1, known.max() * 1.1) if len(known) else (None, None)
+    known = [value for values in drawn for value in values if 0 < value < np.inf]
+    scale = (min(known) / 1.1, max(known) * 1.1) if known else (None, None)
     return [
         over_epochs(runs, f"{split}/loss", Axis("loss", log=True, range=scale), f"{words} loss")
         for split, words in (("train", "training"), ("val", "validation"))
@@ -76,23 +76,22 @@ def run_losses(run: Run, title: str = "") -> Panel:
     return _of_run(run, names, Axis("loss", log=True), title)
 
 
-def run_alpha(run: Run, title: str = "") -> Panel:
+def run_alpha(run: Run) -> Panel:
     """Alpha, sparsity and dead units of one run, as fractions."""
     names = {
         "alpha": (ALPHA, "alpha"),
         "val/sparsity": (SPARSITY, "sparsity"),
         "val/dead": (DEAD, "dead"),
     }
-    return _of_run(run, names, Axis("fraction", range=(0, 1)), title)
+    return _of_run(run, names, Axis("fraction", range=(0, 1)))
 
 
-def _of_run(run: Run, names: dict[str, tuple[str, str]], y: Axis, title: str) -> Panel:
+def _of_run(run: Run, names: dict[str, tuple[str, str]], y: Axis, title: str = "") -> Panel:
     if not run.history:
         raise Missing(f"{run.name} has finished no epoch")
-    dashes = ("solid", "dash", "dot")
     items = [
         Line(run.column("epoch"), run.column(name), Look(color, dash), label, width=1.8)
-        for dash, (name, (color, label)) in zip(dashes, names.items())
+        for dash, (name, (color, label)) in zip(DASHES, names.items())
         if np.isfinite(run.column(name)).any()
     ]
     chosen = [run.selected["epoch"]] if run.selected else []
@@ -107,24 +106,23 @@ def alpha(runs: Sequence[Run]) -> list[Panel]:
 
 def mse_along_epochs(runs: Sequence[Run]) -> Panel:
     """Mse against alpha, epoch by epoch: mean of the seeds; the marker is the last epoch."""
-    if not any(run.history for run in runs):
-        raise Missing("no run has finished an epoch")
     items: list[Line] = []
     order = positions(runs)
     for label, look, members in looked(runs):
-        paths = [(run.column("alpha"), run.column("val/mse")) for run in members if run.history]
-        if not paths:
+        ended = [run for run in members if run.history]
+        if not ended:
             continue
+        paths = [(run.column("alpha"), run.column("val/mse")) for run in ended]
+        whose = [order[id(run)] for run in ended]
         n = min(len(x) for x, _ in paths)
-        mean = tuple(np.mean([path[i][:n] for path in paths], 0) for i in (0, 1))
-        whose = tuple(order[id(run)] for run in members)
-        drawn = [(mean, whose, "mean"), *((p, (w,), "each") for p, w in zip(paths, whose))]
-        for (x, y), of, kind in drawn:
-            same: dict[str, Any] = {"runs": of, "kind": kind}
-            items.append(
-                Line(x, y, look, label if kind == "mean" else "", markers=kind == "mean", **same)
-            )
-            items.append(Line(x[-1:], y[-1:], look, points=True, size=7.0, **same))
+        x, y = np.mean([(x[:n], y[:n]) for x, y in paths], 0)
+        lines = [Line(x, y, look, label, markers=True, runs=tuple(whose), kind="mean")]
+        lines += [Line(*p, look, runs=(i,), kind="each") for i, p in zip(whose, paths)]
+        for line in lines:
+            end = replace(line, x=line.x[-1:], y=line.y[-1:], label="", points=True, size=7.0)
+            items += [line, end]
+    if not items:
+        raise Missing("no run has finished an epoch")
     return Panel(Axis("alpha"), Axis("val mse (sd²)", log=True), items, "along the epochs")
 
 
@@ -146,9 +144,7 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
     """
     members = groups(runs)
     if len(members) > MANY and len({run.schedule for run in runs}) > 1:
-        members = {}
-        for run in runs:
-            members.setdefault(run.schedule, []).append(run)
+        members = grouped(runs, lambda run: run.schedule)
     order, items = positions(runs), []
     settings = {id(run): label for label, found in groups(runs).items() for run in found}
     for label, look in looks(list(members)).items():

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.colours import SIGNED, SILENCE_TO_PEAK, SOFT
 from analysis.drawing import DASHES, MARKERS, Axis, Drawing, Image, Line, Panel, ranged
-from analysis.output import writing
+from analysis.programs import writing
 
 ONE, TWO = 3.5, 7.2  # columns of a journal, in inches: 89 and 183 mm
 STYLE = {

@@ -13,7 +13,6 @@ Shifts are as in `emaae.shift`: the input is delayed, its ends are held, the lab
 are. The probe never saw a shifted input.
 """
 
-import argparse
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ import torch
 import emaae
 from analysis.anatomy import read_by
 from analysis.labels import LABELS, Labelled, read_splits
+from analysis.programs import program
 from analysis.tables import frame, write
 from emaae.corpus.encode import encode
 from emaae.data import SPLITS
@@ -335,11 +335,7 @@ What is hardly better than the most frequent label keeps much and says little.""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Probe the models, print the table and what it means, and write it if asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.probe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = program("probe", __doc__)
     parser.add_argument(
         "refs",
         nargs="+",

@@ -3,7 +3,6 @@
 The page holds everything: text, numbers, drawing code. It asks no network for anything.
 """
 
-import argparse
 import json
 import os
 import re
@@ -20,8 +19,8 @@ from plotly.offline import get_plotlyjs
 from analysis.colours import DARK, SCHEDULE_COLOURS
 from analysis.fronts import HEADS, by_schedule, costs, row_of
 from analysis.interactive import TEMPLATE
-from analysis.output import folder_of, writing
 from analysis.panels import looked
+from analysis.programs import folder_of, program, writing
 from analysis.report_figures import SECTIONS, Shown, collect, shown_in_full
 from analysis.runs import (
     GOOD,
@@ -389,7 +388,7 @@ def title_of(ref: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page and print where it is."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__)
+    parser = program("report", __doc__)
     parser.add_argument(
         "ref",
         metavar="REF",

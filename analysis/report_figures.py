@@ -253,8 +253,8 @@ def collect(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[int, dict[str, li
     A key is the figure's name and, for those of one run, its position among the runs and that of
     the utterance or the unit. A figure is {figure, text}, or a text that says why there is none.
     """
-    of_all = [one for shown in SECTIONS.values() for one in shown if one.show]
-    figures = {one.name: _made(one.show, runs) for one in of_all if one.show}
+    every = [one for shown in SECTIONS.values() for one in shown]
+    figures = {one.name: _made(one.show, runs) for one in every if one.show}
     for i, run in enumerate(runs):
         figures[f"run-losses/{i}"] = _made(panels.run_losses, run)
         figures[f"run-alpha/{i}"] = _made(panels.run_alpha, run)
@@ -263,8 +263,8 @@ def collect(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[int, dict[str, li
         i = runs.index(run)
         found, details[i] = _in_full(run, UTTERANCES_OF_OTHERS if n else UTTERANCES_OF_BEST)
         for name, figure in found.items():
-            kind, *which = name.split("/")
-            figures["/".join([kind, str(i), *which])] = figure
+            kind, slash, which = name.partition("/")
+            figures[f"{kind}/{i}{slash}{which}"] = figure
     return figures, details
 
 
@@ -311,13 +311,13 @@ def _in_full(run: Run, n_utterances: int) -> tuple[dict[str, Any], dict[str, lis
     for at, unit in enumerate(units):
         firing = insides.firing([z[:, unit] for z in encodings], may_choose["utterances"])
         row = [tiles[at], sagittal.moved(effects[at]), firing]
-        figures[f"unit/{at}"] = _made(Drawing, [row], widths=(1, 1.2, 1.6))
+        figures[f"unit/{at}"] = _made(_unit, row)
         for name in LABELS:
-            figures[f"unit-{name}s/{at}"] = "Labels are known of generated speech alone."
-            if name in labels:
-                figures[f"unit-{name}s/{at}"] = _made(
-                    insides.by_label, z_of_labels[:, unit], labels[name]
-                )
+            figures[f"unit-{name}s/{at}"] = (
+                _made(insides.by_label, z_of_labels[:, unit], labels[name])
+                if labels
+                else "Labels are known of generated speech alone."
+            )
     return figures, may_choose
 
 
@@ -330,7 +330,7 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
     try:
         found = read_split("val", folder, recursive, MOST_LABELLED)
     except UserError:
-        return {}, np.empty((0, model.inner_size))
+        return {}, np.empty(0)
     z = np.concatenate([answer(model, read_by(model.input_dim, one.features)).z for one in found])
     labels = {name: np.concatenate([one.labels[name] for one in found]) for name in LABELS}
     bound = labels["gesture"]
@@ -350,9 +350,13 @@ def _tiles(found: Sequence[Panel]) -> Drawing:
     return Drawing(in_grid(found, 8))
 
 
-def _made(show: Callable[..., Panel | Drawing], *args: Any, height: int = 340, **more: Any) -> Any:
+def _unit(found: Sequence[Panel]) -> Drawing:
+    return Drawing([found], widths=(1, 1.2, 1.6))
+
+
+def _made(show: Callable[..., Panel | Drawing], *args: Any, height: int = 340) -> Any:
     try:
-        made = show(*args, **more)
+        made = show(*args)
     except Missing as why:
         return f"{str(why)[0].upper()}{str(why)[1:]}."
     # Of a panel that is alone, the page has the title above it.

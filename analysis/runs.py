@@ -163,9 +163,14 @@ def varying(runs: Sequence[Run]) -> list[str]:
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs of the same settings, all but the seed, under a label that says what varies."""
     names = [name for name in varying(runs) if name != "seed"]
+    return grouped(runs, lambda run: label(run, names))
+
+
+def grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
+    """Runs by what key says of them, in order."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(label(run, names), []).append(run)
+        found.setdefault(key(run), []).append(run)
     return found
 
 

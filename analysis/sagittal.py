@@ -5,7 +5,6 @@ where they rest, and how far one unit of a channel reaches, is a template's: fea
 of each channel, so offsets and scales are not in the data.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from scipy.interpolate import CubicSpline
 from analysis.colours import PREDICTION, SOFT, TRUTH
 from analysis.drawing import Axis, Line, Look, Panel
 from analysis.insides import through
-from analysis.output import folder_of, writing
+from analysis.programs import folder_of, program, writing
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import SD_MM
@@ -66,14 +65,12 @@ def positions(features: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def contour(tip: np.ndarray, body: np.ndarray, dorsum: np.ndarray) -> np.ndarray:
-    """A smooth line (n, 2) from the tongue's tip through body and dorsum to the fixed root."""
-    return _smooth(np.array([tip, body, dorsum, ROOT_MM], dtype=float))
-
-
 def outlines(at: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Lines (n, 2) of the tongue and of what moves with the other sensors, from where they are."""
-    lines = {"tongue": contour(at["TT"], at["TB"], at["TD"])}
+    """Smooth lines (n, 2) of the tongue and of what moves with the other sensors.
+
+    at: where the sensors are. The tongue reaches from its tip to its fixed root.
+    """
+    lines = {"tongue": _smooth(np.array([at["TT"], at["TB"], at["TD"], ROOT_MM]))}
     return lines | {name: at[name] + _smooth(line) for name, line in OUTLINES_MM.items()}
 
 
@@ -86,7 +83,7 @@ def moved(effect: np.ndarray) -> Panel:
     strongest = int(np.abs(effect[: len(ARTICULATORS)]).sum(0).argmax())
     rest = {name: np.array(at) for name, at in REST_MM.items()}
     steps = {name: path[strongest] - rest[name] for name, path in paths.items()}
-    most = max(1e-9, *(float(np.linalg.norm(step)) for step in steps.values()))
+    most = max(1e-9, np.linalg.norm(list(steps.values()), axis=1).max())
     at = {name: rest[name] + step * LARGEST_MM / most for name, step in steps.items()}
     still = [(_smooth(line), SOFT, 1.2) for line in (PALATE_MM, THROAT_MM)]
     before = [(line, SOFT, 0.7) for line in outlines(rest).values()]
@@ -115,16 +112,9 @@ class Film:
         mouth.plot(*_smooth(THROAT_MM).T, color="0.6", lw=2)
         mouth.fill([0, -2.5, 0.5, 3], [0, 1.5, 8, 7], color="0.8", lw=0)  # the upper incisors
         self.figure.text(0.03, 0.945, title, fontsize=8, parse_math=False)
-        self.figure.text(
-            0.03,
-            0.225,
-            "schematic: rest positions and mm per unit are a template's",
-            fontsize=6,
-            color="0.4",
-        )
-        for x, (name, color) in zip(
-            (0.6, 0.73), (("truth", TRUTH), ("reconstruction", PREDICTION))
-        ):
+        note = "schematic: rest positions and mm per unit are a template's"
+        self.figure.text(0.03, 0.225, note, fontsize=6, color="0.4")
+        for x, name, color in ((0.6, "truth", TRUTH), (0.73, "reconstruction", PREDICTION)):
             self.figure.text(x, 0.905, name, fontsize=8, color=color, weight="bold")
 
         self.sides = []
@@ -132,15 +122,13 @@ class Film:
             (found.prediction, PREDICTION, 3.2),
             (found.truth, TRUTH, 1.4),
         ):
-            line: dict[str, Any] = {
-                "color": color,
-                "lw": width,
-                "animated": True,
-                "solid_capstyle": "round",
+            style: dict[str, Any] = {"color": color, "lw": width, "animated": True}
+            drawn = {
+                name: mouth.plot([], [], solid_capstyle="round", **style)[0]
+                for name in ("tongue", *OUTLINES_MM)
             }
-            dots: dict[str, Any] = {"color": color, "ms": 3 + 1.2 * width, "animated": True}
-            drawn = {name: mouth.plot([], [], **line)[0] for name in ("tongue", *OUTLINES_MM)}
-            self.sides.append((positions(values), drawn, mouth.plot([], [], "o", **dots)[0]))
+            (dots,) = mouth.plot([], [], "o", ms=3 + 1.2 * width, **style)
+            self.sides.append((positions(values), drawn, dots))
         self.labels = {
             sensor: mouth.text(0, 0, sensor, fontsize=6, color="0.3", animated=True, clip_on=True)
             for sensor in REST_MM
@@ -202,7 +190,7 @@ def write(found: Reconstruction, path: Path, title: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Film one kept utterance of a run."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.sagittal", description=__doc__)
+    parser = program("sagittal", __doc__)
     parser.add_argument(
         "run", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run; of several, the best is filmed"
     )

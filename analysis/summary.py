@@ -4,12 +4,12 @@ One line per setting, mean and standard deviation over its seeds; one line per s
 of its runs. Runs of several REFs are put together. Numbers are those of the selected weights.
 """
 
-import argparse
 from collections.abc import Sequence
 
 import numpy as np
 
 from analysis.fronts import HEADS, by_schedule
+from analysis.programs import program
 from analysis.runs import GOOD, Run, aims, final, groups, read_comparable, split_of
 from emaae.system.errors import UserError, speaking_plainly
 from emaae.system.files import expanded
@@ -66,7 +66,7 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.summary", description=__doc__)
+    parser = program("summary", __doc__)
     parser.add_argument("refs", nargs="+", metavar="REF", help="as for analysis.report")
     args = expanded(parser.parse_args(argv))
     runs = read_comparable(*args.refs)

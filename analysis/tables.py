@@ -5,12 +5,11 @@ same but for the seed), schedule and seed. Metrics keep their names, with `_` fo
 `config_NAME`. Undefined values are empty.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.output import folder_of, writing
+from analysis.programs import folder_of, program, writing
 from analysis.runs import Run, groups, read_runs
 from emaae.config import Config
 from emaae.metrics import DENSITY_EDGES
@@ -137,7 +136,7 @@ def write(table: Any, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the tables that have rows."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description=__doc__)
+    parser = program("tables", __doc__)
     parser.add_argument(
         "runs", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run, a sweep, or an --out_dir"
     )

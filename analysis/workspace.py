@@ -5,11 +5,11 @@ that sweep's runs; `--dry-run` prints it as JSON instead (of a project without a
 W&B is asked for the project). The metrics are those that runs log, by the names in docs/metrics.md.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from analysis.programs import program
 from emaae.system.errors import UserError, speaking_plainly
 from emaae.system.files import expanded
 
@@ -151,7 +151,7 @@ def without_ids(value: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Save the view or the report, or print it."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.workspace", description=__doc__)
+    parser = program("workspace", __doc__)
     parser.add_argument("path", metavar="ENTITY/PROJECT[/SWEEP]")
     parser.add_argument("--dry-run", action="store_true", help="print it as JSON and send nothing")
     args = expanded(parser.parse_args(argv))

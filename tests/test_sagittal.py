@@ -32,11 +32,11 @@ def test_a_sensor_rests_at_its_place_and_moves_by_its_own_scale():
 
 def test_the_tongue_goes_through_tip_body_and_dorsum():
     rest = sagittal.REST_MM
-    line = sagittal.contour(rest["TT"], rest["TB"], rest["TD"])
+    line = sagittal.outlines(rest)["tongue"]
     for sensor in ("TT", "TB", "TD"):
         assert np.linalg.norm(line - rest[sensor], axis=1).min() < 2  # mm
     np.testing.assert_allclose(line[[0, -1]], [rest["TT"], sagittal.ROOT_MM])
-    folded = sagittal.contour(rest["TT"], rest["TT"], rest["TD"])
+    folded = sagittal.outlines(rest | {"TB": rest["TT"]})["tongue"]
     assert np.isfinite(folded).all()  # sensors that touch
 
 
