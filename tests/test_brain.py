@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT
 from synthetic_runs import write_run
 
@@ -12,8 +11,6 @@ from analysis import brain
 from analysis.runs import read_runs
 from analysis.tables import frame
 from emaae.data.phones import Gesture
-from emaae.models import build_model
-from emaae.runs import checkpoint
 from emaae.system.errors import UserError
 
 
@@ -97,16 +94,10 @@ def test_the_table_and_the_figure_have_the_mean_of_the_seeds():
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    model = build_model(inner_size=16, n_encoder=2, n_decoder=2)
-    (tmp_path / "m").mkdir()
-    checkpoint.save(tmp_path / "m" / "best.pth", model.state_dict())
-    checkpoint.write_json(tmp_path / "m" / "model_config.json", model.architecture())
+    write_run(tmp_path / "m", epochs=1, model=True)
     cells = json.loads((ROOT / "docs" / "brain.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    code[0] = (
-        code[0].replace("runs/demo", str(tmp_path / "m")).replace("STORIES = 10", "STORIES = 4")
-    )
+    code[0] = code[0].replace("runs/demo", f"{tmp_path}/m").replace("STORIES = 10", "STORIES = 4")
     assert "STORIES = 4" in code[0]
     monkeypatch.setattr(brain, "UTTERANCES", 2)
     monkeypatch.setattr(brain.stories, "__defaults__", (4, 2, 0.5))

@@ -1,11 +1,11 @@
 """A probe reads what is linear in a frame, and shifts move the input alone."""
 
-import csv
 import json
 import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from forked import forked
@@ -284,8 +284,7 @@ def test_the_program_compares_a_model_with_its_rivals_and_repeats_itself(
     command = ("-m", "analysis.probe", str(saved), "--data", str(tree))
     done = forked(*command, "--out", str(out))
     assert done.returncode == 0, done.stderr
-    with open(out, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = pd.read_csv(out, dtype={"model": str}, keep_default_na=False).to_dict("records")
     inputs = ["most frequent label", "labels themselves", "raw, 1 frame", "raw, 9 frames"]
     inputs += ["untrained, 3 blocks, 16 units", "encoding"]
     assert [(r["labels"], r["input"]) for r in rows] == [
@@ -293,8 +292,8 @@ def test_the_program_compares_a_model_with_its_rivals_and_repeats_itself(
     ]
     for row in rows[5::6]:
         assert row["model"] == str(saved)
-        moved = [float(row[f"accuracy_20ms_{side}"]) for side in ("early", "late")]
-        assert float(row["kept_20ms"]) == pytest.approx(np.mean(moved) / float(row["accuracy"]))
+        moved = [row[f"accuracy_20ms_{side}"] for side in ("early", "late")]
+        assert row["kept_20ms"] == pytest.approx(np.mean(moved) / row["accuracy"])
     lines = done.stdout.splitlines()
     head, table = lines[0], lines[1:13]
     assert all(len(line) == len(head) for line in table)

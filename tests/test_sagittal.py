@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from synthetic_runs import CHANNELS, write_run
-from test_figures import give_model
 
 from analysis import sagittal
+from analysis.insides import through
 from analysis.runs import read_runs
 from emaae.data.phones import SD_MM
 from emaae.system.errors import UserError
@@ -14,9 +14,7 @@ from emaae.system.errors import UserError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = write_run(tmp_path_factory.mktemp("film") / "a", epochs=1)
-    give_model(folder)
-    return folder
+    return write_run(tmp_path_factory.mktemp("film") / "a", epochs=1, model=True)
 
 
 def test_a_sensor_rests_at_its_place_and_moves_by_its_own_scale():
@@ -77,8 +75,6 @@ def test_a_film_is_a_gif(run, tmp_path):
 
 
 def test_the_same_run_gives_the_same_frame(run):
-    from analysis.insides import through
-
     found, _ = through(read_runs(run)[0])
     first, again = (np.asarray(sagittal.Film(found, "a").frame(7)) for _ in range(2))
     np.testing.assert_array_equal(first, again)

@@ -1,6 +1,5 @@
 """The tables hold the numbers of the runs, an observation a row, so that R and pandas read them."""
 
-import csv
 import json
 import shutil
 import subprocess
@@ -35,8 +34,7 @@ def rows_of(table):
 
 
 def read(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return rows_of(pd.read_csv(path, dtype=str, keep_default_na=False))
 
 
 def test_every_table_begins_with_the_run_and_its_setting(found):
