@@ -41,10 +41,9 @@ def beside(*shown: Callable[[Sequence[Run]], Panel | list[Panel]]) -> Callable[.
         for one in shown:
             try:
                 found = one(runs)
+                row += found if isinstance(found, list) else [found]
             except Missing as why:
                 reasons.append(why)
-            else:
-                row += found if isinstance(found, list) else [found]
         if not row:
             raise reasons[0]
         return Drawing([row], legend=True)
@@ -60,9 +59,8 @@ def _reconstruction(run: Run) -> Drawing:
 
 def _encodings(run: Run) -> Drawing:
     found, z = insides.through(run)
-    return Drawing(
-        [[panel] for panel in insides.encodings(found, z)], f"{found.name}, run {run.name}"
-    )
+    rows = [[panel] for panel in insides.encodings(found, z)]
+    return Drawing(rows, f"{found.name}, run {run.name}")
 
 
 def _kernels(run: Run) -> Drawing:
@@ -125,21 +123,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = expanded(parser.parse_args(argv))
     runs = read_comparable(*args.refs)
     out = args.out or folder_of(args.refs[0]) / "figures"
-    drawn = 0
+    drawn = []
     for name in args.only or FIGURES:
         try:
             figure = draw(name, runs)
         except Missing as why:
             print(f"no {name}: {why}")
             continue
-        path = out / f"{name}.{args.format}"
-        paper.save(figure, path)
-        drawn += 1
-        print(path)
+        drawn.append(out / f"{name}.{args.format}")
+        paper.save(figure, drawn[-1])
+        print(drawn[-1])
     if not drawn:
-        raise UserError(
-            f"nothing could be drawn of {' '.join(args.refs)}: expected runs that trained"
-        )
+        refs = " ".join(args.refs)
+        raise UserError(f"nothing could be drawn of {refs}: expected runs that trained")
 
 
 if __name__ == "__main__":

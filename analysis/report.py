@@ -153,9 +153,7 @@ def _compared(runs: Sequence[Run]) -> str:
         values = list(dict.fromkeys(text(r.config[name]) for r in runs if name in r.config))
         shown = ", ".join(values) if len(values) <= 8 else f"{len(values)} values"
         parts.append(f"{name}: {shown}")
-    if parts:
-        return "; ".join(parts)
-    return f"one setting, {next(iter(groups(runs)))}"
+    return "; ".join(parts) or f"one setting, {next(iter(groups(runs)))}"
 
 
 def _data(runs: Sequence[Run]) -> str:
@@ -169,8 +167,7 @@ def _data(runs: Sequence[Run]) -> str:
         for split, counted in first.items()
         if isinstance(counted, dict) and {"utterances", "frames"} <= set(counted)
     )
-    prints = {json.dumps(data, sort_keys=True) for data in described}
-    if len(prints) > 1:
+    if any(data != first for data in described):
         return f"{sizes} (of the first run; not all runs have the same data, compare with care)"
     return sizes
 
@@ -185,10 +182,8 @@ def _problems(runs: Sequence[Run]) -> str:
     )
     heading = f"{len(troubled)} of {len(runs)} runs did not end well"
     state = " open" if len(troubled) <= 5 else ""
-    return (
-        f'<details class="card problems"{state}><summary>{heading}</summary><ul>{items}</ul>'
-        "</details>"
-    )
+    summary = f"<summary>{heading}</summary>"
+    return f'<details class="card problems"{state}>{summary}<ul>{items}</ul></details>'
 
 
 def _why(run: Run) -> str:
@@ -259,20 +254,22 @@ def table(runs: Sequence[Run]) -> str:
     )
     top = best(runs)
     colour = {id(run): look.color for _, look, members in looked(runs) for run in members}
-    body = []
+    body = ""
     for i in np.argsort([score(run) for run in runs], kind="stable"):  # without a score the last
         run = runs[i]
         star = " ★" if run is top else ""
-        bad = ' class="left"' if run.status in GOOD else ' class="left bad"'
-        cells = [f"<td><button>{_dot(colour[id(run)])}{escape(run.name)}{star}</button></td>"]
-        cells += [_cell(run.knob(name)) for name in knobs]
-        cells += [f"<td{bad}>{escape(run.status.replace('_', ' '))}</td>"]
-        names = ["select/epoch", "select/score", *full.values()]
-        cells += [_cell(final(run, name)) for name in names]
-        body.append(f'<tr data-run="{i}">{"".join(cells)}</tr>')
+        bad = "" if run.status in GOOD else " bad"
+        numbers = [final(run, at) for at in ("select/epoch", "select/score", *full.values())]
+        body += (
+            f'<tr data-run="{i}">'
+            f"<td><button>{_dot(colour[id(run)])}{escape(run.name)}{star}</button></td>"
+            f"{''.join(_cell(run.knob(name)) for name in knobs)}"
+            f'<td class="left{bad}">{escape(run.status.replace("_", " "))}</td>'
+            f"{''.join(map(_cell, numbers))}</tr>"
+        )
     return (
         f'<div id="table" tabindex="0" role="region" aria-label="Table of runs"><table><thead><tr>'
-        f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        f"{head}</tr></thead><tbody>{body}</tbody></table>"
         '<p class="note" id="none" hidden>No run is shown: the filters leave none.</p></div>\n'
     )
 

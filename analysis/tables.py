@@ -5,7 +5,7 @@ same but for the seed), schedule and seed. Metrics keep their names, with `_` fo
 `config_NAME`. Undefined values are empty.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +26,24 @@ Row = dict[str, Any]
 def tables(runs: Sequence[Run]) -> dict[str, Any]:
     """The tables by name, each a pandas DataFrame; their rows are in the order of the runs."""
     settings = {id(run): label for label, members in groups(runs).items() for run in members}
+
+    def rows(rows_of: Callable[[Run], Iterator[Row]]) -> Iterator[Row]:
+        for run in runs:
+            keys = {
+                "run": run.name,
+                "setting": settings[id(run)],
+                "schedule": run.schedule,
+                "seed": run.config.get("seed"),
+            }
+            yield from (keys | row for row in rows_of(run))
+
     makers = {
         "runs": _of_run,
         "history": _of_history,
         "channels": _of_channels,
         "curves": _of_curves,
     }
-    return {
-        name: frame(
-            [
-                {
-                    "run": run.name,
-                    "setting": settings[id(run)],
-                    "schedule": run.schedule,
-                    "seed": run.config.get("seed"),
-                }
-                | row
-                for run in runs
-                for row in rows_of(run)
-            ]
-        )
-        for name, rows_of in makers.items()
-    }
+    return {name: frame(rows(rows_of)) for name, rows_of in makers.items()}
 
 
 def _of_run(run: Run) -> Iterator[Row]:
@@ -64,8 +60,7 @@ def _of_run(run: Run) -> Iterator[Row]:
 
 def _of_history(run: Run) -> Iterator[Row]:
     """A row per epoch."""
-    for row in run.history:
-        yield _scalars(row)
+    return map(_scalars, run.history)
 
 
 def _of_channels(run: Run) -> Iterator[Row]:
@@ -111,7 +106,7 @@ def _scalars(metrics: Mapping[str, Any]) -> Row:
     }
 
 
-def frame(rows: Sequence[Row]) -> Any:
+def frame(rows: Iterable[Row]) -> Any:
     """A pandas DataFrame with every column that some row has. Raises UserError without pandas."""
     with extra("analysis"):
         import pandas

@@ -9,6 +9,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from wandb_workspaces import expr
+from wandb_workspaces import workspaces as ws
+from wandb_workspaces.reports import v2 as wr
+
 from analysis.programs import program
 from emaae.system.errors import UserError, speaking_plainly
 from emaae.system.files import expanded
@@ -19,7 +23,6 @@ GROUP = "schedule"  # of the config: what alpha really did
 
 def sections() -> dict[str, list[Any]]:
     """The panels of each section."""
-    from wandb_workspaces.reports import v2 as wr
 
     def line(*y: str, x: str = "epoch", title: str | None = None, log: bool = False) -> Any:
         return wr.LinePlot(
@@ -35,9 +38,8 @@ def sections() -> dict[str, list[Any]]:
         )
 
     def scatter(x: str, y: str) -> Any:
-        return wr.ScatterPlot(
-            title=f"{y} against {x}", x=wr.SummaryMetric(x), y=wr.SummaryMetric(y)
-        )
+        title = f"{y} against {x}"
+        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y))
 
     knobs = ("schedule", "sparse_loss", "alpha", "alpha_max", "inner_size", "n_encoder", "seed")
     ends = ("test/sparsity", "shift/persistence", "test/fvu", "select/score")
@@ -93,9 +95,6 @@ def sections() -> dict[str, list[Any]]:
 
 def workspace(entity: str, project: str) -> Any:
     """The view, a `wandb_workspaces.workspaces.Workspace`; nothing is sent."""
-    from wandb_workspaces import expr
-    from wandb_workspaces import workspaces as ws
-
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -116,24 +115,20 @@ def workspace(entity: str, project: str) -> Any:
 
 def report(entity: str, project: str, sweep: str) -> Any:
     """A W&B Report of a sweep's runs, a `wandb_workspaces.reports.v2.Report`; nothing is sent."""
-    from wandb_workspaces import expr
-    from wandb_workspaces.reports import v2 as wr
 
     def grid(panels: list[Any]) -> Any:
         runs = [expr.Metric("Sweep") == sweep, expr.Metric("JobType") == "train"]
         of_sweep = wr.Runset(entity=entity, project=project, name=sweep, filters=runs)
         return wr.PanelGrid(runsets=[of_sweep], panels=panels)
 
-    promote = f"python -m emaae promote {entity}/{project}/{sweep}"
     blocks: list[Any] = [
         wr.P(f"The runs of sweep {sweep}. The best model is named by"),
-        wr.CodeBlock(promote),
+        wr.CodeBlock(f"python -m emaae promote {entity}/{project}/{sweep}"),
     ]
     for name, panels in sections().items():
         blocks += [wr.H2(name), grid(panels)]
-    return wr.Report(
-        entity=entity, project=project, title=f"Sweep {sweep}", width="fluid", blocks=blocks
-    )
+    title = f"Sweep {sweep}"
+    return wr.Report(entity=entity, project=project, title=title, width="fluid", blocks=blocks)
 
 
 def as_json(view: Any) -> dict[str, Any]:
