@@ -1,22 +1,29 @@
 """The inside of one model: kernels, the decoder's primitives, the encoding of an utterance."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from emaae.data.features import CHANNELS
-from emaae.models import CNNAutoEncoder
+from emaae.models import CNNAutoEncoder, build_model
 
 
-def channels_of(input_dim: int) -> tuple[str, ...]:
+def channels_of(n_channels: int) -> tuple[str, ...]:
     """The names of a model's channels: 14, or 13 without loudness."""
-    return tuple(n for n in CHANNELS if n != "loudness" or input_dim == len(CHANNELS))
+    return tuple(n for n in CHANNELS if n != "loudness" or n_channels == len(CHANNELS))
 
 
-def read_by(input_dim: int, features: np.ndarray) -> np.ndarray:
-    """Of features (T, 14) those that a model reads: (T, input_dim)."""
-    return features[:, [CHANNELS.index(name) for name in channels_of(input_dim)]]
+def select_channels(features: np.ndarray, n_channels: int) -> np.ndarray:
+    """Of features (T, 14) those that a model of so many channels reads: (T, n_channels)."""
+    return features[:, [CHANNELS.index(name) for name in channels_of(n_channels)]]
+
+
+def untrained(model: CNNAutoEncoder, seed: int, **changed: Any) -> CNNAutoEncoder:
+    """Random weights in the architecture of a model, but for what is changed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_model(**model.architecture() | changed)
 
 
 class Answer(NamedTuple):

@@ -20,10 +20,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from analysis.anatomy import untrained
 from analysis.measured import Code
 from emaae.activations import TopK
 from emaae.data import Split
-from emaae.models import CNNAutoEncoder, build_model
+from emaae.models import CNNAutoEncoder
 from emaae.system.errors import extra
 
 HANN = 9  # frames
@@ -85,9 +86,7 @@ def _smoothed(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
 
 
 def _untrained(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        fresh = build_model(**model.architecture() | {"activation": "relu"})
+    fresh = untrained(model, seed, activation="relu")
     fresh.normalise(model.mean, model.sd)
     fresh.encoder[-1].activation = None
     fresh.requires_grad_(False)

@@ -21,7 +21,7 @@ from scipy.signal import fftconvolve
 from scipy.special import gamma
 
 from analysis import paper
-from analysis.anatomy import read_by
+from analysis.anatomy import select_channels
 from analysis.baselines import baseline
 from analysis.comparison import settings
 from analysis.drawing import Axis, Drawing, Line, Panel, looks
@@ -159,7 +159,7 @@ def raw(model: CNNAutoEncoder) -> View:
 
 def encoding(model: CNNAutoEncoder) -> View:
     """The model's encoding, all units."""
-    return lambda x: encode(model, read_by(model.input_dim, x))
+    return lambda x: encode(model, select_channels(x, model.input_dim))
 
 
 def untrained(
@@ -171,7 +171,7 @@ def untrained(
 
 
 def _input(model: CNNAutoEncoder, x: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(read_by(model.input_dim, x).T)
+    return torch.from_numpy(select_channels(x, model.input_dim).T)
 
 
 def zeros(run: Run, weights: str) -> float:

@@ -14,7 +14,7 @@ from analysis.runs import GOOD, Run, final, grouped, split_of
 REFERENCE = (1.0, 1.0)
 SPARSITIES = (0.8, 0.9, 0.95)
 # The columns of a table of fronts.
-HEADS = ("schedule", "runs", "hypervolume", *(f"fvu at {s}" for s in SPARSITIES))
+FRONT_HEADS = ("schedule", "runs", "hypervolume", *(f"fvu at {s}" for s in SPARSITIES))
 
 
 def pareto_front(points: ArrayLike) -> np.ndarray:
@@ -59,15 +59,15 @@ def costs(runs: Sequence[Run], split: str) -> np.ndarray:
     return points[np.isfinite(points).all(1)]
 
 
-def row_of(name: str, points: np.ndarray) -> tuple:
-    """A row of `HEADS` for the front of these points; NaN where it does not reach."""
+def front_row(name: str, points: np.ndarray) -> tuple:
+    """A row of `FRONT_HEADS` for the front of these points; NaN where it does not reach."""
     at = (fvu_at(points, sparsity) for sparsity in SPARSITIES)
     return name, len(points), hypervolume(points), *at
 
 
-def by_schedule(runs: Sequence[Run]) -> list[tuple]:
-    """A row of `HEADS` for each schedule that has points, the largest hypervolume first."""
+def schedule_fronts(runs: Sequence[Run]) -> list[tuple]:
+    """A row of `FRONT_HEADS` for each schedule that has points, the largest hypervolume first."""
     split = split_of(runs)
     members = grouped(runs, lambda run: run.schedule)
-    rows = [row_of(name, costs(some, split)) for name, some in members.items()]
+    rows = [front_row(name, costs(some, split)) for name, some in members.items()]
     return sorted((row for row in rows if row[1]), key=lambda row: -row[2])

@@ -19,7 +19,7 @@ import numpy as np
 from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
 from analysis.drawing import DASHES, INPUT, Axis, Line, Look, Missing, Panel, looks
 from analysis.fronts import costs, hypervolume, pareto_front
-from analysis.runs import GOOD, Run, best, final, grouped, groups, number, score, split_of
+from analysis.runs import GOOD, Run, best, final, grouped, groups, labels, number, score, split_of
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
@@ -107,13 +107,12 @@ def alpha(runs: Sequence[Run]) -> list[Panel]:
 def mse_along_epochs(runs: Sequence[Run]) -> Panel:
     """Mse against alpha, epoch by epoch: mean of the seeds; the marker is the last epoch."""
     items: list[Line] = []
-    order = positions(runs)
     for label, look, members in looked(runs):
         ended = [run for run in members if run.history]
         if not ended:
             continue
         paths = [(run.column("alpha"), run.column("val/mse")) for run in ended]
-        whose = [order[id(run)] for run in ended]
+        whose = [runs.index(run) for run in ended]
         n = min(len(x) for x, _ in paths)
         x, y = np.mean([(x[:n], y[:n]) for x, y in paths], 0)
         lines = [Line(x, y, look, label, markers=True, runs=tuple(whose), kind="mean")]
@@ -145,13 +144,13 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
     members = groups(runs)
     if len(members) > MANY and len({run.schedule for run in runs}) > 1:
         members = grouped(runs, lambda run: run.schedule)
-    order, items = positions(runs), []
-    settings = {id(run): label for label, found in groups(runs).items() for run in found}
+    items = []
+    settings = labels(runs)
     for label, look in looks(list(members)).items():
         shown = [run for run in members[label] if run.status in GOOD]
         shown = [run for run in shown if np.isfinite(final(run, x) + final(run, y))]
         for i, run in enumerate(shown):
-            said = f"{run.name}: {settings[id(run)]}, seed {run.config.get('seed')}"
+            said = f"{run.name}: {settings[run]}, seed {run.config.get('seed')}"
             items.append(
                 Line(
                     np.array([final(run, x)]),
@@ -160,7 +159,7 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
                     "" if i else label,
                     points=True,
                     opacity=0.85,
-                    runs=(order[id(run)],),
+                    runs=(runs.index(run),),
                     text=(f"{said}, score {score(run):.4g}",),
                 )
             )
@@ -245,11 +244,11 @@ def articulators(runs: Sequence[Run]) -> Panel:
         raise Missing("no run has measured the channels of selected weights")
     members = groups(runs)
     aside = np.linspace(-0.3, 0.3, len(members)) if len(members) > 1 else [0.0]
-    shift = {id(run): dx for found, dx in zip(members.values(), aside) for run in found}
+    shift = {run: dx for found, dx in zip(members.values(), aside) for run in found}
 
     def curve(run: Run) -> Curve | None:
         r = np.array([final(run, prefix + name) for name in channels])
-        x = np.arange(len(channels)) + shift[id(run)]
+        x = np.arange(len(channels)) + shift[run]
         return (x, r) if run.status in GOOD and np.isfinite(r).any() else None
 
     items = _means(runs, curve, points=True, size=4.0)
@@ -276,11 +275,6 @@ def density(runs: Sequence[Run]) -> Panel:
 # ---- what they share
 
 
-def positions(runs: Sequence[Run]) -> dict[int, int]:
-    """Where each run stands in runs, by its id()."""
-    return {id(run): i for i, run in enumerate(runs)}
-
-
 def looked(runs: Sequence[Run]) -> list[tuple[str, Look, list[Run]]]:
     """Each setting's label, look and runs."""
     members = groups(runs)
@@ -289,9 +283,9 @@ def looked(runs: Sequence[Run]) -> list[tuple[str, Look, list[Run]]]:
 
 def _means(runs: Sequence[Run], curve: Callable[[Run], Curve | None], **style: Any) -> list[Line]:
     """The mean of each setting with its range, and every run by itself for pages."""
-    items, order = [], positions(runs)
+    items = []
     for label, look, members in looked(runs):
-        found = {order[id(run)]: got for run in members if (got := curve(run))}
+        found = {runs.index(run): got for run in members if (got := curve(run))}
         if not found:
             continue
         whose = tuple(i for i in found if runs[i].status not in ("diverged", "failed"))

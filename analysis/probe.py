@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import emaae
-from analysis.anatomy import read_by
+from analysis import anatomy
 from analysis.labels import LABELS, Labelled, read_splits
 from analysis.programs import program
 from analysis.tables import frame, write
@@ -32,7 +32,7 @@ from emaae.corpus.encode import encode
 from emaae.data import SPLITS
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.data.split import moments
-from emaae.models import CNNAutoEncoder, build_model
+from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, extra, speaking_plainly
 from emaae.system.files import expanded
 from emaae.system.progress import progress
@@ -65,7 +65,7 @@ def raw(n_channels: int, n_frames: int = 1) -> View:
     delays = range(-(n_frames // 2), n_frames // 2 + 1)
 
     def view(features: np.ndarray) -> np.ndarray:
-        frames = read_by(n_channels, features)
+        frames = anatomy.select_channels(features, n_channels)
         return np.concatenate([shifted(frames, delay) for delay in delays], axis=1)
 
     return view
@@ -79,9 +79,7 @@ def encoding(model: CNNAutoEncoder) -> View:
 
 def untrained(model: CNNAutoEncoder, train: Sequence[Labelled]) -> CNNAutoEncoder:
     """A model of the same architecture, random weights (seed 0), that standardises by `train`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        fresh = build_model(**model.architecture())
+    fresh = anatomy.untrained(model, seed=0)
     frames = np.concatenate([raw(model.input_dim)(u.features) for u in train])
     fresh.normalise(*map(torch.from_numpy, moments(frames)))
     return fresh.eval()

@@ -17,7 +17,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from analysis.colours import DARK, SCHEDULE_COLOURS
-from analysis.fronts import HEADS, by_schedule, costs, row_of
+from analysis.fronts import FRONT_HEADS, costs, front_row, schedule_fronts
 from analysis.interactive import TEMPLATE
 from analysis.panels import looked
 from analysis.programs import folder_of, program, writing
@@ -30,6 +30,7 @@ from analysis.runs import (
     final,
     groups,
     label,
+    labels,
     number,
     read_comparable,
     score,
@@ -253,7 +254,7 @@ def table(runs: Sequence[Run]) -> str:
         for name, title in heads
     )
     top = best(runs)
-    colour = {id(run): look.color for _, look, members in looked(runs) for run in members}
+    colour = {run: look.color for _, look, members in looked(runs) for run in members}
     body = ""
     for i in np.argsort([score(run) for run in runs], kind="stable"):  # without a score the last
         run = runs[i]
@@ -262,7 +263,7 @@ def table(runs: Sequence[Run]) -> str:
         numbers = [final(run, at) for at in ("select/epoch", "select/score", *full.values())]
         body += (
             f'<tr data-run="{i}">'
-            f"<td><button>{_dot(colour[id(run)])}{escape(run.name)}{star}</button></td>"
+            f"<td><button>{_dot(colour[run])}{escape(run.name)}{star}</button></td>"
             f"{''.join(_cell(run.knob(name)) for name in knobs)}"
             f'<td class="left{bad}">{escape(run.status.replace("_", " "))}</td>'
             f"{''.join(map(_cell, numbers))}</tr>"
@@ -276,15 +277,15 @@ def table(runs: Sequence[Run]) -> str:
 
 def fronts(runs: Sequence[Run]) -> str:
     """The front of each schedule, or of all runs, in numbers; the best first."""
-    rows = by_schedule(runs)
+    rows = schedule_fronts(runs)
     if not rows:
         return '<p class="note">No run has ended well yet.</p>'
     if len(rows) > 1:
-        rows.append(row_of("all runs", costs(runs, split_of(runs))))
+        rows.append(front_row("all runs", costs(runs, split_of(runs))))
     body = "".join(
         f"<tr><td>{escape(name)}</td>{''.join(map(_cell, values))}</tr>" for name, *values in rows
     )
-    head = "".join(f"<th>{name}</th>" for name in HEADS)
+    head = "".join(f"<th>{name}</th>" for name in FRONT_HEADS)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -325,11 +326,10 @@ def _figure(one: Shown) -> str:
 
 
 def _choice(runs: Sequence[Run]) -> str:
-    names = {id(run): name for name, members in groups(runs).items() for run in members}
-    full = {id(run) for run in shown_in_full(runs)}
+    settings, full = labels(runs), shown_in_full(runs)
     options = "".join(
-        f'<option value="{i}">{"● " if id(run) in full else ""}'
-        f"{escape(run.name)}: {escape(names[id(run)])}, seed {run.config.get('seed')}</option>"
+        f'<option value="{i}">{"● " if run in full else ""}'
+        f"{escape(run.name)}: {escape(settings[run])}, seed {run.config.get('seed')}</option>"
         for i, run in enumerate(runs)
     )
     return (

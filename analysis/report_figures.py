@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis import insides, interactive, panels, sagittal
-from analysis.anatomy import answer, busiest_units, primitives, read_by
+from analysis.anatomy import answer, busiest_units, primitives, select_channels
 from analysis.drawing import Axis, Drawing, Missing, Panel, described, in_grid
 from analysis.labels import LABELS, read_split
 from analysis.runs import Run, best, groups, score
@@ -331,7 +331,9 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
         found = read_split("val", folder, recursive, MOST_LABELLED)
     except UserError:
         return {}, np.empty(0)
-    z = np.concatenate([answer(model, read_by(model.input_dim, one.features)).z for one in found])
+    z = np.concatenate(
+        [answer(model, select_channels(one.features, model.input_dim)).z for one in found]
+    )
     labels = {name: np.concatenate([one.labels[name] for one in found]) for name in LABELS}
     bound = labels["gesture"]
     labels["gesture"] = np.where(bound == " ".join(ARTICULATORS), "all (vowel)", bound)

@@ -28,9 +28,9 @@ from emaae.runs.reconstructions import Reconstruction
 from emaae.system.errors import UserError, last_words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """One run, as far as it got.
+    """One run, as far as it got, equal to itself alone.
 
     name: its folder's name, or its id on W&B. config, metrics, curves: the JSON files of that
     name, {} without one. history: a row per epoch, in order, undefined values None. status: of
@@ -46,7 +46,7 @@ class Run:
     status: str
     ref: str
     last_words: str = ""
-    kept: Callable[[], Path | None] = field(default=lambda: None, repr=False, compare=False)
+    kept: Callable[[], Path | None] = field(default=lambda: None, repr=False)
 
     @property
     def schedule(self) -> str:
@@ -162,8 +162,13 @@ def varying(runs: Sequence[Run]) -> list[str]:
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs of the same settings, all but the seed, under a label that says what varies."""
+    return grouped(runs, labels(runs).__getitem__)
+
+
+def labels(runs: Sequence[Run]) -> dict[Run, str]:
+    """The label of each run's setting."""
     names = [name for name in varying(runs) if name != "seed"]
-    return grouped(runs, lambda run: label(run, names))
+    return {run: label(run, names) for run in runs}
 
 
 def grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:

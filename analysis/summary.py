@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.fronts import HEADS, by_schedule
+from analysis.fronts import FRONT_HEADS, schedule_fronts
 from analysis.programs import program
 from analysis.runs import GOOD, Run, aims, final, groups, read_comparable, split_of
 from emaae.system.errors import UserError, speaking_plainly
@@ -50,10 +50,10 @@ def settings(runs: Sequence[Run]) -> str:
 def fronts(runs: Sequence[Run]) -> str:
     """Hypervolume and fvu at a sparsity of each schedule's front, the best one first."""
     return markdown(
-        HEADS,
+        FRONT_HEADS,
         [
             [name, str(n), *("–" if np.isnan(value) else f"{value:.4f}" for value in values)]
-            for name, n, *values in by_schedule(runs)
+            for name, n, *values in schedule_fronts(runs)
         ],
     )
 

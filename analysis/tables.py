@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.programs import folder_of, program, writing
-from analysis.runs import Run, groups, read_runs
+from analysis.runs import Run, labels, read_runs
 from emaae.config import Config
 from emaae.metrics import DENSITY_EDGES
 from emaae.system.errors import extra, speaking_plainly
@@ -25,13 +25,13 @@ Row = dict[str, Any]
 
 def tables(runs: Sequence[Run]) -> dict[str, Any]:
     """The tables by name, each a pandas DataFrame; their rows are in the order of the runs."""
-    settings = {id(run): label for label, members in groups(runs).items() for run in members}
+    settings = labels(runs)
 
     def rows(rows_of: Callable[[Run], Iterator[Row]]) -> Iterator[Row]:
         for run in runs:
             keys = {
                 "run": run.name,
-                "setting": settings[id(run)],
+                "setting": settings[run],
                 "schedule": run.schedule,
                 "seed": run.config.get("seed"),
             }
