@@ -13,8 +13,6 @@ from emaae.system.errors import UserError
 from emaae.system.files import read_json
 from emaae.tracking.download import CURVES
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
-
 # Runs the module as a program that cannot open a connection.
 OFFLINE = """
 import runpy, socket, sys
