@@ -10,7 +10,7 @@ haemodynamic response, with noise. So it tells what a pipeline can find, and not
     ridge regression with cross-validated penalties (himalaya) -> r2 on stories that were left out
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,16 @@ import torch
 from scipy.signal import fftconvolve
 from scipy.special import gamma
 
-from analysis import paper
-from analysis.anatomy import select_channels
+from analysis import paper, probe
 from analysis.baselines import baseline
 from analysis.comparison import settings
 from analysis.drawing import Axis, Drawing, Line, Panel, looks
+from analysis.probe import View, encoding
 from analysis.programs import program
 from analysis.runs import Run, number, read_comparable
 from analysis.summary import markdown
 from analysis.tables import frame, write
 from emaae.config import Config
-from emaae.corpus.encode import encode
 from emaae.corpus.regressors import delayed, lanczos, zscored
 from emaae.data import Split, load_splits
 from emaae.data.demo import generate
@@ -54,9 +53,6 @@ PENALTIES = np.logspace(0, 6, 13)
 NULL = "null of "  # an encoding at the wrong time: turned by half a story
 LARGEST_S = GAP_S / 2.1  # error of an onset: beyond it utterances would overlap
 SEED = 77  # of the stories: other speakers and sentences than those of the demo data
-
-# From raw features (T, 14) of an utterance to its frames (T, C).
-View = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -154,12 +150,8 @@ def explained(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> np.ndarray:
 
 def raw(model: CNNAutoEncoder) -> View:
     """The model's input, standardised as it does."""
-    return lambda x: model.standardise(_input(model, x)).T.numpy()
-
-
-def encoding(model: CNNAutoEncoder) -> View:
-    """The model's encoding, all units."""
-    return lambda x: encode(model, select_channels(x, model.input_dim))
+    frames = probe.raw(model.input_dim)
+    return lambda x: model.standardise(torch.from_numpy(frames(x)).T).T.numpy()
 
 
 def untrained(
@@ -167,11 +159,7 @@ def untrained(
 ) -> View:
     """Random weights of the model's encoder with thresholds of a sparsity."""
     (code,) = baseline("untrained", model, splits["train"], splits["val"], [sparsity], seed)
-    return lambda x: code.encode(_input(model, x)).T.numpy()
-
-
-def _input(model: CNNAutoEncoder, x: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(select_channels(x, model.input_dim).T)
+    return code.view(model.input_dim)
 
 
 def zeros(run: Run, weights: str) -> float:
@@ -188,13 +176,7 @@ def nearest(runs: Sequence[Run], sparsity: float, weights: str) -> dict[int, Run
     return found
 
 
-def compare(
-    runs: Sequence[Run],
-    spoken: Sequence[Story],
-    sparsity: float,
-    jitters_s: Sequence[float],
-    weights: str = "final",
-) -> Any:
+def compare(runs: Sequence[Run], spoken: Sequence[Story], sparsity: float, weights: str) -> Any:
     """A pandas row for each input, seed and jitter: its sparsity, and the mean r2 over voxels.
 
     weights: final, or selected. Raises UserError when no run has a model.
@@ -213,7 +195,7 @@ def compare(
         raise UserError("no run has a model that can be loaded: expected runs that ended well")
     answers = {seed: responses(spoken, seed) for _, seed in views}
     rows = []
-    work = [(key, jitter) for key in views for jitter in jitters_s]
+    work = [(key, jitter) for key in views for jitter in JITTERS_S]
     for (name, seed), jitter in progress(work, "predicting", unit="models"):
         view, live = views[name, seed]
         random = np.random.default_rng([seed, round(1000 * jitter)])  # the same for all inputs
@@ -270,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.stories <= LEFT_OUT + 1:
         raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
     runs, spoken = read_comparable(*args.refs), stories(args.stories)
-    rows = compare(runs, spoken, args.at, JITTERS_S, args.weights)
+    rows = compare(runs, spoken, args.at, args.weights)
     print(f"Simulated responses; {1 / (1 + NOISE):.0%} of their variance can be explained.\n")
     print(table(rows))
     if args.out:

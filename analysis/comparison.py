@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from analysis import paper, probe
 from analysis.baselines import BASELINES, baseline
@@ -25,7 +24,7 @@ from analysis.drawing import Axis, Drawing, Line, Panel, looks
 from analysis.labels import read_splits
 from analysis.measured import Code, measure
 from analysis.programs import program
-from analysis.runs import GOOD, Run, read_runs, text, varying
+from analysis.runs import GOOD, Run, grouped, read_runs, text, varying
 from analysis.summary import markdown
 from analysis.tables import frame, write
 from emaae.config import Config
@@ -128,16 +127,13 @@ def read_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
 def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that ended well under the label of their setting, without seed and `SPARSER`."""
     ended = [run for run in runs if run.status in GOOD]
-    labels: list[tuple[str, ...]] = [()] * len(ended)
+    said: dict[Run, tuple[str, ...]] = dict.fromkeys(ended, ())
     for name in varying(ended):
-        longer = [(*label, _said(run, name)) for label, run in zip(labels, ended)]
+        more = {run: (*words, _said(run, name)) for run, words in said.items()}
         # What those before determine, such as the window of each schedule, says nothing more.
-        if name not in (*SPARSER, "seed") and len(set(longer)) > len(set(labels)):
-            labels = longer
-    found: dict[str, list[Run]] = {}
-    for label, run in zip(labels, ended):
-        found.setdefault(", ".join(label) or run.schedule, []).append(run)
-    return found
+        if name not in (*SPARSER, "seed") and len(set(more.values())) > len(set(said.values())):
+            said = more
+    return grouped(ended, lambda run: ", ".join(said[run]) or run.schedule)
 
 
 def _said(run: Run, name: str) -> str:
@@ -193,25 +189,18 @@ def probed(
 
     Of each seed's point that is nearest to a live sparsity; see `analysis.probe`.
     """
-    splits, frames = read_splits(data), probe.raw(n_channels)
+    splits = read_splits(data)
     counts = resampled(len(splits["test"]), n)
     todo = [(label, nearest(sparsity, ps)) for label, f in fronts.items() for ps in f.values()]
     found: dict[str, dict[str, list]] = {label: {} for label in fronts}
     for label, one in progress(todo, "probing", total=len(todo), unit="codes"):
-        for result in probe.measure(splits, label, probe.ENCODING, _view(one.code, frames)):
+        view = one.code.view(n_channels)
+        for result in probe.measure(splits, label, probe.ENCODING, view):
             right = np.array([correct.sum() for correct in result.correct()])
             length = np.array([len(true) for true in result.true])
             accuracy = counts @ right / (counts @ length)
             found[label].setdefault(result.labels, []).append(accuracy)
     return {label: {k: np.stack(v) for k, v in of.items()} for label, of in found.items()}
-
-
-def _view(code: Code, frames: probe.View) -> probe.View:
-    def view(features: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return code.encode(torch.from_numpy(frames(features)).T).T.contiguous().numpy()
-
-    return view
 
 
 # ---- tables

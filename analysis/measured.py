@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analysis.anatomy import select_channels
 from emaae.data import Split
 from emaae.losses import LIVE
 from emaae.metrics import MIN_VARIANCE, zero
@@ -41,6 +42,16 @@ class Code:
             lambda z: model.standardise(model.decode(z[None]))[0],
             model.standardise,
         )
+
+    def view(self, n_channels: int) -> Callable[[np.ndarray], np.ndarray]:
+        """From features (T, 14), of which n_channels are read, to the encoding (T, C)."""
+
+        @torch.no_grad()
+        def encoding(features: np.ndarray) -> np.ndarray:
+            x = torch.from_numpy(select_channels(features, n_channels))
+            return self.encode(x.T).T.contiguous().numpy()
+
+        return encoding
 
 
 @dataclass(frozen=True)
