@@ -115,8 +115,10 @@ def _axis(axis: Axis) -> dict[str, Any]:
     if axis.log:
         found["type"] = "log"
         limits = [None if value is None else float(np.log10(value)) for value in limits]
-    if limits != [None, None]:
+    if None not in limits:
         found["range"] = limits
+    elif limits != [None, None]:  # the other end as the data have it
+        found["autorangeoptions"] = {"minallowed": limits[0], "maxallowed": limits[1]}
     if axis.ticks is not None:
         found |= {"tickvals": [at for at, _ in axis.ticks], "ticktext": [t for _, t in axis.ticks]}
         if max((len(text) for _, text in axis.ticks), default=0) > UPRIGHT:

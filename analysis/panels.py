@@ -40,10 +40,7 @@ def over_epochs(runs: Sequence[Run], name: str, y: Axis, title: str = "") -> Pan
             found = np.where(found > 0, found, np.nan)
         return (run.column("epoch"), found) if np.isfinite(found).any() else None
 
-    items = _means(runs, curve)
-    if not items:
-        raise Missing(f"no run has logged {name}")
-    return Panel(EPOCH, y, items, title)
+    return Panel(EPOCH, y, _means(runs, curve, f"no run has logged {name}"), title)
 
 
 def losses(runs: Sequence[Run]) -> list[Panel]:
@@ -240,8 +237,6 @@ def articulators(runs: Sequence[Run]) -> Panel:
     prefix = f"{split_of(runs)}/r/"
     measured = {key for run in runs for key in (*run.selected, *run.metrics)}
     channels = [name for name in CHANNELS if prefix + name in measured]
-    if not channels:
-        raise Missing("no run has measured the channels of selected weights")
     members = groups(runs)
     aside = np.linspace(-0.3, 0.3, len(members)) if len(members) > 1 else [0.0]
     shift = {run: dx for found, dx in zip(members.values(), aside) for run in found}
@@ -251,7 +246,8 @@ def articulators(runs: Sequence[Run]) -> Panel:
         x = np.arange(len(channels)) + shift[run]
         return (x, r) if run.status in GOOD and np.isfinite(r).any() else None
 
-    items = _means(runs, curve, points=True, size=4.0)
+    lacking = "no run has measured the channels of selected weights"
+    items = _means(runs, curve, lacking, points=True, size=4.0)
     x = Axis(range=(-0.5, len(channels) - 0.5), ticks=list(enumerate(channels)))
     return Panel(x, Axis(f"{prefix[:-3]} r (Pearson)"), items)
 
@@ -266,9 +262,7 @@ def density(runs: Sequence[Run]) -> Panel:
         right = isinstance(counts, list) and len(counts) == len(middles)
         return (middles, np.array([number(n) for n in counts])) if right else None
 
-    items = _means(runs, curve, step="hvh")
-    if not items:
-        raise Missing("no run has counted how often its units fire")
+    items = _means(runs, curve, "no run has counted how often its units fire", step="hvh")
     return Panel(Axis("fraction of frames", log=True), Axis("units per bin"), items)
 
 
@@ -281,13 +275,16 @@ def looked(runs: Sequence[Run]) -> list[tuple[str, Look, list[Run]]]:
     return [(label, look, members[label]) for label, look in looks(list(members)).items()]
 
 
-def _means(runs: Sequence[Run], curve: Callable[[Run], Curve | None], **style: Any) -> list[Line]:
-    """The mean of each setting with its range, and every run by itself for pages."""
+def _means(
+    runs: Sequence[Run], curve: Callable[[Run], Curve | None], lacking: str, **style: Any
+) -> list[Line]:
+    """The mean of each setting with its range, and every run by itself for pages.
+
+    lacking: what the Missing says when there is no curve.
+    """
     items = []
     for label, look, members in looked(runs):
         found = {runs.index(run): got for run in members if (got := curve(run))}
-        if not found:
-            continue
         whose = tuple(i for i in found if runs[i].status not in ("diverged", "failed"))
         if whose:
             x, mean, low, high = _mean_and_range([found[i] for i in whose])
@@ -295,9 +292,10 @@ def _means(runs: Sequence[Run], curve: Callable[[Run], Curve | None], **style: A
             band |= {"runs": whose, "kind": "mean", "markers": True}
             items.append(Line(x, mean, look, label, **band, **style))
         for i, (x, y) in found.items():
-            items.append(
-                Line(x, y, look, f"{label}, {runs[i].name}", runs=(i,), kind="each", **style)
-            )
+            name = f"{label}, {runs[i].name}"
+            items.append(Line(x, y, look, name, runs=(i,), kind="each", **style))
+    if not items:
+        raise Missing(lacking)
     return items
 
 
@@ -320,9 +318,7 @@ def _curves(runs: Sequence[Run], name: str, x: str) -> list[Line]:
         at, values = (np.array([number(v) for v in curve.get(key, ())]) for key in (x, who))
         return (at, values) if len(at) == len(values) and np.isfinite(values).any() else None
 
-    items = _means(runs, read)
-    if not items:
-        raise Missing(f"no run has the curve {name} (curves.json)")
+    items = _means(runs, read, f"no run has the curve {name} (curves.json)")
     inputs = [found for run in runs if (found := read(run, "input"))]
     if inputs:
         at = inputs[0][0]

@@ -261,10 +261,8 @@ def collect(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[int, dict[str, li
     details = {}
     for n, run in enumerate(shown_in_full(runs)):
         i = runs.index(run)
-        found, details[i] = _in_full(run, UTTERANCES_OF_OTHERS if n else UTTERANCES_OF_BEST)
-        for name, figure in found.items():
-            kind, slash, which = name.partition("/")
-            figures[f"{kind}/{i}{slash}{which}"] = figure
+        found, details[i] = _in_full(run, i, UTTERANCES_OF_OTHERS if n else UTTERANCES_OF_BEST)
+        figures |= found
     return figures, details
 
 
@@ -275,8 +273,11 @@ def shown_in_full(runs: Sequence[Run]) -> list[Run]:
     return leaders[:MAX_DETAILED] or [run for run in runs if run.history][:1]
 
 
-def _in_full(run: Run, n_utterances: int) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Figures of one run; without a model its reconstructions are those that it kept last."""
+def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Figures of run i by key, and what may be chosen.
+
+    Without a model its reconstructions are those that it kept last.
+    """
     model, kept = run.model(), run.reconstructions()
     found = kept[max(kept)][:n_utterances] if kept else []
     figures: dict[str, Any] = {}
@@ -287,33 +288,33 @@ def _in_full(run: Run, n_utterances: int) -> tuple[dict[str, Any], dict[str, lis
             y, z = answer(model, one.truth)
             encodings.append(z)
             cut = replace(cut, prediction=y[:MOST])
-            figures[f"encoding/{at}"] = _made(_encoding, cut, z[:MOST])
-        figures[f"reconstruction/{at}"] = _made(_reconstruction, cut, height=96)
+            figures[f"encoding/{i}/{at}"] = _made(_encoding, cut, z[:MOST])
+        figures[f"reconstruction/{i}/{at}"] = _made(_reconstruction, cut, height=96)
     may_choose = {"utterances": [one.name for one in found], "units": []}
     if not found:
-        figures["reconstruction"] = "This run has kept no reconstructions."
+        figures[f"reconstruction/{i}"] = "This run has kept no reconstructions."
     if model is None:
-        figures["encoding"] = "This run has no model, and so no encodings."
+        figures[f"encoding/{i}"] = "This run has no model, and so no encodings."
         lacking = "This run has no model that can be loaded."
-        return figures | dict.fromkeys(("kernels", *OF_UNITS), lacking), may_choose
-    figures["kernels"] = _made(_tiles, insides.kernels(run, N_TILES), height=240)
+        return figures | {f"{name}/{i}": lacking for name in ("kernels", *OF_UNITS)}, may_choose
+    figures[f"kernels/{i}"] = _made(_tiles, insides.kernels(run, N_TILES), height=240)
     units = np.empty(0, dtype=int)
     if encodings:
         units = busiest_units(model, np.concatenate(encodings), N_TILES)
     if not len(units):
         lacking = "No unit of this model fires on the utterances that were kept."
-        return figures | dict.fromkeys(("encoding", *OF_UNITS), lacking), may_choose
+        return figures | {f"{name}/{i}": lacking for name in ("encoding", *OF_UNITS)}, may_choose
     may_choose["units"] = names = [f"unit {unit}" for unit in units]
     effects = primitives(model, units)
     tiles = insides.montage(effects, names)
-    figures["primitives"] = _made(_tiles, tiles, height=240)
+    figures[f"primitives/{i}"] = _made(_tiles, tiles, height=240)
     labels, z_of_labels = _labelled(run, model)
     for at, unit in enumerate(units):
         firing = insides.firing([z[:, unit] for z in encodings], may_choose["utterances"])
         row = [tiles[at], sagittal.moved(effects[at]), firing]
-        figures[f"unit/{at}"] = _made(_unit, row)
+        figures[f"unit/{i}/{at}"] = _made(_unit, row)
         for name in LABELS:
-            figures[f"unit-{name}s/{at}"] = (
+            figures[f"unit-{name}s/{i}/{at}"] = (
                 _made(insides.by_label, z_of_labels[:, unit], labels[name])
                 if labels
                 else "Labels are known of generated speech alone."
