@@ -29,7 +29,6 @@ from analysis.runs import (
     best,
     final,
     groups,
-    label,
     labels,
     number,
     read_comparable,
@@ -109,8 +108,8 @@ def _answer(runs: Sequence[Run]) -> str:
     if run is None:
         return "<h2>Which run to take</h2><p>No run has ended well yet, so there is none.</p>"
     split = split_of(runs)
-    names = [name for name in varying(runs) if name != "seed"]
-    what = f"{run.name}: {label(run, names)}, epoch {run.selected.get('epoch', 'unknown')}"
+    epoch = run.selected.get("epoch", "unknown")
+    what = f"{run.name}: {labels(runs)[run]}, epoch {epoch}"
     rows = [
         ("fvu", f"{split}/fvu", "of the variance is missed; 0 is the aim"),
         _asked(run, "zeros of live units", f"{split}/live_sparsity", "target_sparsity"),

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +28,8 @@ def of(schedule="linear", seed=0, name="a", metrics=None, **columns) -> Run:
     config = {"schedule": schedule, "update": True, "penalty_scheduler": schedule, "seed": seed}
     n = len(next(iter(columns.values()), ()))
     history = [{"epoch": i + 1} | {k: v[i] for k, v in columns.items()} for i in range(n)]
-    return Run(name, config, history, metrics or {}, {}, "finished", "nowhere")
+    metrics = {"status": "finished"} | (metrics or {})
+    return Run(name, config, history, metrics, {}, "nowhere")
 
 
 def test_every_figure_of_a_sweep_is_drawn(sweep, tmp_path, capsys):
@@ -81,7 +81,7 @@ def test_seeds_of_a_setting_are_their_mean_in_a_band_of_their_range():
 def test_runs_that_diverged_are_no_part_of_a_mean():
     runs = [
         of(seed=0, **{"val/loss": [1.0]}),
-        replace(of(seed=1, **{"val/loss": [9e9]}), status="diverged"),
+        of(seed=1, metrics={"status": "diverged"}, **{"val/loss": [9e9]}),
     ]
     panel = panels.over_epochs(runs, "val/loss", Axis())
     assert [line.y.tolist() for line in panel.lines] == [[1.0]]
@@ -105,8 +105,7 @@ def test_the_front_is_the_staircase_below_which_no_run_is_and_the_best_run_is_ri
         of(
             seed=i,
             alpha=[0],
-            metrics={"select/epoch": 1, "select/score": f, "test/fvu": f, "test/sparsity": s}
-            | {"status": "finished"},
+            metrics={"select/epoch": 1, "select/score": f, "test/fvu": f, "test/sparsity": s},
         )
         for i, (f, s) in enumerate(found)
     ]
