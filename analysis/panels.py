@@ -235,7 +235,7 @@ def lowpass(runs: Sequence[Run]) -> Panel:
 def articulators(runs: Sequence[Run]) -> Panel:
     """Pearson r of every channel: mean of the seeds of a setting, and their range."""
     prefix = f"{split_of(runs)}/r/"
-    measured = {key for run in runs for key in (*run.selected, *run.metrics)}
+    measured = {key for run in runs for key in run.measured}
     channels = [name for name in CHANNELS if prefix + name in measured]
     members = groups(runs)
     aside = np.linspace(-0.3, 0.3, len(members)) if len(members) > 1 else [0.0]
@@ -258,9 +258,10 @@ def density(runs: Sequence[Run]) -> Panel:
     middles = 10 ** ((np.array(DENSITY_EDGES[1:]) + DENSITY_EDGES[:-1]) / 2)
 
     def curve(run: Run) -> Curve | None:
-        counts = run.metrics.get(name, run.selected.get(name))
-        right = isinstance(counts, list) and len(counts) == len(middles)
-        return (middles, np.array([number(n) for n in counts])) if right else None
+        counts = run.measured.get(name)
+        if not isinstance(counts, list) or len(counts) != len(middles):
+            return None
+        return middles, np.array([number(n) for n in counts])
 
     items = _means(runs, curve, "no run has counted how often its units fire", step="hvh")
     return Panel(Axis("fraction of frames", log=True), Axis("units per bin"), items)

@@ -63,6 +63,11 @@ class Run:
         epoch = self.metrics.get("select/epoch")
         return next((row for row in self.history if row["epoch"] == epoch), {})
 
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What is known of the selected weights: the row of their epoch, and the final metrics."""
+        return {**self.selected, **self.metrics}
+
     def knob(self, name: str) -> Any:
         """What the run's config has of a knob, or the schedule; None without it."""
         return self.schedule if name == "schedule" else self.config.get(name)
@@ -202,8 +207,8 @@ def score(run: Run) -> float:
 
 
 def final(run: Run, name: str) -> float:
-    """A number of the selected weights: from the metrics, or else the selected epoch's row."""
-    return number(run.metrics.get(name, run.selected.get(name)))
+    """A number of the selected weights, NaN when it is not known."""
+    return number(run.measured.get(name))
 
 
 def split_of(runs: Sequence[Run]) -> str:

@@ -65,7 +65,7 @@ def _of_history(run: Run) -> Iterator[Row]:
 
 def _of_channels(run: Run) -> Iterator[Row]:
     """A row per split and channel, of the selected weights: fvu and Pearson r."""
-    measured = {**run.selected, **run.metrics}
+    measured = run.measured
     for split in SPLITS:
         prefix = f"{split}/fvu/"
         for name in (k.removeprefix(prefix) for k in measured if k.startswith(prefix)):
@@ -90,7 +90,7 @@ def _of_curves(run: Run) -> Iterator[Row]:
         for series in SERIES:
             for x, value in zip(lists.get(axis, ()), lists.get(series, ())):
                 yield {"curve": curve, "series": series, "x": x, "value": value}
-    measured = {**run.selected, **run.metrics}
+    measured = run.measured
     middles = [(a + b) / 2 for a, b in zip(DENSITY_EDGES, DENSITY_EDGES[1:])]
     for split in SPLITS:
         for x, value in zip(middles, measured.get(f"{split}/density_log10") or ()):
