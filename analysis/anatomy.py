@@ -58,18 +58,14 @@ def first_kernels(model: CNNAutoEncoder, n: int) -> np.ndarray:
     return weight[order[:n]].numpy()
 
 
-def decoder_field(model: CNNAutoEncoder) -> int:
-    """Frames of output that one frame of the encoding reaches."""
-    return 1 + sum(block.conv.kernel_size[0] - 1 for block in model.decoder)
-
-
 @torch.no_grad()
 def primitives(model: CNNAutoEncoder, units: np.ndarray) -> np.ndarray:
-    """What each unit adds to the output (n, D, decoder_field), in units of the channels' sd.
+    """What each unit adds to the output (n, D, W), in units of the channels' sd.
 
-    The decoder's response to an impulse of height 1 in one unit, minus its response to zeros.
+    The decoder's response to an impulse of height 1 in one unit, minus its response to zeros, for
+    the W frames of its receptive field.
     """
-    field = decoder_field(model)
+    field = model.decoder_receptive_field()
     # Long enough for the padding at either end to reach nothing that is kept.
     z = torch.zeros(len(units) + 1, model.inner_size, 3 * field)
     z[torch.arange(len(units)), torch.as_tensor(units), 3 * field // 2] = 1

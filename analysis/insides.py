@@ -17,9 +17,9 @@ from analysis.runs import Run
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
 from emaae.runs.reconstructions import Reconstruction
+from emaae.shift import FRAME_MS
 
 SHOWN = ("TTY", "TDY", "LLY", "pitch")
-MS = 1000 / FRAME_RATE_HZ  # of a frame
 
 
 def through(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarray]:
@@ -174,7 +174,7 @@ def _truth_and_prediction(truth: np.ndarray, prediction: np.ndarray, labelled: b
 def montage(images: np.ndarray, titles: Sequence[str]) -> list[Panel]:
     """images (n, D, W), a panel each, in one colour scale that is symmetric about 0."""
     channels = channels_of(images.shape[1])
-    most, half = max(float(np.abs(images).max()), 1e-12), images.shape[2] / 2 * MS
+    most, half = max(float(np.abs(images).max()), 1e-12), images.shape[2] / 2 * FRAME_MS
     ticks = [(i + 0.5, name) for i, name in enumerate(channels)]
     return [
         Panel(

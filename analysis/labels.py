@@ -8,13 +8,7 @@ import numpy as np
 
 from emaae.data import SPLITS
 from emaae.data.demo import generate, read_score
-from emaae.data.features import (
-    ARTICULATORS,
-    find_features,
-    frame_times,
-    read_features,
-    read_times,
-)
+from emaae.data.features import ARTICULATORS, find_features, frame_times, read_features, read_times
 from emaae.data.phones import Gesture, Phone, phone_at
 
 LABELS = ("phone", "gesture")
@@ -62,10 +56,7 @@ def labelled(
     centres_s = frame_times(len(features), times).mean(1, dtype=np.float64)
     return Labelled(
         features,
-        {
-            "phone": phone_labels(phones, centres_s),
-            "gesture": gesture_labels(gestures, centres_s),
-        },
+        {"phone": phone_labels(phones, centres_s), "gesture": gesture_labels(gestures, centres_s)},
     )
 
 

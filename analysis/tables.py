@@ -12,12 +12,12 @@ from typing import Any
 from analysis.programs import folder_of, program, writing
 from analysis.runs import Run, labels, read_runs
 from emaae.config import Config
+from emaae.data import SPLITS
 from emaae.metrics import DENSITY_EDGES
 from emaae.system.errors import extra, speaking_plainly
 from emaae.system.files import expanded
 
 SERIES = ("encoding", "input")
-SPLITS = ("train", "val", "test")
 FORMATS = ("csv", "parquet")
 
 Row = dict[str, Any]

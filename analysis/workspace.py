@@ -87,9 +87,7 @@ def sections() -> dict[str, list[Any]]:
             ),
             wr.ParameterImportancePlot(with_respect_to="select/score"),
         ],
-        "Reconstructions": [
-            wr.MediaBrowser(media_keys=["reconstructions"], num_columns=1),
-        ],
+        "Reconstructions": [wr.MediaBrowser(media_keys=["reconstructions"], num_columns=1)],
     }
 
 

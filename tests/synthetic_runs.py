@@ -15,9 +15,11 @@ from emaae.config import Config
 from emaae.data.features import ARTICULATORS
 from emaae.models import build_model
 from emaae.runs import checkpoint
+from emaae.system.files import read_json
 
 CHANNELS = (*ARTICULATORS, "pitch")
 SCHEDULES = ("constant", "linear", "cosine", "log_lambda", "target_sparsity")
+SIZES = {"inner_size": 16, "n_encoder": 2, "n_decoder": 2}
 
 
 def write_runs(
@@ -51,9 +53,7 @@ def write_run(
     """The files of one run that finished; model: with random weights. Returns its folder."""
     folder.mkdir(parents=True)
     given = {"update": True, "penalty_scheduler": schedule, "alpha_max": alpha_max, "seed": seed}
-    config = Config.from_mapping(
-        given | {"inner_size": 16, "n_encoder": 2, "n_decoder": 2, "epochs": epochs, "alpha": 0.05}
-    )
+    config = Config.from_mapping(given | SIZES | {"epochs": epochs, "alpha": 0.05})
     sizes = {"utterances": 4, "frames": 400, "fingerprint": "0" * 32}
     splits = ("train", "val", "test") if test else ("train", "val")
     found = {"data": dict.fromkeys(splits, sizes), "schedule": config.schedule_name}
@@ -76,12 +76,17 @@ def write_run(
         metrics |= {"shift/gain_10ms": 1.1 / persistence, "shift/self_similarity_20ms": 0.9}
     _write(folder / "metrics.json", metrics)
     if model:
-        torch.manual_seed(0)
-        net = build_model(**config.architecture)
-        checkpoint.save(folder / "best.pth", net.state_dict())
-        _write(folder / "model_config.json", config.asdict() | net.architecture())
+        write_model(folder)
     _write_reconstruction(folder / "reconstructions" / f"epoch-{epochs:04d}", random)
     return folder
+
+
+def write_model(folder: Path) -> None:
+    """Random weights as the model of a run."""
+    torch.manual_seed(0)
+    net = build_model(**SIZES)
+    checkpoint.save(folder / "best.pth", net.state_dict())
+    _write(folder / "model_config.json", read_json(folder / "config.json") | net.architecture())
 
 
 def _row(epoch: int, epochs: int, schedule: str, alpha_max: float, random) -> dict:
