@@ -333,11 +333,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{' '.join(args.refs)}: no run there has ended well")
     first = next(iter(found.values()))[0]
     where = {f"{name}_dir": str(args.data / name) for name in SPLITS} if args.data else {}
-    keep_loudness = bool(first.config.get("keep_loudness"))
-    splits = load_splits(
-        Config.from_mapping(where | {"recursive": True, "keep_loudness": keep_loudness})
-    )
-    counts = resampled(len(splits["test"]), args.resamples)
+    form = {"recursive": True, "keep_loudness": bool(first.config.get("keep_loudness"))}
+    splits = load_splits(Config.from_mapping(where | form))
+    test, counts = splits["test"], resampled(len(splits["test"]), args.resamples)
     reference = args.reference or next(iter(found))
     codes = trained(found, args.weights)
     if args.baselines:
@@ -345,19 +343,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         if model is None:
             raise UserError(f"run {first.name} has no weights that can be loaded")
         codes = itertools.chain(codes, rivals(model, splits))
-    compared = fronts(codes, splits["test"], counts, args.copies_once)
+    compared = fronts(codes, test, counts, args.copies_once)
     if reference not in compared:
         raise UserError(f"--reference must be one of {'; '.join(compared)}, got {reference!r}")
     print(f"{args.weights} weights, test split, reference: {reference}")
-    lines, units = [], "distinct" if args.copies_once else "live"
-    for i, sparsity in enumerate(args.at):
-        channels = 14 if keep_loudness else 13
-        ask = args.probe and i == 0
-        accuracies = probed(compared, sparsity, args.data, channels, args.resamples) if ask else {}
-        lines.append(rows(compared, sparsity, reference, accuracies))
-        print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(lines[-1])}", flush=True)
+    accuracies = {}
+    if args.probe:
+        accuracies = probed(compared, args.at[0], args.data, len(test.channels), args.resamples)
+    lines: list[dict[str, Any]] = []
+    units = "distinct" if args.copies_once else "live"
+    for sparsity in args.at:
+        found_here = rows(compared, sparsity, reference, accuracies)
+        print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(found_here)}", flush=True)
+        lines += map(flat, found_here)
+        accuracies = {}  # they are of the first sparsity
     if args.out:
-        write(frame([flat(line) for of in lines for line in of]), args.out / "comparison.csv")
+        write(frame(lines), args.out / "comparison.csv")
         figure = paper.draw(drawn(compared, units), height=3.0)
         paper.save(figure, args.out / "comparison.png")
 
