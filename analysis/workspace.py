@@ -153,17 +153,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{args.path!r} is no project on W&B: expected ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"
         )
-    view = workspace(*parts) if len(parts) == 2 else report(*parts)
-    if args.dry_run:
-        print(json.dumps(as_json(view), indent=2))
-        return
     try:
-        print(view.save().url)
+        view = workspace(*parts) if len(parts) == 2 else report(*parts)
+        print(json.dumps(as_json(view), indent=2) if args.dry_run else view.save().url)
     except Exception as error:  # whatever the network and the server do
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"W&B did not save the page of {args.path} ({reason}): log in with "
-            "`wandb login`, and check the path"
+            f"W&B did not {'show' if args.dry_run else 'save'} the page of {args.path} ({reason}): "
+            "log in with `wandb login`, and check the path"
         ) from None
 
 

@@ -168,6 +168,13 @@ def test_a_report_of_a_sweep_has_the_same_panels_of_its_runs_alone(view, tmp_pat
         assert '"train"' in said
 
 
+def test_without_a_key_the_page_of_a_sweep_is_refused_in_one_line(tmp_path):
+    done = forked("-m", "analysis.workspace", "me/project/s1", "--dry-run", HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert "W&B did not show the page of me/project/s1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_server_that_refuses_is_one_line(tmp_path):
     with Backend() as backend:
         backend.fail("UpsertView2", times=None, status=403)
