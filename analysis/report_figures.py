@@ -254,10 +254,10 @@ def collect(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[int, dict[str, li
     the utterance or the unit. A figure is {figure, text}, or a text that says why there is none.
     """
     every = [one for shown in SECTIONS.values() for one in shown]
-    figures = {one.name: _made(one.show, runs) for one in every if one.show}
+    figures = {one.name: _shown(one.show, runs) for one in every if one.show}
     for i, run in enumerate(runs):
-        figures[f"run-losses/{i}"] = _made(panels.run_losses, run)
-        figures[f"run-alpha/{i}"] = _made(panels.run_alpha, run)
+        figures[f"run-losses/{i}"] = _shown(panels.run_losses, run)
+        figures[f"run-alpha/{i}"] = _shown(panels.run_alpha, run)
     details = {}
     for n, run in enumerate(shown_in_full(runs)):
         i = runs.index(run)
@@ -288,8 +288,9 @@ def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[
             y, z = answer(model, one.truth)
             encodings.append(z)
             cut = replace(cut, prediction=y[:MOST])
-            figures[f"encoding/{i}/{at}"] = _made(_encoding, cut, z[:MOST])
-        figures[f"reconstruction/{i}/{at}"] = _made(_reconstruction, cut, height=96)
+            figures[f"encoding/{i}/{at}"] = _shown(_encoding, cut, z[:MOST])
+        rows = [[panel] for panel in insides.reconstruction(cut)]
+        figures[f"reconstruction/{i}/{at}"] = _figure(Drawing(rows, share_x=True), height=96)
     may_choose = {"utterances": [one.name for one in found], "units": []}
     if not found:
         figures[f"reconstruction/{i}"] = "This run has kept no reconstructions."
@@ -297,7 +298,8 @@ def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[
         figures[f"encoding/{i}"] = "This run has no model, and so no encodings."
         lacking = "This run has no model that can be loaded."
         return figures | {f"{name}/{i}": lacking for name in ("kernels", *OF_UNITS)}, may_choose
-    figures[f"kernels/{i}"] = _made(_tiles, insides.kernels(run, N_TILES), height=240)
+    kernels = in_grid(insides.kernels(run, N_TILES), 8)
+    figures[f"kernels/{i}"] = _figure(Drawing(kernels), height=240)
     units = np.empty(0, dtype=int)
     if encodings:
         units = busiest_units(model, np.concatenate(encodings), N_TILES)
@@ -307,15 +309,15 @@ def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[
     may_choose["units"] = names = [f"unit {unit}" for unit in units]
     effects = primitives(model, units)
     tiles = insides.montage(effects, names)
-    figures[f"primitives/{i}"] = _made(_tiles, tiles, height=240)
+    figures[f"primitives/{i}"] = _figure(Drawing(in_grid(tiles, 8)), height=240)
     labels, z_of_labels = _labelled(run, model)
     for at, unit in enumerate(units):
         firing = insides.firing([z[:, unit] for z in encodings], may_choose["utterances"])
         row = [tiles[at], sagittal.moved(effects[at]), firing]
-        figures[f"unit/{i}/{at}"] = _made(_unit, row)
+        figures[f"unit/{i}/{at}"] = _figure(Drawing([row], widths=(1, 1.2, 1.6)))
         for name in LABELS:
             figures[f"unit-{name}s/{i}/{at}"] = (
-                _made(insides.by_label, z_of_labels[:, unit], labels[name])
+                _shown(insides.by_label, z_of_labels[:, unit], labels[name])
                 if labels
                 else "Labels are known of generated speech alone."
             )
@@ -345,25 +347,17 @@ def _encoding(found: Reconstruction, z: np.ndarray) -> Drawing:
     return Drawing([[panel] for panel in insides.encodings(found, z)], heights=(1, 1.6))
 
 
-def _reconstruction(found: Reconstruction) -> Drawing:
-    return Drawing([[panel] for panel in insides.reconstruction(found)], share_x=True)
-
-
-def _tiles(found: Sequence[Panel]) -> Drawing:
-    return Drawing(in_grid(found, 8))
-
-
-def _unit(found: Sequence[Panel]) -> Drawing:
-    return Drawing([found], widths=(1, 1.2, 1.6))
-
-
-def _made(show: Callable[..., Panel | Drawing], *args: Any, height: int = 340) -> Any:
+def _shown(show: Callable[..., Panel | Drawing], *args: Any) -> Any:
+    """The figure of what show draws, or why it draws nothing."""
     try:
         made = show(*args)
     except Missing as why:
         return f"{str(why)[0].upper()}{str(why)[1:]}."
     # Of a panel that is alone, the page has the title above it.
-    drawing = made if isinstance(made, Drawing) else Drawing([[replace(made, title="")]])
+    return _figure(made if isinstance(made, Drawing) else Drawing([[replace(made, title="")]]))
+
+
+def _figure(drawing: Drawing, height: int = 340) -> dict[str, Any]:
     figure = interactive.draw(drawing, height)
     figure.layout.template = None  # the page has it once
     return {"figure": json.loads(figure.to_json()), "text": described(drawing)}
