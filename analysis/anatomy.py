@@ -15,7 +15,7 @@ def channels_of(n_channels: int) -> tuple[str, ...]:
 
 
 def select_channels(features: np.ndarray, n_channels: int) -> np.ndarray:
-    """Of features (T, 14) those that a model of so many channels reads: (T, n_channels)."""
+    """The channels (T, n_channels) of features (T, 14) that a model of so many channels reads."""
     return features[:, [CHANNELS.index(name) for name in channels_of(n_channels)]]
 
 

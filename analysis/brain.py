@@ -169,7 +169,7 @@ def zeros(run: Run, weights: str) -> float:
 
 
 def nearest(runs: Sequence[Run], sparsity: float, weights: str) -> dict[int, Run]:
-    """Of each seed the run whose live sparsity on validation is nearest."""
+    """The run of each seed whose live sparsity on validation is nearest."""
     found: dict[int, Run] = {}
     for run in sorted(runs, key=lambda run: abs(zeros(run, weights) - sparsity)):
         found.setdefault(int(run.config.get("seed", 0)), run)
@@ -209,7 +209,7 @@ def compare(runs: Sequence[Run], spoken: Sequence[Story], sparsity: float, weigh
 
 
 def over_seeds(rows: Any) -> dict[str, Any]:
-    """Of the r2 of each input over the jitter: the mean over seeds, the lowest and the highest."""
+    """The mean over seeds, the lowest and the highest r2 of each input, by jitter."""
     by_input = rows.groupby("input", sort=False)
     return {name: of.groupby("jitter_s").r2.agg(["mean", "min", "max"]) for name, of in by_input}
 

@@ -85,7 +85,7 @@ def resampled(n_utterances: int, n: int) -> np.ndarray:
 
 
 def over_seeds(values: np.ndarray) -> Estimate:
-    """Of values (S, B): the mean of the first column; the interval over the others, seeds drawn.
+    """The mean of the first column of values (S, B), and the interval of the others, seeds drawn.
 
     Undefined values are left out; without a mean there is no interval.
     """

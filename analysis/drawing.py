@@ -39,7 +39,7 @@ MARKERS = {
 
 
 class Missing(UserError):
-    """What a figure needs and the runs have not."""
+    """The runs lack what a figure needs."""
 
 
 class Look(NamedTuple):

@@ -33,7 +33,7 @@ class Page:
 
 
 def beside(*shown: Callable[[Sequence[Run]], Panel | list[Panel]]) -> Callable[..., Drawing]:
-    """Those of the panels for which there are numbers in a row, with one legend."""
+    """A row of the panels for which there are numbers, with one legend."""
 
     def show(runs: Sequence[Run]) -> Drawing:
         row: list[Panel] = []

@@ -36,7 +36,7 @@ class Code:
 
     @classmethod
     def of(cls, model: CNNAutoEncoder) -> "Code":
-        """That of a trained model."""
+        """The code of a trained model."""
         return cls(
             lambda x: model.encode(x[None])[0],
             lambda z: model.standardise(model.decode(z[None]))[0],
@@ -44,7 +44,7 @@ class Code:
         )
 
     def view(self, n_channels: int) -> Callable[[np.ndarray], np.ndarray]:
-        """From features (T, 14), of which n_channels are read, to the encoding (T, C)."""
+        """A function from features (T, 14), of which n_channels are read, to encodings (T, C)."""
 
         @torch.no_grad()
         def encoding(features: np.ndarray) -> np.ndarray:

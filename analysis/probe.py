@@ -141,8 +141,8 @@ def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
 class Result:
     """What reads which labels how well, on the test split.
 
-    model: "" for what needs none. true: of each utterance, the labels (T,) of its frames;
-    predicted: the same by delay in frames. l2: of the probe, NaN where there is none.
+    model: "" for what needs none. true: the labels (T,) of each utterance's frames; predicted: the
+    same by delay in frames. l2: that of the probe, NaN where there is none.
     """
 
     model: str
@@ -154,7 +154,7 @@ class Result:
     l2: float = math.nan
 
     def correct(self, delay: int = 0) -> list[np.ndarray]:
-        """Of each utterance, which frames (T,) are right."""
+        """Which frames (T,) of each utterance are right."""
         return [a == b for a, b in zip(self.true, self.predicted[delay])]
 
     def accuracy(self, delay: int = 0) -> float:

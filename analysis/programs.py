@@ -1,4 +1,4 @@
-"""What the programs of this package share: `python -m analysis.NAME`, and where they write."""
+"""What the programs of this package, `python -m analysis.NAME`, share."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from emaae.system.errors import UserError
 
 
 def program(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Of a program of this package, whose help begins with its module's docstring as it stands."""
+    """The parser of a program of this package; its help begins with the docstring of its module."""
     return argparse.ArgumentParser(
         prog=f"python -m analysis.{name}",
         description=description,
@@ -19,13 +19,13 @@ def program(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def folder_of(ref: str) -> Path:
-    """The folder of REF; of runs on W&B the current one."""
+    """The folder that REF names, or the current one for runs on W&B."""
     return Path(ref) if os.path.isdir(ref) else Path()
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around what writes a file, whose folder is made: raises UserError when the disk refuses."""
+    """Make the folder of a file that is written inside; raises UserError when the disk refuses."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

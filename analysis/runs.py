@@ -69,7 +69,7 @@ class Run:
         return {**self.selected, **self.metrics}
 
     def knob(self, name: str) -> Any:
-        """What the run's config has of a knob, or the schedule; None without it."""
+        """The value of a knob in the run's config, or its schedule; None without one."""
         return self.schedule if name == "schedule" else self.config.get(name)
 
     def column(self, name: str) -> np.ndarray:
@@ -184,7 +184,7 @@ def labels(runs: Sequence[Run]) -> dict[Run, str]:
 
 
 def grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
-    """Runs by what key says of them, in order."""
+    """The runs by their key, in the order in which keys first occur."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(key(run), []).append(run)
