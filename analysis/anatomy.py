@@ -1,12 +1,29 @@
 """The inside of one model: kernels, the decoder's primitives, the encoding of an utterance."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from emaae.models import CNNAutoEncoder
+from emaae.data.features import CHANNELS
+from emaae.models import CNNAutoEncoder, build_model
+
+
+def channels_of(n_channels: int) -> tuple[str, ...]:
+    """The names of a model's channels: 14, or 13 without loudness."""
+    return tuple(n for n in CHANNELS if n != "loudness" or n_channels == len(CHANNELS))
+
+
+def select_channels(features: np.ndarray, n_channels: int) -> np.ndarray:
+    """The channels (T, n_channels) of features (T, 14) that a model of so many channels reads."""
+    return features[:, [CHANNELS.index(name) for name in channels_of(n_channels)]]
+
+
+def untrained(model: CNNAutoEncoder, seed: int, **changed: Any) -> CNNAutoEncoder:
+    """Random weights in the architecture of a model, but for what is changed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_model(**model.architecture() | changed)
 
 
 class Answer(NamedTuple):
@@ -41,21 +58,16 @@ def first_kernels(model: CNNAutoEncoder, n: int) -> np.ndarray:
     return weight[order[:n]].numpy()
 
 
-def decoder_field(model: CNNAutoEncoder) -> int:
-    """Frames of output that one frame of the encoding reaches."""
-    return 1 + sum(block.conv.kernel_size[0] - 1 for block in model.decoder)
-
-
 @torch.no_grad()
 def primitives(model: CNNAutoEncoder, units: np.ndarray) -> np.ndarray:
-    """What each unit adds to the output (n, D, decoder_field), in units of the channels' sd.
+    """What each unit adds to the output (n, D, W), in units of the channels' sd.
 
-    The decoder's response to an impulse of height 1 in one unit, minus its response to zeros.
+    The decoder's response to an impulse of height 1 in one unit, minus its response to zeros, for
+    the W frames of its receptive field.
     """
-    field = decoder_field(model)
+    field = model.decoder_receptive_field()
     # Long enough for the padding at either end to reach nothing that is kept.
     z = torch.zeros(len(units) + 1, model.inner_size, 3 * field)
-    z[torch.arange(len(units)), torch.as_tensor(units), z.shape[2] // 2] = 1
-    y: Tensor = model.standardise(model.decode(z))
-    start = z.shape[2] // 2 - field // 2
-    return (y[:-1] - y[-1:])[:, :, start : start + field].numpy()
+    z[torch.arange(len(units)), torch.as_tensor(units), 3 * field // 2] = 1
+    y = model.standardise(model.decode(z))
+    return (y[:-1] - y[-1:])[:, :, field : 2 * field].numpy()

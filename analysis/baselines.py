@@ -11,7 +11,6 @@ Each has a linear decoder that sees as many frames of the encoding as a model's:
 the train split, its strength chosen on val.
 """
 
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -21,10 +20,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from analysis.anatomy import untrained
 from analysis.measured import Code
 from emaae.activations import TopK
 from emaae.data import Split
-from emaae.models import CNNAutoEncoder, build_model
+from emaae.models import CNNAutoEncoder
 from emaae.system.errors import extra
 
 HANN = 9  # frames
@@ -52,18 +52,17 @@ def baseline(
     standardised.
     """
     train, val = _some(train), _some(val)
-    respond = _RESPONSES[name](model, train, seed)
+    respond = BASELINES[name](model, train, seed)
     responses = torch.cat([respond(train[i].T) for i in range(len(train))], 1)
     found = []
     for sparsity in sparsities:
         threshold = responses.kthvalue(round(sparsity * responses.shape[1]), dim=1, keepdim=True)[0]
-        encode = functools.partial(_above, respond, threshold)
+
+        def encode(x: Tensor, threshold: Tensor = threshold) -> Tensor:
+            return (respond(x) - threshold).relu()
+
         found.append(Code(encode, _decoder(encode, model, train, val), model.standardise))
     return found
-
-
-def _above(respond: Response, threshold: Tensor, x: Tensor) -> Tensor:
-    return (respond(x) - threshold).relu()
 
 
 def _some(split: Split) -> Split:
@@ -87,9 +86,7 @@ def _smoothed(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
 
 
 def _untrained(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        fresh = build_model(**model.architecture() | {"activation": "relu"})
+    fresh = untrained(model, seed, activation="relu")
     fresh.normalise(model.mean, model.sd)
     fresh.encoder[-1].activation = None
     fresh.requires_grad_(False)
@@ -123,13 +120,12 @@ def _nmf(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
     return lambda x: torch.from_numpy(factors.transform(windows(x)).T.astype(np.float32))
 
 
-_RESPONSES: dict[str, Callable[[CNNAutoEncoder, Split, int], Response]] = {
+BASELINES: dict[str, Callable[[CNNAutoEncoder, Split, int], Response]] = {
     "one frame": _one_frame,
     "smoothed": _smoothed,
     "untrained": _untrained,
     "nmf": _nmf,
 }
-BASELINES = tuple(_RESPONSES)
 
 
 # ---- decoders

@@ -10,29 +10,30 @@ haemodynamic response, with noise. So it tells what a pipeline can find, and not
     ridge regression with cross-validated penalties (himalaya) -> r2 on stories that were left out
 """
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.signal import fftconvolve
 from scipy.special import gamma
 
-from analysis import paper
+from analysis import paper, probe
 from analysis.baselines import baseline
 from analysis.comparison import settings
-from analysis.drawing import Axis, Drawing, Line, Look, Panel, looks
+from analysis.drawing import Axis, Drawing, Line, Panel, looks
+from analysis.probe import View, encoding
+from analysis.programs import program
 from analysis.runs import Run, number, read_comparable
 from analysis.summary import markdown
-from analysis.tables import frame
+from analysis.tables import frame, write
 from emaae.config import Config
-from emaae.corpus.encode import encode
 from emaae.corpus.regressors import delayed, lanczos, zscored
 from emaae.data import Split, load_splits
 from emaae.data.demo import generate
-from emaae.data.features import ARTICULATORS, CHANNELS, FRAME_RATE_HZ
+from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import Gesture
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, extra, speaking_plainly
@@ -52,9 +53,6 @@ PENALTIES = np.logspace(0, 6, 13)
 NULL = "null of "  # an encoding at the wrong time: turned by half a story
 LARGEST_S = GAP_S / 2.1  # error of an onset: beyond it utterances would overlap
 SEED = 77  # of the stories: other speakers and sentences than those of the demo data
-
-# From raw features (T, 14) of an utterance to its frames (T, C).
-View = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,7 @@ def responses(spoken: Sequence[Story], seed: int) -> list[np.ndarray]:
     shape = haemodynamic(np.arange(0, 32, 1 / FRAME_RATE_HZ))[:, None]
     found = []
     for one in spoken:
-        n = len(one.gestures) + len(shape)
-        spectrum = np.fft.rfft(one.gestures @ mixing, n, axis=0) * np.fft.rfft(shape, n, axis=0)
-        signal = np.fft.irfft(spectrum, n, axis=0)
+        signal = fftconvolve(one.gestures @ mixing, shape, axes=0)
         at = np.round(one.tr_times_s * FRAME_RATE_HZ).astype(int)
         clean = zscored(signal[at])
         found.append(zscored(clean + np.sqrt(NOISE) * random.normal(size=clean.shape)))
@@ -125,20 +121,17 @@ def responses(spoken: Sequence[Story], seed: int) -> list[np.ndarray]:
 
 def design(one: Story, view: View, jitter_s: float, random: np.random.Generator) -> np.ndarray:
     """The design matrix (TRs, columns) of a story, its onsets wrong by jitter_s (sd), then cut."""
-    parts, times = [], []
-    for features, onset in zip(one.features, one.onsets_s):
-        frames = view(features)
-        parts.append(frames)
-        times.append(onset + (np.arange(len(frames)) + 0.5) / FRAME_RATE_HZ)
-    wrong = np.clip(random.normal(0, jitter_s, len(times)), -LARGEST_S, LARGEST_S)
-    shifted = np.concatenate([t + w for t, w in zip(times, wrong)])
-    values = lanczos(np.concatenate(parts), shifted, one.tr_times_s)
+    parts = [view(features) for features in one.features]
+    wrong = np.clip(random.normal(0, jitter_s, len(parts)), -LARGEST_S, LARGEST_S)
+    times = [
+        onset + (np.arange(len(frames)) + 0.5) / FRAME_RATE_HZ
+        for frames, onset in zip(parts, one.onsets_s + wrong)
+    ]
+    values = lanczos(np.concatenate(parts), np.concatenate(times), one.tr_times_s)
     return delayed(zscored(values), DELAYS)
 
 
-def explained(
-    x: Sequence[np.ndarray], y: Sequence[np.ndarray], n_left_out: int = LEFT_OUT
-) -> np.ndarray:
+def explained(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> np.ndarray:
     """r2 of each voxel (VOXELS,) on the last stories, from ridge regression on the others.
 
     The penalty of each voxel is chosen by cross-validation. Raises UserError without himalaya.
@@ -147,8 +140,8 @@ def explained(
         from himalaya.kernel_ridge import KernelRidgeCV
         from himalaya.scoring import r2_score
     model = KernelRidgeCV(alphas=PENALTIES, cv=5, warn=False)
-    model.fit(*(np.concatenate(part[:-n_left_out]).astype(np.float32) for part in (x, y)))
-    test_x, test_y = (np.concatenate(part[-n_left_out:]).astype(np.float32) for part in (x, y))
+    model.fit(*(np.concatenate(part[:-LEFT_OUT]).astype(np.float32) for part in (x, y)))
+    test_x, test_y = (np.concatenate(part[-LEFT_OUT:]).astype(np.float32) for part in (x, y))
     return np.asarray(r2_score(test_y, model.predict(test_x)))
 
 
@@ -157,12 +150,8 @@ def explained(
 
 def raw(model: CNNAutoEncoder) -> View:
     """The model's input, standardised as it does."""
-    return lambda x: model.standardise(_channels(model, x)[None])[0].T.numpy()
-
-
-def encoding(model: CNNAutoEncoder) -> View:
-    """The model's encoding, all units."""
-    return lambda x: encode(model, _channels(model, x).T.numpy())
+    frames = probe.raw(model.input_dim)
+    return lambda x: model.standardise(torch.from_numpy(frames(x)).T).T.numpy()
 
 
 def untrained(
@@ -170,12 +159,7 @@ def untrained(
 ) -> View:
     """Random weights of the model's encoder with thresholds of a sparsity."""
     (code,) = baseline("untrained", model, splits["train"], splits["val"], [sparsity], seed)
-    return lambda x: code.encode(_channels(model, x)).T.numpy()
-
-
-def _channels(model: CNNAutoEncoder, x: np.ndarray) -> torch.Tensor:
-    kept = [i for i, n in enumerate(CHANNELS) if n != "loudness" or model.input_dim == 14]
-    return torch.from_numpy(np.ascontiguousarray(x[:, kept].T))
+    return code.view(model.input_dim)
 
 
 def zeros(run: Run, weights: str) -> float:
@@ -185,43 +169,33 @@ def zeros(run: Run, weights: str) -> float:
 
 
 def nearest(runs: Sequence[Run], sparsity: float, weights: str) -> dict[int, Run]:
-    """Of each seed the run whose live sparsity on validation is nearest."""
+    """The run of each seed whose live sparsity on validation is nearest."""
     found: dict[int, Run] = {}
     for run in sorted(runs, key=lambda run: abs(zeros(run, weights) - sparsity)):
         found.setdefault(int(run.config.get("seed", 0)), run)
     return found
 
 
-def compare(
-    runs: Sequence[Run],
-    spoken: Sequence[Story],
-    sparsity: float,
-    jitters_s: Sequence[float],
-    weights: str = "final",
-) -> list[dict[str, Any]]:
-    """A row for each input, seed and jitter: its sparsity, and the mean r2 over voxels.
+def compare(runs: Sequence[Run], spoken: Sequence[Story], sparsity: float, weights: str) -> Any:
+    """A pandas row for each input, seed and jitter: its sparsity, and the mean r2 over voxels.
 
     weights: final, or selected. Raises UserError when no run has a model.
     """
-    chosen = {name: nearest(some, sparsity, weights) for name, some in settings(runs).items()}
-    models = {
-        (name, seed): (run, model)
-        for name, by_seed in chosen.items()
-        for seed, run in by_seed.items()
-        if (model := run.model(final=weights == "final")) is not None
-    }
-    if not models:
-        raise UserError("no run has a model that can be loaded: expected runs that ended well")
     splits = load_splits(Config.from_mapping({}), ("train", "val"))
     views: dict[tuple[str, int], tuple[View, float]] = {}
-    for (name, seed), (run, model) in models.items():
-        views["raw features", seed] = (raw(model), 0.0)
-        views["untrained", seed] = (untrained(model, splits, sparsity, seed), sparsity)
-        views[name, seed] = (encoding(model), zeros(run, weights))
-        views[NULL + name, seed] = views[name, seed]
+    for name, members in settings(runs).items():
+        for seed, run in nearest(members, sparsity, weights).items():
+            model = run.model(final=weights == "final")
+            if model is not None:
+                views["raw features", seed] = (raw(model), 0.0)
+                views["untrained", seed] = (untrained(model, splits, sparsity, seed), sparsity)
+                views[name, seed] = (encoding(model), zeros(run, weights))
+                views[NULL + name, seed] = views[name, seed]
+    if not views:
+        raise UserError("no run has a model that can be loaded: expected runs that ended well")
     answers = {seed: responses(spoken, seed) for _, seed in views}
     rows = []
-    work = [(key, jitter) for key in views for jitter in jitters_s]
+    work = [(key, jitter) for key in views for jitter in JITTERS_S]
     for (name, seed), jitter in progress(work, "predicting", unit="models"):
         view, live = views[name, seed]
         random = np.random.default_rng([seed, round(1000 * jitter)])  # the same for all inputs
@@ -231,38 +205,34 @@ def compare(
         r2 = explained(x, answers[seed])
         row = {"input": name, "seed": seed, "jitter_s": jitter, "live_sparsity": live}
         rows.append(row | {"r2": float(r2.mean()), "voxels_above_0": float((r2 > 0).mean())})
-    return rows
+    return frame(rows)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean r2 over seeds, and from the lowest to the highest, a line for each input."""
-    jitters = sorted({row["jitter_s"] for row in rows})
-    lines = []
-    for name in dict.fromkeys(row["input"] for row in rows):
-        cells = []
-        for jitter in jitters:
-            r2 = [r["r2"] for r in rows if (r["input"], r["jitter_s"]) == (name, jitter)]
-            cells.append(f"{np.mean(r2):.3f} ({min(r2):.3f} to {max(r2):.3f})")
-        live = np.mean([r["live_sparsity"] for r in rows if r["input"] == name])
-        lines.append([name, f"{live:.2f}", *cells])
+def over_seeds(rows: Any) -> dict[str, Any]:
+    """The mean over seeds, the lowest and the highest r2 of each input, by jitter."""
+    by_input = rows.groupby("input", sort=False)
+    return {name: of.groupby("jitter_s").r2.agg(["mean", "min", "max"]) for name, of in by_input}
+
+
+def table(rows: Any) -> str:
+    """A line for each input: its zeros, and r2 at each jitter."""
+    zeros = rows.groupby("input").live_sparsity.mean()
+    lines = [
+        [name, f"{zeros[name]:.2f}", *(f"{m:.3f} ({a:.3f} to {b:.3f})" for m, a, b in r2.values)]
+        for name, r2 in over_seeds(rows).items()
+    ]
+    jitters = sorted(rows.jitter_s.unique())
     return markdown(["input", "zeros", *(f"jitter {1000 * j:.0f} ms" for j in jitters)], lines)
 
 
-def drawn(rows: Sequence[Mapping[str, Any]]) -> Drawing:
+def drawn(rows: Any) -> Drawing:
     """r2 over the jitter, a line for each input: the mean over seeds in a band of their range."""
-    names = list(dict.fromkeys(row["input"] for row in rows))
-    jitters = np.array(sorted({row["jitter_s"] for row in rows}))
+    found = over_seeds(rows)
     items = []
-    for name, look in zip(names, looks(names).values()):
-        r2 = np.array(
-            [
-                [r["r2"] for r in rows if (r["input"], r["jitter_s"]) == (name, jitter)]
-                for jitter in jitters
-            ]
-        )
-        shown = Look(look.color, look.dash, look.marker)
-        ends = {"low": r2.min(1), "high": r2.max(1)}
-        items.append(Line(1000 * jitters, r2.mean(1), shown, name, markers=True, **ends))
+    for (name, r2), look in zip(found.items(), looks(list(found)).values()):
+        mean, low, high = r2.values.T
+        jitters_ms = 1000 * r2.index.to_numpy()
+        items.append(Line(jitters_ms, mean, look, name, low=low, high=high, markers=True))
     x = Axis(f"error of the onsets (ms): sd before the cut at {1000 * LARGEST_S:.0f} ms")
     y = Axis("r2 of simulated responses")
     return Drawing([[Panel(x, y, items, levels=(1 / (1 + NOISE),))]], legend=True)
@@ -270,11 +240,7 @@ def drawn(rows: Sequence[Mapping[str, Any]]) -> Drawing:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, and write it and its figure if asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.brain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = program("brain", __doc__)
     parser.add_argument("refs", nargs="+", metavar="REF", help="runs, sweeps, an --out_dir")
     parser.add_argument("--at", type=float, default=0.85, help="zeros of live units (default: .85)")
     parser.add_argument(
@@ -286,15 +252,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.stories <= LEFT_OUT + 1:
         raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
     runs, spoken = read_comparable(*args.refs), stories(args.stories)
-    rows = compare(runs, spoken, args.at, JITTERS_S, args.weights)
+    rows = compare(runs, spoken, args.at, args.weights)
     print(f"Simulated responses; {1 / (1 + NOISE):.0%} of their variance can be explained.\n")
     print(table(rows))
     if args.out:
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-            frame(rows).to_csv(args.out / "brain.csv", index=False)
-        except OSError as error:
-            raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
+        write(rows, args.out / "brain.csv")
         paper.save(paper.draw(drawn(rows), paper.ONE, 2.8), args.out / "brain.png")
 
 

@@ -11,21 +11,22 @@ a group as one unit.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from analysis import paper, probe
 from analysis.baselines import BASELINES, baseline
 from analysis.drawing import Axis, Drawing, Line, Panel, looks
 from analysis.labels import read_splits
 from analysis.measured import Code, measure
-from analysis.runs import GOOD, Run, read_runs, text, varying
+from analysis.programs import program
+from analysis.runs import GOOD, Run, grouped, read_runs, text, varying
 from analysis.summary import markdown
-from analysis.tables import frame
+from analysis.tables import frame, write
 from emaae.config import Config
 from emaae.data import SPLITS, Split, load_splits
 from emaae.models import CNNAutoEncoder
@@ -59,37 +60,39 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         if np.isnan(self.mean):
-            return "–"
+            return number(self.mean)
         return f"{number(self.mean)} [{number(self.low)}, {number(self.high)}]"
 
 
 def number(value: float) -> str:
-    """Three digits, without an exponent or a leading zero."""
-    rounded = abs(float(f"{value:.2e}")) if abs(value) > 1e-9 else 0
-    digits = max(0, 2 - int(np.floor(np.log10(rounded)))) if rounded else 0
+    """Three digits, without an exponent or a leading zero; a dash for NaN."""
+    if np.isnan(value):
+        return "–"
+    if abs(value) <= 1e-9:
+        return "0"
+    digits = max(0, 2 - int(f"{value:.2e}".partition("e")[2]))
     return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
 
 
 # ---- resampling
 
 
-def resampled(n_utterances: int, n: int, seed: int = 0) -> np.ndarray:
+def resampled(n_utterances: int, n: int) -> np.ndarray:
     """How often each utterance is drawn (1 + n, n_utterances); in the first row each once."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     even = np.full(n_utterances, 1 / n_utterances)
     return np.vstack([np.ones(n_utterances), random.multinomial(n_utterances, even, n)])
 
 
-def over_seeds(values: np.ndarray, seed: int = 1) -> Estimate:
-    """Of values (S, B): the mean of the first column; the interval over the others, seeds drawn.
+def over_seeds(values: np.ndarray) -> Estimate:
+    """The mean of the first column of values (S, B), and the interval of the others, seeds drawn.
 
     Undefined values are left out; without a mean there is no interval.
     """
     mean = float(_mean(values)[0])
     if np.isnan(mean):
         return Estimate(mean, mean, mean)
-    n_seeds, n = values.shape
-    drawn = np.random.default_rng(seed).integers(n_seeds, size=(n_seeds, n))
+    drawn = np.random.default_rng(1).integers(len(values), size=values.shape)
     means = _mean(np.take_along_axis(values, drawn, 0))[1:]
     low, high = np.nanpercentile(means, [2.5, 97.5]) if np.isfinite(means).any() else [np.nan] * 2
     return Estimate(mean, float(low), float(high))
@@ -97,26 +100,25 @@ def over_seeds(values: np.ndarray, seed: int = 1) -> Estimate:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean (B,) of the defined ones of each column; NaN without any."""
-    defined = np.isfinite(values)
-    total = np.where(defined, values, 0).sum(0)
-    return np.where(defined.any(0), total / defined.sum(0).clip(min=1), np.nan)
+    return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
-def at(sparsity: float, points: Sequence[Point], values: Sequence[np.ndarray]) -> np.ndarray:
-    """Values (B,) of the points of one seed, read at a live sparsity; NaN beyond them."""
-    live, found = np.stack([p.costs["live_sparsity"] for p in points]), np.stack(values)
+def at(
+    sparsity: float | np.ndarray, points: Sequence[Point], name: str, n: int | None = None
+) -> np.ndarray:
+    """A cost (B,) of the points of one seed, read at a live sparsity; NaN beyond them.
+
+    At sparsities (K,) it is (B, K). n: of so many resamples alone.
+    """
+    live, cost = (np.stack([p.costs[of][:n] for p in points]) for of in ("live_sparsity", name))
     order = live.argsort(0)
-    live, found = np.take_along_axis(live, order, 0), np.take_along_axis(found, order, 0)
-    columns = zip(live.T, found.T)
+    columns = zip(np.take_along_axis(live, order, 0).T, np.take_along_axis(cost, order, 0).T)
     return np.array([np.interp(sparsity, x, y, np.nan, np.nan) for x, y in columns])
 
 
 def read_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
     """Each of `COSTS` of a front, (seeds, B), at a live sparsity."""
-    return {
-        name: np.stack([at(sparsity, ps, [p.costs[name] for p in ps]) for ps in front.values()])
-        for name in COSTS
-    }
+    return {name: np.stack([at(sparsity, ps, name) for ps in front.values()]) for name in COSTS}
 
 
 # ---- what is compared
@@ -125,34 +127,24 @@ def read_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
 def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that ended well under the label of their setting, without seed and `SPARSER`."""
     ended = [run for run in runs if run.status in GOOD]
-    labels = [""] * len(ended)
+    said: dict[Run, tuple[str, ...]] = dict.fromkeys(ended, ())
     for name in varying(ended):
-        longer = [f"{label}, {_said(run, name)}" for label, run in zip(labels, ended)]
+        more = {run: (*words, _said(run, name)) for run, words in said.items()}
         # What those before determine, such as the window of each schedule, says nothing more.
-        if name not in (*SPARSER, "seed") and len(set(longer)) > len(set(labels)):
-            labels = longer
-    found: dict[str, list[Run]] = {}
-    for label, run in zip(labels, ended):
-        found.setdefault(label.removeprefix(", ") or run.schedule, []).append(run)
-    return found
+        if name not in (*SPARSER, "seed") and len(set(more.values())) > len(set(said.values())):
+            said = more
+    return grouped(ended, lambda run: ", ".join(said[run]) or run.schedule)
 
 
 def _said(run: Run, name: str) -> str:
-    if name in ("schedule", "activation"):
-        return str(run.schedule if name == "schedule" else run.config.get(name, "relu"))
-    return f"{name} {text(run.config[name])}"
+    if name == "activation":
+        return str(run.config.get(name, "relu"))
+    return run.schedule if name == "schedule" else f"{name} {text(run.config[name])}"
 
 
-def fronts(
-    runs: Mapping[str, Sequence[Run]],
-    test: Split,
-    counts: np.ndarray,
-    weights: str,
-    copies_once: bool = False,
-) -> Mapping[str, Front]:
-    """The front of each setting, its models measured on the test split."""
+def trained(runs: Mapping[str, Sequence[Run]], weights: str) -> Iterator[tuple[str, int, Code]]:
+    """The setting, the seed and the code of each run."""
     todo = [(label, run) for label, members in runs.items() for run in members]
-    found: dict[str, dict[int, list[Point]]] = {label: {} for label in runs}
     for label, run in progress(todo, "measuring", total=len(todo), unit="runs"):
         model = run.model(final=weights == "final")
         if model is None:
@@ -160,28 +152,25 @@ def fronts(
                 f"run {run.name} has no {weights} weights that can be loaded: expected its "
                 "best.pth or, for final ones, the last.pt of a folder on this machine"
             )
-        of_seed = found[label].setdefault(run.config.get("seed", 0), [])
-        of_seed.append(point(Code.of(model), test, counts, copies_once))
-    return found
+        yield label, run.config.get("seed", 0), Code.of(model)
 
 
-def point(code: Code, test: Split, counts: np.ndarray, copies_once: bool = False) -> Point:
-    """A code measured on the test split and its resamples."""
-    return Point(code, measure(code, test).costs(counts, copies_once))
-
-
-def rivals(
-    model: CNNAutoEncoder,
-    splits: Mapping[str, Split],
-    counts: np.ndarray,
-    copies_once: bool = False,
-) -> Mapping[str, Front]:
-    """The fronts of all baselines, as wide as a model and seeing as much."""
+def rivals(model: CNNAutoEncoder, splits: Mapping[str, Split]) -> Iterator[tuple[str, int, Code]]:
+    """The name, the seed and the codes of all baselines, as wide as a model and seeing as much."""
     todo = [(name, seed) for name in BASELINES for seed in BASELINE_SEEDS]
-    found: dict[str, dict[int, list[Point]]] = {name: {} for name in BASELINES}
     for name, seed in progress(todo, "baselines", total=len(todo), unit="fits"):
         codes = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
-        found[name][seed] = [point(code, splits["test"], counts, copies_once) for code in codes]
+        yield from ((name, seed, code) for code in codes)
+
+
+def fronts(
+    codes: Iterable[tuple[str, int, Code]], test: Split, counts: np.ndarray, copies_once: bool
+) -> Mapping[str, Front]:
+    """The front of each setting, its codes measured on the test split and its resamples."""
+    found: dict[str, dict[int, list[Point]]] = {}
+    for label, seed, code in codes:
+        one = Point(code, measure(code, test).costs(counts, copies_once))
+        found.setdefault(label, {}).setdefault(seed, []).append(one)
     return found
 
 
@@ -200,25 +189,18 @@ def probed(
 
     Of each seed's point that is nearest to a live sparsity; see `analysis.probe`.
     """
-    splits, frames = read_splits(data), probe.raw(n_channels)
+    splits = read_splits(data)
     counts = resampled(len(splits["test"]), n)
     todo = [(label, nearest(sparsity, ps)) for label, f in fronts.items() for ps in f.values()]
     found: dict[str, dict[str, list]] = {label: {} for label in fronts}
     for label, one in progress(todo, "probing", total=len(todo), unit="codes"):
-        for result in probe.measure(splits, label, probe.ENCODING, _view(one.code, frames)):
-            right = np.array([correct.sum() for correct in result.correct[0]])
-            length = np.array([len(correct) for correct in result.correct[0]])
+        view = one.code.view(n_channels)
+        for result in probe.measure(splits, label, probe.ENCODING, view):
+            right = np.array([correct.sum() for correct in result.correct()])
+            length = np.array([len(true) for true in result.true])
             accuracy = counts @ right / (counts @ length)
             found[label].setdefault(result.labels, []).append(accuracy)
     return {label: {k: np.stack(v) for k, v in of.items()} for label, of in found.items()}
-
-
-def _view(code: Code, frames: probe.View) -> probe.View:
-    def view(features: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return code.encode(torch.from_numpy(frames(features)).T).T.contiguous().numpy()
-
-    return view
 
 
 # ---- tables
@@ -269,13 +251,8 @@ BRIEF = ("phone", "gesture", "dead", "distinct", "participation")
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of `rows`."""
     names = [name for name in HEAD if name in lines[0]]
-
-    def cell(name: str, value: Any) -> str:
-        if name in BRIEF:
-            return number(value.mean) if np.isfinite(value.mean) else "–"
-        return str(value)
-
-    return markdown([HEAD[n] for n in names], [[cell(n, line[n]) for n in names] for line in lines])
+    cells = [[number(x[n].mean) if n in BRIEF else str(x[n]) for n in names] for x in lines]
+    return markdown([HEAD[name] for name in names], cells)
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,8 +260,8 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in line.items():
         if isinstance(value, Estimate):
-            ends = zip((name, f"{name}_low", f"{name}_high"), value)
-            found |= {key: float(f"{number:.5g}") for key, number in ends}
+            mean, low, high = (float(f"{x:.5g}") for x in value)
+            found |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         else:
             found[name] = value
     return found
@@ -295,31 +272,23 @@ def drawn(found: Mapping[str, Front], units: str = "live") -> Drawing:
 
     A point for each run, a line for the mean over seeds.
     """
-    costs = {"fvu": Axis("fvu", log=True), "persistence": Axis("persistence (encoding / input)")}
-    items: dict[str, list[Line]] = {name: [] for name in costs}
-    for (label, front), look in zip(found.items(), looks(list(found)).values()):
-        points = [p for of_seed in front.values() for p in of_seed]
-        live = np.array([p.costs["live_sparsity"][0] for p in points])
-        grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
-        means = [read_at(x, _plain(front)) for x in grid]
-        for name, lines in items.items():
-            one = np.array([p.costs[name][0] for p in points])
-            lines.append(Line(live, one, look, points=True, size=2.5, opacity=0.4))
+
+    def lines(name: str) -> list[Line]:
+        items = []
+        for (label, front), look in zip(found.items(), looks(list(found)).values()):
+            points = [p.costs for of_seed in front.values() for p in of_seed]
+            live, cost = (np.array([p[of][0] for p in points]) for of in ("live_sparsity", name))
+            items.append(Line(live, cost, look, points=True, size=2.5, opacity=0.4))
+            grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
             # The mean of all seeds or nothing: where some are missing the line would jump.
-            mean = np.array([value[name][:, 0].mean() for value in means])
-            lines.append(Line(grid, mean, look, label))
+            mean = np.mean([at(grid, ps, name, n=1)[0] for ps in front.values()], 0)
+            items.append(Line(grid, mean, look, label))
+        return items
+
     x = Axis(f"sparsity of {units} units")
-    levels = {"persistence": (1,)}
-    panels = [Panel(x, y, items[name], levels=levels.get(name, ())) for name, y in costs.items()]
+    fvu, persistence = Axis("fvu", log=True), Axis("persistence (encoding / input)")
+    panels = [Panel(x, fvu, lines("fvu")), Panel(x, persistence, lines("persistence"), levels=(1,))]
     return Drawing([panels], legend=True)
-
-
-def _plain(front: Front) -> Front:
-    """Without the resamples."""
-    return {
-        seed: [p._replace(costs={k: v[:1] for k, v in p.costs.items()}) for p in points]
-        for seed, points in front.items()
-    }
 
 
 def _fraction(text: str) -> float:
@@ -342,11 +311,7 @@ def _kept(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for each sparsity, and write them and a figure if asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.comparison",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = program("comparison", __doc__)
     add: Callable = parser.add_argument
     add("refs", nargs="+", metavar="REF", help="as for analysis.report, put together")
     add("--data", type=Path, metavar="DIR", help="with train, val, test (default: the demo data)")
@@ -368,35 +333,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{' '.join(args.refs)}: no run there has ended well")
     first = next(iter(found.values()))[0]
     where = {f"{name}_dir": str(args.data / name) for name in SPLITS} if args.data else {}
-    keep_loudness = bool(first.config.get("keep_loudness"))
-    splits = load_splits(
-        Config.from_mapping(where | {"recursive": True, "keep_loudness": keep_loudness})
-    )
-    counts = resampled(len(splits["test"]), args.resamples)
+    form = {"recursive": True, "keep_loudness": bool(first.config.get("keep_loudness"))}
+    splits = load_splits(Config.from_mapping(where | form))
+    test, counts = splits["test"], resampled(len(splits["test"]), args.resamples)
     reference = args.reference or next(iter(found))
-    compared = dict(fronts(found, splits["test"], counts, args.weights, args.copies_once))
+    codes = trained(found, args.weights)
     if args.baselines:
         model = first.model()
         if model is None:
             raise UserError(f"run {first.name} has no weights that can be loaded")
-        compared |= rivals(model, splits, counts, args.copies_once)
+        codes = itertools.chain(codes, rivals(model, splits))
+    compared = fronts(codes, test, counts, args.copies_once)
     if reference not in compared:
         raise UserError(f"--reference must be one of {'; '.join(compared)}, got {reference!r}")
     print(f"{args.weights} weights, test split, reference: {reference}")
-    lines, units = [], "distinct" if args.copies_once else "live"
-    for i, sparsity in enumerate(args.at):
-        channels = 14 if keep_loudness else 13
-        ask = args.probe and i == 0
-        accuracies = probed(compared, sparsity, args.data, channels, args.resamples) if ask else {}
-        lines.append(rows(compared, sparsity, reference, accuracies))
-        print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(lines[-1])}", flush=True)
+    accuracies = {}
+    if args.probe:
+        accuracies = probed(compared, args.at[0], args.data, len(test.channels), args.resamples)
+    lines: list[dict[str, Any]] = []
+    units = "distinct" if args.copies_once else "live"
+    for sparsity in args.at:
+        found_here = rows(compared, sparsity, reference, accuracies)
+        print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(found_here)}", flush=True)
+        lines += map(flat, found_here)
+        accuracies = {}  # they are of the first sparsity
     if args.out:
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-            compared_rows = frame([flat(line) for of in lines for line in of])
-            compared_rows.to_csv(args.out / "comparison.csv", index=False)
-        except OSError as error:
-            raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
+        write(frame(lines), args.out / "comparison.csv")
         figure = paper.draw(drawn(compared, units), height=3.0)
         paper.save(figure, args.out / "comparison.png")
 

@@ -14,16 +14,32 @@ import numpy as np
 from analysis.colours import COLOURS, INK, SCHEDULE_COLOURS
 from emaae.system.errors import UserError
 
-# Plotly's names; analysis.paper has matplotlib's for them.
-DASHES = ("solid", "dash", "dot", "dashdot", "longdashdot", "longdash")
-MARKERS = (
-    *("circle", "square", "triangle-up", "diamond", "triangle-down", "star"),
-    *("x", "cross", "triangle-right", "triangle-left", "hexagon"),
-)
+# Plotly's names, and matplotlib's for the same.
+DASHES: dict[str, Any] = {
+    "solid": "-",
+    "dash": "--",
+    "dot": ":",
+    "dashdot": "-.",
+    "longdashdot": (0, (5, 1, 1, 1, 1, 1)),
+    "longdash": (0, (9, 2)),
+}
+MARKERS = {
+    "circle": "o",
+    "square": "s",
+    "triangle-up": "^",
+    "diamond": "D",
+    "triangle-down": "v",
+    "star": "*",
+    "x": "X",
+    "cross": "P",
+    "triangle-right": ">",
+    "triangle-left": "<",
+    "hexagon": "h",
+}
 
 
 class Missing(UserError):
-    """What a figure needs and the runs have not."""
+    """The runs lack what a figure needs."""
 
 
 class Look(NamedTuple):
@@ -57,7 +73,7 @@ class Line:
 
     low, high: a band around the line, or bars at points. runs: positions of the runs that it
     shows. kind: a mean over seeds, or each of them, which pages alone draw. text: what the pointer
-    says at each point. step: "vh", "hv" and "hvh" as plotly has them. markers: a few, on a line.
+    says at each point. step: "vh" and "hvh" as plotly has them. markers: a few, on a line.
     """
 
     x: np.ndarray
@@ -90,7 +106,6 @@ class Image:
     y: tuple[float, float]
     most: float = 1.0
     signed: bool = False
-    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,11 @@ class Panel:
         """Its lines but those of single seeds."""
         return [item for item in self.items if isinstance(item, Line) and item.kind != "each"]
 
+    @property
+    def images(self) -> list[Image]:
+        """Its images."""
+        return [item for item in self.items if isinstance(item, Image)]
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -133,7 +153,7 @@ class Drawing:
     heights: Sequence[float] | None = None
     share_x: bool = False
     legend: bool = False
-    bar: str = ""  # the label of a colour bar, for all images
+    bar: str = ""
 
     @property
     def panels(self) -> list[Panel]:
@@ -147,23 +167,23 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
     Where both schedules and something else vary, a schedule is a colour and the rest a dash; each
     combination has a marker.
     """
-    parts = [label.partition(", ") for label in labels]
-    schedules, rests = (list(dict.fromkeys(part[i] for part in parts)) for i in (0, 2))
-    named = all(schedule in SCHEDULE_COLOURS for schedule in schedules)
+    parts = [label.partition(", ")[::2] for label in labels]
+    schedules, rests = (list(dict.fromkeys(part[i] for part in parts)) for i in (0, 1))
+    named = len(schedules) > 1 and all(schedule in SCHEDULE_COLOURS for schedule in schedules)
     crossed = len(schedules) > 1 and len(rests) > 1
+    dashes, markers = list(DASHES), list(MARKERS)
     found = {}
-    for i, (label, (schedule, _, rest)) in enumerate(zip(labels, parts)):
-        at, dash = (schedules.index(schedule), rests.index(rest)) if crossed else (i, i)
-        marker = at * len(rests) + dash if crossed else i
-        if not named or len(schedules) == 1:
-            # Colours that come again come in other styles.
-            again = at // len(COLOURS)
-            dash += again * (len(rests) if crossed else 3)
-            marker += again * (0 if crossed else 3)
-            color = COLOURS[at % len(COLOURS)]
+    for i, (label, (schedule, rest)) in enumerate(zip(labels, parts)):
+        row = schedules.index(schedule) if crossed else i
+        color = SCHEDULE_COLOURS[schedule] if named else COLOURS[row % len(COLOURS)]
+        # Colours that come again come in other styles.
+        again = 0 if named else row // len(COLOURS)
+        if crossed:
+            column = rests.index(rest)
+            dash, marker = column + again * len(rests), column + row * len(rests)
         else:
-            color = SCHEDULE_COLOURS[schedule]
-        found[label] = Look(color, DASHES[dash % len(DASHES)], MARKERS[marker % len(MARKERS)])
+            dash = marker = i + 3 * again
+        found[label] = Look(color, dashes[dash % len(dashes)], markers[marker % len(markers)])
     return found
 
 
@@ -183,32 +203,29 @@ def log_ticks(values: Iterable[float]) -> list[tuple[float, str]]:
 
 def ranged(panel: Panel) -> Panel:
     """The panel with ticks where its axis is logarithmic: what both programs draw alike."""
-    if not panel.y.log and not panel.x.log:
-        return panel
-    values = {
-        name: np.concatenate(
-            [np.ravel(getattr(line, name)) for line in panel.lines] + [np.empty(0)]
+
+    def ticked(axis: Axis, name: str) -> Axis:
+        if not axis.log or axis.ticks is not None:
+            return axis
+        return replace(
+            axis, ticks=log_ticks(v for line in panel.lines for v in getattr(line, name))
         )
-        for name in "xy"
-    }
-    axes: dict[str, Any] = {
-        name: replace(axis, ticks=log_ticks(values[name]))
-        for name, axis in (("x", panel.x), ("y", panel.y))
-        if axis.log and axis.ticks is None
-    }
-    return replace(panel, **axes)
+
+    return replace(panel, x=ticked(panel.x, "x"), y=ticked(panel.y, "y"))
 
 
 def in_grid(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
     """Rows of so many panels that share their axes' names, which stand at the margins alone."""
     found = []
     for i, panel in enumerate(panels):
+        x, y = (
+            replace(axis, label="", ticks=() if panel.images else axis.ticks)
+            for axis in (panel.x, panel.y)
+        )
         if i % columns:
-            ticks = () if any(isinstance(item, Image) for item in panel.items) else panel.y.ticks
-            panel = replace(panel, y=replace(panel.y, label="", ticks=ticks))
+            panel = replace(panel, y=y)
         if i + columns < len(panels):
-            ticks = () if any(isinstance(item, Image) for item in panel.items) else panel.x.ticks
-            panel = replace(panel, x=replace(panel.x, label="", ticks=ticks))
+            panel = replace(panel, x=x)
         found.append(panel)
     return [found[i : i + columns] for i in range(0, len(found), columns)]
 
@@ -219,7 +236,7 @@ def described(drawing: Drawing) -> str:
     for panel in drawing.panels[:16]:
         axes = " against ".join(label for label in (panel.y.label, panel.x.label) if label)
         parts.append(": ".join(part for part in (panel.title, axes) if part))
-        for image in (item for item in panel.items if isinstance(item, Image)):
+        for image in panel.images:
             if not np.isfinite(image.z).any():
                 continue
             row, column = np.unravel_index(np.nanargmax(np.abs(image.z)), image.z.shape)
@@ -227,10 +244,10 @@ def described(drawing: Drawing) -> str:
             where = names.get(float(row), f"row {row + 1}")
             parts.append(f"strongest in {where}, {image.z[row, column]:.3g}")
         for line in panel.lines[:12] if not panel.equal else ():
-            known = np.isfinite(np.asarray(line.y, dtype=float))
+            known = np.isfinite(line.y)
             if not known.any():
                 continue
-            x, y = np.asarray(line.x)[known], np.asarray(line.y, dtype=float)[known]
+            x, y = line.x[known], line.y[known]
             if line.points and panel.x.ticks:
                 names = dict(panel.x.ticks)
                 span = ", ".join(f"{names.get(round(at), at)} {v:.3g}" for at, v in zip(x, y))

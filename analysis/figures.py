@@ -4,8 +4,6 @@ Their text stays text in pdf and svg, their widths are those of one and two colu
 and the same runs give the same file. What they show is in `analysis/panels.py`.
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from matplotlib.figure import Figure
 from analysis import insides, panels, paper
 from analysis.drawing import Drawing, Missing, Panel, in_grid
 from analysis.paper import ONE, TWO, UNDATED
+from analysis.programs import folder_of, program
 from analysis.runs import Run, best, read_comparable
 from emaae.system.errors import UserError, speaking_plainly
 from emaae.system.files import expanded
@@ -34,7 +33,7 @@ class Page:
 
 
 def beside(*shown: Callable[[Sequence[Run]], Panel | list[Panel]]) -> Callable[..., Drawing]:
-    """Those of the panels for which there are numbers in a row, with one legend."""
+    """A row of the panels for which there are numbers, with one legend."""
 
     def show(runs: Sequence[Run]) -> Drawing:
         row: list[Panel] = []
@@ -42,10 +41,9 @@ def beside(*shown: Callable[[Sequence[Run]], Panel | list[Panel]]) -> Callable[.
         for one in shown:
             try:
                 found = one(runs)
+                row += found if isinstance(found, list) else [found]
             except Missing as why:
                 reasons.append(why)
-            else:
-                row += found if isinstance(found, list) else [found]
         if not row:
             raise reasons[0]
         return Drawing([row], legend=True)
@@ -61,9 +59,8 @@ def _reconstruction(run: Run) -> Drawing:
 
 def _encodings(run: Run) -> Drawing:
     found, z = insides.through(run)
-    return Drawing(
-        [[panel] for panel in insides.encodings(found, z)], f"{found.name}, run {run.name}"
-    )
+    rows = [[panel] for panel in insides.encodings(found, z)]
+    return Drawing(rows, f"{found.name}, run {run.name}")
 
 
 def _kernels(run: Run) -> Drawing:
@@ -107,9 +104,9 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
     return paper.draw(shown, page.width, page.height)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Draw what can be drawn, and say of the rest why not; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.figures", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw what can be drawn, and say of the rest why not."""
+    parser = program("figures", __doc__)
     parser.add_argument(
         "refs",
         nargs="+",
@@ -125,26 +122,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = expanded(parser.parse_args(argv))
     runs = read_comparable(*args.refs)
-    first = Path(args.refs[0])
-    out = args.out or (first if first.is_dir() else Path()) / "figures"
-    drawn = 0
+    out = args.out or folder_of(args.refs[0]) / "figures"
+    drawn = []
     for name in args.only or FIGURES:
         try:
             figure = draw(name, runs)
         except Missing as why:
             print(f"no {name}: {why}")
             continue
-        path = out / f"{name}.{args.format}"
-        paper.save(figure, path)
-        drawn += 1
-        print(path)
+        drawn.append(out / f"{name}.{args.format}")
+        paper.save(figure, drawn[-1])
+        print(drawn[-1])
     if not drawn:
-        raise UserError(
-            f"nothing could be drawn of {' '.join(args.refs)}: expected runs that trained"
-        )
-    return 0
+        refs = " ".join(args.refs)
+        raise UserError(f"nothing could be drawn of {refs}: expected runs that trained")
 
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.figures"):
-        sys.exit(main())
+        main()

@@ -1,4 +1,4 @@
-"""Pareto fronts of two costs, and their hypervolume.
+"""Pareto fronts of two costs, their hypervolume, and those of each schedule.
 
 A point is (fvu, 1 - sparsity), both better when lower. Points with an undefined value are left out.
 """
@@ -8,8 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from analysis.runs import GOOD, Run, final, grouped, split_of
+
 # What a run that explains nothing and one that is never silent cost: (fvu, 1 - sparsity).
 REFERENCE = (1.0, 1.0)
+SPARSITIES = (0.8, 0.9, 0.95)
+# The columns of a table of fronts.
+FRONT_HEADS = ("schedule", "runs", "hypervolume", *(f"fvu at {s}" for s in SPARSITIES))
 
 
 def pareto_front(points: ArrayLike) -> np.ndarray:
@@ -22,16 +27,15 @@ def pareto_front(points: ArrayLike) -> np.ndarray:
     return np.array(front).reshape(-1, 2)
 
 
-def hypervolume(points: ArrayLike, reference: Sequence[float] = REFERENCE) -> float:
-    """The area that points (n, 2) dominate below the reference (Zitzler & Thiele 1999), 0 to 1.
+def hypervolume(points: ArrayLike) -> float:
+    """The area that points (n, 2) dominate below `REFERENCE` (Zitzler & Thiele 1999), 0 to 1.
 
     Higher is better; points that are worse than the reference in either cost count nothing.
     """
     front = pareto_front(points)
-    front = front[(front < reference).all(1)]
+    fvu, dense = front[(front < REFERENCE).all(1)].T
     # Slabs of rising fvu: each adds what lies between its cost and the one before.
-    above = [reference[1], *front[:-1, 1]]
-    return float(sum((reference[0] - x) * (top - y) for (x, y), top in zip(front, above)))
+    return float(((REFERENCE[0] - fvu) * -np.diff(dense, prepend=REFERENCE[1])).sum())
 
 
 def fvu_at(points: ArrayLike, sparsity: float) -> float:
@@ -45,3 +49,25 @@ def fvu_at(points: ArrayLike, sparsity: float) -> float:
     if not len(front) or not reached.min() - 1e-9 <= sparsity <= reached.max() + 1e-9:
         return float("nan")
     return float(np.interp(sparsity, reached, front[:, 0]))
+
+
+def costs(runs: Sequence[Run], split: str) -> np.ndarray:
+    """The points (n, 2) of the runs that ended well and have both values."""
+    ended = [run for run in runs if run.status in GOOD]
+    found = [(final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity")) for run in ended]
+    points = np.reshape(found, (-1, 2))
+    return points[np.isfinite(points).all(1)]
+
+
+def front_row(name: str, points: np.ndarray) -> tuple:
+    """A row of `FRONT_HEADS` for the front of these points; NaN where it does not reach."""
+    at = (fvu_at(points, sparsity) for sparsity in SPARSITIES)
+    return name, len(points), hypervolume(points), *at
+
+
+def schedule_fronts(runs: Sequence[Run]) -> list[tuple]:
+    """A row of `FRONT_HEADS` for each schedule that has points, the largest hypervolume first."""
+    split = split_of(runs)
+    members = grouped(runs, lambda run: run.schedule)
+    rows = [front_row(name, costs(some, split)) for name, some in members.items()]
+    return sorted((row for row in rows if row[1]), key=lambda row: -row[2])

@@ -6,21 +6,20 @@ Panels as those of `analysis.panels`, of the selected weights. What cannot be dr
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from analysis.anatomy import answer, busiest_units, first_kernels, primitives
+from analysis.anatomy import answer, busiest_units, channels_of, first_kernels, primitives
 from analysis.colours import PREDICTION, TRUTH
 from analysis.drawing import Axis, Drawing, Image, Line, Look, Missing, Panel
 from analysis.panels import run_alpha, run_losses
 from analysis.runs import Run
-from emaae.data.features import ARTICULATORS, CHANNELS, FRAME_RATE_HZ
+from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
 from emaae.runs.reconstructions import Reconstruction
+from emaae.shift import FRAME_MS
 
 SHOWN = ("TTY", "TDY", "LLY", "pitch")
-MS = 1000 / FRAME_RATE_HZ  # of a frame
 
 
 def through(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarray]:
@@ -38,40 +37,35 @@ def through(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarr
     return Reconstruction(name, channels_of(model.input_dim), kept[name], found.y), found.z
 
 
-def channels_of(input_dim: int) -> tuple[str, ...]:
-    """The names of a model's channels: 14, or 13 without loudness."""
-    return tuple(n for n in CHANNELS if n != "loudness" or input_dim == len(CHANNELS))
-
-
 def reconstruction(found: Reconstruction) -> list[Panel]:
     """Truth and reconstruction of every channel of an utterance, a panel each, in its own unit."""
-    seconds, panels = _seconds(found), []
-    span = (0, len(seconds) / FRAME_RATE_HZ)
+    panels = []
+    span = (0, len(found.truth) / FRAME_RATE_HZ)
     for i, (name, r) in enumerate(zip(found.channels, found.r())):
+        truth, prediction = found.truth[:, i], found.prediction[:, i]
         agreement = "undefined" if math.isnan(r) else f"{r:.3f}"
-        unit = "z" if name in ARTICULATORS else "Hz" if name == "pitch" else ""
+        unit = " z" if name in ARTICULATORS else " Hz" if name == "pitch" else ""
         panels.append(
             Panel(
                 Axis("seconds" if i == len(found.channels) - 1 else "", range=span),
-                Axis(f"{name} {unit}".strip()),
-                _truth_and_prediction(seconds, found.truth[:, i], found.prediction[:, i], not i),
-                notes=[(float(np.nanmean(found.truth[:, i])), f"r = {agreement}")],
+                Axis(name + unit),
+                _truth_and_prediction(truth, prediction, labelled=i == 0),
+                notes=[(float(np.nanmean(truth)), f"r = {agreement}")],
             )
         )
     return panels
 
 
-def traces(found: Reconstruction, shown: Sequence[str] = SHOWN) -> Panel:
-    """Truth and reconstruction of some channels, one above the other, each in units of its sd."""
-    seconds, r = _seconds(found), found.r()
-    items, notes = [], []
-    for row, name in enumerate(shown):
+def traces(found: Reconstruction) -> Panel:
+    """Truth and reconstruction of `SHOWN`, one above the other, each in units of its sd."""
+    items, notes, r = [], [], found.r()
+    for row, name in enumerate(SHOWN):
         i = found.channels.index(name)
         mean, sd = found.truth[:, i].mean(), max(found.truth[:, i].std(), 1e-12)
         x, y = ((v[:, i] - mean) / sd - 5 * row for v in (found.truth, found.prediction))
-        items += _truth_and_prediction(seconds, x, y, not row)
+        items += _truth_and_prediction(x, y, labelled=row == 0)
         notes.append((-5.0 * row, f"{name}\nr = {r[i]:.3f}"))
-    span = (0, len(seconds) / FRAME_RATE_HZ)
+    span = (0, len(found.truth) / FRAME_RATE_HZ)
     return Panel(Axis(range=span), Axis(ticks=()), items, notes=notes)
 
 
@@ -119,28 +113,25 @@ def decoder_primitives(run: Run, n: int = 24) -> list[Panel]:
 def firing(fired: Sequence[np.ndarray], names: Sequence[str]) -> Panel:
     """When one unit fires (T,) in some utterances, one above the other, over its own maximum."""
     most = max(1e-12, *(float(z.max()) for z in fired))
-    items = [
-        Line(np.arange(len(z)) / FRAME_RATE_HZ, z / most - 1.2 * row, Look(TRUTH))
-        for row, z in enumerate(fired)
-    ]
-    notes = [
-        (-1.2 * row, name.rpartition("/")[2]) for row, (name, _) in enumerate(zip(names, fired))
-    ]
+    items, notes = [], []
+    for row, (z, name) in enumerate(zip(fired, names)):
+        items.append(Line(_seconds(z), z / most - 1.2 * row, Look(TRUTH)))
+        notes.append((-1.2 * row, name.rpartition("/")[2]))
     return Panel(Axis("seconds"), Axis(ticks=()), items, "when it fires", notes=notes)
 
 
-def by_label(z: np.ndarray, labels: np.ndarray, most: int = 12) -> Panel:
-    """How strongly one unit (T,) fires on frames of each label (T,), the strongest first.
+def by_label(z: np.ndarray, labels: np.ndarray) -> Panel:
+    """How strongly one unit (T,) fires on frames of the 12 labels (T,) where it does most.
 
     In units of its mean over all frames: 1 is as everywhere.
     """
-    mean = max(float(z.mean()), 1e-12)
-    means = {str(label): float(z[labels == label].mean()) / mean for label in np.unique(labels)}
-    first = sorted(means, key=lambda label: -means[label])[:most]
-    line = Line(np.arange(len(first)), np.array([means[one] for one in first]), Look(TRUTH))
-    shown = replace(line, points=True, size=5.0)
-    x = Axis(range=(-0.5, len(first) - 0.5), ticks=list(enumerate(first)))
-    return Panel(x, Axis("times its mean", range=(0, None)), [shown], levels=(1,))
+    names = np.unique(labels)
+    means = np.array([z[labels == name].mean() for name in names], dtype=float)
+    means /= max(float(z.mean()), 1e-12)
+    first = np.argsort(-means, kind="stable")[:12]
+    points = Line(np.arange(len(first)), means[first], Look(TRUTH), points=True)
+    x = Axis(range=(-0.5, len(first) - 0.5), ticks=list(enumerate(map(str, names[first]))))
+    return Panel(x, Axis("times its mean", range=(0, None)), [points], levels=(1,))
 
 
 def overview(run: Run) -> Drawing:
@@ -168,24 +159,22 @@ def kept_by(run: Run, model: CNNAutoEncoder) -> dict[str, np.ndarray]:
 # ---- what they share
 
 
-def _seconds(found: Reconstruction) -> np.ndarray:
-    return np.arange(len(found.truth)) / FRAME_RATE_HZ
+def _seconds(frames: np.ndarray) -> np.ndarray:
+    return np.arange(len(frames)) / FRAME_RATE_HZ
 
 
-def _truth_and_prediction(
-    seconds: np.ndarray, truth: np.ndarray, prediction: np.ndarray, labelled: bool
-) -> list[Line]:
+def _truth_and_prediction(truth: np.ndarray, prediction: np.ndarray, labelled: bool) -> list[Line]:
     names = ("reconstruction", "truth") if labelled else ("", "")
     return [
-        Line(seconds, prediction, Look(PREDICTION), names[0], width=2.2),
-        Line(seconds, truth, Look(TRUTH), names[1], width=0.9),
+        Line(_seconds(prediction), prediction, Look(PREDICTION), names[0], width=2.2),
+        Line(_seconds(truth), truth, Look(TRUTH), names[1], width=0.9),
     ]
 
 
 def montage(images: np.ndarray, titles: Sequence[str]) -> list[Panel]:
     """images (n, D, W), a panel each, in one colour scale that is symmetric about 0."""
     channels = channels_of(images.shape[1])
-    most, half = max(float(np.abs(images).max()), 1e-12), images.shape[2] / 2 * MS
+    most, half = max(float(np.abs(images).max()), 1e-12), images.shape[2] / 2 * FRAME_MS
     ticks = [(i + 0.5, name) for i, name in enumerate(channels)]
     return [
         Panel(

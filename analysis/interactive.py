@@ -53,10 +53,10 @@ def draw(drawing: Drawing, height: int = 360) -> go.Figure:
     labels: set[str] = set()
     for row, panels in enumerate(drawing.rows):
         for column, panel in enumerate(panels):
-            number = str(row * columns + column + 1).removeprefix("1" if not row + column else "")
-            last = row == rows - 1
+            # Plotly's first axes have no number.
+            number = str(row * columns + column + 1) if row or column else ""
             _axes(layout, ranged(panel), number, (across[column], down[row]))
-            if drawing.share_x and not last:
+            if drawing.share_x and row + 1 < rows:
                 layout[f"xaxis{number}"] |= {"matches": f"x{rows}", "showticklabels": False}
             for item in panel.items:
                 if isinstance(item, Image):
@@ -86,7 +86,7 @@ def _axes(layout: dict[str, Any], panel: Panel, number: str, domains: Sequence[A
     x, y = _axis(panel.x), _axis(panel.y)
     x |= {"domain": domains[0], "anchor": f"y{number}"}
     y |= {"domain": domains[1], "anchor": f"x{number}"}
-    if any(isinstance(item, Image) for item in panel.items):
+    if panel.images:
         y |= {"autorange": "reversed", "showgrid": False}
     if panel.equal:
         x["visible"] = y["visible"] = False
@@ -94,22 +94,19 @@ def _axes(layout: dict[str, Any], panel: Panel, number: str, domains: Sequence[A
     layout[f"xaxis{number}"], layout[f"yaxis{number}"] = x, y
     inside = {"xref": f"x{number} domain", "yref": f"y{number} domain", "showarrow": False}
     beside = inside | {"yref": f"y{number}", "x": 1.005, "xanchor": "left", "align": "left"}
-    texts = [(text, beside | {"y": height}) for height, text in panel.notes]
-    texts += [(panel.note, inside | {"x": 0.5, "y": 0.5})] if panel.note else []
     title = inside | {"x": 0.5, "y": 1, "yanchor": "bottom", "font": {"color": INK, "size": 12}}
-    texts += [(panel.title, title)] if panel.title else []
+    texts = [(text, beside | {"y": height}) for height, text in panel.notes]
+    texts += [(panel.note, inside | {"x": 0.5, "y": 0.5}), (panel.title, title)]
     for text, place in texts:
-        said = escape(text, quote=False).replace("\n", "<br>")
-        layout["annotations"].append({"text": said, "font": {"color": SOFT, "size": 12}} | place)
+        if text:
+            said = escape(text, quote=False).replace("\n", "<br>")
+            soft = {"text": said, "font": {"color": SOFT, "size": 12}}
+            layout["annotations"].append(soft | place)
     dotted = {"line": {"color": SOFT, "width": 1, "dash": "dot"}, "layer": "below", "type": "line"}
-    for level in panel.levels:
-        ends = {"x0": 0, "x1": 1, "y0": level, "y1": level}
-        refs = {"xref": inside["xref"], "yref": f"y{number}"}
-        layout["shapes"].append(dotted | ends | refs)
-    for mark in panel.marks:
-        ends = {"x0": mark, "x1": mark, "y0": 0, "y1": 1}
-        refs = {"xref": f"x{number}", "yref": inside["yref"]}
-        layout["shapes"].append(dotted | ends | refs)
+    across = dotted | {"x0": 0, "x1": 1, "xref": inside["xref"], "yref": f"y{number}"}
+    upright = dotted | {"y0": 0, "y1": 1, "xref": f"x{number}", "yref": inside["yref"]}
+    layout["shapes"] += [across | {"y0": level, "y1": level} for level in panel.levels]
+    layout["shapes"] += [upright | {"x0": mark, "x1": mark} for mark in panel.marks]
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
@@ -121,8 +118,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
     if None not in limits:
         found["range"] = limits
     elif limits != [None, None]:  # the other end as the data have it
-        low, high = limits
-        found["autorangeoptions"] = {"minallowed": low, "maxallowed": high}
+        found["autorangeoptions"] = {"minallowed": limits[0], "maxallowed": limits[1]}
     if axis.ticks is not None:
         found |= {"tickvals": [at for at, _ in axis.ticks], "ticktext": [t for _, t in axis.ticks]}
         if max((len(text) for _, text in axis.ticks), default=0) > UPRIGHT:
@@ -132,7 +128,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 def _traces(line: Line, shown: bool) -> list[dict[str, Any]]:
     look, label = line.look, escape(line.label, quote=False)
-    said = "".join(f"{part}<br>" for part in (label, "%{text}" if len(line.text) else "") if part)
+    said = "".join(f"{part}<br>" for part in (label, "%{text}" if line.text else "") if part)
     common: dict[str, Any] = {
         "type": "scatter",
         "legendgroup": label,

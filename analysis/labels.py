@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emaae.data import SPLITS, listed
+from emaae.data import SPLITS
 from emaae.data.demo import generate, read_score
-from emaae.data.features import ARTICULATORS, frame_times
+from emaae.data.features import ARTICULATORS, find_features, frame_times, read_features, read_times
 from emaae.data.phones import Gesture, Phone, phone_at
 
 LABELS = ("phone", "gesture")
@@ -56,25 +56,26 @@ def labelled(
     centres_s = frame_times(len(features), times).mean(1, dtype=np.float64)
     return Labelled(
         features,
-        {
-            "phone": phone_labels(phones, centres_s),
-            "gesture": gesture_labels(gestures, centres_s),
-        },
+        {"phone": phone_labels(phones, centres_s), "gesture": gesture_labels(gestures, centres_s)},
     )
+
+
+def read_split(
+    split: str, folder: str | Path | None, recursive: bool = True, most: int | None = None
+) -> list[Labelled]:
+    """Utterances of a folder that demo-data wrote, without one of a split of the demo data.
+
+    most: no more than the first ones. Raises UserError.
+    """
+    if not folder:
+        spoken = generate(split)[:most]
+        return [labelled(u.features, u.times, u.phones, u.gestures) for u in spoken]
+    return [
+        labelled(read_features(file.path), read_times(file.path), *read_score(file.path))
+        for file in find_features(folder, recursive)[:most]
+    ]
 
 
 def read_splits(data: Path | None) -> dict[str, list[Labelled]]:
     """Train, val and test of a tree that demo-data wrote, or of the demo data. Raises UserError."""
-    if data is None:
-        return {
-            split: [labelled(u.features, u.times, u.phones, u.gestures) for u in generate(split)]
-            for split in SPLITS
-        }
-    splits = {}
-    for split in SPLITS:
-        listing = listed(str(data / split), recursive=True)
-        read, times = listing.connect(), listing.connect_times()
-        splits[split] = [
-            labelled(read(file), times(file), *read_score(file.path)) for file in listing.files
-        ]
-    return splits
+    return {split: read_split(split, data and data / split) for split in SPLITS}

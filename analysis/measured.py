@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analysis.anatomy import select_channels
 from emaae.data import Split
 from emaae.losses import LIVE
 from emaae.metrics import MIN_VARIANCE, zero
@@ -35,12 +36,22 @@ class Code:
 
     @classmethod
     def of(cls, model: CNNAutoEncoder) -> "Code":
-        """That of a trained model."""
+        """The code of a trained model."""
         return cls(
             lambda x: model.encode(x[None])[0],
             lambda z: model.standardise(model.decode(z[None]))[0],
             model.standardise,
         )
+
+    def view(self, n_channels: int) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from features (T, 14), of which n_channels are read, to encodings (T, C)."""
+
+        @torch.no_grad()
+        def encoding(features: np.ndarray) -> np.ndarray:
+            x = torch.from_numpy(select_channels(features, n_channels))
+            return self.encode(x.T).T.contiguous().numpy()
+
+        return encoding
 
 
 @dataclass(frozen=True)
@@ -80,23 +91,20 @@ class Measured:
             variance = (counts @ self.xx) / n[:, None] - ((counts @ self.x) / n[:, None]) ** 2
             total = variance.sum(1)
             fvu = np.where(total >= MIN_VARIANCE, counts @ self.error / (n * total), np.nan)
-            parts = [
-                self._persistence(c, weights)
-                for c in np.split(counts, range(AT_ONCE, len(n), AT_ONCE))
+            even = np.ones(self.x.shape[1])
+            persistence = [
+                _half_lives(some, self.products, self.energy, weights)
+                / _half_lives(some, self.input_products, self.input_energy, even)
+                for some in np.split(counts, range(AT_ONCE, len(n), AT_ONCE))
             ]
         return {
             "live_sparsity": live_sparsity,
             "fvu": fvu,
-            "persistence": np.concatenate(parts),
+            "persistence": np.concatenate(persistence),
             "dead": 1 - n_live / self.fired.shape[1],
             "distinct": np.full(len(n), once.sum()),
             "participation": np.full(len(n), self.covariance.participation_ratio()),
         }
-
-    def _persistence(self, counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        of_z = _half_lives(counts, self.products, self.energy, weights)
-        even = np.ones(self.x.shape[1])
-        return of_z / _half_lives(counts, self.input_products, self.input_energy, even)
 
 
 def _half_lives(

@@ -11,14 +11,15 @@ of one model are in `analysis.insides`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
-from analysis.drawing import INPUT, Axis, Line, Look, Missing, Panel, looks
-from analysis.fronts import hypervolume, pareto_front
-from analysis.runs import GOOD, Run, best, final, groups, number, score, split_of
+from analysis.drawing import DASHES, INPUT, Axis, Line, Look, Missing, Panel, looks
+from analysis.fronts import costs, hypervolume, pareto_front
+from analysis.runs import GOOD, Run, best, final, grouped, groups, labels, number, score, split_of
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
@@ -39,18 +40,14 @@ def over_epochs(runs: Sequence[Run], name: str, y: Axis, title: str = "") -> Pan
             found = np.where(found > 0, found, np.nan)
         return (run.column("epoch"), found) if np.isfinite(found).any() else None
 
-    items = _means(runs, curve)
-    if not items:
-        raise Missing(f"no run has logged {name}")
-    return Panel(EPOCH, y, items, title)
+    return Panel(EPOCH, y, _means(runs, curve, f"no run has logged {name}"), title)
 
 
 def losses(runs: Sequence[Run]) -> list[Panel]:
     """Training and validation loss over epochs, on one scale."""
     drawn = [run.column(name) for run in runs for name in ("train/loss", "val/loss")]
-    values = np.concatenate([*drawn, [np.nan]])
-    known = values[np.isfinite(values) & (values > 0)]
-    scale = (known.min() / 1.1, known.max() * 1.1) if len(known) else (None, None)
+    known = [value for values in drawn for value in values if 0 < value < np.inf]
+    scale = (min(known) / 1.1, max(known) * 1.1) if known else (None, None)
     return [
         over_epochs(runs, f"{split}/loss", Axis("loss", log=True, range=scale), f"{words} loss")
         for split, words in (("train", "training"), ("val", "validation"))
@@ -76,23 +73,22 @@ def run_losses(run: Run, title: str = "") -> Panel:
     return _of_run(run, names, Axis("loss", log=True), title)
 
 
-def run_alpha(run: Run, title: str = "") -> Panel:
+def run_alpha(run: Run) -> Panel:
     """Alpha, sparsity and dead units of one run, as fractions."""
     names = {
         "alpha": (ALPHA, "alpha"),
         "val/sparsity": (SPARSITY, "sparsity"),
         "val/dead": (DEAD, "dead"),
     }
-    return _of_run(run, names, Axis("fraction", range=(0, 1)), title)
+    return _of_run(run, names, Axis("fraction", range=(0, 1)))
 
 
-def _of_run(run: Run, names: dict[str, tuple[str, str]], y: Axis, title: str) -> Panel:
+def _of_run(run: Run, names: dict[str, tuple[str, str]], y: Axis, title: str = "") -> Panel:
     if not run.history:
         raise Missing(f"{run.name} has finished no epoch")
-    dashes = ("solid", "dash", "dot")
     items = [
         Line(run.column("epoch"), run.column(name), Look(color, dash), label, width=1.8)
-        for dash, (name, (color, label)) in zip(dashes, names.items())
+        for dash, (name, (color, label)) in zip(DASHES, names.items())
         if np.isfinite(run.column(name)).any()
     ]
     chosen = [run.selected["epoch"]] if run.selected else []
@@ -107,24 +103,22 @@ def alpha(runs: Sequence[Run]) -> list[Panel]:
 
 def mse_along_epochs(runs: Sequence[Run]) -> Panel:
     """Mse against alpha, epoch by epoch: mean of the seeds; the marker is the last epoch."""
-    if not any(run.history for run in runs):
-        raise Missing("no run has finished an epoch")
     items: list[Line] = []
-    order = positions(runs)
-    for label, look, members in _looked(runs):
-        paths = [(run.column("alpha"), run.column("val/mse")) for run in members if run.history]
-        if not paths:
+    for label, look, members in looked(runs):
+        ended = [run for run in members if run.history]
+        if not ended:
             continue
+        paths = [(run.column("alpha"), run.column("val/mse")) for run in ended]
+        whose = [runs.index(run) for run in ended]
         n = min(len(x) for x, _ in paths)
-        mean = tuple(np.mean([path[i][:n] for path in paths], 0) for i in (0, 1))
-        whose = tuple(order[id(run)] for run in members)
-        drawn = [(mean, whose, "mean"), *((p, (w,), "each") for p, w in zip(paths, whose))]
-        for (x, y), of, kind in drawn:
-            same: dict[str, Any] = {"runs": of, "kind": kind}
-            items.append(
-                Line(x, y, look, label if kind == "mean" else "", markers=kind == "mean", **same)
-            )
-            items.append(Line(x[-1:], y[-1:], look, points=True, size=7.0, **same))
+        x, y = np.mean([(x[:n], y[:n]) for x, y in paths], 0)
+        lines = [Line(x, y, look, label, markers=True, runs=tuple(whose), kind="mean")]
+        lines += [Line(*p, look, runs=(i,), kind="each") for i, p in zip(whose, paths)]
+        for line in lines:
+            end = replace(line, x=line.x[-1:], y=line.y[-1:], label="", points=True, size=7.0)
+            items += [line, end]
+    if not items:
+        raise Missing("no run has finished an epoch")
     return Panel(Axis("alpha"), Axis("val mse (sd²)", log=True), items, "along the epochs")
 
 
@@ -146,16 +140,14 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
     """
     members = groups(runs)
     if len(members) > MANY and len({run.schedule for run in runs}) > 1:
-        members = {}
-        for run in runs:
-            members.setdefault(run.schedule, []).append(run)
-    order, items = positions(runs), []
-    settings = {id(run): label for label, found in groups(runs).items() for run in found}
+        members = grouped(runs, lambda run: run.schedule)
+    items = []
+    settings = labels(runs)
     for label, look in looks(list(members)).items():
         shown = [run for run in members[label] if run.status in GOOD]
         shown = [run for run in shown if np.isfinite(final(run, x) + final(run, y))]
         for i, run in enumerate(shown):
-            said = f"{run.name}: {settings[id(run)]}, seed {run.config.get('seed')}"
+            said = f"{run.name}: {settings[run]}, seed {run.config.get('seed')}"
             items.append(
                 Line(
                     np.array([final(run, x)]),
@@ -164,7 +156,7 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
                     "" if i else label,
                     points=True,
                     opacity=0.85,
-                    runs=(order[id(run)],),
+                    runs=(runs.index(run),),
                     text=(f"{said}, score {score(run):.4g}",),
                 )
             )
@@ -177,22 +169,28 @@ def fvu_against_sparsity(runs: Sequence[Run]) -> Panel:
     """The trade that alpha makes, and the Pareto front of all runs: right and down is better."""
     split = split_of(runs)
     items = points(runs, f"{split}/sparsity", f"{split}/fvu")
-    ended = [run for run in runs if run.status in GOOD]
-    costs = [(final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity")) for run in ended]
-    fvu, dense = pareto_front(costs).T
-    note = "one run: a front needs several" if len(ended) == 1 else ""
-    if len(ended) > 1:
-        label = f"Pareto front, hypervolume {hypervolume(costs):.3f}"
+    found = costs(runs, split)
+    alone = len(found) == 1
+    if not alone:
+        fvu, dense = pareto_front(found).T
+        label = f"Pareto front, hypervolume {hypervolume(found):.3f}"
         items.insert(0, Line(1 - dense, fvu, Look(SOFT), label, step="vh", width=1.0))
     top = best(runs)
-    if top is not None and len(ended) > 1:
-        x, y = (np.array([final(top, f"{split}/{name}")]) for name in ("sparsity", "fvu"))
-        ring: dict[str, Any] = {"points": True, "size": 11.0, "open": True}
+    if top is not None and not alone:
         items.append(
-            Line(x, y, Look(INK), f"best: {top.name}", runs=(positions(runs)[id(top)],), **ring)
+            Line(
+                np.array([final(top, f"{split}/sparsity")]),
+                np.array([final(top, f"{split}/fvu")]),
+                Look(INK),
+                f"best: {top.name}",
+                points=True,
+                size=11.0,
+                open=True,
+                runs=(runs.index(top),),
+            )
         )
-    sparsity = Axis(f"{split} sparsity (fraction of zeros)")
-    return Panel(sparsity, Axis(f"{split} fvu", log=True), items, note=note)
+    x, y = Axis(f"{split} sparsity (fraction of zeros)"), Axis(f"{split} fvu", log=True)
+    return Panel(x, y, items, note="one run: a front needs several" if alone else "")
 
 
 def sparsity_against_persistence(runs: Sequence[Run]) -> Panel:
@@ -237,20 +235,19 @@ def lowpass(runs: Sequence[Run]) -> Panel:
 def articulators(runs: Sequence[Run]) -> Panel:
     """Pearson r of every channel: mean of the seeds of a setting, and their range."""
     prefix = f"{split_of(runs)}/r/"
-    measured = {key for run in runs for key in (*run.selected, *run.metrics)}
+    measured = {key for run in runs for key in run.measured}
     channels = [name for name in CHANNELS if prefix + name in measured]
-    if not channels:
-        raise Missing("no run has measured the channels of selected weights")
     members = groups(runs)
     aside = np.linspace(-0.3, 0.3, len(members)) if len(members) > 1 else [0.0]
-    shift = {id(run): dx for found, dx in zip(members.values(), aside) for run in found}
+    shift = {run: dx for found, dx in zip(members.values(), aside) for run in found}
 
     def curve(run: Run) -> Curve | None:
         r = np.array([final(run, prefix + name) for name in channels])
-        x = np.arange(len(channels)) + shift[id(run)]
+        x = np.arange(len(channels)) + shift[run]
         return (x, r) if run.status in GOOD and np.isfinite(r).any() else None
 
-    items = _means(runs, curve, points=True, size=4.0)
+    lacking = "no run has measured the channels of selected weights"
+    items = _means(runs, curve, lacking, points=True, size=4.0)
     x = Axis(range=(-0.5, len(channels) - 0.5), ticks=list(enumerate(channels)))
     return Panel(x, Axis(f"{prefix[:-3]} r (Pearson)"), items)
 
@@ -261,36 +258,34 @@ def density(runs: Sequence[Run]) -> Panel:
     middles = 10 ** ((np.array(DENSITY_EDGES[1:]) + DENSITY_EDGES[:-1]) / 2)
 
     def curve(run: Run) -> Curve | None:
-        counts = run.metrics.get(name, run.selected.get(name))
-        right = isinstance(counts, list) and len(counts) == len(middles)
-        return (middles, np.array([number(n) for n in counts])) if right else None
+        counts = run.measured.get(name)
+        if not isinstance(counts, list) or len(counts) != len(middles):
+            return None
+        return middles, np.array([number(n) for n in counts])
 
-    items = _means(runs, curve, step="hvh")
-    if not items:
-        raise Missing("no run has counted how often its units fire")
+    items = _means(runs, curve, "no run has counted how often its units fire", step="hvh")
     return Panel(Axis("fraction of frames", log=True), Axis("units per bin"), items)
 
 
 # ---- what they share
 
 
-def positions(runs: Sequence[Run]) -> dict[int, int]:
-    """Where each run stands in runs, by its id()."""
-    return {id(run): i for i, run in enumerate(runs)}
-
-
-def _looked(runs: Sequence[Run]) -> list[tuple[str, Look, list[Run]]]:
+def looked(runs: Sequence[Run]) -> list[tuple[str, Look, list[Run]]]:
+    """Each setting's label, look and runs."""
     members = groups(runs)
     return [(label, look, members[label]) for label, look in looks(list(members)).items()]
 
 
-def _means(runs: Sequence[Run], curve: Callable[[Run], Curve | None], **style: Any) -> list[Line]:
-    """The mean of each setting with its range, and every run by itself for pages."""
-    items, order = [], positions(runs)
-    for label, look, members in _looked(runs):
-        found = {order[id(run)]: got for run in members if (got := curve(run))}
-        if not found:
-            continue
+def _means(
+    runs: Sequence[Run], curve: Callable[[Run], Curve | None], lacking: str, **style: Any
+) -> list[Line]:
+    """The mean of each setting with its range, and every run by itself for pages.
+
+    lacking: what the Missing says when there is no curve.
+    """
+    items = []
+    for label, look, members in looked(runs):
+        found = {runs.index(run): got for run in members if (got := curve(run))}
         whose = tuple(i for i in found if runs[i].status not in ("diverged", "failed"))
         if whose:
             x, mean, low, high = _mean_and_range([found[i] for i in whose])
@@ -298,9 +293,10 @@ def _means(runs: Sequence[Run], curve: Callable[[Run], Curve | None], **style: A
             band |= {"runs": whose, "kind": "mean", "markers": True}
             items.append(Line(x, mean, look, label, **band, **style))
         for i, (x, y) in found.items():
-            items.append(
-                Line(x, y, look, f"{label}, {runs[i].name}", runs=(i,), kind="each", **style)
-            )
+            name = f"{label}, {runs[i].name}"
+            items.append(Line(x, y, look, name, runs=(i,), kind="each", **style))
+    if not items:
+        raise Missing(lacking)
     return items
 
 
@@ -323,9 +319,7 @@ def _curves(runs: Sequence[Run], name: str, x: str) -> list[Line]:
         at, values = (np.array([number(v) for v in curve.get(key, ())]) for key in (x, who))
         return (at, values) if len(at) == len(values) and np.isfinite(values).any() else None
 
-    items = _means(runs, read)
-    if not items:
-        raise Missing(f"no run has the curve {name} (curves.json)")
+    items = _means(runs, read, f"no run has the curve {name} (curves.json)")
     inputs = [found for run in runs if (found := read(run, "input"))]
     if inputs:
         at = inputs[0][0]

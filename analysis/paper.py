@@ -11,8 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from analysis.colours import SIGNED, SILENCE_TO_PEAK, SOFT
-from analysis.drawing import Axis, Drawing, Image, Line, Panel, ranged
-from emaae.system.errors import UserError
+from analysis.drawing import DASHES, MARKERS, Axis, Drawing, Image, Line, Panel, ranged
+from analysis.programs import writing
 
 ONE, TWO = 3.5, 7.2  # columns of a journal, in inches: 89 and 183 mm
 STYLE = {
@@ -37,28 +37,7 @@ STYLE = {
 }
 # The same runs give the same file, whenever it is drawn.
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
-DASHES = {
-    "solid": "-",
-    "dash": "--",
-    "dot": ":",
-    "dashdot": "-.",
-    "longdash": (0, (9, 2)),
-    "longdashdot": (0, (5, 1, 1, 1, 1, 1)),
-}
-MARKERS = {
-    "circle": "o",
-    "square": "s",
-    "triangle-up": "^",
-    "diamond": "D",
-    "triangle-down": "v",
-    "star": "*",
-    "x": "X",
-    "cross": "P",
-    "triangle-right": ">",
-    "triangle-left": "<",
-    "hexagon": "h",
-}
-STEPS = {"vh": "steps-pre", "hv": "steps-post", "hvh": "steps-mid", "": "default"}
+STEPS = {"vh": "pre", "hvh": "mid"}
 MAPS = {
     signed: LinearSegmentedColormap.from_list("", colours)
     for signed, colours in ((True, SIGNED), (False, SILENCE_TO_PEAK))
@@ -70,12 +49,14 @@ def draw(drawing: Drawing, width: float = TWO, height: float = 2.5) -> Figure:
     rows, columns = len(drawing.rows), max(map(len, drawing.rows))
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
-        ratios: dict[str, Any] = {
-            "width_ratios": drawing.widths,
-            "height_ratios": drawing.heights,
-            "sharex": "col" if drawing.share_x else False,
-        }
-        grid = figure.subplots(rows, columns, squeeze=False, **ratios)
+        grid = figure.subplots(
+            rows,
+            columns,
+            squeeze=False,
+            sharex="col" if drawing.share_x else False,
+            width_ratios=drawing.widths,
+            height_ratios=drawing.heights,
+        )
         for axes, panels in zip(grid, drawing.rows):
             for place, panel in zip(axes, panels):
                 fill(place, ranged(panel))
@@ -85,9 +66,6 @@ def draw(drawing: Drawing, width: float = TWO, height: float = 2.5) -> Figure:
                     place.legend(handlelength=1.6, **(outside if panel.notes else {}))
             for empty in axes[len(panels) :]:
                 empty.set_visible(False)
-        if drawing.share_x:
-            for axes in grid[:-1].flat:
-                axes.tick_params(labelbottom=False)
         if drawing.bar:
             shown = next(image for axes in grid.flat for image in axes.images)
             bar = figure.colorbar(shown, ax=list(grid.flat), shrink=0.5, aspect=30, pad=0.01)
@@ -110,24 +88,9 @@ def fill(axes: Axes, panel: Panel) -> None:
         axes.axhline(level, color=SOFT, lw=0.6, ls=":", zorder=0)
     for mark in panel.marks:
         axes.axvline(mark, color=SOFT, lw=0.6, ls=":", zorder=0)
-    sides: tuple[tuple[Literal["x", "y"], Axis], ...] = (("x", panel.x), ("y", panel.y))
-    for name, axis in sides:
-        limits = axis.range
-        axes.set(**{f"{name}label": axis.label})
-        if axis.log:
-            axes.set(**{f"{name}scale": "log"})
-            getattr(axes, f"{name}axis").set_minor_locator(matplotlib.ticker.NullLocator())
-        bounds = getattr(axes, f"get_{name}lim")()
-        if axis.ticks is not None:
-            axes.set(**{f"{name}ticks": [at for at, _ in axis.ticks]})
-            axes.set(**{f"{name}ticklabels": [text for _, text in axis.ticks]})
-        if axis.whole:
-            axes.locator_params(axis=name, integer=True)
-        values = [new if new is not None else old for new, old in zip(limits, bounds)]
-        if not axis.log or values[0] > 0:
-            axes.set(**{f"{name}lim": values})
-    images = any(isinstance(item, Image) for item in panel.items)
-    if images:
+    _axis(axes, "x", panel.x)
+    _axis(axes, "y", panel.y)
+    if panel.images:
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(True)
         if panel.y.ticks:
@@ -142,7 +105,7 @@ def fill(axes: Axes, panel: Panel) -> None:
     if panel.note:
         axes.annotate(panel.note, (0.5, 0.5), xycoords="axes fraction", ha="center", color=SOFT)
     if panel.title:
-        axes.set_title(panel.title, loc="left", fontsize=6 if images and panel.y.ticks else 8)
+        axes.set_title(panel.title, loc="left", fontsize=6 if panel.images and panel.y.ticks else 8)
     if panel.above:
         label, scale = panel.above
         both = (lambda c: np.multiply(c, scale), lambda hz: np.divide(hz, scale))
@@ -152,16 +115,28 @@ def fill(axes: Axes, panel: Panel) -> None:
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure in the format of the path's suffix: pdf, svg or png. Raises UserError."""
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(path, metadata=UNDATED[path.suffix[1:]])
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    with writing(path), matplotlib.rc_context(STYLE):
+        figure.savefig(path, metadata=UNDATED[path.suffix[1:]])
+
+
+def _axis(axes: Axes, name: Literal["x", "y"], axis: Axis) -> None:
+    side = getattr(axes, f"{name}axis")
+    side.set_label_text(axis.label)
+    if axis.log:
+        axes.set(**{f"{name}scale": "log"})
+        side.set_minor_locator(matplotlib.ticker.NullLocator())
+    bounds = getattr(axes, f"get_{name}lim")()  # which ticks may widen
+    if axis.ticks is not None:
+        side.set_ticks([at for at, _ in axis.ticks], [text for _, text in axis.ticks])
+    if axis.whole:
+        axes.locator_params(axis=name, integer=True)
+    limits = [new if new is not None else old for new, old in zip(axis.range, bounds)]
+    if not axis.log or limits[0] > 0:
+        axes.set(**{f"{name}lim": limits})
 
 
 def _line(axes: Axes, line: Line) -> None:
-    look, x, y = line.look, np.asarray(line.x), np.asarray(line.y)
+    look, x, y, step = line.look, line.x, line.y, STEPS.get(line.step)
     style: dict[str, Any] = {
         "color": look.color,
         "alpha": line.opacity,
@@ -171,14 +146,14 @@ def _line(axes: Axes, line: Line) -> None:
         style |= {"marker": MARKERS[look.marker], "ms": line.size if line.points else 3.5}
         style |= {"mfc": "none"} if line.open else {"mew": 0}
         if not line.points:
-            style["markevery"] = max(1, math.ceil(len(x) / 8))
+            style["markevery"] = math.ceil(len(x) / 8)
     style["ls"] = "none" if line.points else DASHES[look.dash]
-    axes.plot(x, y, lw=line.width, drawstyle=STEPS[line.step], **style)
+    style["drawstyle"] = f"steps-{step}" if step else "default"
+    axes.plot(x, y, lw=line.width, **style)
     if line.low is not None and line.high is not None:
         if line.points:
             axes.vlines(x, line.low, line.high, color=look.color, lw=1, alpha=0.6)
         else:
-            step = {"vh": "pre", "hv": "post", "hvh": "mid"}.get(line.step)
             band: dict[str, Any] = {"color": look.color, "alpha": 0.18, "lw": 0, "step": step}
             axes.fill_between(x, line.low, line.high, **band)
 
@@ -205,7 +180,7 @@ def _legend(figure: Figure, width: float) -> float:
     if len(entries) < 2:
         return 0.0
     # About .05 inches a letter at 7 points, and .45 for the line beside it.
-    columns = max(1, int(width / (0.45 + 0.05 * max(map(len, entries)))))
-    columns = min(columns, len(entries))
+    fitting = int(width / (0.45 + 0.05 * max(map(len, entries))))
+    columns = min(max(1, fitting), len(entries))
     figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns)
     return 0.17 * math.ceil(len(entries) / columns)

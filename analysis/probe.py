@@ -13,25 +13,26 @@ Shifts are as in `emaae.shift`: the input is delayed, its ends are held, the lab
 are. The probe never saw a shifted input.
 """
 
-import argparse
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 import emaae
+from analysis import anatomy
 from analysis.labels import LABELS, Labelled, read_splits
-from analysis.tables import frame
+from analysis.programs import program
+from analysis.tables import frame, write
 from emaae.corpus.encode import encode
+from emaae.data import SPLITS
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
-from emaae.data.reading import Form, utterance
 from emaae.data.split import moments
-from emaae.models import CNNAutoEncoder, build_model
+from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, extra, speaking_plainly
 from emaae.system.files import expanded
 from emaae.system.progress import progress
@@ -61,12 +62,11 @@ def shifted(frames: np.ndarray, delay: int) -> np.ndarray:
 
 def raw(n_channels: int, n_frames: int = 1) -> View:
     """The view of n_frames frames around each, odd, ends held: (T, n_channels * n_frames)."""
-    form = Form(keep_loudness=n_channels == len(CHANNELS))
-    reach = n_frames // 2
+    delays = range(-(n_frames // 2), n_frames // 2 + 1)
 
     def view(features: np.ndarray) -> np.ndarray:
-        frames = utterance("", features, form).frames
-        return np.concatenate([shifted(frames, d) for d in range(-reach, reach + 1)], axis=1)
+        frames = anatomy.select_channels(features, n_channels)
+        return np.concatenate([shifted(frames, delay) for delay in delays], axis=1)
 
     return view
 
@@ -79,9 +79,7 @@ def encoding(model: CNNAutoEncoder) -> View:
 
 def untrained(model: CNNAutoEncoder, train: Sequence[Labelled]) -> CNNAutoEncoder:
     """A model of the same architecture, random weights (seed 0), that standardises by `train`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        fresh = build_model(**model.architecture())
+    fresh = anatomy.untrained(model, seed=0)
     frames = np.concatenate([raw(model.input_dim)(u.features) for u in train])
     fresh.normalise(*map(torch.from_numpy, moments(frames)))
     return fresh.eval()
@@ -90,29 +88,19 @@ def untrained(model: CNNAutoEncoder, train: Sequence[Labelled]) -> CNNAutoEncode
 # ---- the probe
 
 
-class Probe(NamedTuple):
-    """A linear classifier of frames: scikit-learn's pipeline, and the strength of its penalty."""
-
-    pipeline: Any
-    l2: float
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """The label (N,) of each frame x (N, n)."""
-        return self.pipeline.predict(x)
-
-
 def fit(
     x: np.ndarray,
     labels: np.ndarray,
     x_val: np.ndarray,
     labels_val: np.ndarray,
     strengths: Sequence[float] = L2,
-) -> Probe:
+) -> tuple[Any, float]:
     """The probe of frames x (N, n) and their labels (N,) that is most often right on val.
 
-    It minimises the mean cross-entropy + l2 / 2 ||weights||^2 of standardised inputs. Strengths are
-    tried from the strongest on, until val gets worse; of two that are as good the stronger is
-    taken. Raises UserError without scikit-learn, and for labels that are all the same.
+    Returns scikit-learn's pipeline and the strength of its penalty. It minimises the mean
+    cross-entropy + l2 / 2 ||weights||^2 of standardised inputs. Strengths are tried from the
+    strongest on, until val gets worse; of two that are as good the stronger is taken. Raises
+    UserError without scikit-learn, and for labels that are all the same.
     """
     with extra("analysis"):
         from sklearn.linear_model import LogisticRegression
@@ -126,18 +114,16 @@ def fit(
     # Newton's method, since neighbouring frames as inputs are too much alike for gradients.
     classifier = LogisticRegression(solver="newton-cg", max_iter=MOST_STEPS, warm_start=True)
     inputs = scaler.transform(x)
-    best: Probe | None = None
-    best_accuracy = -1.0
+    best, best_l2, best_accuracy = None, math.nan, -1.0
     for l2 in sorted(strengths, reverse=True):
         classifier.set_params(C=1 / (l2 * len(x))).fit(inputs, labels)
-        probe = Probe(make_pipeline(scaler, copy.deepcopy(classifier)), l2)
-        accuracy = float((probe.predict(x_val) == labels_val).mean())
+        probe = make_pipeline(scaler, copy.deepcopy(classifier))
+        accuracy = (probe.predict(x_val) == labels_val).mean()
         if accuracy < best_accuracy:
             break
         if accuracy > best_accuracy:
-            best, best_accuracy = probe, accuracy
-    assert best is not None, "at least one strength is tried"
-    return best
+            best, best_l2, best_accuracy = probe, l2, accuracy
+    return best, best_l2
 
 
 def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
@@ -155,21 +141,29 @@ def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
 class Result:
     """What reads which labels how well, on the test split.
 
-    model: "" for what needs none. correct: delay in frames -> per utterance, which frames (T,) are
-    right. l2: of the probe, NaN where there is none.
+    model: "" for what needs none. true: the labels (T,) of each utterance's frames; predicted: the
+    same by delay in frames. l2: that of the probe, NaN where there is none.
     """
 
     model: str
     labels: str
     input: str
-    n_inputs: int
-    l2: float
-    balanced: float
-    correct: Mapping[int, list[np.ndarray]]
+    true: list[np.ndarray]
+    predicted: Mapping[int, list[np.ndarray]]
+    n_inputs: int = 0
+    l2: float = math.nan
+
+    def correct(self, delay: int = 0) -> list[np.ndarray]:
+        """Which frames (T,) of each utterance are right."""
+        return [a == b for a, b in zip(self.true, self.predicted[delay])]
 
     def accuracy(self, delay: int = 0) -> float:
         """The fraction of all frames that are right, 0..1."""
-        return float(np.concatenate(self.correct[delay]).mean())
+        return float(np.concatenate(self.correct(delay)).mean())
+
+    def balanced(self) -> float:
+        """The balanced accuracy, 0..1."""
+        return balanced_accuracy(np.concatenate(self.true), np.concatenate(self.predicted[0]))
 
     def moved(self, n_frames: int) -> float:
         """The accuracy under shifts by n_frames, mean of early and late."""
@@ -188,7 +182,7 @@ class Result:
             "n_inputs": self.n_inputs,
             "l2": self.l2,
             "accuracy": self.accuracy(),
-            "balanced_accuracy": self.balanced,
+            "balanced_accuracy": self.balanced(),
         }
         row |= {f"kept_{_ms(n)}ms": self.kept(n) for n in SHIFTS}
         for n in SHIFTS:
@@ -209,42 +203,27 @@ def measure(
     x_test = {d: [view(shifted(u.features, d)) for u in splits["test"]] for d in DELAYS}
     results = []
     for name in LABELS:
-        probe = fit(x, _all(splits["train"], name), x_val, _all(splits["val"], name))
-        predicted = {d: [probe.predict(one) for one in x_test[d]] for d in DELAYS}
-        results.append(_result(splits, model, name, input, x.shape[1], probe.l2, predicted))
+        train, val, true = (_labels(splits[s], name) for s in SPLITS)
+        pipeline, l2 = fit(x, np.concatenate(train), x_val, np.concatenate(val))
+        predicted = {d: [pipeline.predict(one) for one in x_test[d]] for d in DELAYS}
+        results.append(Result(model, name, input, true, predicted, x.shape[1], l2))
     return results
 
 
 def references(splits: Mapping[str, Sequence[Labelled]], name: str) -> list[Result]:
     """Always the train split's most frequent label; and labels that are known, but shifted."""
-    classes, counts = np.unique(_all(splits["train"], name), return_counts=True)
-    majority = classes[counts.argmax()]
-    test = [u.labels[name] for u in splits["test"]]
-    same = dict.fromkeys(DELAYS, [np.full(len(labels), majority) for labels in test])
-    known = {d: [shifted(labels, d) for labels in test] for d in DELAYS}
+    train, true = (_labels(splits[s], name) for s in ("train", "test"))
+    classes, counts = np.unique(np.concatenate(train), return_counts=True)
+    most_frequent = [np.full(len(labels), classes[counts.argmax()]) for labels in true]
+    known = {d: [shifted(labels, d) for labels in true] for d in DELAYS}
     return [
-        _result(splits, "", name, "most frequent label", 0, math.nan, same),
-        _result(splits, "", name, "labels themselves", 0, math.nan, known),
+        Result("", name, "most frequent label", true, dict.fromkeys(DELAYS, most_frequent)),
+        Result("", name, "labels themselves", true, known),
     ]
 
 
-def _result(
-    splits: Mapping[str, Sequence[Labelled]],
-    model: str,
-    name: str,
-    input: str,
-    n_inputs: int,
-    l2: float,
-    predicted: Mapping[int, list[np.ndarray]],
-) -> Result:
-    test = [u.labels[name] for u in splits["test"]]
-    correct = {d: [a == b for a, b in zip(test, found)] for d, found in predicted.items()}
-    balanced = balanced_accuracy(np.concatenate(test), np.concatenate(predicted[0]))
-    return Result(model, name, input, n_inputs, l2, balanced, correct)
-
-
-def _all(utterances: Sequence[Labelled], name: str) -> np.ndarray:
-    return np.concatenate([u.labels[name] for u in utterances])
+def _labels(utterances: Sequence[Labelled], name: str) -> list[np.ndarray]:
+    return [u.labels[name] for u in utterances]
 
 
 def compare(
@@ -282,16 +261,12 @@ def difference(a: Result, b: Result) -> tuple[float, float]:
     Frames of an utterance are not independent: it is utterances that are counted (the ratio
     estimator of cluster sampling, Cochran 1977, ch. 6). NaN for a single utterance.
     """
-    n_frames = np.array([len(one) for one in a.correct[0]])
-    gained = np.array([p.sum() - q.sum() for p, q in zip(*map(_at_rest, (a, b)))])
+    n_frames = np.array([len(one) for one in a.true])
+    gained = np.array([p.sum() - q.sum() for p, q in zip(a.correct(), b.correct())])
     mean = gained.sum() / n_frames.sum()
     n = len(n_frames)
     spread = np.square(gained - mean * n_frames).sum() * n / (n - 1) if n > 1 else math.nan
     return float(mean), float(math.sqrt(spread) / n_frames.sum())
-
-
-def _at_rest(result: Result) -> list[np.ndarray]:
-    return [one.astype(int) for one in result.correct[0]]
 
 
 # ---- tables and verdicts
@@ -304,17 +279,12 @@ def table(results: Sequence[Result]) -> str:
     for r in results:
         l2 = "-" if math.isnan(r.l2) else f"{r.l2:g}"
         cells = [r.labels, r.model or "-", r.input, str(r.n_inputs or "-"), l2]
-        cells += [f"{r.accuracy():.3f}", f"{r.balanced:.3f}"]
+        cells += [f"{r.accuracy():.3f}", f"{r.balanced():.3f}"]
         lines.append(cells + [f"{r.moved(n):.3f} ({r.kept(n):4.0%})" for n in SHIFTS])
     widths = [max(map(len, column)) for column in zip(*lines)]
-    words = head.index("n")
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < words else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths))
-        )
-        for line in lines
-    )
+    sides = ["<" if i < head.index("n") else ">" for i in range(len(widths))]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths))
+    return "\n".join(form.format(*line) for line in lines)
 
 
 # What it means to beat, tie with and lose to each of the `rivals`.
@@ -347,9 +317,8 @@ def verdicts(results: Sequence[Result], models: Mapping[str, CNNAutoEncoder]) ->
             lines.append(f"{labels}, encoding of {name}:")
             for rival, meaning in zip(rivals(model), MEANING):
                 gain, error = difference(ours, found[labels, "", rival])
-                # Not the other way round: an undefined error is no evidence.
-                clear = abs(gain) > CLEAR * error
-                outcome = 1 if not clear else 0 if gain > 0 else 2
+                # An undefined error is no evidence.
+                outcome = 0 if gain > CLEAR * error else 2 if -gain > CLEAR * error else 1
                 verb = ("beats", "ties with", "loses to")[outcome]
                 lines.append(f"  {verb} {rival} ({gain:+.3f} ± {error:.3f}): {meaning[outcome]}")
     return "\n".join(lines)
@@ -364,11 +333,7 @@ What is hardly better than the most frequent label keeps much and says little.""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Probe the models, print the table and what it means, and write it if asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.probe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = program("probe", __doc__)
     parser.add_argument(
         "refs",
         nargs="+",
@@ -391,11 +356,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = compare(models, splits)
     print(f"{table(results)}\n\n{HOW_TO_READ}\n\n{verdicts(results, models)}")
     if args.out is not None:
-        try:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            frame([result.row() for result in results]).to_csv(args.out, index=False)
-        except OSError as error:
-            raise UserError(f"{args.out} cannot be written: {error.strerror or error}") from None
+        write(frame([result.row() for result in results]), args.out)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
 The page holds everything: text, numbers, drawing code. It asks no network for anything.
 """
 
-import argparse
 import json
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -15,12 +13,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 from plotly.offline import get_plotlyjs
 
 from analysis.colours import DARK, SCHEDULE_COLOURS
-from analysis.drawing import looks
-from analysis.fronts import fvu_at, hypervolume
+from analysis.fronts import FRONT_HEADS, costs, front_row, schedule_fronts
 from analysis.interactive import TEMPLATE
+from analysis.panels import looked
+from analysis.programs import folder_of, program, writing
 from analysis.report_figures import SECTIONS, Shown, collect, shown_in_full
 from analysis.runs import (
     GOOD,
@@ -29,7 +29,7 @@ from analysis.runs import (
     best,
     final,
     groups,
-    label,
+    labels,
     number,
     read_comparable,
     score,
@@ -40,12 +40,15 @@ from analysis.runs import (
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import BY_NAME, SHORT, SHORT_AT_END
 from emaae.sweeps.file import question_of
-from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.errors import speaking_plainly
 from emaae.system.files import expanded
 
 HERE = Path(__file__).parent
 MAX_VALUES = 12  # of a filter
-SPARSITIES = (0.8, 0.9, 0.95)
+WHERE = {
+    "test": "of the selected weights, on the test split",
+    "val": "of the selected weights, on the validation split (not every run has a test split)",
+}
 
 
 def page(runs: Sequence[Run], title: str) -> str:
@@ -88,7 +91,7 @@ def header(runs: Sequence[Run], title: str) -> str:
         ("Runs", _statuses(runs)),
         ("Compared", _compared(runs)),
         ("Data", _data(runs)),
-        ("Numbers", _where(split_of(runs))),
+        ("Numbers", WHERE[split_of(runs)]),
         ("Score", f"asks for {aims(runs)}"),
     ]
     facts = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows if value)
@@ -105,8 +108,8 @@ def _answer(runs: Sequence[Run]) -> str:
     if run is None:
         return "<h2>Which run to take</h2><p>No run has ended well yet, so there is none.</p>"
     split = split_of(runs)
-    names = [name for name in varying(runs) if name != "seed"]
-    what = f"{run.name}: {label(run, names)}, epoch {run.selected.get('epoch', 'unknown')}"
+    epoch = run.selected.get("epoch", "unknown")
+    what = f"{run.name}: {labels(runs)[run]}, epoch {epoch}"
     rows = [
         ("fvu", f"{split}/fvu", "of the variance is missed; 0 is the aim"),
         _asked(run, "zeros of live units", f"{split}/live_sparsity", "target_sparsity"),
@@ -150,9 +153,7 @@ def _compared(runs: Sequence[Run]) -> str:
         values = list(dict.fromkeys(text(r.config[name]) for r in runs if name in r.config))
         shown = ", ".join(values) if len(values) <= 8 else f"{len(values)} values"
         parts.append(f"{name}: {shown}")
-    if parts:
-        return "; ".join(parts)
-    return f"one setting, {next(iter(groups(runs)))}"
+    return "; ".join(parts) or f"one setting, {next(iter(groups(runs)))}"
 
 
 def _data(runs: Sequence[Run]) -> str:
@@ -166,16 +167,9 @@ def _data(runs: Sequence[Run]) -> str:
         for split, counted in first.items()
         if isinstance(counted, dict) and {"utterances", "frames"} <= set(counted)
     )
-    prints = {json.dumps(data, sort_keys=True) for data in described}
-    if len(prints) > 1:
+    if any(data != first for data in described):
         return f"{sizes} (of the first run; not all runs have the same data, compare with care)"
     return sizes
-
-
-def _where(split: str) -> str:
-    if split == "test":
-        return "of the selected weights, on the test split"
-    return "of the selected weights, on the validation split (not every run has a test split)"
 
 
 def _problems(runs: Sequence[Run]) -> str:
@@ -188,10 +182,8 @@ def _problems(runs: Sequence[Run]) -> str:
     )
     heading = f"{len(troubled)} of {len(runs)} runs did not end well"
     state = " open" if len(troubled) <= 5 else ""
-    return (
-        f'<details class="card problems"{state}><summary>{heading}</summary><ul>{items}</ul>'
-        "</details>"
-    )
+    summary = f"<summary>{heading}</summary>"
+    return f'<details class="card problems"{state}>{summary}<ul>{items}</ul></details>'
 
 
 def _why(run: Run) -> str:
@@ -203,8 +195,7 @@ def _why(run: Run) -> str:
 
 def footer(runs: Sequence[Run]) -> str:
     """Which code made the runs."""
-    commits = sorted({str(run.config.get("git_commit")) for run in runs if run.config})
-    commits = [commit[:12] for commit in commits if commit != "None"]
+    commits = sorted({str(run.config.get("git_commit") or "")[:12] for run in runs} - {""})
     if not commits:
         return "The commit of the runs' code is not known."
     return f"Made by the code at commit {escape(', '.join(commits))}."
@@ -217,10 +208,10 @@ def filters(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """By knob: its values as texts, and which of them each run has (of); the seed is the last."""
     found = {}
     for name in dict.fromkeys(["schedule", *varying(runs)]):
-        values = [run.schedule if name == "schedule" else run.config.get(name) for run in runs]
-        distinct = sorted(set(map(text, values)), key=lambda v: (not _is_number(v), _order(v)))
+        values = [text(run.knob(name)) for run in runs]
+        distinct = sorted(set(values), key=_order)
         if 1 < len(distinct) <= MAX_VALUES:
-            found[name] = {"values": distinct, "of": [distinct.index(text(v)) for v in values]}
+            found[name] = {"values": distinct, "of": [distinct.index(value) for value in values]}
     return found
 
 
@@ -262,49 +253,38 @@ def table(runs: Sequence[Run]) -> str:
         for name, title in heads
     )
     top = best(runs)
-    colour = {id(run): look.color for run, look in _looks(runs)}
-    order = sorted(
-        range(len(runs)), key=lambda i: (score(runs[i]) != score(runs[i]), score(runs[i]))
-    )
-    body = []
-    for i in order:
+    colour = {run: look.color for _, look, members in looked(runs) for run in members}
+    body = ""
+    for i in np.argsort([score(run) for run in runs], kind="stable"):  # without a score the last
         run = runs[i]
         star = " ★" if run is top else ""
-        bad = ' class="left"' if run.status in GOOD else ' class="left bad"'
-        cells = [f"<td><button>{_dot(colour[id(run)])}{escape(run.name)}{star}</button></td>"]
-        cells += [_cell(run.schedule if k == "schedule" else run.config.get(k)) for k in knobs]
-        cells += [f"<td{bad}>{escape(run.status.replace('_', ' '))}</td>"]
-        names = ["select/epoch", "select/score", *full.values()]
-        cells += [_cell(final(run, name)) for name in names]
-        body.append(f'<tr data-run="{i}">{"".join(cells)}</tr>')
+        bad = "" if run.status in GOOD else " bad"
+        numbers = [final(run, at) for at in ("select/epoch", "select/score", *full.values())]
+        body += (
+            f'<tr data-run="{i}">'
+            f"<td><button>{_dot(colour[run])}{escape(run.name)}{star}</button></td>"
+            f"{''.join(_cell(run.knob(name)) for name in knobs)}"
+            f'<td class="left{bad}">{escape(run.status.replace("_", " "))}</td>'
+            f"{''.join(map(_cell, numbers))}</tr>"
+        )
     return (
         f'<div id="table" tabindex="0" role="region" aria-label="Table of runs"><table><thead><tr>'
-        f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        f"{head}</tr></thead><tbody>{body}</tbody></table>"
         '<p class="note" id="none" hidden>No run is shown: the filters leave none.</p></div>\n'
     )
 
 
 def fronts(runs: Sequence[Run]) -> str:
     """The front of each schedule, or of all runs, in numbers; the best first."""
-    split = split_of(runs)
-    points: dict[str, list[tuple[float, float]]] = {}
-    for run in runs:
-        cost = (final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity"))
-        if run.status in GOOD and cost[0] + cost[1] == cost[0] + cost[1]:
-            points.setdefault(run.schedule, []).append(cost)
-    rows = sorted(points.items(), key=lambda item: -hypervolume(item[1]))
-    if len(rows) > 1:
-        rows.append(("all runs", [cost for found in points.values() for cost in found]))
+    rows = schedule_fronts(runs)
     if not rows:
         return '<p class="note">No run has ended well yet.</p>'
-    heads = ["schedule", "runs", "hypervolume", *(f"fvu at {s}" for s in SPARSITIES)]
+    if len(rows) > 1:
+        rows.append(front_row("all runs", costs(runs, split_of(runs))))
     body = "".join(
-        f"<tr><td>{escape(name)}</td>"
-        + "".join(_cell(v) for v in (len(c), hypervolume(c), *(fvu_at(c, s) for s in SPARSITIES)))
-        + "</tr>"
-        for name, c in rows
+        f"<tr><td>{escape(name)}</td>{''.join(map(_cell, values))}</tr>" for name, *values in rows
     )
-    head = "".join(f"<th>{name}</th>" for name in heads)
+    head = "".join(f"<th>{name}</th>" for name in FRONT_HEADS)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -345,11 +325,10 @@ def _figure(one: Shown) -> str:
 
 
 def _choice(runs: Sequence[Run]) -> str:
-    names = {id(run): name for name, members in groups(runs).items() for run in members}
-    full = {id(run) for run in shown_in_full(runs)}
+    settings, full = labels(runs), shown_in_full(runs)
     options = "".join(
-        f'<option value="{i}">{"● " if id(run) in full else ""}'
-        f"{escape(run.name)}: {escape(names[id(run)])}, seed {run.config.get('seed')}</option>"
+        f'<option value="{i}">{"● " if run in full else ""}'
+        f"{escape(run.name)}: {escape(settings[run])}, seed {run.config.get('seed')}</option>"
         for i, run in enumerate(runs)
     )
     return (
@@ -357,11 +336,6 @@ def _choice(runs: Sequence[Run]) -> str:
         '<label>Utterance <select id="choose-utterance"></select></label>'
         '<label>Unit <select id="choose-unit"></select></label></div>'
     )
-
-
-def _looks(runs: Sequence[Run]) -> list[tuple[Run, Any]]:
-    members = groups(runs)
-    return [(run, look) for name, look in looks(list(members)).items() for run in members[name]]
 
 
 def _dot(color: str | None) -> str:
@@ -389,12 +363,12 @@ def _id(name: str) -> str:
     return re.sub(r"\W+", "-", name.lower())
 
 
-def _is_number(value: str) -> bool:
-    return re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) is not None
-
-
-def _order(value: str) -> Any:
-    return float(value) if _is_number(value) else value
+def _order(value: str) -> tuple:
+    """Numbers by size, then words."""
+    try:
+        return 0, float(value)
+    except ValueError:
+        return 1, value
 
 
 # ---- the program
@@ -402,15 +376,15 @@ def _order(value: str) -> Any:
 
 def title_of(ref: str) -> str:
     """What a page is called: the question of a local sweep, else the name of what was read."""
+    if not os.path.isdir(ref):
+        return ref
     file = Path(ref) / "sweep.yaml"
-    if os.path.isfile(file):
-        return question_of(file) or Path(ref).resolve().name
-    return Path(ref).resolve().name if os.path.isdir(ref) else ref
+    return (question_of(file) if file.is_file() else "") or Path(ref).resolve().name
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the page and print where it is; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page and print where it is."""
+    parser = program("report", __doc__)
     parser.add_argument(
         "ref",
         metavar="REF",
@@ -420,18 +394,13 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, metavar="FILE.html", help="default: REF/report.html, or ./report.html"
     )
     args = expanded(parser.parse_args(argv))
-    inside = Path(args.ref) if os.path.isdir(args.ref) else Path()
-    out = args.out or inside / "report.html"
+    out = args.out or folder_of(args.ref) / "report.html"
     html = page(read_comparable(args.ref), title_of(args.ref))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
         out.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
     print(f"report: {out}")
-    return 0
 
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.report"):
-        sys.exit(main())
+        main()

@@ -1,8 +1,6 @@
 """The figures of the report page: which there are, what they are called, and what they say."""
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,19 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis import insides, interactive, panels, sagittal
-from analysis.anatomy import answer, busiest_units, primitives
+from analysis.anatomy import answer, busiest_units, primitives, select_channels
 from analysis.drawing import Axis, Drawing, Missing, Panel, described, in_grid
-from analysis.labels import LABELS, Labelled, labelled
+from analysis.labels import LABELS, read_split
 from analysis.runs import Run, best, groups, score
-from emaae.data.demo import generate, read_score
-from emaae.data.features import (
-    ARTICULATORS,
-    CHANNELS,
-    FRAME_RATE_HZ,
-    find_features,
-    read_features,
-    read_times,
-)
+from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
 from emaae.runs.reconstructions import Reconstruction
 from emaae.system.errors import UserError
@@ -263,18 +253,16 @@ def collect(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[int, dict[str, li
     A key is the figure's name and, for those of one run, its position among the runs and that of
     the utterance or the unit. A figure is {figure, text}, or a text that says why there is none.
     """
-    of_all = [one for shown in SECTIONS.values() for one in shown if one.show]
-    figures = {one.name: _made(one.show, runs) for one in of_all if one.show}
+    every = [one for shown in SECTIONS.values() for one in shown]
+    figures = {one.name: _shown(one.show, runs) for one in every if one.show}
     for i, run in enumerate(runs):
-        figures[f"run-losses/{i}"] = _made(panels.run_losses, run)
-        figures[f"run-alpha/{i}"] = _made(panels.run_alpha, run)
+        figures[f"run-losses/{i}"] = _shown(panels.run_losses, run)
+        figures[f"run-alpha/{i}"] = _shown(panels.run_alpha, run)
     details = {}
     for n, run in enumerate(shown_in_full(runs)):
         i = runs.index(run)
-        found, details[i] = _in_full(run, UTTERANCES_OF_OTHERS if n else UTTERANCES_OF_BEST)
-        for name, figure in found.items():
-            kind, *which = name.split("/")
-            figures["/".join([kind, str(i), *which])] = figure
+        found, details[i] = _in_full(run, i, UTTERANCES_OF_OTHERS if n else UTTERANCES_OF_BEST)
+        figures |= found
     return figures, details
 
 
@@ -285,8 +273,11 @@ def shown_in_full(runs: Sequence[Run]) -> list[Run]:
     return leaders[:MAX_DETAILED] or [run for run in runs if run.history][:1]
 
 
-def _in_full(run: Run, n_utterances: int) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Figures of one run; without a model its reconstructions are those that it kept last."""
+def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Figures of run i by key, and what may be chosen.
+
+    Without a model its reconstructions are those that it kept last.
+    """
     model, kept = run.model(), run.reconstructions()
     found = kept[max(kept)][:n_utterances] if kept else []
     figures: dict[str, Any] = {}
@@ -297,37 +288,39 @@ def _in_full(run: Run, n_utterances: int) -> tuple[dict[str, Any], dict[str, lis
             y, z = answer(model, one.truth)
             encodings.append(z)
             cut = replace(cut, prediction=y[:MOST])
-            figures[f"encoding/{at}"] = _made(_encoding, cut, z[:MOST])
-        figures[f"reconstruction/{at}"] = _made(_reconstruction, cut, height=96)
+            figures[f"encoding/{i}/{at}"] = _shown(_encoding, cut, z[:MOST])
+        rows = [[panel] for panel in insides.reconstruction(cut)]
+        figures[f"reconstruction/{i}/{at}"] = _figure(Drawing(rows, share_x=True), height=96)
     may_choose = {"utterances": [one.name for one in found], "units": []}
     if not found:
-        figures["reconstruction"] = "This run has kept no reconstructions."
+        figures[f"reconstruction/{i}"] = "This run has kept no reconstructions."
     if model is None:
-        figures["encoding"] = "This run has no model, and so no encodings."
+        figures[f"encoding/{i}"] = "This run has no model, and so no encodings."
         lacking = "This run has no model that can be loaded."
-        return figures | dict.fromkeys(("kernels", *OF_UNITS), lacking), may_choose
-    figures["kernels"] = _made(_tiles, insides.kernels(run, N_TILES), height=240)
+        return figures | {f"{name}/{i}": lacking for name in ("kernels", *OF_UNITS)}, may_choose
+    kernels = in_grid(insides.kernels(run, N_TILES), 8)
+    figures[f"kernels/{i}"] = _figure(Drawing(kernels), height=240)
     units = np.empty(0, dtype=int)
     if encodings:
         units = busiest_units(model, np.concatenate(encodings), N_TILES)
     if not len(units):
         lacking = "No unit of this model fires on the utterances that were kept."
-        return figures | dict.fromkeys(("encoding", *OF_UNITS), lacking), may_choose
+        return figures | {f"{name}/{i}": lacking for name in ("encoding", *OF_UNITS)}, may_choose
     may_choose["units"] = names = [f"unit {unit}" for unit in units]
     effects = primitives(model, units)
     tiles = insides.montage(effects, names)
-    figures["primitives"] = _made(_tiles, tiles, height=240)
+    figures[f"primitives/{i}"] = _figure(Drawing(in_grid(tiles, 8)), height=240)
     labels, z_of_labels = _labelled(run, model)
     for at, unit in enumerate(units):
         firing = insides.firing([z[:, unit] for z in encodings], may_choose["utterances"])
         row = [tiles[at], sagittal.moved(effects[at]), firing]
-        figures[f"unit/{at}"] = _made(Drawing, [row], widths=(1, 1.2, 1.6))
+        figures[f"unit/{i}/{at}"] = _figure(Drawing([row], widths=(1, 1.2, 1.6)))
         for name in LABELS:
-            figures[f"unit-{name}s/{at}"] = "Labels are known of generated speech alone."
-            if name in labels:
-                figures[f"unit-{name}s/{at}"] = _made(
-                    insides.by_label, z_of_labels[:, unit], labels[name]
-                )
+            figures[f"unit-{name}s/{i}/{at}"] = (
+                _shown(insides.by_label, z_of_labels[:, unit], labels[name])
+                if labels
+                else "Labels are known of generated speech alone."
+            )
     return figures, may_choose
 
 
@@ -336,20 +329,14 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
 
     They are known of generated speech alone; {} for any other.
     """
-    found: list[Labelled] = []
-    if not run.config.get("val_dir"):  # the demo data
-        spoken = generate("val")[:MOST_LABELLED]
-        found = [labelled(u.features, u.times, u.phones, u.gestures) for u in spoken]
-    elif os.path.isdir(str(run.config.get("val_dir"))):
-        with contextlib.suppress(UserError):
-            files = find_features(run.config["val_dir"], bool(run.config.get("recursive")))
-            for file in files[:MOST_LABELLED]:
-                of, times = read_score(file.path), read_times(file.path)
-                found.append(labelled(read_features(file.path), times, *of))
-    if not found:
-        return {}, np.empty((0, model.inner_size))
-    kept = [CHANNELS.index(name) for name in insides.channels_of(model.input_dim)]
-    z = np.concatenate([answer(model, one.features[:, kept]).z for one in found])
+    folder, recursive = run.config.get("val_dir"), bool(run.config.get("recursive"))
+    try:
+        found = read_split("val", folder, recursive, MOST_LABELLED)
+    except UserError:
+        return {}, np.empty(0)
+    z = np.concatenate(
+        [answer(model, select_channels(one.features, model.input_dim)).z for one in found]
+    )
     labels = {name: np.concatenate([one.labels[name] for one in found]) for name in LABELS}
     bound = labels["gesture"]
     labels["gesture"] = np.where(bound == " ".join(ARTICULATORS), "all (vowel)", bound)
@@ -360,21 +347,17 @@ def _encoding(found: Reconstruction, z: np.ndarray) -> Drawing:
     return Drawing([[panel] for panel in insides.encodings(found, z)], heights=(1, 1.6))
 
 
-def _reconstruction(found: Reconstruction) -> Drawing:
-    return Drawing([[panel] for panel in insides.reconstruction(found)], share_x=True)
-
-
-def _tiles(found: Sequence[Panel]) -> Drawing:
-    return Drawing(in_grid(found, 8))
-
-
-def _made(show: Callable[..., Panel | Drawing], *args: Any, height: int = 340, **more: Any) -> Any:
+def _shown(show: Callable[..., Panel | Drawing], *args: Any) -> Any:
+    """The figure of what show draws, or why it draws nothing."""
     try:
-        made = show(*args, **more)
+        made = show(*args)
     except Missing as why:
         return f"{str(why)[0].upper()}{str(why)[1:]}."
     # Of a panel that is alone, the page has the title above it.
-    drawing = made if isinstance(made, Drawing) else Drawing([[replace(made, title="")]])
+    return _figure(made if isinstance(made, Drawing) else Drawing([[replace(made, title="")]]))
+
+
+def _figure(drawing: Drawing, height: int = 340) -> dict[str, Any]:
     figure = interactive.draw(drawing, height)
     figure.layout.template = None  # the page has it once
     return {"figure": json.loads(figure.to_json()), "text": described(drawing)}

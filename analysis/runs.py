@@ -28,14 +28,14 @@ from emaae.runs.reconstructions import Reconstruction
 from emaae.system.errors import UserError, last_words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """One run, as far as it got.
+    """One run, as far as it got, equal to itself alone.
 
     name: its folder's name, or its id on W&B. config, metrics, curves: the JSON files of that
-    name, {} without one. history: a row per epoch, in order, undefined values None. status: of
-    metrics.json, "unfinished" without one. ref: what `emaae.load_model` takes. last_words: the last
-    error that it printed, else its last line, when a sweep kept them.
+    name, {} without one. history: a row per epoch, in order, undefined values None. ref: what
+    `emaae.load_model` takes. last_words: the last error that it printed, else its last line, when a
+    sweep kept them.
     """
 
     name: str
@@ -43,10 +43,9 @@ class Run:
     history: list[dict]
     metrics: Mapping[str, Any]
     curves: Mapping[str, Any]
-    status: str
     ref: str
     last_words: str = ""
-    kept: Callable[[], Path | None] = field(default=lambda: None, repr=False, compare=False)
+    kept: Callable[[], Path | None] = field(default=lambda: None, repr=False)
 
     @property
     def schedule(self) -> str:
@@ -54,10 +53,24 @@ class Run:
         return str(self.config.get("schedule", "unknown"))
 
     @property
+    def status(self) -> str:
+        """How it ended; "unfinished" for a run that left no metrics."""
+        return str(self.metrics.get("status", "unfinished"))
+
+    @property
     def selected(self) -> dict:
         """The row of the epoch whose weights were selected, {} when none was."""
         epoch = self.metrics.get("select/epoch")
         return next((row for row in self.history if row["epoch"] == epoch), {})
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What is known of the selected weights: the row of their epoch, and the final metrics."""
+        return {**self.selected, **self.metrics}
+
+    def knob(self, name: str) -> Any:
+        """The value of a knob in the run's config, or its schedule; None without one."""
+        return self.schedule if name == "schedule" else self.config.get(name)
 
     def column(self, name: str) -> np.ndarray:
         """One metric over the epochs of the history (n,); NaN where it is undefined or missing."""
@@ -118,7 +131,7 @@ def read_comparable(*refs: str | os.PathLike) -> list[Run]:
     """
     runs = [run for ref in refs for run in read_runs(ref)]
     data = [read.data_of(run.config) for run in runs]
-    (most, _), *others = Counter(filter(None, data)).most_common() or [("", 0)]
+    (most, _), *_ = Counter(filter(None, data)).most_common(1) or [("", 0)]
     left = [run.name for run, of in zip(runs, data) if of not in ("", most)]
     if left:
         some = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
@@ -132,14 +145,12 @@ def read_comparable(*refs: str | os.PathLike) -> list[Run]:
 
 def read_run(folder: Path) -> Run:
     """One run from its folder, as far as it can be read."""
-    metrics = read.metrics(folder)
     return Run(
         name=folder.resolve().name,
         config=read.read_or_empty(folder / "config.json"),
         history=read.history(folder),
-        metrics=metrics,
+        metrics=read.metrics(folder),
         curves=read.read_or_empty(folder / "curves.json"),
-        status=str(metrics.get("status", "unfinished")),
         ref=str(folder),
         last_words=last_words(folder.parent.parent / "logs" / f"{folder.name}.txt"),
         kept=lambda: folder / "reconstructions",
@@ -158,23 +169,31 @@ def varying(runs: Sequence[Run]) -> list[str]:
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs of the same settings, all but the seed, under a label that says what varies."""
-    names = [name for name in varying(runs) if name != "seed"]
+    return grouped(runs, labels(runs).__getitem__)
+
+
+def labels(runs: Sequence[Run]) -> dict[Run, str]:
+    """The schedule of each run and its values of what varies, e.g. `cosine, alpha_max 0.5`."""
+    names = [name for name in varying(runs) if name not in ("schedule", "seed")]
+
+    def label(run: Run) -> str:
+        known = [f"{name} {text(run.config[name])}" for name in names if _matters(run, name)]
+        return ", ".join([run.schedule, *known])
+
+    return {run: label(run) for run in runs}
+
+
+def grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
+    """The runs by their key, in the order in which keys first occur."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(label(run, names), []).append(run)
+        found.setdefault(key(run), []).append(run)
     return found
-
-
-def label(run: Run, names: Sequence[str]) -> str:
-    """The run's schedule and its values of the knobs in names, e.g. `cosine, alpha_max 0.5`."""
-    rest = {name: run.config[name] for name in names if name != "schedule" and _matters(run, name)}
-    return ", ".join([run.schedule, *(f"{name} {text(value)}" for name, value in rest.items())])
 
 
 def best(runs: Sequence[Run]) -> Run | None:
     """The run that ended well with the lowest `select/score`; None when there is none."""
-    found = read.best({i: run.metrics for i, run in enumerate(runs)})
-    return None if found is None else runs[found]
+    return read.best({run: run.metrics for run in runs})
 
 
 def aims(runs: Sequence[Run]) -> str:
@@ -188,8 +207,8 @@ def score(run: Run) -> float:
 
 
 def final(run: Run, name: str) -> float:
-    """A number of the selected weights: from the metrics, or else the selected epoch's row."""
-    return number(run.metrics.get(name, run.selected.get(name)))
+    """A number of the selected weights, NaN when it is not known."""
+    return number(run.measured.get(name))
 
 
 def split_of(runs: Sequence[Run]) -> str:
@@ -233,7 +252,6 @@ def _read_wandb(path: str) -> list[Run]:
             history=run.history,
             metrics=run.metrics,
             curves=run.curves,
-            status=str(run.metrics.get("status", "unfinished")),
             ref=run.model_ref,
             kept=run.reconstructions,
         )

@@ -5,11 +5,8 @@ where they rest, and how far one unit of a channel reaches, is a template's: fea
 of each channel, so offsets and scales are not in the data.
 """
 
-import argparse
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,6 +17,7 @@ from scipy.interpolate import CubicSpline
 from analysis.colours import PREDICTION, SOFT, TRUTH
 from analysis.drawing import Axis, Line, Look, Panel
 from analysis.insides import through
+from analysis.programs import folder_of, program, writing
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import SD_MM
@@ -66,14 +64,12 @@ def positions(features: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def contour(tip: np.ndarray, body: np.ndarray, dorsum: np.ndarray) -> np.ndarray:
-    """A smooth line (n, 2) from the tongue's tip through body and dorsum to the fixed root."""
-    return _smooth(np.array([tip, body, dorsum, ROOT_MM], dtype=float))
-
-
 def outlines(at: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Lines (n, 2) of the tongue and of what moves with the other sensors, from where they are."""
-    lines = {"tongue": contour(at["TT"], at["TB"], at["TD"])}
+    """Smooth lines (n, 2) of the tongue and of what moves with the other sensors.
+
+    at: where the sensors are. The tongue reaches from its tip to its fixed root.
+    """
+    lines = {"tongue": _smooth(np.array([at["TT"], at["TB"], at["TD"], ROOT_MM]))}
     return lines | {name: at[name] + _smooth(line) for name, line in OUTLINES_MM.items()}
 
 
@@ -86,7 +82,7 @@ def moved(effect: np.ndarray) -> Panel:
     strongest = int(np.abs(effect[: len(ARTICULATORS)]).sum(0).argmax())
     rest = {name: np.array(at) for name, at in REST_MM.items()}
     steps = {name: path[strongest] - rest[name] for name, path in paths.items()}
-    most = max(1e-9, *(float(np.linalg.norm(step)) for step in steps.values()))
+    most = max(1e-9, np.linalg.norm(list(steps.values()), axis=1).max())
     at = {name: rest[name] + step * LARGEST_MM / most for name, step in steps.items()}
     still = [(_smooth(line), SOFT, 1.2) for line in (PALATE_MM, THROAT_MM)]
     before = [(line, SOFT, 0.7) for line in outlines(rest).values()]
@@ -101,94 +97,69 @@ def moved(effect: np.ndarray) -> Panel:
     return Panel(x, y, [*drawn, sensors], "where it moves them", equal=True)
 
 
-class Film:
-    """The drawing of one frame after another; what stays still is drawn once."""
+def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
+    """The picture of each frame of an utterance, truth over reconstruction."""
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    mouth = figure.add_axes((0.02, 0.245, 0.96, 0.685))
+    mouth.set(xlim=(-22, 74), ylim=(-50, 28), xticks=[], yticks=[], aspect="equal")
+    mouth.spines[:].set_visible(False)
+    mouth.plot(*_smooth(PALATE_MM).T, color="0.6", lw=2)
+    mouth.plot(*_smooth(THROAT_MM).T, color="0.6", lw=2)
+    mouth.fill([0, -2.5, 0.5, 3], [0, 1.5, 8, 7], color="0.8", lw=0)  # the upper incisors
+    figure.text(0.03, 0.945, title, fontsize=8, parse_math=False)
+    note = "schematic: rest positions and mm per unit are a template's"
+    figure.text(0.03, 0.225, note, fontsize=6, color="0.4")
+    for x, name, color in ((0.6, "truth", TRUTH), (0.73, "reconstruction", PREDICTION)):
+        figure.text(x, 0.905, name, fontsize=8, color=color, weight="bold")
 
-    def __init__(self, found: Reconstruction, title: str):
-        self.found = found
-        self.figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor="white")
-        self.canvas = FigureCanvasAgg(self.figure)
-        self.mouth = mouth = self.figure.add_axes((0.02, 0.245, 0.96, 0.685))
-        mouth.set(xlim=(-22, 74), ylim=(-50, 28), xticks=[], yticks=[], aspect="equal")
-        mouth.spines[:].set_visible(False)
-        mouth.plot(*_smooth(PALATE_MM).T, color="0.6", lw=2)
-        mouth.plot(*_smooth(THROAT_MM).T, color="0.6", lw=2)
-        mouth.fill([0, -2.5, 0.5, 3], [0, 1.5, 8, 7], color="0.8", lw=0)  # the upper incisors
-        self.figure.text(0.03, 0.945, title, fontsize=8, parse_math=False)
-        self.figure.text(
-            0.03,
-            0.225,
-            "schematic: rest positions and mm per unit are a template's",
-            fontsize=6,
-            color="0.4",
-        )
-        for x, (name, color) in zip(
-            (0.6, 0.73), (("truth", TRUTH), ("reconstruction", PREDICTION))
-        ):
-            self.figure.text(x, 0.905, name, fontsize=8, color=color, weight="bold")
-
-        self.sides = []
-        for values, color, width in (
-            (found.prediction, PREDICTION, 3.2),
-            (found.truth, TRUTH, 1.4),
-        ):
-            line: dict[str, Any] = {
-                "color": color,
-                "lw": width,
-                "animated": True,
-                "solid_capstyle": "round",
-            }
-            dots: dict[str, Any] = {"color": color, "ms": 3 + 1.2 * width, "animated": True}
-            drawn = {name: mouth.plot([], [], **line)[0] for name in ("tongue", *OUTLINES_MM)}
-            self.sides.append((positions(values), drawn, mouth.plot([], [], "o", **dots)[0]))
-        self.labels = {
-            sensor: mouth.text(0, 0, sensor, fontsize=6, color="0.3", animated=True, clip_on=True)
-            for sensor in REST_MM
+    sides = []
+    for values, color, width in ((found.prediction, PREDICTION, 3.2), (found.truth, TRUTH, 1.4)):
+        lines = {
+            name: mouth.plot([], [], color=color, lw=width, solid_capstyle="round")[0]
+            for name in ("tongue", *OUTLINES_MM)
         }
+        (dots,) = mouth.plot([], [], "o", color=color, ms=3 + 1.2 * width)
+        sides.append((positions(values), lines, dots))
+    labels = {
+        sensor: mouth.text(0, 0, sensor, fontsize=6, color="0.3", clip_on=True)
+        for sensor in REST_MM
+    }
 
-        self.pitch = pitch = self.figure.add_axes((0.12, 0.075, 0.85, 0.13))
-        seconds = np.arange(len(found.truth)) / FRAME_RATE_HZ
-        column = found.channels.index("pitch")
-        pitch.plot(seconds, found.prediction[:, column], color=PREDICTION, lw=2.2)
-        pitch.plot(seconds, found.truth[:, column], color=TRUTH, lw=1)
-        pitch.set_xlim(0, max(seconds[-1], 1 / FRAME_RATE_HZ))
-        pitch.set_ylabel("pitch (Hz)", fontsize=7)
-        pitch.set_xlabel("seconds", fontsize=7, labelpad=1)
-        pitch.tick_params(labelsize=6, length=2, pad=1.5)
-        pitch.locator_params(axis="y", nbins=3)
-        pitch.spines[["top", "right"]].set_visible(False)
-        self.cursor = pitch.axvline(0, color="0.2", lw=1, animated=True)
-        self.canvas.draw()
-        self.still = self.canvas.copy_from_bbox(self.figure.bbox)
+    pitch = figure.add_axes((0.12, 0.075, 0.85, 0.13))
+    seconds = np.arange(len(found.truth)) / FRAME_RATE_HZ
+    column = found.channels.index("pitch")
+    pitch.plot(seconds, found.prediction[:, column], color=PREDICTION, lw=2.2)
+    pitch.plot(seconds, found.truth[:, column], color=TRUTH, lw=1)
+    pitch.set_xlim(0, max(seconds[-1], 1 / FRAME_RATE_HZ))
+    pitch.set_ylabel("pitch (Hz)", fontsize=7)
+    pitch.set_xlabel("seconds", fontsize=7, labelpad=1)
+    pitch.tick_params(labelsize=6, length=2, pad=1.5)
+    pitch.locator_params(axis="y", nbins=3)
+    pitch.spines[["top", "right"]].set_visible(False)
+    cursor = pitch.axvline(0, color="0.2", lw=1)
 
-    def frame(self, t: int) -> Image.Image:
-        """The picture of frame t."""
-        self.canvas.restore_region(self.still)
-        for where, drawn, sensors in self.sides:
+    for t, second in enumerate(seconds):
+        for where, lines, dots in sides:
             now = {sensor: path[t] for sensor, path in where.items()}
             for name, line in outlines(now).items():
-                drawn[name].set_data(*line.T)
-            sensors.set_data(*np.array(list(now.values())).T)
-            for artist in (*drawn.values(), sensors):
-                self.mouth.draw_artist(artist)
-        for sensor, label in self.labels.items():
+                lines[name].set_data(*line.T)
+            dots.set_data(*np.array(list(now.values())).T)
+        for sensor, label in labels.items():
             aside = (-7, -1) if sensor in ("UL", "LL") else (2.2, 2.2)
             label.set_position(now[sensor] + aside)  # of the truth, which is drawn last
-            self.mouth.draw_artist(label)
-        self.cursor.set_xdata([t / FRAME_RATE_HZ] * 2)
-        self.pitch.draw_artist(self.cursor)
-        return Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3].copy())
+        cursor.set_xdata([second] * 2)
+        canvas.draw()
+        yield Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def write(found: Reconstruction, path: Path, title: str) -> int:
     """Film an utterance in real time; returns the bytes of the GIF. Raises UserError."""
-    film = Film(found, title)
-    frames = [film.frame(t) for t in range(len(found.truth))]
+    frames = list(film(found, title))
     # One palette for all, so that only what moves differs from one frame to the next.
     palette = frames[0].quantize(COLORS, dither=Image.Dither.NONE)
     frames = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in frames]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         frames[0].save(
             path,
             format="GIF",
@@ -198,14 +169,12 @@ def write(found: Reconstruction, path: Path, title: str) -> int:
             duration=1000 // FRAME_RATE_HZ,
             loop=0,
         )
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     return path.stat().st_size
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Film one kept utterance of a run; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.sagittal", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Film one kept utterance of a run."""
+    parser = program("sagittal", __doc__)
     parser.add_argument(
         "run", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run; of several, the best is filmed"
     )
@@ -217,13 +186,11 @@ def main(argv: list[str] | None = None) -> int:
     runs = read_runs(args.run)
     run = best(runs) or runs[0]
     found, _ = through(run, args.utterance)
-    beside = Path(args.run) if Path(args.run).is_dir() else Path()
-    path = args.out or beside / "sagittal.gif"
+    path = args.out or folder_of(args.run) / "sagittal.gif"
     if path.suffix != ".gif":
         raise UserError(f"--out must name a .gif file, got {path}")
     size = write(found, path, f"{found.name}, run {run.name}")
     print(f"{path}: {len(found.truth) / FRAME_RATE_HZ:.2f} s, {size / 1000:.0f} kB")
-    return 0
 
 
 def _smooth(points: np.ndarray) -> np.ndarray:
@@ -235,4 +202,4 @@ def _smooth(points: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.sagittal"):
-        sys.exit(main())
+        main()

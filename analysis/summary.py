@@ -4,12 +4,12 @@ One line per setting, mean and standard deviation over its seeds; one line per s
 of its runs. Runs of several REFs are put together. Numbers are those of the selected weights.
 """
 
-import argparse
 from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.fronts import fvu_at, hypervolume
+from analysis.fronts import FRONT_HEADS, schedule_fronts
+from analysis.programs import program
 from analysis.runs import GOOD, Run, aims, final, groups, read_comparable, split_of
 from emaae.system.errors import UserError, speaking_plainly
 from emaae.system.files import expanded
@@ -31,7 +31,6 @@ COLUMNS = {
     "distinct": "shift/distinct_units",
     "noise gain": "shift/noise_gain",
 }
-SPARSITIES = (0.8, 0.9, 0.95)
 
 
 def settings(runs: Sequence[Run]) -> str:
@@ -50,19 +49,12 @@ def settings(runs: Sequence[Run]) -> str:
 
 def fronts(runs: Sequence[Run]) -> str:
     """Hypervolume and fvu at a sparsity of each schedule's front, the best one first."""
-    split, lines = split_of(runs), []
-    points: dict[str, list[tuple[float, float]]] = {}
-    for run in runs:
-        if run.status in GOOD:
-            point = (final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity"))
-            points.setdefault(run.schedule, []).append(point)
-    for schedule in sorted(points, key=lambda name: -hypervolume(points[name])):
-        found = points[schedule]
-        at = [fvu_at(found, sparsity) for sparsity in SPARSITIES]
-        cells = ["–" if np.isnan(value) else f"{value:.4f}" for value in at]
-        lines.append([schedule, str(len(found)), f"{hypervolume(found):.4f}", *cells])
     return markdown(
-        ["schedule", "runs", "hypervolume", *(f"fvu at {s}" for s in SPARSITIES)], lines
+        FRONT_HEADS,
+        [
+            [name, str(n), *("–" if np.isnan(value) else f"{value:.4f}" for value in values)]
+            for name, n, *values in schedule_fronts(runs)
+        ],
     )
 
 
@@ -74,7 +66,7 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.summary", description=__doc__)
+    parser = program("summary", __doc__)
     parser.add_argument("refs", nargs="+", metavar="REF", help="as for analysis.report")
     args = expanded(parser.parse_args(argv))
     runs = read_comparable(*args.refs)

@@ -5,20 +5,19 @@ same but for the seed), schedule and seed. Metrics keep their names, with `_` fo
 `config_NAME`. Undefined values are empty.
 """
 
-import argparse
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.runs import Run, groups, read_runs
+from analysis.programs import folder_of, program, writing
+from analysis.runs import Run, labels, read_runs
 from emaae.config import Config
+from emaae.data import SPLITS
 from emaae.metrics import DENSITY_EDGES
-from emaae.system.errors import UserError, extra, speaking_plainly
+from emaae.system.errors import extra, speaking_plainly
 from emaae.system.files import expanded
 
 SERIES = ("encoding", "input")
-SPLITS = ("train", "val", "test")
 FORMATS = ("csv", "parquet")
 
 Row = dict[str, Any]
@@ -26,29 +25,25 @@ Row = dict[str, Any]
 
 def tables(runs: Sequence[Run]) -> dict[str, Any]:
     """The tables by name, each a pandas DataFrame; their rows are in the order of the runs."""
-    settings = {id(run): label for label, members in groups(runs).items() for run in members}
+    settings = labels(runs)
+
+    def rows(rows_of: Callable[[Run], Iterator[Row]]) -> Iterator[Row]:
+        for run in runs:
+            keys = {
+                "run": run.name,
+                "setting": settings[run],
+                "schedule": run.schedule,
+                "seed": run.config.get("seed"),
+            }
+            yield from (keys | row for row in rows_of(run))
+
     makers = {
         "runs": _of_run,
         "history": _of_history,
         "channels": _of_channels,
         "curves": _of_curves,
     }
-    return {
-        name: frame(
-            [
-                {
-                    "run": run.name,
-                    "setting": settings[id(run)],
-                    "schedule": run.schedule,
-                    "seed": run.config.get("seed"),
-                }
-                | row
-                for run in runs
-                for row in rows_of(run)
-            ]
-        )
-        for name, rows_of in makers.items()
-    }
+    return {name: frame(rows(rows_of)) for name, rows_of in makers.items()}
 
 
 def _of_run(run: Run) -> Iterator[Row]:
@@ -65,13 +60,12 @@ def _of_run(run: Run) -> Iterator[Row]:
 
 def _of_history(run: Run) -> Iterator[Row]:
     """A row per epoch."""
-    for row in run.history:
-        yield _scalars(row)
+    return map(_scalars, run.history)
 
 
 def _of_channels(run: Run) -> Iterator[Row]:
     """A row per split and channel, of the selected weights: fvu and Pearson r."""
-    measured = {**run.selected, **run.metrics}
+    measured = run.measured
     for split in SPLITS:
         prefix = f"{split}/fvu/"
         for name in (k.removeprefix(prefix) for k in measured if k.startswith(prefix)):
@@ -96,7 +90,7 @@ def _of_curves(run: Run) -> Iterator[Row]:
         for series in SERIES:
             for x, value in zip(lists.get(axis, ()), lists.get(series, ())):
                 yield {"curve": curve, "series": series, "x": x, "value": value}
-    measured = {**run.selected, **run.metrics}
+    measured = run.measured
     middles = [(a + b) / 2 for a, b in zip(DENSITY_EDGES, DENSITY_EDGES[1:])]
     for split in SPLITS:
         for x, value in zip(middles, measured.get(f"{split}/density_log10") or ()):
@@ -112,7 +106,7 @@ def _scalars(metrics: Mapping[str, Any]) -> Row:
     }
 
 
-def frame(rows: Sequence[Row]) -> Any:
+def frame(rows: Iterable[Row]) -> Any:
     """A pandas DataFrame with every column that some row has. Raises UserError without pandas."""
     with extra("analysis"):
         import pandas
@@ -125,18 +119,19 @@ def frame(rows: Sequence[Row]) -> Any:
 
 
 def write(table: Any, path: Path) -> None:
-    """As the path's suffix says, csv or parquet. Raises UserError without pyarrow."""
-    if path.suffix == ".csv":
-        table.to_csv(path, index=False)
-    else:
-        with extra("parquet"):
+    """Write it as the path's suffix says, csv or parquet. Raises UserError without pyarrow."""
+    with writing(path), extra("parquet"):
+        if path.suffix == ".csv":
+            table.to_csv(path, index=False)
+        else:
             import pyarrow  # noqa: F401
-        table.to_parquet(path, index=False)
+
+            table.to_parquet(path, index=False)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the tables that have rows; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the tables that have rows."""
+    parser = program("tables", __doc__)
     parser.add_argument(
         "runs", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run, a sweep, or an --out_dir"
     )
@@ -146,21 +141,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = expanded(parser.parse_args(argv))
     found = tables(read_runs(args.runs))
-    out = args.out or (Path(args.runs) if Path(args.runs).is_dir() else Path()) / "tables"
+    out = args.out or folder_of(args.runs) / "tables"
     for name, table in found.items():
         path = out / f"{name}.{args.format}"
         if table.empty:
             print(f"no {name}: no run has left any")
             continue
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            write(table, path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        write(table, path)
         print(f"{path}: {len(table)} rows, {len(table.columns)} columns")
-    return 0
 
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.tables"):
-        sys.exit(main())
+        main()

@@ -5,11 +5,15 @@ that sweep's runs; `--dry-run` prints it as JSON instead (of a project without a
 W&B is asked for the project). The metrics are those that runs log, by the names in docs/metrics.md.
 """
 
-import argparse
 import json
-import sys
+from collections.abc import Sequence
 from typing import Any
 
+from wandb_workspaces import expr
+from wandb_workspaces import workspaces as ws
+from wandb_workspaces.reports import v2 as wr
+
+from analysis.programs import program
 from emaae.system.errors import UserError, speaking_plainly
 from emaae.system.files import expanded
 
@@ -19,7 +23,6 @@ GROUP = "schedule"  # of the config: what alpha really did
 
 def sections() -> dict[str, list[Any]]:
     """The panels of each section."""
-    from wandb_workspaces.reports import v2 as wr
 
     def line(*y: str, x: str = "epoch", title: str | None = None, log: bool = False) -> Any:
         return wr.LinePlot(
@@ -35,9 +38,8 @@ def sections() -> dict[str, list[Any]]:
         )
 
     def scatter(x: str, y: str) -> Any:
-        return wr.ScatterPlot(
-            title=f"{y} against {x}", x=wr.SummaryMetric(x), y=wr.SummaryMetric(y)
-        )
+        title = f"{y} against {x}"
+        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y))
 
     knobs = ("schedule", "sparse_loss", "alpha", "alpha_max", "inner_size", "n_encoder", "seed")
     ends = ("test/sparsity", "shift/persistence", "test/fvu", "select/score")
@@ -85,17 +87,12 @@ def sections() -> dict[str, list[Any]]:
             ),
             wr.ParameterImportancePlot(with_respect_to="select/score"),
         ],
-        "Reconstructions": [
-            wr.MediaBrowser(media_keys=["reconstructions"], num_columns=1),
-        ],
+        "Reconstructions": [wr.MediaBrowser(media_keys=["reconstructions"], num_columns=1)],
     }
 
 
 def workspace(entity: str, project: str) -> Any:
     """The view, a `wandb_workspaces.workspaces.Workspace`; nothing is sent."""
-    from wandb_workspaces import expr
-    from wandb_workspaces import workspaces as ws
-
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -116,24 +113,20 @@ def workspace(entity: str, project: str) -> Any:
 
 def report(entity: str, project: str, sweep: str) -> Any:
     """A W&B Report of a sweep's runs, a `wandb_workspaces.reports.v2.Report`; nothing is sent."""
-    from wandb_workspaces import expr
-    from wandb_workspaces.reports import v2 as wr
 
     def grid(panels: list[Any]) -> Any:
         runs = [expr.Metric("Sweep") == sweep, expr.Metric("JobType") == "train"]
         of_sweep = wr.Runset(entity=entity, project=project, name=sweep, filters=runs)
         return wr.PanelGrid(runsets=[of_sweep], panels=panels)
 
-    promote = f"python -m emaae promote {entity}/{project}/{sweep}"
     blocks: list[Any] = [
         wr.P(f"The runs of sweep {sweep}. The best model is named by"),
-        wr.CodeBlock(promote),
+        wr.CodeBlock(f"python -m emaae promote {entity}/{project}/{sweep}"),
     ]
     for name, panels in sections().items():
         blocks += [wr.H2(name), grid(panels)]
-    return wr.Report(
-        entity=entity, project=project, title=f"Sweep {sweep}", width="fluid", blocks=blocks
-    )
+    title = f"Sweep {sweep}"
+    return wr.Report(entity=entity, project=project, title=title, width="fluid", blocks=blocks)
 
 
 def as_json(view: Any) -> dict[str, Any]:
@@ -149,9 +142,9 @@ def without_ids(value: Any) -> Any:
     return [without_ids(one) for one in value] if isinstance(value, list) else value
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Save the view or the report, or print it; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.workspace", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Save the view or the report, or print it."""
+    parser = program("workspace", __doc__)
     parser.add_argument("path", metavar="ENTITY/PROJECT[/SWEEP]")
     parser.add_argument("--dry-run", action="store_true", help="print it as JSON and send nothing")
     args = expanded(parser.parse_args(argv))
@@ -160,21 +153,17 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"{args.path!r} is no project on W&B: expected ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"
         )
-    view = workspace(*parts) if len(parts) == 2 else report(*parts)
-    if args.dry_run:
-        print(json.dumps(as_json(view), indent=2))
-        return 0
     try:
-        print(view.save().url)
+        view = workspace(*parts) if len(parts) == 2 else report(*parts)
+        print(json.dumps(as_json(view), indent=2) if args.dry_run else view.save().url)
     except Exception as error:  # whatever the network and the server do
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"W&B did not save the page of {args.path} ({reason}): log in with "
-            "`wandb login`, and check the path"
+            f"W&B did not {'show' if args.dry_run else 'save'} the page of {args.path} ({reason}): "
+            "log in with `wandb login`, and check the path"
         ) from None
-    return 0
 
 
 if __name__ == "__main__":
     with speaking_plainly("python -m analysis.workspace"):
-        sys.exit(main())
+        main()

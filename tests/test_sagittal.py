@@ -1,12 +1,14 @@
 """The film moves the sensors as the features say, in real time."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 from PIL import Image
 from synthetic_runs import CHANNELS, write_run
-from test_figures import give_model
 
 from analysis import sagittal
+from analysis.insides import through
 from analysis.runs import read_runs
 from emaae.data.phones import SD_MM
 from emaae.system.errors import UserError
@@ -14,9 +16,7 @@ from emaae.system.errors import UserError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = write_run(tmp_path_factory.mktemp("film") / "a", epochs=1)
-    give_model(folder)
-    return folder
+    return write_run(tmp_path_factory.mktemp("film") / "a", epochs=1, model=True)
 
 
 def test_a_sensor_rests_at_its_place_and_moves_by_its_own_scale():
@@ -32,11 +32,11 @@ def test_a_sensor_rests_at_its_place_and_moves_by_its_own_scale():
 
 def test_the_tongue_goes_through_tip_body_and_dorsum():
     rest = sagittal.REST_MM
-    line = sagittal.contour(rest["TT"], rest["TB"], rest["TD"])
+    line = sagittal.outlines(rest)["tongue"]
     for sensor in ("TT", "TB", "TD"):
         assert np.linalg.norm(line - rest[sensor], axis=1).min() < 2  # mm
     np.testing.assert_allclose(line[[0, -1]], [rest["TT"], sagittal.ROOT_MM])
-    folded = sagittal.contour(rest["TT"], rest["TT"], rest["TD"])
+    folded = sagittal.outlines(rest | {"TB": rest["TT"]})["tongue"]
     assert np.isfinite(folded).all()  # sensors that touch
 
 
@@ -48,7 +48,7 @@ def test_the_lips_are_in_front_of_the_tongue_and_the_upper_one_is_above():
 
 def test_the_film_has_a_frame_each_20_ms_and_only_what_moves_changes(run, tmp_path, capsys):
     path = tmp_path / "film.gif"
-    assert sagittal.main([str(run), "--out", str(path)]) == 0
+    sagittal.main([str(run), "--out", str(path)])
     assert f"{path}: 1.20 s" in capsys.readouterr().out
     with Image.open(path) as film:
         length, frames = 0, []
@@ -77,8 +77,6 @@ def test_a_film_is_a_gif(run, tmp_path):
 
 
 def test_the_same_run_gives_the_same_frame(run):
-    from analysis.insides import through
-
     found, _ = through(read_runs(run)[0])
-    first, again = (np.asarray(sagittal.Film(found, "a").frame(7)) for _ in range(2))
+    first, again = (np.asarray(next(islice(sagittal.film(found, "a"), 7, None))) for _ in "ab")
     np.testing.assert_array_equal(first, again)

@@ -13,8 +13,6 @@ from emaae.system.errors import UserError
 from emaae.system.files import read_json
 from emaae.tracking.download import CURVES
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
-
 # Runs the module as a program that cannot open a connection.
 OFFLINE = """
 import runpy, socket, sys
@@ -138,25 +136,26 @@ def test_a_path_that_is_no_project_is_refused(path):
         workspace.main([path])
 
 
-def test_it_is_saved_as_it_was_printed_and_its_address_is_said(view, tmp_path):
+def save(path, tmp_path) -> tuple[dict, str]:
+    """What W&B is sent, and the address that is printed, without the server's."""
     with Backend() as backend:
-        env = backend.environment(tmp_path)
-        done = forked("-m", "analysis.workspace", "me/project", **env)
+        done = forked("-m", "analysis.workspace", path, **backend.environment(tmp_path))
         assert done.returncode == 0, done.stderr
-        (saved,) = backend.views
-        assert done.stdout.startswith(f"{backend.url}/me/project?nw=")
         assert backend.strays == []
+        (saved,) = backend.views
+        return saved, done.stdout.removeprefix(backend.url)
+
+
+def test_it_is_saved_as_it_was_printed_and_its_address_is_said(view, tmp_path):
+    saved, address = save("me/project", tmp_path)
+    assert address.startswith("/me/project?nw=")
     assert (saved["entityName"], saved["projectName"]) == ("me", "project")
     sent = json.loads(saved["spec"])
     assert workspace.without_ids(sent) == view["spec"]
 
 
 def test_a_report_of_a_sweep_has_the_same_panels_of_its_runs_alone(view, tmp_path):
-    with Backend() as backend:
-        done = forked("-m", "analysis.workspace", "me/project/s1", **backend.environment(tmp_path))
-        assert done.returncode == 0, done.stderr
-        (saved,) = backend.views
-        assert backend.strays == []
+    saved, _ = save("me/project/s1", tmp_path)
     assert saved["displayName"] == "Sweep s1"
     grids = [b for b in json.loads(saved["spec"])["blocks"] if b["type"] == "panel-grid"]
     assert len(grids) == len(panels(view))
@@ -167,6 +166,13 @@ def test_a_report_of_a_sweep_has_the_same_panels_of_its_runs_alone(view, tmp_pat
         said = json.dumps(runset["filters"])
         assert '"s1"' in said
         assert '"train"' in said
+
+
+def test_without_a_key_the_page_of_a_sweep_is_refused_in_one_line(tmp_path):
+    done = forked("-m", "analysis.workspace", "me/project/s1", "--dry-run", HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert "W&B did not show the page of me/project/s1" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_server_that_refuses_is_one_line(tmp_path):
