@@ -7,16 +7,26 @@ from conftest import ROOT
 from forked import forked
 
 from analysis import summary
-from emaae.metric_table import BY_NAME, METRICS, SHORT, SHORT_AT_END, each_epoch, tables
+from emaae.metric_table import (
+    BY_NAME,
+    OF_RUNS,
+    OF_SHIFTS,
+    OF_SPLITS,
+    SHORT,
+    SHORT_AT_END,
+    each_epoch,
+    tables,
+)
 
 
 def test_each_name_stands_once():
-    names = [name for metric in METRICS for name in metric.full_names()]
-    assert len(names) == len(set(names))
+    for metrics in (OF_SPLITS, (*OF_RUNS, *OF_SHIFTS)):
+        names = [name for metric in metrics for name in metric.each_name()]
+        assert len(names) == len(set(names))
 
 
 def test_every_metric_has_words_and_a_meaning():
-    for metric in METRICS:
+    for metric in (*OF_SPLITS, *OF_RUNS, *OF_SHIFTS):
         assert metric.words
         assert metric.meaning
         assert "|" not in metric.meaning

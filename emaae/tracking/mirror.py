@@ -377,7 +377,7 @@ def _define_axes(run: Any, swept: client.Swept | None) -> None:
     for name, metric in BY_NAME.items() if swept is None or swept.metric else ():
         if swept and name == swept.metric:
             continue
-        if each_epoch(name) and metric.better and "CHANNEL" not in metric.names[0]:
+        if each_epoch(name) and metric.better and "CHANNEL" not in metric.names:
             best = "min" if metric.better == "lower" else "max"
             run.define_metric(name, step_metric="epoch", step_sync=False, summary=best)
     for axis, *metrics in (names.values() for names in CURVES.values()):
