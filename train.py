@@ -27,7 +27,6 @@ def main(argv: list[str] | None = None) -> int:
 
     from emaae.data import load_splits
     from emaae.evaluation import evaluate
-    from emaae.losses import Objective
     from emaae.models import build_model
     from emaae.runs import checkpoint
     from emaae.runs.console import Terminal
@@ -83,15 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         if not distributed.first():
             return 0
         for name in measured:
-            row = evaluate(
-                model,
-                splits[name],
-                Objective.of(config),
-                alpha=alpha,
-                batch_sz=config.batch_sz,
-                target_sparsity=config.target_sparsity,
-                target_persistence=config.target_persistence,
-            )
+            row = evaluate(model, splits[name], config, alpha)
             metrics |= {f"{name}/{key}": value for key, value in row.items()}
         if config.eval_only or fitted.best is not None:
             last = next(name for name in ("test", "val", "train") if name in splits)

@@ -27,7 +27,7 @@ from emaae.system.devices import keep_heap
 METRICS = ("fvu", "sparsity", "score")
 
 
-class Rows:
+class Rows(training.Run):
     """A run that remembers its rows."""
 
     def __init__(self) -> None:
@@ -36,15 +36,6 @@ class Rows:
     def log(self, row, seconds) -> None:
         """Keep a row."""
         self.rows.append(row)
-
-    def keep_best(self, model, selected) -> None:
-        """Nothing is kept."""
-
-    def keep_last(self, state, *, now=False) -> None:
-        """Nothing is kept."""
-
-    def reconstruct(self, model, val, epoch) -> None:
-        """Nothing is drawn."""
 
 
 def at_random(lengths: np.ndarray, batch_sz: int, seed: int, epoch: int) -> list[np.ndarray]:

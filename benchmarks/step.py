@@ -26,46 +26,38 @@ from emaae.config import Config
 from emaae.data import Split, batches, evaluation_order, training_order
 from emaae.evaluation import evaluate
 from emaae.filters import decode_filtered, filtered, windowed_sinc
-from emaae.losses import Objective
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.shift import CUTOFFS, LOWPASS_TAPS, quick, sample, shift_tolerance
 from emaae.system.devices import keep_heap
-from emaae.training import State, train_epoch
+from emaae.training import Run, State, train_epoch
 
 PRESETS = {"5/3": (5, 3), "3/3": (3, 3), "2/2": (2, 2)}
 
 
-class Silent:
+class Silent(Run):
     """A run that keeps nothing."""
 
-    def keep_last(self, state, *, now=False) -> None:
-        """Nothing is kept."""
 
-
-def model_of(inner_size: int, blocks: tuple[int, int], activation: str = "relu") -> CNNAutoEncoder:
+def model_of(inner_size: int, blocks: tuple[int, int]) -> CNNAutoEncoder:
     """A new model; the noise that it is timed on is standardised already."""
     torch.manual_seed(0)
-    return build_model(
-        inner_size=inner_size, n_encoder=blocks[0], n_decoder=blocks[1], activation=activation
-    )
+    return build_model(inner_size=inner_size, n_encoder=blocks[0], n_decoder=blocks[1])
 
 
 def ours(
-    split: Split,
-    inner_size: int,
-    blocks: tuple[int, int],
-    precision: str,
-    activation: str = "relu",
+    split: Split, inner_size: int, blocks: tuple[int, int], **knobs: str
 ) -> Callable[[], None]:
-    """What trains an epoch."""
-    config = Config.from_mapping({"precision": precision, "activation": activation})
-    state = State.begin(model_of(inner_size, blocks, activation), config)
+    """What trains an epoch; knobs: of `Config`."""
+    size = {"inner_size": inner_size, "n_encoder": blocks[0], "n_decoder": blocks[1]}
+    config = Config.from_mapping(size | knobs)
+    torch.manual_seed(0)
+    state = State.begin(build_model(**config.architecture).to(split.device), config)
 
     def epoch() -> None:
         # Its progress is not what is asked here.
         with contextlib.redirect_stdout(io.StringIO()):
-            train_epoch(state, split, Objective("l1"), 0.25, config, Silent())
-        state.batch, state.sums, state.active = 0, None, None
+            train_epoch(state, split, 0.25, config, Silent())
+        state.end_epoch()
 
     return epoch
 
@@ -161,7 +153,7 @@ def training(inner_size: int, turns: int, presets: list[str], rate: dict) -> Non
         before = dict(zip(candidates, heaps(textbook_step, textbook_step)))
         frames = dict.fromkeys(candidates, len(theirs.frames))
         for name, precision in PRECISIONS.items():
-            candidates[name] = ours(own, inner_size, blocks, precision)
+            candidates[name] = ours(own, inner_size, blocks, precision=precision)
             frames[name] = len(own.frames)
         work = 3 * flops(inner_size, blocks)
         return rows_of(preset, candidates, before, frames, work, rate, turns)
@@ -175,10 +167,11 @@ def activations(inner_size: int, turns: int) -> None:
     _, own, _ = typical_splits()
     rows = []
     for label, precision in PRECISIONS.items():
-        took = interleaved(
-            {name: ours(own, inner_size, PRESETS["5/3"], precision, name) for name in ACTIVATIONS},
-            turns,
-        )
+        candidates = {
+            name: ours(own, inner_size, PRESETS["5/3"], precision=precision, activation=name)
+            for name in ACTIVATIONS
+        }
+        took = interleaved(candidates, turns)
         for name, seconds in took.items():
             ms = f"{1e6 * seconds / len(own.frames):.1f}"
             rows.append([label, name, ms, f"x {seconds / took['relu']:.2f}"])
@@ -200,7 +193,7 @@ def validation(inner_size: int, turns: int, rate: dict) -> None:
 
     def ours_once(batch_sz: int, bf16: bool = False) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            evaluate(model, own, Objective("l1"), alpha=0.25, batch_sz=batch_sz)
+            evaluate(model, own, Config(batch_sz=batch_sz), 0.25)
 
     @torch.no_grad()
     def forward_only() -> None:
@@ -256,7 +249,7 @@ def metrics(inner_size: int, turns: int) -> None:
     for n in (28, 320, 2703):
         split = corpus.noise(corpus.lengths(n) * 7 // 13)  # as long as those of dev-clean
         ways = {
-            "epoch": partial(evaluate, model, split, Objective("l1"), alpha=0.25, batch_sz=32),
+            "epoch": partial(evaluate, model, split, Config(), 0.25),
             "shifts": partial(quick, model, sample(split)),
         }
         epoch, shifts = interleaved(ways, turns if n < 1000 else 1).values()
@@ -283,7 +276,7 @@ def scaling(inner_size: int, turns: int) -> None:
     for s in seconds_each:
         split = corpus.noise(np.full(max(1, n_frames // (50 * s)), 50 * s))
         name = f"{s} s"
-        candidates[name] = ours(split, inner_size, PRESETS["5/3"], "fp32")
+        candidates[name] = ours(split, inner_size, PRESETS["5/3"])
         frames[name] = len(split.frames)
     found = interleaved(candidates, turns)
     per_frame = {name: found[name] / frames[name] for name in found}
@@ -331,7 +324,8 @@ def two_steps(name: str, inner_size: int) -> None:
         else:
             if "not kept" not in name:
                 keep_heap()
-            step = ours(own, inner_size, PRESETS["5/3"], PRECISIONS[name.split(",")[0]])
+            precision = PRECISIONS[name.split(",")[0]]
+            step = ours(own, inner_size, PRESETS["5/3"], precision=precision)
         step(), step()
     # Not getrusage's, which begins with the peak of the process that started this one.
     status = Path("/proc/self/status").read_text()

@@ -34,7 +34,6 @@ from emaae.data import Split, batches
 from emaae.data.demo import generate
 from emaae.data.features import find_features, read_features
 from emaae.evaluation import evaluate
-from emaae.losses import Objective
 from emaae.models import build_model
 from emaae.system.devices import keep_heap
 from emaae.system.progress import progress
@@ -79,7 +78,7 @@ class Training(ABC):
 
     def __init__(self, train: Split, val: Split, config: Config):
         self.train, self.val, self.config = train, val, config
-        self.objective, self.seconds, self.done = Objective("l1"), 0.0, 0
+        self.seconds, self.done = 0.0, 0
         torch.manual_seed(config.seed)
         self.model = build_model(**config.architecture)
 
@@ -97,8 +96,7 @@ class Training(ABC):
             self.seconds += time.process_time() - began
             wall = time.perf_counter() - wall
             self.done += 1
-            shared = {"alpha": alpha, "batch_sz": 32, "target_persistence": 0}
-            row = evaluate(self.model, self.val, self.objective, **shared)
+            row = evaluate(self.model, self.val, self.config, alpha)
             kept = {name: row[name] for name in ("score", "fvu", "sparsity", "dead")}
             yield {"epoch": self.done, "seconds": self.seconds, "alpha": alpha, "wall": wall} | kept
 
@@ -136,9 +134,8 @@ class Ours(Training):
     def epoch(self, alpha: float) -> None:
         """As `train.py` does it."""
         with contextlib.redirect_stdout(io.StringIO()):
-            train_epoch(self.state, self.train, self.objective, alpha, self.config, Silent())
-        self.state.epoch += 1
-        self.state.batch, self.state.sums, self.state.active = 0, None, None
+            train_epoch(self.state, self.train, alpha, self.config, Silent())
+        self.state.end_epoch()
 
 
 @torch.no_grad()
@@ -152,7 +149,7 @@ def trainings(args: argparse.Namespace, train: Split, val: Split, seed: int) -> 
     """Both recipes, each with each of its numbers of epochs: (way, epochs) -> rows."""
     inner_size, n_encoder, n_decoder = SIZES[args.size]
     given = {"inner_size": inner_size, "n_encoder": n_encoder, "n_decoder": n_decoder}
-    given |= {"batch_sz": args.batch_sz, "seed": seed}
+    given |= {"batch_sz": args.batch_sz, "seed": seed, "target_persistence": 0}
     theirs, own = {"alpha_max": args.plain_alpha_max}, RECIPE | {"alpha_max": args.alpha_max}
     ways = [("plain", Plain, n, theirs, 2 / 3) for n in args.plain_epochs]
     ways += [("ours", Ours, n, own, args.ramp) for n in args.our_epochs]

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from emaae.config import Config
 from emaae.data import Split, batches, evaluation_order
 from emaae.losses import Objective, Sums
 from emaae.metrics import ReconstructionSums, SparsitySums, density_histogram, score
@@ -13,27 +14,19 @@ from emaae.system.distributed import pool, share, stop_together
 
 
 @torch.no_grad()
-def evaluate(
-    model: CNNAutoEncoder,
-    split: Split,
-    objective: Objective,
-    *,
-    alpha: float,
-    batch_sz: int,
-    target_sparsity: float = 0.9,
-    target_persistence: float = 0.9,
-) -> dict[str, Any]:
+def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) -> dict[str, Any]:
     """Every metric of a split, as one row; docs/metrics.md says what each means.
 
+    config: says by which loss, targets and batch size; alpha: the weight of the penalty by now.
     Tolerance to shifts is measured on a sample of the utterances, everything else on all of them.
 
     The model is measured in evaluation mode and left in the mode it was in.
     """
     was_training = model.training
     model.eval()
-    reconstruction, sparsity = ReconstructionSums(), SparsitySums()
+    objective, reconstruction, sparsity = Objective.of(config), ReconstructionSums(), SparsitySums()
     sums: Sums | None = None
-    for x, mask in batches(split, share(evaluation_order(split.lengths, batch_sz))):
+    for x, mask in batches(split, share(evaluation_order(split.lengths, config.batch_sz))):
         out = model(x, mask)
         sums = objective.sums(model, x, out, mask).plus(sums)
         reconstruction.add(model.standardise(x), model.standardise(out.y), mask)
@@ -51,7 +44,7 @@ def evaluate(
         row["fvu"],
         row["live_sparsity"],
         row["persistence_within"],
-        target_sparsity,
-        target_persistence,
+        config.target_sparsity,
+        config.target_persistence,
     )
     return {**row, "density_log10": density_histogram(sparsity.density())}

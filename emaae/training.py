@@ -31,7 +31,7 @@ DIVERGED_MSE = 1e6
 
 
 class Run(Protocol):
-    """Receives the events of a training."""
+    """Receives the events of a training; this one does nothing with them."""
 
     def keep_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """The weights have just become the best; `selected` are the metrics of the selection."""
@@ -147,6 +147,11 @@ class State:
         left = min(1.0, 1 - (step - first) / max(1, n_falling))
         return warm_up(step, n_warm) * LR_SCHEDULES[config.lr_schedule](left)
 
+    def end_epoch(self) -> None:
+        """Be before the first batch of the next one."""
+        self.epoch += 1
+        self.batch, self.sums, self.active = 0, None, None
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
         return {
@@ -243,7 +248,6 @@ def fit(
 
 def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) -> str:
     """All epochs that are left; returns the status."""
-    objective = Objective.of(config)
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
     model, selection, phase, note = state.model, state.selection, state.phase, ""
     falls = config.early_stop and config.lr_schedule != "constant"
@@ -255,27 +259,18 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
         k = config.k_fraction_at(state.epoch)
         if model.gate:
             model.gate.k = k
-        measured = train_epoch(state, train, objective, alpha, config, run, note)
-        validated = evaluate(
-            model,
-            val,
-            objective,
-            alpha=alpha,
-            batch_sz=config.batch_sz,
-            target_sparsity=config.target_sparsity,
-            target_persistence=config.target_persistence,
-        )
+        measured = train_epoch(state, train, alpha, config, run, note)
+        validated = evaluate(model, val, config, alpha)
         # The last bits may differ, and what is decided by them may not.
         measured, validated = shared((measured, validated))
-        state.epoch += 1
-        state.batch, state.sums, state.active = 0, None, None
+        state.end_epoch()
         # NaN compares as False.
         diverged = not (math.isfinite(measured["loss"]) and measured["mse"] < DIVERGED_MSE)
         improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
         if improved:
             state.best = copy.deepcopy(model.state_dict())
         row = {"epoch": state.epoch, "alpha": alpha, "lr": state.optimizer.lr}
-        row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
+        row["lambda_eff"] = lambda_eff(alpha, Objective.of(config).pressure(model))
         if model.gate:
             row["k_fraction"] = k
         row |= {f"train/{name}": value for name, value in measured.items()}
@@ -314,7 +309,6 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
 def train_epoch(
     state: State,
     split: Split,
-    objective: Objective,
     alpha: float,
     config: Config,
     run: Run,
@@ -325,7 +319,7 @@ def train_epoch(
     `note` stands behind the progress bar. Sums stay on the device until the pass is over, so that
     no step waits for the one before.
     """
-    model, optimizer = state.model.train(), state.optimizer
+    model, optimizer, objective = state.model.train(), state.optimizer, Objective.of(config)
     order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
     what = f"epoch {state.epoch + 1}/{config.epochs}"
     bf16 = use_bf16(config.precision, split.device)
