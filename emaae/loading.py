@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -39,7 +39,9 @@ def model_file(ref: str | os.PathLike) -> Iterator[Path]:
     path = Path(ref).expanduser()
     if os.path.isdir(path):
         known = [path / "best" / "best.pth", path / "best.pth"]
-        path = next((p for p in (*known, *_only(path.glob("*.pth"))) if p.is_file()), known[1])
+        others = [p for p in path.glob("*.pth") if is_data(p.name)]
+        known += others if len(others) == 1 else []
+        path = next((p for p in known if p.is_file()), path / "best.pth")
     if not os.path.isfile(path):
         raise UserError(
             f"no model at {ref}: expected a .pth file, a run's folder with best.pth in it, a "
@@ -49,8 +51,3 @@ def model_file(ref: str | os.PathLike) -> Iterator[Path]:
     if not os.path.isfile(beside):
         raise UserError(f"{beside} is missing: a model needs the model_config.json beside it")
     yield path
-
-
-def _only(paths: Iterable[Path]) -> list[Path]:
-    found = [path for path in paths if is_data(path.name)]
-    return found if len(found) == 1 else []

@@ -296,17 +296,11 @@ def sample(split: Split) -> Split:
 
 @torch.no_grad()
 def quick(model: CNNAutoEncoder, split: Split) -> dict[str, float]:
-    """What is worth knowing after every epoch, of a `sample` of a split: `EncodingSums.compute`.
-
-    The model is measured in evaluation mode and left in the mode it was in.
-    """
-    was_training = model.training
-    model.eval()
+    """What is worth knowing after every epoch, of a `sample` of a split: `EncodingSums.compute`."""
     encoded = list(_encoded(model, split))
     found = EncodingSums(model, encoded, lags=(1, 4), n_noisy=NOISY)
     for name, x, z in encoded:
         found.add(name, x, z)
-    model.train(was_training)
     return found.compute()
 
 
@@ -318,10 +312,7 @@ def shift_tolerance(
 
     docs/metrics.md says what each metric means. The curves are self-similarity over lags, gain
     over shifts, and the fvu after smoothing over cutoffs, each of the encoding and of the input.
-    The model is measured in evaluation mode and left in the mode it was in.
     """
-    was_training = model.training
-    model.eval()
     shifts = torch.stack([windowed_sinc(SHIFT_TAPS, delay=shift) for shift in SHIFTS])
     half = SHIFTS.index(0.5)
     smoothing = torch.stack([windowed_sinc(LOWPASS_TAPS, cutoff) for cutoff in CUTOFFS])
@@ -352,7 +343,6 @@ def shift_tolerance(
             moved_z.add((z_shifted - z)[..., inside], centred_z[:, inside])
             moved_x.add((x_shifted - x)[..., inside], centred_x[:, inside])
             inequivariance.add(followed[..., inside], centred_z[:, inside])
-    model.train(was_training)
 
     live, similar = found.z.live, found.similarity
     similarity = similar.curve(live)

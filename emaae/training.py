@@ -65,11 +65,7 @@ class Selection:
 
     def metrics(self) -> dict[str, float]:
         """What is logged of it, once, at the end of a run."""
-        return {
-            "select/score": self.score,
-            "select/epoch": self.epoch,
-            "select/alpha": self.alpha,
-        }
+        return {f"select/{name}": getattr(self, name) for name in ("score", "epoch", "alpha")}
 
 
 @dataclass

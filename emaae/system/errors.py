@@ -53,12 +53,9 @@ def speaking_plainly(program: str) -> Iterator[None]:
     as_usual = warnings.formatwarning
 
     def one_line(message, category, *where, **more) -> str:
-        ours = category is UserWarning
-        return (
-            f"warning: {plainly(str(message))}\n"
-            if ours
-            else as_usual(message, category, *where, **more)
-        )
+        if category is UserWarning:  # ours
+            return f"warning: {plainly(str(message))}\n"
+        return as_usual(message, category, *where, **more)
 
     warnings.formatwarning = one_line
     try:
