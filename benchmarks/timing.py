@@ -101,14 +101,23 @@ def machine() -> str:
     )
 
 
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean and standard deviation."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
 def show(head: list[str], rows: Iterable[list[str]]) -> None:
     """Print a Markdown table, each row when it comes."""
     print(f"\n{table(head, [])}", flush=True)
     for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
+        print(_line(row), flush=True)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Rows as a Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return "\n".join([_line(head), "|" + "---|" * len(head), *map(_line, rows)])
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
