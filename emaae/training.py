@@ -84,10 +84,6 @@ class Phase:
     length: int  # epochs of the schedule that patience must not cut short
     falling: int | None = None  # epochs finished when the rate began to fall; None while it is held
 
-    def t(self, finished: int) -> int | None:
-        """Epochs since the schedule began, for the epoch after `finished` ones."""
-        return None if self.started is None else finished - self.started
-
     def ramping(self, finished: int) -> bool:
         """Whether the last of `finished` epochs was still one of the schedule's."""
         return self.started is not None and finished - self.started <= self.length
@@ -128,8 +124,8 @@ class State:
 
     def alpha(self, held: float) -> float:
         """Alpha of the next epoch; `held` until the schedule begins."""
-        t = self.phase.t(self.epoch)
-        return held if t is None else self.schedule.alpha(t)
+        started = self.phase.started
+        return held if started is None else self.schedule.alpha(self.epoch - started)
 
     def lr_factor(self, config: Config, n_batches: int) -> float:
         """Fraction of --lr at the next step; n_batches: steps of an epoch."""
@@ -303,12 +299,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
 
 
 def train_epoch(
-    state: State,
-    split: Split,
-    alpha: float,
-    config: Config,
-    run: Run,
-    note: str = "",
+    state: State, split: Split, alpha: float, config: Config, run: Run, note: str = ""
 ) -> dict[str, float]:
     """The rest of one pass over a split; loss, mse, penalty and sparsity pooled over its frames.
 
@@ -317,22 +308,18 @@ def train_epoch(
     """
     model, optimizer, objective = state.model.train(), state.optimizer, Objective.of(config)
     order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
-    what = f"epoch {state.epoch + 1}/{config.epochs}"
+    what, n_batches = f"epoch {state.epoch + 1}/{config.epochs}", len(order)
     bf16 = use_bf16(config.precision, split.device)
+    left = batches(split, share(order[state.batch :]))
     for x, mask in progress(
-        batches(split, share(order[state.batch :])),
-        what,
-        total=len(order),
-        done=state.batch,
-        unit="batches",
-        after=note,
+        left, what, total=n_batches, done=state.batch, unit="batches", after=note
     ):
         optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             out = state.forward(x, mask)
         sums = objective.sums(model, x, out, mask).pooled()
         objective.terms(model, sums, alpha).loss.backward()
-        optimizer.step(state.lr_factor(config, len(order)))
+        optimizer.step(state.lr_factor(config, n_batches))
         state.sums = sums.plus(state.sums)
         active = pooled(out.z.detach().count_nonzero())
         state.active = active if state.active is None else state.active + active
