@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import train_together
 import yaml
-from conftest import ROOT, program, small_run
+from conftest import ROOT, environment_of, program, small_run
 from train_together import CASES, split_of
 
 import train
@@ -148,15 +148,9 @@ def swept(trees, tmp_path_factory):
     (place / "train.py").symlink_to(ROOT / "train.py")
     flags = [f for f in small_run(trees, place) if not f.startswith(DECIDED)]
     command = ("-m", "emaae", "sweep", "large.yaml", "--out", "out", "--jobs=1", "--", *flags)
-    outside = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    paths = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "NETRC": os.devnull,
-    }
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     runner = subprocess.Popen(
-        [sys.executable, *command], cwd=place, env=outside | paths, stdout=subprocess.PIPE
+        [sys.executable, *command], cwd=place, env=environment_of(**paths), stdout=subprocess.PIPE
     )
     history = place / "out" / "runs" / "0001" / "history.jsonl"
     deadline = time.monotonic() + 120

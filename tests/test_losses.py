@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from emaae.losses import PENALTIES, Objective, weight_penalty
+from emaae.losses import PENALTIES, Objective, Terms, weight_penalty
 from emaae.models import CNNAutoEncoder, Output
 
 
@@ -23,21 +23,26 @@ def small_model(**changes) -> CNNAutoEncoder:
     return CNNAutoEncoder(**{"inner_size": 24, "n_encoder": 2, "n_decoder": 2} | changes)
 
 
+def terms(objective: Objective, model, x, mask, alpha: float, out=None) -> Terms:
+    out = model(x, mask) if out is None else out
+    return objective.terms(model, objective.sums(model, x, out, mask), alpha)
+
+
 def test_mse_is_pooled_over_frames_and_not_over_utterances():
     model = small_model(input_dim=1)
     mask = ones(1, 3)
     x = torch.zeros(2, 1, 3)
     y = torch.tensor([[[1.0, 9, 9]], [[0, 0, 0]]])  # 9: padding, which must not count
-    sums = Objective("l1").sums(model, x, Output(y, torch.zeros(2, 24, 3)), mask)
-    assert float(Objective("l1").terms(model, sums, 0.0).mse) == pytest.approx(0.25)
+    out = Output(y, torch.zeros(2, 24, 3))
+    assert float(terms(Objective("l1"), model, x, mask, 0.0, out).mse) == pytest.approx(0.25)
 
 
 def test_mse_is_in_units_of_the_training_sd():
     model = small_model(input_dim=1)
     model.normalise(torch.tensor([150.0]), torch.tensor([20.0]))
     x, y = torch.full((1, 1, 4), 150.0), torch.full((1, 1, 4), 190.0)
-    sums = Objective("l1").sums(model, x, Output(y, torch.zeros(1, 24, 4)), ones(4))
-    assert float(Objective("l1").terms(model, sums, 0.0).mse) == pytest.approx(4.0)
+    out = Output(y, torch.zeros(1, 24, 4))
+    assert float(terms(Objective("l1"), model, x, ones(4), 0.0, out).mse) == pytest.approx(4.0)
 
 
 def test_l1_is_the_mean_over_units_and_real_frames():
@@ -70,18 +75,12 @@ def test_the_pressure_of_alpha_is_per_unit_for_means_over_units(name, pressure):
 def test_l1_decoder_norm_of_a_model_does_not_change_when_its_scale_moves():
     model, x, mask = small_model(), torch.randn(2, 13, 40), ones(40, 25)
     objective = Objective("l1_decoder_norm")
-
-    def measure() -> tuple[float, float]:
-        with torch.no_grad():
-            terms = objective.terms(model, objective.sums(model, x, model(x, mask), mask), 0.5)
-        return float(terms.mse), float(terms.penalty)
-
-    before = measure()
+    before = terms(objective, model, x, mask, 0.5).row()
     with torch.no_grad():
         model.encoder[-1].conv.weight *= 4
         model.encoder[-1].conv.bias *= 4
         model.decoder[0].conv.weight /= 4
-    assert measure() == pytest.approx(before, rel=1e-5)
+    assert terms(objective, model, x, mask, 0.5).row() == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-24])
@@ -89,8 +88,8 @@ def test_a_unit_that_nothing_reads_leaves_the_gradient_finite(size):
     model, x, mask = small_model(), torch.randn(1, 13, 20), ones(20)
     with torch.no_grad():
         model.decoder[0].conv.weight[:, 3] = size
-    objective, out = Objective("l1_decoder_norm", with_weights=True), model(x, mask)
-    objective.terms(model, objective.sums(model, x, out, mask), 0.5).loss.backward()
+    objective = Objective("l1_decoder_norm", with_weights=True)
+    terms(objective, model, x, mask, 0.5).loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
@@ -141,14 +140,10 @@ def test_slowness_within_utterances_does_not_count_what_differs_between_them():
 
 def test_slowness_stands_beside_the_mse():
     model, x, mask = small_model(), torch.randn(2, 13, 40), ones(40, 25)
-    out = model(x, mask)
-
-    def terms(objective):
-        return objective.terms(model, objective.sums(model, x, out, mask), 0.3)
-
-    plain, slow = terms(Objective("l1")), terms(Objective("l1", slow="tvu", slow_coefficient=0.5))
+    plain = terms(Objective("l1"), model, x, mask, 0.3)
+    slow = terms(Objective("l1", slow="tvu", slow_coefficient=0.5), model, x, mask, 0.3)
     assert plain.slow is None
-    assert slow.slow.item() == pytest.approx(penalty("tvu", out.z, mask))
+    assert slow.slow.item() == pytest.approx(penalty("tvu", model(x, mask).z, mask))
     assert slow.loss.item() == pytest.approx(plain.loss.item() + 0.7 * 0.5 * slow.slow.item())
 
 
@@ -175,9 +170,7 @@ def test_alpha_reaches_the_gradient(name):
 
     def gradient(alpha: float) -> torch.Tensor:
         model.zero_grad()
-        out = model(x, mask)
-        objective = Objective(name)
-        objective.terms(model, objective.sums(model, x, out, mask), alpha).loss.backward()
+        terms(Objective(name), model, x, mask, alpha).loss.backward()
         return model.encoder[0].conv.weight.grad.clone()
 
     none, half, most = gradient(0.0), gradient(0.5), gradient(0.9)

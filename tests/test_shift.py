@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from conftest import speech, stir
+from test_training import split_of
 
 from emaae.data import Split
 from emaae.filters import decode_filtered, filtered, windowed_sinc
@@ -26,10 +27,6 @@ from emaae.shift import (
 )
 
 SMOOTHING = torch.stack([windowed_sinc(101, cutoff) for cutoff in CUTOFFS])
-
-
-def split_of(*lengths: int) -> Split:
-    return Split.from_utterances((f"u{i}", speech(n, seed=i)) for i, n in enumerate(lengths))
 
 
 def random_model(split: Split, norm: str = "none", n_decoder: int = 3) -> CNNAutoEncoder:
