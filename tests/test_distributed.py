@@ -84,20 +84,18 @@ def test_an_interrupted_training_of_two_goes_on_as_if_it_had_not_been(together):
     assert rows[0] == rows[1] == whole[3:]
 
 
-def test_the_mistakes_of_all_are_told_by_the_process_that_met_them_first(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "tells"), [(UserError("wrong"), [1]), (Interrupted(), [0])], ids=["mistake", "signal"]
+)
+def test_a_mistake_of_all_is_told_by_who_met_it_first_and_an_interruption_by_the_first_process(
+    monkeypatch, error, tells
+):
     store, told = dist.HashStore(), []
     for rank in (1, 0, 2):
         monkeypatch.setattr(distributed._Group, "rank", rank)
-        told.append(distributed._speaks(store, UserError("wrong")))
-    assert told == [True, False, False]
-
-
-def test_an_interruption_is_told_by_the_first_process(monkeypatch):
-    store, told = dist.HashStore(), []
-    for rank in (1, 0, 2):
-        monkeypatch.setattr(distributed._Group, "rank", rank)
-        told.append(distributed._speaks(store, Interrupted()))
-    assert told == [False, True, False]
+        if distributed._speaks(store, error):
+            told.append(rank)
+    assert told == tells
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
