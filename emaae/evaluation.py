@@ -17,8 +17,9 @@ from emaae.system.distributed import pool, share, stop_together
 def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) -> dict[str, Any]:
     """Every metric of a split, as one row; docs/metrics.md says what each means.
 
-    config: says by which loss, targets and batch size; alpha: the weight of the penalty by now.
-    Tolerance to shifts is measured on a sample of the utterances, everything else on all of them.
+    config: its loss, targets and batch size count, but for alpha, the weight of the penalty, which
+    a schedule may have moved. Tolerance to shifts is measured on a sample of the utterances,
+    everything else on all of them.
 
     The model is measured in evaluation mode and left in the mode it was in.
     """
@@ -40,11 +41,6 @@ def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) 
     terms = objective.terms(model, sums.pooled(), alpha)
     row = terms.row() | reconstruction.compute(split.channels)
     row |= sparsity.compute() | quick(model, sample(split))
-    row["score"] = score(
-        row["fvu"],
-        row["live_sparsity"],
-        row["persistence_within"],
-        config.target_sparsity,
-        config.target_persistence,
-    )
+    targets = config.target_sparsity, config.target_persistence
+    row["score"] = score(row["fvu"], row["live_sparsity"], row["persistence_within"], *targets)
     return {**row, "density_log10": density_histogram(sparsity.density())}

@@ -87,7 +87,7 @@ def knob_of(f: "Field[Any]") -> Knob:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The way out of a misspelling: "; did you mean ...?" or nothing."""
+    """A hint to add to the error about a misspelt name: "; did you mean ...?", or ""."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -168,12 +168,12 @@ class Objective:
     def terms(self, model: CNNAutoEncoder, sums: Sums, alpha: float) -> Terms:
         """The loss of a batch or of a total of many; alpha in 0..1."""
         mse = sums.error / (model.input_dim * sums.n_frames)
-        norms, slow, kept = model.unit_norms(), None, mse
+        norms, slow, distortion = model.unit_norms(), None, mse
         penalty = PENALTIES[self.penalty].value(sums.penalty, sums.n_frames, norms)
         if self.slow_coefficient:
             slow = PENALTIES[self.slow].value(sums.slow, sums.n_frames, norms)
-            kept = mse + self.slow_coefficient * slow
-        loss = (1 - alpha) * kept + alpha * penalty
+            distortion = mse + self.slow_coefficient * slow
+        loss = (1 - alpha) * distortion + alpha * penalty
         if self.with_weights:
             loss = loss + weight_penalty(model.conv_weights())
         return Terms(loss, mse, penalty, slow)

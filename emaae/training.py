@@ -140,7 +140,7 @@ class State:
         return warm_up(step, n_warm) * LR_SCHEDULES[config.lr_schedule](left)
 
     def end_epoch(self) -> None:
-        """Be before the first batch of the next one."""
+        """Go on to the first batch of the next epoch."""
         self.epoch += 1
         self.batch, self.sums, self.active = 0, None, None
 
@@ -161,7 +161,7 @@ class State:
         }
 
     def load_state_dict(self, kept: Mapping[str, Any]) -> None:
-        """Become what `state_dict` described, on the device of the model."""
+        """Restore what `state_dict` returned, on the device of the model."""
         device = next(self.model.parameters()).device
 
         def here(tensor: torch.Tensor) -> torch.Tensor:
@@ -180,7 +180,7 @@ class State:
 
 @dataclass
 class Fitted:
-    """How training ended."""
+    """How training ended, and what it selected."""
 
     status: str  # finished, early_stopped or diverged
     selection: Selection
@@ -229,7 +229,7 @@ def fit(
                 "with another --run_name"
             ) from error
     try:
-        # Looked for after each batch, which all processes end together.
+        # Signals are looked for after each batch, where all processes stop together.
         with uninterrupted():
             status = _epochs(state, train, val, config, run)
     except Interrupted:
@@ -253,7 +253,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
             model.gate.k = k
         measured = train_epoch(state, train, alpha, config, run, note)
         validated = evaluate(model, val, config, alpha)
-        # The last bits may differ, and what is decided by them may not.
+        # Their last bits may differ between processes, whose decisions may not.
         measured, validated = shared((measured, validated))
         state.end_epoch()
         # NaN compares as False.
