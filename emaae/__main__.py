@@ -31,7 +31,7 @@ PARSER = _Parser(prog="python -m emaae", description=__doc__)
 VERBS = PARSER.add_subparsers(dest="verb", metavar="VERB", required=True)
 
 
-def argument(name: str, help: str, **options: Any) -> Argument:
+def argument(name: str, help: str = "", **options: Any) -> Argument:
     """An argument of a verb; options: of `ArgumentParser.add_argument`."""
     return name, {"help": help, **options}
 
@@ -178,7 +178,7 @@ def report(args: argparse.Namespace) -> None:
     main([args.ref, *(["--out", args.out] if args.out else [])])
 
 
-@verb(argument("files", "", nargs="+", metavar="FILE.yaml"))
+@verb(argument("files", nargs="+", metavar="FILE.yaml"))
 def lint(args: argparse.Namespace) -> int:
     """Say what is wrong with sweep files, by line."""
     from emaae.sweeps import file
