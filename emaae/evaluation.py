@@ -6,7 +6,7 @@ import torch
 
 from emaae.config import Config
 from emaae.data import Split, batches, evaluation_order
-from emaae.losses import Objective, Sums
+from emaae.losses import Sums, batch_sums, loss_terms
 from emaae.metrics import ReconstructionSums, SparsitySums, density_histogram, score
 from emaae.models import CNNAutoEncoder
 from emaae.shift import quick, sample
@@ -25,11 +25,11 @@ def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) 
     """
     was_training = model.training
     model.eval()
-    objective, reconstruction, sparsity = Objective.of(config), ReconstructionSums(), SparsitySums()
+    reconstruction, sparsity = ReconstructionSums(), SparsitySums()
     sums: Sums | None = None
     for x, mask in batches(split, share(evaluation_order(split.lengths, config.batch_sz))):
         out = model(x, mask)
-        sums = objective.sums(model, x, out, mask).plus(sums)
+        sums = batch_sums(config, model, x, out, mask).plus(sums)
         reconstruction.add(model.standardise(x), model.standardise(out.y), mask)
         sparsity.add(out.z, mask)
         stop_together()
@@ -38,7 +38,7 @@ def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) 
     assert sums is not None, "a split has at least one batch"
     pool(reconstruction)
     pool(sparsity)
-    terms = objective.terms(model, sums.pooled(), alpha)
+    terms = loss_terms(config, model, sums.pooled(), alpha)
     row = terms.row() | reconstruction.compute(split.channels)
     row |= sparsity.compute() | quick(model, sample(split))
     targets = config.target_sparsity, config.target_persistence

@@ -14,7 +14,7 @@ from torch import nn
 from emaae.config import Config
 from emaae.data import Split, batches, training_order
 from emaae.evaluation import evaluate
-from emaae.losses import Objective, Sums
+from emaae.losses import Sums, batch_sums, loss_terms, pressure
 from emaae.models import CNNAutoEncoder
 from emaae.optimizers import LR_SCHEDULES, Optimizer, warm_up
 from emaae.schedules import AlphaSchedule, lambda_eff
@@ -262,7 +262,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
         if improved:
             state.best = copy.deepcopy(model.state_dict())
         row = {"epoch": state.epoch, "alpha": alpha, "lr": state.optimizer.lr}
-        row["lambda_eff"] = lambda_eff(alpha, Objective.of(config).pressure(model))
+        row["lambda_eff"] = lambda_eff(alpha, pressure(config, model))
         if model.gate:
             row["k_fraction"] = k
         row |= {f"train/{name}": value for name, value in measured.items()}
@@ -306,7 +306,7 @@ def train_epoch(
     `note` stands behind the progress bar. Sums stay on the device until the pass is over, so that
     no step waits for the one before.
     """
-    model, optimizer, objective = state.model.train(), state.optimizer, Objective.of(config)
+    model, optimizer = state.model.train(), state.optimizer
     order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
     what, n_batches = f"epoch {state.epoch + 1}/{config.epochs}", len(order)
     bf16 = use_bf16(config.precision, split.device)
@@ -317,8 +317,8 @@ def train_epoch(
         optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             out = state.forward(x, mask)
-        sums = objective.sums(model, x, out, mask).pooled()
-        objective.terms(model, sums, alpha).loss.backward()
+        sums = batch_sums(config, model, x, out, mask).pooled()
+        loss_terms(config, model, sums, alpha).loss.backward()
         optimizer.step(state.lr_factor(config, n_batches))
         state.sums = sums.plus(state.sums)
         active = pooled(out.z.detach().count_nonzero())
@@ -329,6 +329,6 @@ def train_epoch(
     assert state.sums is not None, "a split has at least one batch"
     assert state.active is not None
     with torch.no_grad():
-        terms = objective.terms(model, state.sums, alpha)
+        terms = loss_terms(config, model, state.sums, alpha)
     n_values = len(split.frames) * model.inner_size
     return terms.row() | {"sparsity": 1 - int(state.active) / n_values}
