@@ -188,12 +188,9 @@ class CNNAutoEncoder(nn.Module):
 
         inward = [input_dim, *stack_widths(inner_size, n_encoder)]
         outward = [*reversed(stack_widths(inner_size, n_decoder)), input_dim]
-        if n_encoder == 5:
-            inward = [input_dim, *inward]
-        if n_decoder == 5:
-            outward = [inner_size, *outward]
-        self.encoder = _stack(inward, norm, ACTIVATIONS[activation](inner_size, gate_frames))
-        self.decoder = _stack(outward, norm, ReLU() if norm == "original" else None)
+        gate = ACTIVATIONS[activation](inner_size, gate_frames)
+        self.encoder = _stack(inward, n_encoder, norm, gate)
+        self.decoder = _stack(outward, n_decoder, norm, ReLU() if norm == "original" else None)
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("sd", torch.ones(input_dim))
 
@@ -265,8 +262,9 @@ def _field(blocks: Sequence[Block]) -> int:
     return 1 + sum(block.conv.kernel_size[0] - 1 for block in blocks)
 
 
-def _stack(widths: list[int], norm: str, end: nn.Module | None) -> Any:
-    n_blocks = len(widths) - 1
+def _stack(widths: list[int], n_blocks: int, norm: str, end: nn.Module | None) -> Any:
+    if n_blocks == 5:  # the first one keeps the width
+        widths = [widths[0], *widths]
     return nn.ModuleList(
         Block(widths[i], widths[i + 1], k, norm, ReLU() if i < n_blocks - 1 else end)
         for i, k in enumerate(stack_kernels(n_blocks))
