@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists what there is")
 
 
-Run = Callable[[argparse.Namespace], int | None]
+Verb = Callable[[argparse.Namespace], int | None]
 Argument = tuple[str, dict[str, Any]]
 PARSER = _Parser(prog="python -m emaae", description=__doc__)
 VERBS = PARSER.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -43,10 +43,10 @@ def knob(name: str) -> Argument:
     return argument(f"--{name}", KNOBS[name].text, choices=KNOBS[name].choices or None)
 
 
-def verb(*arguments: Argument, **options: Any) -> Callable[[Run], Run]:
+def verb(*arguments: Argument, **options: Any) -> Callable[[Verb], Verb]:
     """Make a function the verb of its name, and its docstring the verb's help."""
 
-    def declared(run: Run) -> Run:
+    def declared(run: Verb) -> Verb:
         name = run.__name__.replace("_", "-")
         parser = VERBS.add_parser(name, help=run.__doc__, description=run.__doc__, **options)
         parser.set_defaults(run=run)

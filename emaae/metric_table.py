@@ -13,7 +13,7 @@ from emaae.data.features import CHANNELS
 SCORE = "select/score"
 # The range of what is no single number.
 COUNTS = "counts"
-# Of these each epoch has the train split's too; of the others, those of val and test alone.
+# Logged of the train split too; the others of val and test alone.
 TRAINED = ("loss", "mse", "penalty", "slow", "sparsity")
 # Names in the short tables of the terminal, of model cards and of the report: of a split, without
 # it, and of no split.
