@@ -157,14 +157,8 @@ def sweep(args: argparse.Namespace) -> int:
     """Run a sweep file on this machine, without an account; again to go on where it stopped."""
     from emaae.sweeps import runner
 
-    return runner.run(
-        args.file,
-        jobs=args.jobs,
-        out=args.out,
-        storage=args.storage,
-        dry_run=args.dry_run,
-        flags=args.flags,
-    )
+    options = ("jobs", "out", "storage", "dry_run", "flags")
+    return runner.run(args.file, **{name: getattr(args, name) for name in options})
 
 
 @verb(
