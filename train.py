@@ -4,12 +4,13 @@ This is the program that a sweep runs. It says in order what a run does: config,
 fit, evaluate, publish. `python train.py --help` lists the flags.
 """
 
+import contextlib
 import gc
+import os
 import sys
 from typing import Any
 
 from emaae import command_line
-from emaae.system import distributed
 from emaae.system.errors import speaking_plainly
 from emaae.tracking import agent
 
@@ -27,12 +28,12 @@ def main(argv: list[str] | None = None) -> int:
 
     from emaae.data import load_splits
     from emaae.evaluation import evaluate
-    from emaae.losses import Objective
     from emaae.models import build_model
     from emaae.runs import checkpoint
     from emaae.runs.console import Terminal
     from emaae.runs.folder import RunFolder, check_space, ended
     from emaae.shift import shift_tolerance
+    from emaae.system import distributed
     from emaae.system.devices import compile_model, keep_heap, pick_device, repeat_bitwise
     from emaae.tracking import mirror
     from emaae.training import fit
@@ -83,15 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         if not distributed.first():
             return 0
         for name in measured:
-            row = evaluate(
-                model,
-                splits[name],
-                Objective.of(config),
-                alpha=alpha,
-                batch_sz=config.batch_sz,
-                target_sparsity=config.target_sparsity,
-                target_persistence=config.target_persistence,
-            )
+            row = evaluate(model, splits[name], config, alpha)
             metrics |= {f"{name}/{key}": value for key, value in row.items()}
         if config.eval_only or fitted.best is not None:
             last = next(name for name in ("test", "val", "train") if name in splits)
@@ -101,6 +94,15 @@ def main(argv: list[str] | None = None) -> int:
     return DIVERGED if status == "diverged" else 0
 
 
+def together() -> contextlib.AbstractContextManager[None]:
+    """Around a run: it computes together with the others that torchrun started, if it did."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return contextlib.nullcontext()
+    from emaae.system import distributed
+
+    return distributed.joined()
+
+
 if __name__ == "__main__":
-    with speaking_plainly("train.py"), distributed.joined():
+    with speaking_plainly("train.py"), together():
         sys.exit(main())

@@ -16,7 +16,7 @@ from emaae.data import Split
 from emaae.losses import LIVE
 from emaae.metrics import MIN_VARIANCE, zero
 from emaae.models import CNNAutoEncoder
-from emaae.shift import LAGS, CovarianceSums, Moments, SelfSimilaritySums, half_life_ms
+from emaae.shift import CovarianceSums, Moments, SelfSimilaritySums, half_life_ms
 
 # Resamples at once: their self-similarities are (resamples, L, C).
 AT_ONCE = 100
@@ -128,7 +128,7 @@ def measure(code: Code, split: Split) -> Measured:
         raw = split[i].T
         z, x = code.encode(raw), code.standardise(raw)
         error = (code.decode(z) - x).square().sum()
-        within, within_x = SelfSimilaritySums(LAGS), SelfSimilaritySums(LAGS)
+        within, within_x = SelfSimilaritySums(), SelfSimilaritySums()
         within.add(z - z.mean(1, keepdim=True))
         within_x.add(x - x.mean(1, keepdim=True))
         moments.add(z)

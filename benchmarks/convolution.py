@@ -58,12 +58,8 @@ def both_ways(
     way: Callable, x: Tensor, w: Tensor, gradient: Tensor
 ) -> Callable[[], tuple[Tensor, Tensor]]:
     """What computes forward and backward, and gives the gradients of x and w."""
-    x, w = x.requires_grad_(), w.requires_grad_()
-
-    def once() -> tuple[Tensor, Tensor]:
-        return torch.autograd.grad(way(x, w), (x, w), gradient)
-
-    return once
+    both = x.requires_grad_(), w.requires_grad_()
+    return lambda: torch.autograd.grad(way(*both), both, gradient)
 
 
 def main() -> None:

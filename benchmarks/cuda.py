@@ -6,8 +6,6 @@ of the matrix peak measured beside it, and the kernels that take the time.
 """
 
 import argparse
-import contextlib
-import io
 import statistics
 import sys
 import time
@@ -17,14 +15,10 @@ from itertools import product
 import torch
 
 from benchmarks import corpus
-from benchmarks.step import PRESETS, Silent, flops, model_of
+from benchmarks.step import PRESETS, flops, ours
 from benchmarks.timing import machine, table
-from emaae.config import Config
-from emaae.data import Split
-from emaae.losses import Objective
 from emaae.system.devices import pick_device, repeat_bitwise
 from emaae.system.errors import UserError, speaking_plainly
-from emaae.training import State, train_epoch
 
 
 def seconds(work: Callable[[], object], turns: int) -> float:
@@ -44,22 +38,6 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
     n = 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / seconds(lambda: torch.mm(a, b), 10)
-
-
-def epoch_of(
-    split: Split, precision: str, preset: str, inner_size: int, optimizer: str = "muon"
-) -> Callable[[], None]:
-    """What trains one epoch."""
-    config = Config.from_mapping({"precision": precision, "optimizer": optimizer})
-    model = model_of(inner_size, PRESETS[preset]).to(split.device)
-    state = State.begin(model, config)
-
-    def epoch() -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            train_epoch(state, split, Objective("l1"), 0.25, config, Silent())
-        state.batch, state.sums, state.active = 0, None, None
-
-    return epoch
 
 
 def main() -> None:
@@ -82,9 +60,10 @@ def main() -> None:
             repeat_bitwise()
         for preset, optimizer, precision in product(PRESETS, ("adamw", "muon"), peaks):
             torch.cuda.reset_peak_memory_stats()
-            epoch = epoch_of(split, precision, preset, args.inner_size, optimizer)
+            size = (args.inner_size, PRESETS[preset])
+            epoch = ours(split, *size, precision=precision, optimizer=optimizer)
             took = seconds(epoch, args.turns)
-            work = 3 * flops(args.inner_size, PRESETS[preset]) * frames
+            work = 3 * flops(*size) * frames
             gib = torch.cuda.max_memory_allocated() / 2**30
             what = f"{optimizer} {precision}" + (" deterministic" if exactly else "")
             of_peak = f"{100 * work / peaks[precision] / took:.0f} %"
@@ -93,7 +72,7 @@ def main() -> None:
     print("\n" + table(head, rows))
 
     few = split.pick(range(min(len(split), 32 * 20)))
-    epoch = epoch_of(few, "bf16", "5/3", args.inner_size)
+    epoch = ours(few, args.inner_size, PRESETS["5/3"], precision="bf16", optimizer="muon")
     epoch()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         epoch()

@@ -17,15 +17,15 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks import corpus
 from emaae.config import Config
 from emaae.data import batches, load_splits, training_order
-from emaae.data.demo import DURATION_QUANTILES, SPLITS
 from emaae.data.features import FRAME_RATE_HZ, find_features, read_features
 from emaae.system.progress import progress
 
@@ -34,12 +34,10 @@ SPEAKERS, CHAPTERS = 251, 585  # of train-clean-100
 
 def make_tree(root: Path, n_utterances: int, scale: float) -> int:
     """Write features and times, named and nested like LibriSpeech's; returns the frames."""
-    rng = np.random.default_rng(0)
-    seconds = np.interp(
-        rng.uniform(size=n_utterances), DURATION_QUANTILES, SPLITS["train"].durations_s
+    lengths = np.maximum(1, corpus.lengths(n_utterances) * scale).astype(int)
+    noise = np.random.default_rng(0).standard_normal(
+        (lengths.max() + n_utterances, 14), dtype=np.float32
     )
-    lengths = np.maximum(1, seconds * scale * FRAME_RATE_HZ).astype(int)
-    noise = rng.standard_normal((lengths.max() + n_utterances, 14), dtype=np.float32)
     for i in progress(range(n_utterances), "writing", unit="utterances"):
         chapter = i % CHAPTERS
         speaker = chapter % SPEAKERS
@@ -70,11 +68,8 @@ def start(root: Path, cache: Path) -> None:
 
 def measure(root: Path, cache: Path, repeats: int) -> dict[str, list[float]]:
     """Seconds of each repeat; the ways take turns, so that a busy machine is busy for all."""
-    ways: dict[str, Callable[[], object]] = {
-        "npz": lambda: read_npz(root),
-        "first": lambda: start(root, cache),
-        "second": lambda: start(root, cache),
-    }
+    again = partial(start, root, cache)
+    ways = {"npz": partial(read_npz, root), "first": again, "second": again}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         shutil.rmtree(cache, ignore_errors=True)
@@ -108,10 +103,8 @@ def main() -> None:
     npz = statistics.median(seconds["npz"])
     for name, found in seconds.items():
         median = statistics.median(found)
-        print(
-            f"{name:<8}{median:>8.3f} s  ({min(found):.3f} to {max(found):.3f})"
-            f"{npz / median:>8.1f} x npz"
-        )
+        spread = f"({min(found):.3f} to {max(found):.3f})"
+        print(f"{name:<8}{median:>8.3f} s  {spread}{npz / median:>8.1f} x npz")
 
 
 if __name__ == "__main__":

@@ -12,24 +12,23 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.time_to_score import RECIPE
-from benchmarks.timing import machine
+from benchmarks.timing import machine, show
 
 SPLITS = ("train", "val", "test")
 PARTS = {"eighth": 8, "all": 1}
-HEAD = ("step", "part", "wall, s", "CPU, s", "peak memory, GiB", "disk, GB", "all / eighth")
+HEAD = ["step", "part", "wall, s", "CPU, s", "peak memory, GiB", "disk, GB", "all / eighth"]
 
 
-def measured(argv: list[str], log: Path, **env: str) -> tuple[float, float, float]:
+def measured(argv: list[str], log: Path) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds and peak memory in GiB of `python ARGV`, all its processes waited
     for. What it prints is added to a log."""
     began = time.perf_counter()
     with open(log, "a") as file:
-        process = subprocess.Popen(
-            [sys.executable, *argv], stdout=file, stderr=file, env=os.environ | env
-        )
+        process = subprocess.Popen([sys.executable, *argv], stdout=file, stderr=file)
         _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(argv)} failed, see {log}")
@@ -61,19 +60,40 @@ def steps(trees: dict[str, Path], folder: Path) -> dict[str, tuple[list[str], Pa
     run = ["train.py", "--recursive", *dirs, *(f"--{name}={v}" for name, v in knobs.items())]
     encode = ["-m", "emaae", "encode", "--recursive", f"--features={trees['test']}"]
     encode += [f"--model={folder / 'runs/first'}"]
-    return {
+    found: dict[str, tuple[list[str], Path | None]] = {
         "check": (["-m", "emaae", "check", "--recursive", *map(str, trees.values())], None),
         "first run": ([*run, "--run_name=first"], folder / "cache"),
         "second run": ([*run, "--run_name=second"], folder / "runs/second"),
-        "encode test, sparse": (
-            [*encode, "--format=sparse", f"--out={folder / 'sparse'}"],
-            folder / "sparse",
-        ),
-        "encode test, float16": (
-            [*encode, "--format=float16", f"--out={folder / 'float16'}"],
-            folder / "float16",
-        ),
     }
+    for form in ("sparse", "float16"):
+        out = folder / form
+        found[f"encode test, {form}"] = ([*encode, f"--format={form}", f"--out={out}"], out)
+    return found
+
+
+def todo(folder: Path) -> Iterator[tuple[str, str, list[str], Path | None]]:
+    """The steps, in order: name, part, what is run, where it leaves its files."""
+    corpus = folder / "corpus"
+    if not (corpus / "test").is_dir():
+        generate = ["-m", "emaae", "demo-data", f"--out={corpus}", "--like=librispeech-100h"]
+        yield "generate", "all", generate, corpus
+    for part, one_in in PARTS.items():
+        shutil.rmtree(folder / part, ignore_errors=True)
+        trees = part_of(corpus, folder / part / "features", one_in)
+        for step, (argv, leaves) in steps(trees, folder / part).items():
+            yield step, part, argv, leaves
+
+
+def rows(folder: Path) -> Iterator[list[str]]:
+    """The table, each step when it has run."""
+    of_eighth: dict[str, float] = {}
+    for step, part, argv, leaves in todo(folder):
+        wall, cpu, peak = measured(argv, folder / "log.txt")
+        grown = f"x {cpu / of_eighth[step]:.1f}" if step in of_eighth else ""
+        if part == "eighth":
+            of_eighth[step] = cpu
+        disk = f"{size_gb(leaves):.2f}" if leaves else ""
+        yield [step, part, f"{wall:.0f}", f"{cpu:.0f}", f"{peak:.2f}", disk, grown]
 
 
 def main() -> None:
@@ -81,28 +101,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", required=True, type=Path, help="on a disk with 10 GB")
     args = parser.parse_args()
-    corpus, log = args.dir / "corpus", args.dir / "log.txt"
-    print(machine() + "\n\n| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|", flush=True)
-    seconds: dict[tuple[str, str], float] = {}
-
-    def row(step: str, part: str, argv: list[str], leaves: Path | None) -> None:
-        wall, cpu, peak = measured(argv, log)
-        seconds[step, part] = cpu
-        small = seconds.get((step, "eighth"))
-        grown = f"x {cpu / small:.1f}" if part == "all" and small else ""
-        disk = f"{size_gb(leaves):.2f}" if leaves else ""
-        cells = [step, part, f"{wall:.0f}", f"{cpu:.0f}", f"{peak:.2f}", disk, grown]
-        print("| " + " | ".join(cells) + " |", flush=True)
-
-    if not (corpus / "test").is_dir():
-        generate = ["-m", "emaae", "demo-data", f"--out={corpus}", "--like=librispeech-100h"]
-        row("generate", "all", generate, corpus)
-    for part, one_in in PARTS.items():
-        folder = args.dir / part
-        shutil.rmtree(folder, ignore_errors=True)
-        trees = part_of(corpus, folder / "features", one_in)
-        for step, (argv, leaves) in steps(trees, folder).items():
-            row(step, part, argv, leaves)
+    print(machine())
+    show(HEAD, rows(args.dir))
 
 
 if __name__ == "__main__":

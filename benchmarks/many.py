@@ -28,7 +28,7 @@ def train(barrier: Barrier, threads: int, size: tuple, precision: str, device: s
     torch.set_num_threads(threads)
     keep_heap()
     split = corpus.noise(corpus.lengths(64)).to(torch.device(device))
-    epoch = ours(split, *size, precision)
+    epoch = ours(split, *size, precision=precision)
     epoch()
     while True:
         barrier.wait()

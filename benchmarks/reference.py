@@ -23,8 +23,6 @@ class Reference(nn.Module):
         super().__init__()
         inward = [13, *stack_widths(inner_size, n_encoder)]
         outward = [*reversed(stack_widths(inner_size, n_decoder)), 13]
-        inward = [13, *inward] if n_encoder == 5 else inward
-        outward = [inner_size, *outward] if n_decoder == 5 else outward
         self.encoder = nn.Sequential(*_blocks(inward, n_encoder), nn.ReLU())
         self.decoder = nn.Sequential(*_blocks(outward, n_decoder))
 
@@ -34,6 +32,7 @@ class Reference(nn.Module):
 
 
 def _blocks(widths: list[int], n_blocks: int) -> list[nn.Module]:
+    widths = [widths[0], *widths] if n_blocks == 5 else widths
     layers: list[nn.Module] = []
     for i, kernel in enumerate(stack_kernels(n_blocks)):
         layers += [nn.ReLU()] if i else []

@@ -8,7 +8,6 @@ their means differ by less than the seeds do.
 import argparse
 import contextlib
 import io
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import PRECISIONS, machine, show
+from benchmarks.reference import random_order
+from benchmarks.timing import PRECISIONS, machine, show, spread
 from emaae import training
 from emaae.config import Config
 from emaae.data import load_splits, training_order
@@ -27,7 +27,7 @@ from emaae.system.devices import keep_heap
 METRICS = ("fvu", "sparsity", "score")
 
 
-class Rows:
+class Rows(training.Run):
     """A run that remembers its rows."""
 
     def __init__(self) -> None:
@@ -37,20 +37,10 @@ class Rows:
         """Keep a row."""
         self.rows.append(row)
 
-    def keep_best(self, model, selected) -> None:
-        """Nothing is kept."""
-
-    def keep_last(self, state, *, now=False) -> None:
-        """Nothing is kept."""
-
-    def reconstruct(self, model, val, epoch) -> None:
-        """Nothing is drawn."""
-
 
 def at_random(lengths: np.ndarray, batch_sz: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The textbook's order."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-    return [order[i : i + batch_sz] for i in range(0, len(order), batch_sz)]
+    return random_order(len(lengths), batch_sz, [seed, epoch])
 
 
 def selected(config: Config, order: Callable) -> dict[str, float]:
@@ -71,17 +61,10 @@ def row_of(args: argparse.Namespace, way: str, precision: str, order: Callable) 
     found = []
     for seed in range(args.seeds):
         print(f"{way}: seed {seed}", file=sys.stderr, flush=True)
-        config = Config.from_mapping(vars_of(args, seed) | {"precision": precision})
-        found.append(selected(config, order))
-    return [
-        way,
-        *(
-            f"{statistics.mean(values):.4f} +- {statistics.stdev(values):.4f}"
-            if len(values) > 1
-            else f"{values[0]:.4f}"
-            for values in ([row[name] for row in found] for name in METRICS)
-        ),
-    ]
+        knobs = {name: value for name, value in vars(args).items() if name != "seeds"}
+        own = {"seed": seed, "precision": precision, "cache_dir": "none"}
+        found.append(selected(Config.from_mapping(knobs | own), order))
+    return [way, *(spread([row[name] for row in found], 4) for name in METRICS)]
 
 
 def main() -> None:
@@ -105,13 +88,6 @@ def main() -> None:
     head = ["way", *(f"val/{name}" for name in METRICS)]
     show(head, (row_of(args, way, *ways[way]) for way in ways))
     print(f"\n{time.perf_counter() - began:.0f} s, mean and standard deviation over seeds")
-
-
-def vars_of(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """The knobs of one run, 5/3 blocks as by default."""
-    given = {name: value for name, value in vars(args).items() if name != "seeds"}
-    own = {"seed": seed, "n_encoder": 5, "n_decoder": 3, "cache_dir": "none"}
-    return given | own
 
 
 if __name__ == "__main__":

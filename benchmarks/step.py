@@ -11,7 +11,7 @@ import io
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,52 +20,48 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import corpus, reference
-from benchmarks.timing import DTYPES, PRECISIONS, TURNS, interleaved, machine, show, table
+from benchmarks.timing import DTYPES, PRECISIONS, TURNS, interleaved, machine, show
 from emaae.activations import ACTIVATIONS
 from emaae.config import Config
 from emaae.data import Split, batches, evaluation_order, training_order
 from emaae.evaluation import evaluate
 from emaae.filters import decode_filtered, filtered, windowed_sinc
-from emaae.losses import Objective
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.shift import CUTOFFS, LOWPASS_TAPS, quick, sample, shift_tolerance
 from emaae.system.devices import keep_heap
-from emaae.training import State, train_epoch
+from emaae.training import Run, State, train_epoch
 
 PRESETS = {"5/3": (5, 3), "3/3": (3, 3), "2/2": (2, 2)}
 
 
-class Silent:
+class Silent(Run):
     """A run that keeps nothing."""
 
-    def keep_last(self, state, *, now=False) -> None:
-        """Nothing is kept."""
 
-
-def model_of(inner_size: int, blocks: tuple[int, int], activation: str = "relu") -> CNNAutoEncoder:
+def model_of(inner_size: int, blocks: tuple[int, int]) -> CNNAutoEncoder:
     """A new model; the noise that it is timed on is standardised already."""
     torch.manual_seed(0)
-    return build_model(
-        inner_size=inner_size, n_encoder=blocks[0], n_decoder=blocks[1], activation=activation
-    )
+    return build_model(inner_size=inner_size, n_encoder=blocks[0], n_decoder=blocks[1])
 
 
 def ours(
-    split: Split,
-    inner_size: int,
-    blocks: tuple[int, int],
-    precision: str,
-    activation: str = "relu",
+    split: Split, inner_size: int, blocks: tuple[int, int], **knobs: str
 ) -> Callable[[], None]:
-    """What trains an epoch."""
-    config = Config.from_mapping({"precision": precision, "activation": activation})
-    state = State.begin(model_of(inner_size, blocks, activation), config)
+    """What trains an epoch; knobs: of `Config`."""
+    size = {"inner_size": inner_size, "n_encoder": blocks[0], "n_decoder": blocks[1]}
+    config = Config.from_mapping(size | knobs)
+    torch.manual_seed(0)
+    model = build_model(**config.architecture).to(split.device)
+    return epoch_of(State.begin(model, config), split, config)
 
-    def epoch() -> None:
-        # Its progress is not what is asked here.
+
+def epoch_of(state: State, split: Split, config: Config) -> Callable[..., None]:
+    """What trains an epoch, at an alpha; its progress is not what is asked here."""
+
+    def epoch(alpha: float = 0.25) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            train_epoch(state, split, Objective("l1"), 0.25, config, Silent())
-        state.batch, state.sums, state.active = 0, None, None
+            train_epoch(state, split, alpha, config, Silent())
+        state.end_epoch()
 
     return epoch
 
@@ -75,23 +71,17 @@ def textbook(split: Split, inner_size: int, blocks: tuple[int, int]) -> Callable
     torch.manual_seed(0)
     model = reference.Reference(inner_size, *blocks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
-    x, mask = reference.padded(split)
-
-    return lambda: reference.step(model, optimizer, x, mask)
+    return partial(reference.step, model, optimizer, *reference.padded(split))
 
 
-def heaps(theirs: Callable[[], object], ours: Callable[[], object]) -> tuple[Callable, Callable]:
-    """What comes before the reference and before ours: the heap of each, with its steady state."""
+def settled(heap: Callable[[], None], step: Callable[[], object]) -> Callable[[], None]:
+    """What comes before a timed step: the heap is made so, and reaches its steady state."""
 
-    def as_it_comes() -> None:
-        reference.heap_as_it_comes()
-        theirs()
+    def before() -> None:
+        heap()
+        step()
 
-    def kept() -> None:
-        keep_heap()
-        ours()
-
-    return as_it_comes, kept
+    return before
 
 
 def peaks() -> dict[str, float]:
@@ -133,92 +123,92 @@ def typical_splits(batch_sz: int = 32) -> tuple[Split, Split, str]:
     return theirs, own, line
 
 
-def rows_of(
-    label: str, candidates: dict, before: dict, frames: dict, work: int, rate: dict, turns: int
-) -> list[list[str]]:
-    """Time candidates; the first is what the others are compared with. work: FLOP per frame."""
-    seconds = interleaved(candidates, turns, before)
-    per_frame = {name: took / frames[name] for name, took in seconds.items()}
-    first = next(iter(per_frame.values()))
-    return [
-        [label, name, f"{1e6 * took:.0f}", f"x {first / took:.2f}"]
-        + [f"{100 * work / rate.get(name.split()[-1], rate['float32']) / took:.0f} %"]
-        for name, took in per_frame.items()
-    ]
-
-
 HEAD = ["blocks", "", "ms / 1000 frames", "against the reference", "of the peak"]
 
 
-def training(inner_size: int, turns: int, presets: list[str], rate: dict) -> None:
+def rows_of(
+    label: str, candidates: dict, before: dict, frames: dict, work: int, args: argparse.Namespace
+) -> Iterator[list[str]]:
+    """Time candidates; the first is what the others are compared with. work: FLOP per frame."""
+    seconds = interleaved(candidates, args.turns, before)
+    per_frame = {name: took / frames[name] for name, took in seconds.items()}
+    first = next(iter(per_frame.values()))
+    for name, took in per_frame.items():
+        peak = args.peaks.get(name.split()[-1], args.peaks["float32"])
+        of_peak = f"{100 * work / peak / took:.0f} %"
+        yield [label, name, f"{1e6 * took:.0f}", f"x {first / took:.2f}", of_peak]
+
+
+def training(args: argparse.Namespace) -> None:
     """The table of training steps."""
     theirs, own, line = typical_splits()
 
-    def rows_of_preset(preset: str) -> list[list[str]]:
-        blocks = PRESETS[preset]
-        textbook_step = textbook(theirs, inner_size, blocks)
-        candidates = {"reference": textbook_step, "reference, heap kept": textbook_step}
-        before = dict(zip(candidates, heaps(textbook_step, textbook_step)))
-        frames = dict.fromkeys(candidates, len(theirs.frames))
-        for name, precision in PRECISIONS.items():
-            candidates[name] = ours(own, inner_size, blocks, precision)
-            frames[name] = len(own.frames)
-        work = 3 * flops(inner_size, blocks)
-        return rows_of(preset, candidates, before, frames, work, rate, turns)
+    def rows() -> Iterator[list[str]]:
+        for preset in args.presets.split(","):
+            size = (args.inner_size, PRESETS[preset])
+            step = textbook(theirs, *size)
+            candidates = {"reference": step, "reference, heap kept": step}
+            heaps = (reference.heap_as_it_comes, keep_heap)
+            before = {name: settled(heap, step) for name, heap in zip(candidates, heaps)}
+            frames = dict.fromkeys(candidates, len(theirs.frames))
+            for name, precision in PRECISIONS.items():
+                candidates[name] = ours(own, *size, precision=precision)
+                frames[name] = len(own.frames)
+            yield from rows_of(preset, candidates, before, frames, 3 * flops(*size), args)
 
     print(f"\n## Training\n\n{line}", flush=True)
-    show(HEAD, (row for preset in presets for row in rows_of_preset(preset)))
+    show(HEAD, rows())
 
 
-def activations(inner_size: int, turns: int) -> None:
+def activations(args: argparse.Namespace) -> None:
     """What an activation that keeps the largest values adds to a step."""
     _, own, _ = typical_splits()
-    rows = []
-    for label, precision in PRECISIONS.items():
-        took = interleaved(
-            {name: ours(own, inner_size, PRESETS["5/3"], precision, name) for name in ACTIVATIONS},
-            turns,
-        )
-        for name, seconds in took.items():
-            ms = f"{1e6 * seconds / len(own.frames):.1f}"
-            rows.append([label, name, ms, f"x {seconds / took['relu']:.2f}"])
-    head = ["5/3", "activation", "ms / 1000 frames", "against relu"]
-    print(f"\n## Activations\n\n{table(head, rows)}", flush=True)
+    size = (args.inner_size, PRESETS["5/3"])
+
+    def rows() -> Iterator[list[str]]:
+        for label, precision in PRECISIONS.items():
+            ways = {
+                name: ours(own, *size, precision=precision, activation=name) for name in ACTIVATIONS
+            }
+            took = interleaved(ways, args.turns)
+            for name, seconds in took.items():
+                ms = f"{1e6 * seconds / len(own.frames):.1f}"
+                yield [label, name, ms, f"x {seconds / took['relu']:.2f}"]
+
+    print("\n## Activations")
+    show(["5/3", "activation", "ms / 1000 frames", "against relu"], rows())
 
 
-def validation(inner_size: int, turns: int, rate: dict) -> None:
+def validation(args: argparse.Namespace) -> None:
     """The table of validation."""
     theirs, own, _ = typical_splits()
-    blocks = PRESETS["5/3"]
-    model, textbook_model = model_of(inner_size, blocks), reference.Reference(inner_size, *blocks)
+    size = (args.inner_size, PRESETS["5/3"])
+    model, textbook_model = model_of(*size), reference.Reference(args.inner_size, *PRESETS["5/3"])
     x, mask = reference.padded(theirs)
     own_x, own_mask = next(batches(own, evaluation_order(own.lengths, 32)))
 
-    @torch.no_grad()
-    def theirs_once() -> None:
-        reference.loss(textbook_model, x, mask)
-
     def ours_once(batch_sz: int, bf16: bool = False) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            evaluate(model, own, Objective("l1"), alpha=0.25, batch_sz=batch_sz)
+            evaluate(model, own, Config(batch_sz=batch_sz), 0.25)
 
-    @torch.no_grad()
-    def forward_only() -> None:
-        model(own_x, own_mask)
-
+    no_grad = torch.no_grad()
+    theirs_once = no_grad(partial(reference.loss, textbook_model, x, mask))
     candidates = {
         "reference, loss alone": theirs_once,
-        "all metrics, batches of 32, float32": lambda: ours_once(32),
-        "the same, batches of 8, float32": lambda: ours_once(8),
-        "the model alone, float32": forward_only,
+        "all metrics, batches of 32, float32": partial(ours_once, 32),
+        "the same, batches of 8, float32": partial(ours_once, 8),
+        "the model alone, float32": no_grad(partial(model, own_x, own_mask)),
     }
     if "bfloat16" in PRECISIONS:
-        candidates["(not offered) all metrics, bfloat16"] = lambda: ours_once(32, True)
+        candidates["(not offered) all metrics, bfloat16"] = partial(ours_once, 32, True)
     frames = dict.fromkeys(candidates, len(own.frames))
     frames["reference, loss alone"] = len(theirs.frames)
-    before = dict(zip(candidates, heaps(theirs_once, lambda: ours_once(32))))
-    rows = rows_of("5/3", candidates, before, frames, flops(inner_size, blocks), rate, turns)
-    print(f"\n## Validation\n\n{table(HEAD, rows)}", flush=True)
+    before = {
+        "reference, loss alone": settled(reference.heap_as_it_comes, theirs_once),
+        "all metrics, batches of 32, float32": settled(keep_heap, partial(ours_once, 32)),
+    }
+    print("\n## Validation")
+    show(HEAD, rows_of("5/3", candidates, before, frames, flops(*size), args))
 
 
 def decoded_one_by_one(model: CNNAutoEncoder, z: torch.Tensor, filters: torch.Tensor) -> None:
@@ -228,10 +218,9 @@ def decoded_one_by_one(model: CNNAutoEncoder, z: torch.Tensor, filters: torch.Te
 
 
 @torch.no_grad()
-def low_pass(inner_size: int, turns: int) -> None:
+def low_pass(args: argparse.Namespace) -> None:
     """The table of the low-pass evaluation of one utterance."""
-    model, rows = model_of(inner_size, PRESETS["5/3"]).eval(), []
-    keep_heap()
+    model, rows = model_of(args.inner_size, PRESETS["5/3"]), []
     for cutoffs in (CUTOFFS, np.linspace(0.05, 0.9, 20)):
         filters = torch.stack([windowed_sinc(LOWPASS_TAPS, float(cutoff)) for cutoff in cutoffs])
         for n_frames in (100, 400, 635, 1200):
@@ -240,34 +229,31 @@ def low_pass(inner_size: int, turns: int) -> None:
                 "by definition": partial(decoded_one_by_one, model, z, filters),
                 "commuted": partial(decode_filtered, model, z, filters),
             }
-            definition, commuted = interleaved(ways, turns).values()
-            rows.append(
-                [str(len(cutoffs)), str(n_frames), f"{1e3 * definition:.0f}"]
-                + [f"{1e3 * commuted:.0f}", f"x {definition / commuted:.1f}"]
-            )
-    head = ["cutoffs", "frames", "by definition, ms / utterance", "commuted, ms", ""]
-    print(f"\n## Low-pass evaluation\n\n{table(head, rows)}", flush=True)
+            definition, commuted = interleaved(ways, args.turns).values()
+            ms = [f"{1e3 * definition:.0f}", f"{1e3 * commuted:.0f}"]
+            rows.append([str(len(cutoffs)), str(n_frames), *ms, f"x {definition / commuted:.1f}"])
+    print("\n## Low-pass evaluation")
+    show(["cutoffs", "frames", "by definition, ms / utterance", "commuted, ms", ""], rows)
 
 
-def metrics(inner_size: int, turns: int) -> None:
+def metrics(args: argparse.Namespace) -> None:
     """The tables of the metrics of shifts: each epoch's few, and all of the selected model."""
-    model, rows = model_of(inner_size, PRESETS["5/3"]), []
-    keep_heap()
+    model, rows = model_of(args.inner_size, PRESETS["5/3"]), []
     for n in (28, 320, 2703):
         split = corpus.noise(corpus.lengths(n) * 7 // 13)  # as long as those of dev-clean
         ways = {
-            "epoch": partial(evaluate, model, split, Objective("l1"), alpha=0.25, batch_sz=32),
+            "epoch": partial(evaluate, model, split, Config(), 0.25),
             "shifts": partial(quick, model, sample(split)),
         }
-        epoch, shifts = interleaved(ways, turns if n < 1000 else 1).values()
+        epoch, shifts = interleaved(ways, args.turns if n < 1000 else 1).values()
         rest = epoch - shifts
         rows.append([str(n), f"{rest:.2f}", f"{shifts:.2f}", f"{100 * shifts / rest:.1f} %"])
-    head = ["validation utterances", "the rest, s", "tolerance to shifts, s", "adds"]
-    print(f"\n## Metrics of every epoch\n\n{table(head, rows)}", flush=True)
+    print("\n## Metrics of every epoch")
+    show(["validation utterances", "the rest, s", "tolerance to shifts, s", "adds"], rows)
 
     split = corpus.noise(corpus.lengths(95))
     with contextlib.redirect_stdout(io.StringIO()):
-        found = interleaved({"all": lambda: shift_tolerance(model, split)}, 1)
+        found = interleaved({"all": partial(shift_tolerance, model, split)}, 1)
     print(
         f"\nAll metrics of the selected model on {len(split.frames) / 50 / 60:.1f} minutes of "
         f"speech: {found['all']:.0f} s",
@@ -275,67 +261,64 @@ def metrics(inner_size: int, turns: int) -> None:
     )
 
 
-def scaling(inner_size: int, turns: int) -> None:
+def scaling(args: argparse.Namespace) -> None:
     """The tables of cost against the length and the number of utterances."""
-    seconds_each, n_frames, rows = (1, 2, 5, 13, 35), 6000, []
-    candidates, frames = {}, {}
-    keep_heap()
-    for s in seconds_each:
-        split = corpus.noise(np.full(max(1, n_frames // (50 * s)), 50 * s))
-        name = f"{s} s"
-        candidates[name] = ours(split, inner_size, PRESETS["5/3"], "fp32")
-        frames[name] = len(split.frames)
-    found = interleaved(candidates, turns)
-    per_frame = {name: found[name] / frames[name] for name in found}
-    middle = per_frame["13 s"]
-    rows = [[k, f"{1e6 * v:.0f}", f"x {v / middle:.2f}"] for k, v in per_frame.items()]
-    head = ["length of utterances", "training, ms / 1000 frames", "against 13 s"]
-    print(f"\n## Cost against length, float32\n\n{table(head, rows)}", flush=True)
+    splits = {
+        f"{s} s": corpus.noise(np.full(max(1, 6000 // (50 * s)), 50 * s)) for s in (1, 2, 5, 13, 35)
+    }
+    ways = {name: ours(s, args.inner_size, PRESETS["5/3"]) for name, s in splits.items()}
+    found = interleaved(ways, args.turns)
+    per_frame = {name: took / len(splits[name].frames) for name, took in found.items()}
+    rows = [[k, f"{1e6 * v:.0f}", f"x {v / per_frame['13 s']:.2f}"] for k, v in per_frame.items()]
+    print("\n## Cost against length, float32")
+    show(["length of utterances", "training, ms / 1000 frames", "against 13 s"], rows)
 
-    def epoch_without_a_model(split: Split) -> Callable[[], None]:
-        def once() -> None:
-            for _ in batches(split, training_order(split.lengths, 32, 0, 0)):
-                pass
+    def epoch_without_a_model(split: Split) -> None:
+        for _ in batches(split, training_order(split.lengths, 32, 0, 0)):
+            pass
 
-        return once
-
-    splits = {n: corpus.noise(corpus.lengths(n)) for n in (1000, 5000, 30_000)}
-    found = interleaved({f"{n}": epoch_without_a_model(s) for n, s in splits.items()}, turns)
+    splits = {f"{n}": corpus.noise(corpus.lengths(n)) for n in (1000, 5000, 30_000)}
+    ways = {name: partial(epoch_without_a_model, split) for name, split in splits.items()}
+    found = interleaved(ways, args.turns)
     rows = [
-        [name, f"{took:.2f}", f"{1e6 * took / len(splits[int(name)].frames):.2f}"]
+        [name, f"{took:.2f}", f"{1e6 * took / len(splits[name].frames):.2f}"]
         for name, took in found.items()
     ]
-    head = ["utterances", "an epoch's batches, s", "ms / 1000 frames"]
-    print(f"\n## Cost against number\n\n{table(head, rows)}", flush=True)
+    print("\n## Cost against number")
+    show(["utterances", "an epoch's batches, s", "ms / 1000 frames"], rows)
 
 
-def memory(inner_size: int) -> None:
+def memory(args: argparse.Namespace) -> None:
     """The table of peak memory, each in a process of its own."""
     rows = []
     for name in ("nothing", "reference", "float32, heap not kept", *PRECISIONS):
-        command = [sys.executable, "-m", "benchmarks.step", f"--inner_size={inner_size}"]
+        command = [sys.executable, "-m", "benchmarks.step", f"--inner_size={args.inner_size}"]
         done = subprocess.run(
             [*command, f"--peak_memory_of={name}"], capture_output=True, text=True, check=True
         )
         rows.append([name, f"{int(done.stdout) / 2**20:.2f}"])
-    head = ["two steps at 5/3", "peak memory, GiB"]
-    print(f"\n## Memory\n\n{table(head, rows)}", flush=True)
+    print("\n## Memory")
+    show(["two steps at 5/3", "peak memory, GiB"], rows)
 
 
 def two_steps(name: str, inner_size: int) -> None:
     """Print the peak memory of this process in KiB after two steps of what is called `name`."""
     theirs, own, _ = typical_splits()
     if name != "nothing":
-        if name == "reference":
-            step = textbook(theirs, inner_size, PRESETS["5/3"])
-        else:
-            if "not kept" not in name:
-                keep_heap()
-            step = ours(own, inner_size, PRESETS["5/3"], PRECISIONS[name.split(",")[0]])
+        size = (inner_size, PRESETS["5/3"])
+        if name in PRECISIONS:
+            keep_heap()
+        precision = PRECISIONS.get(name.split(",")[0])
+        step = ours(own, *size, precision=precision) if precision else textbook(theirs, *size)
         step(), step()
     # Not getrusage's, which begins with the peak of the process that started this one.
     status = Path("/proc/self/status").read_text()
     print(re.search(r"VmHWM:\s*(\d+)", status)[1])
+
+
+TABLES = {
+    f.__name__: f for f in (training, activations, validation, low_pass, metrics, scaling, memory)
+}
 
 
 def main() -> None:
@@ -344,29 +327,19 @@ def main() -> None:
     parser.add_argument("--inner_size", type=int, default=1024, help="(default: 1024)")
     parser.add_argument("--turns", type=int, default=TURNS, help="(default: %(default)s)")
     parser.add_argument("--presets", default="5/3,3/3,2/2", help="(default: %(default)s)")
-    tables = ("training", "activations", "validation", "low_pass", "metrics", "scaling", "memory")
-    parser.add_argument("--only", choices=tables, help="(default: all of them)")
+    parser.add_argument("--only", choices=TABLES, help="(default: all of them)")
     parser.add_argument("--peak_memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_memory_of:
         two_steps(args.peak_memory_of, args.inner_size)
         return
     print(f"# Speed on a CPU\n\n{machine()}\n")
-    rate = peaks()
-    found = ", ".join(f"{name} {value / 1e9:.0f}" for name, value in rate.items())
+    args.peaks = peaks()
+    found = ", ".join(f"{name} {value / 1e9:.0f}" for name, value in args.peaks.items())
     print(f"matrix peak, GFLOP/s: {found}", flush=True)
-    inner, turns = args.inner_size, args.turns
-    show = {
-        "training": lambda: training(inner, turns, args.presets.split(","), rate),
-        "activations": lambda: activations(inner, turns),
-        "validation": lambda: validation(inner, turns, rate),
-        "low_pass": lambda: low_pass(inner, turns),
-        "metrics": lambda: metrics(inner, turns),
-        "scaling": lambda: scaling(inner, turns),
-        "memory": lambda: memory(inner),
-    }
-    for name in tables if args.only is None else [args.only]:
-        show[name]()
+    for name in [args.only] if args.only else TABLES:
+        keep_heap()
+        TABLES[name](args)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,10 @@ cannot take away. One line of JSON per epoch goes to --out, as they come; `--plo
 """
 
 import argparse
-import contextlib
-import io
+import itertools
 import json
-import statistics
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,18 +24,17 @@ import numpy as np
 import torch
 
 from benchmarks import reference
-from benchmarks.step import Silent, typical_splits
-from benchmarks.timing import PRECISIONS, TURNS, interleaved, machine, show, table
+from benchmarks.step import epoch_of, typical_splits
+from benchmarks.timing import PRECISIONS, TURNS, interleaved, machine, show, spread, table
 from emaae.config import Config
 from emaae.data import Split, batches
 from emaae.data.demo import generate
 from emaae.data.features import find_features, read_features
 from emaae.evaluation import evaluate
-from emaae.losses import Objective
-from emaae.models import build_model
+from emaae.models import CNNAutoEncoder, build_model
 from emaae.system.devices import keep_heap
 from emaae.system.progress import progress
-from emaae.training import State, train_epoch
+from emaae.training import State
 
 # Both ramp alpha up to where pilots of one seed scored best.
 ALPHA = {"update": True, "penalty_scheduler": "log_lambda", "alpha": 0.01}
@@ -70,75 +66,29 @@ def recorded(folder: str) -> tuple[Split, Split]:
     files = find_features(folder, recursive=True)
     named = [(file.identity, read_features(file.path)) for file in files]
     held_out = named[7::8]
-    kept = [pair for i, pair in enumerate(named) if i % 8 != 7]
-    return standardised(Split.from_utterances(kept), Split.from_utterances(held_out))
+    del named[7::8]
+    return standardised(Split.from_utterances(named), Split.from_utterances(held_out))
 
 
-class Training(ABC):
-    """One training: `next` is an epoch, and gives its row."""
+def plain(model: CNNAutoEncoder, train: Split, config: Config) -> Callable[[float], None]:
+    """An epoch of the plain recipe, in random batches."""
+    textbook = reference.Reference(config.inner_size, config.n_encoder, config.n_decoder)
+    copy(model, textbook)  # the same weights to begin with
+    optimizer = torch.optim.AdamW(textbook.parameters(), lr=0.001)
+    epochs = itertools.count()
 
-    def __init__(self, train: Split, val: Split, config: Config):
-        self.train, self.val, self.config = train, val, config
-        self.objective, self.seconds, self.done = Objective("l1"), 0.0, 0
-        torch.manual_seed(config.seed)
-        self.model = build_model(**config.architecture)
+    def epoch(alpha: float) -> None:
+        seed = [config.seed, next(epochs)]
+        for x, mask in batches(train, reference.random_order(len(train), config.batch_sz, seed)):
+            reference.step(textbook, optimizer, x, mask, alpha)
+        copy(textbook, model)
 
-    @abstractmethod
-    def epoch(self, alpha: float) -> None:
-        """Train one epoch."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        schedule = self.config.schedule()
-        while self.done < self.config.epochs:
-            alpha = schedule.alpha(self.done)
-            self.settle()
-            began, wall = time.process_time(), time.perf_counter()
-            self.epoch(alpha)
-            self.seconds += time.process_time() - began
-            wall = time.perf_counter() - wall
-            self.done += 1
-            shared = {"alpha": alpha, "batch_sz": 32, "target_persistence": 0}
-            row = evaluate(self.model, self.val, self.objective, **shared)
-            kept = {name: row[name] for name in ("score", "fvu", "sparsity", "dead")}
-            yield {"epoch": self.done, "seconds": self.seconds, "alpha": alpha, "wall": wall} | kept
+    return epoch
 
 
-class Plain(Training):
-    """The plain recipe."""
-
-    settle = staticmethod(reference.heap_as_it_comes)
-
-    def __init__(self, train: Split, val: Split, config: Config):
-        super().__init__(train, val, config)
-        size = (config.inner_size, config.n_encoder, config.n_decoder)
-        self.textbook = reference.Reference(*size)
-        copy(self.model, self.textbook)  # the same weights to begin with
-        self.optimizer = torch.optim.AdamW(self.textbook.parameters(), lr=0.001)
-
-    def epoch(self, alpha: float) -> None:
-        """Random batches."""
-        seed = [self.config.seed, self.done]
-        order = reference.random_order(len(self.train), self.config.batch_sz, seed)
-        for x, mask in batches(self.train, order):
-            reference.step(self.textbook, self.optimizer, x, mask, alpha)
-        copy(self.textbook, self.model)
-
-
-class Ours(Training):
-    """The recipe of the sweeps."""
-
-    settle = staticmethod(keep_heap)
-
-    def __init__(self, train: Split, val: Split, config: Config):
-        super().__init__(train, val, config)
-        self.state = State.begin(self.model, config)
-
-    def epoch(self, alpha: float) -> None:
-        """As `train.py` does it."""
-        with contextlib.redirect_stdout(io.StringIO()):
-            train_epoch(self.state, self.train, self.objective, alpha, self.config, Silent())
-        self.state.epoch += 1
-        self.state.batch, self.state.sums, self.state.active = 0, None, None
+def ours(model: CNNAutoEncoder, train: Split, config: Config) -> Callable[[float], None]:
+    """An epoch of the recipe of the sweeps, as `train.py` does it."""
+    return epoch_of(State.begin(model, config), train, config)
 
 
 @torch.no_grad()
@@ -148,18 +98,37 @@ def copy(source: torch.nn.Module, target: torch.nn.Module) -> None:
         own.copy_(theirs)
 
 
+def training(way: Callable, train: Split, val: Split, config: Config) -> Iterator[dict[str, Any]]:
+    """The row of each epoch."""
+    torch.manual_seed(config.seed)
+    model = build_model(**config.architecture)
+    epoch, schedule, seconds = way(model, train, config), config.schedule(), 0.0
+    heap = keep_heap if way is ours else reference.heap_as_it_comes
+    for done in range(config.epochs):
+        alpha = schedule.alpha(done)
+        heap()
+        began, wall = time.process_time(), time.perf_counter()
+        epoch(alpha)
+        seconds += time.process_time() - began
+        row = {"epoch": done + 1, "seconds": seconds, "alpha": alpha}
+        row["wall"] = time.perf_counter() - wall
+        measured = evaluate(model, val, config, alpha)
+        yield row | {name: measured[name] for name in ("score", "fvu", "sparsity", "dead")}
+
+
 def trainings(args: argparse.Namespace, train: Split, val: Split, seed: int) -> dict:
     """Both recipes, each with each of its numbers of epochs: (way, epochs) -> rows."""
     inner_size, n_encoder, n_decoder = SIZES[args.size]
     given = {"inner_size": inner_size, "n_encoder": n_encoder, "n_decoder": n_decoder}
-    given |= {"batch_sz": args.batch_sz, "seed": seed}
+    given |= {"batch_sz": args.batch_sz, "seed": seed, "target_persistence": 0} | ALPHA
     theirs, own = {"alpha_max": args.plain_alpha_max}, RECIPE | {"alpha_max": args.alpha_max}
-    ways = [("plain", Plain, n, theirs, 2 / 3) for n in args.plain_epochs]
-    ways += [("ours", Ours, n, own, args.ramp) for n in args.our_epochs]
+    ways = [(plain, n, theirs, 2 / 3) for n in args.plain_epochs]
+    ways += [(ours, n, own, args.ramp) for n in args.our_epochs]
     found = {}
-    for name, way, n, own, part in ways:
+    for way, n, recipe, part in ways:
         ramp = {"epochs": n, "alpha_epochs": max(1, round(part * n))}
-        found[name, n] = iter(way(train, val, Config.from_mapping(given | ALPHA | ramp | own)))
+        config = Config.from_mapping(given | ramp | recipe)
+        found[way.__name__, n] = training(way, train, val, config)
     return found
 
 
@@ -202,16 +171,18 @@ def shares(turns: int) -> Iterator[list[str]]:
     """The rows of a table: what an optimiser costs of a step on a batch of LibriSpeech's."""
     _, split, _ = typical_splits()
     keep_heap()
-    for name, (inner_size, *blocks) in SIZES.items():
+    for name, (inner_size, n_encoder, n_decoder) in SIZES.items():
         for label, precision in PRECISIONS.items():
             ways = {}
             for optimizer in ("adamw", "muon"):
                 given = {"inner_size": inner_size, "optimizer": optimizer, "precision": precision}
-                given |= dict(zip(("n_encoder", "n_decoder"), blocks))
-                way = Ours(split, split, Config.from_mapping(given))
-                way.epoch(0.25)  # which leaves gradients
-                ways[optimizer, "all"] = partial(way.epoch, 0.25)
-                ways[optimizer, "optimiser"] = partial(way.state.optimizer.step, 1.0)
+                given |= {"n_encoder": n_encoder, "n_decoder": n_decoder}
+                config = Config.from_mapping(given)
+                state = State.begin(build_model(**config.architecture), config)
+                epoch = epoch_of(state, split, config)
+                epoch()  # which leaves gradients
+                ways[optimizer, "all"] = epoch
+                ways[optimizer, "optimiser"] = partial(state.optimizer.step, 1.0)
             took = interleaved(ways, turns)
             for optimizer in ("adamw", "muon"):
                 whole, part = took[optimizer, "all"], took[optimizer, "optimiser"]
@@ -232,17 +203,12 @@ def summary(rows: list[dict[str, Any]]) -> str:
         theirs = [row for row in of_seed if row["way"] == "plain"]
         own = [row for row in of_seed if row["way"] == "ours"]
         best = min(theirs, key=lambda row: row["score"])
-        ours = reached(own, best["score"])
-        ratio = "never" if ours is None else f"x {best['seconds'] / ours:.1f}"
-        sooner.append(
-            [
-                str(best["seed"]),
-                f"{best['score']:.4f}",
-                str(best["epoch"]),
-                f"{best['seconds']:.0f}",
-            ]
-            + ["" if ours is None else f"{ours:.0f}", ratio]
+        after = reached(own, best["score"])
+        ratio = (
+            ["", "never"] if after is None else [f"{after:.0f}", f"x {best['seconds'] / after:.1f}"]
         )
+        cells = [str(best["seed"]), f"{best['score']:.4f}", str(best["epoch"])]
+        sooner.append([*cells, f"{best['seconds']:.0f}", *ratio])
         for n in sorted({row["epochs"] for row in own}):
             # The best epoch is what a run keeps.
             row = min((r for r in own if r["epochs"] == n), key=lambda r: r["score"])
@@ -251,19 +217,12 @@ def summary(rows: list[dict[str, Any]]) -> str:
             equal.setdefault(n, []).append(row | {"spent": spent, "plain": min(until, default=1)})
     head = ["seed", "best score of the plain recipe", "after epochs", "s", "ours, s", "sooner"]
     names = ("spent", "plain", "score", "fvu", "sparsity", "dead")
-    means = [
-        [str(n), *(spread([row[name] for row in found]) for name in names)]
-        for n, found in equal.items()
-    ]
+    means = []
+    for n, found in equal.items():
+        columns = [[row[name] for row in found] for name in names]
+        means.append([str(n), *(spread(c, 0 if max(c) > 10 else 3) for c in columns)])
     head2 = ["epochs of ours", "s", "score of the plain", "score of ours", "fvu", "zeros", "dead"]
     return f"{table(head, sooner)}\n\n{table(head2, means)}"
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    digits = 0 if max(values) > 10 else 3
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def plot(files: list[str], path: str) -> None:
@@ -273,14 +232,8 @@ def plot(files: list[str], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(
-        len(files),
-        2,
-        figsize=(9, 3 * len(files)),
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
+    size = {"figsize": (9, 3 * len(files)), "layout": "constrained"}
+    figure, axes = pyplot.subplots(len(files), 2, sharey="row", squeeze=False, **size)
     for (by_time, by_epoch), file in zip(axes, files):
         rows = read(file)
         for axis, x in ((by_time, "seconds"), (by_epoch, "epoch")):

@@ -5,6 +5,7 @@ processes took more than a tenth of the CPU do not count; what counts are median
 With one thread CPU time is measured, which others cannot take away, only slow down.
 """
 
+import contextlib
 import math
 import os
 import platform
@@ -87,28 +88,33 @@ def _busy() -> float:
 def machine() -> str:
     """What the numbers were measured on, and when."""
     name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            name = next(line.split(":")[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        pass
-    load = f"load {os.getloadavg()[0]:.1f}, " if hasattr(os, "getloadavg") else ""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        name = next(line.split(":")[1].strip() for line in file if "model name" in line)
     lacks = "" if "bfloat16" in PRECISIONS else "; bfloat16 is left out on this CPU, which lacks it"
     return (
-        f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores, {load}"
-        f"{torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}{lacks}"
+        f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}, torch {torch.__version__}{lacks}"
     )
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean and standard deviation."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def show(head: list[str], rows: Iterable[list[str]]) -> None:
     """Print a Markdown table, each row when it comes."""
     print(f"\n{table(head, [])}", flush=True)
     for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
+        print(_line(row), flush=True)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Rows as a Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return "\n".join([_line(head), "|" + "---|" * len(head), *map(_line, rows)])
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,10 +1,13 @@
 """`python -m emaae VERB`: everything around a run that is not the run itself."""
 
 import argparse
+import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from emaae.config import FORMS, KNOBS
 from emaae.system.errors import UserError, plainly, speaking_plainly
@@ -22,6 +25,61 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists what there is")
 
 
+Verb = Callable[[argparse.Namespace], int | None]
+Argument = tuple[str, dict[str, Any]]
+PARSER = _Parser(prog="python -m emaae", description=__doc__)
+VERBS = PARSER.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+
+def argument(name: str, help: str = "", **options: Any) -> Argument:
+    """An argument of a verb; options: of `ArgumentParser.add_argument`."""
+    return name, {"help": help, **options}
+
+
+def knob(name: str) -> Argument:
+    """A flag of `train.py`, as the flag of a verb."""
+    if KNOBS[name].kind is bool:
+        return argument(f"--{name}", KNOBS[name].text, action="store_true")
+    return argument(f"--{name}", KNOBS[name].text, choices=KNOBS[name].choices or None)
+
+
+def verb(*arguments: Argument, **options: Any) -> Callable[[Verb], Verb]:
+    """Make a function the verb of its name, and its docstring the verb's help."""
+
+    def declared(run: Verb) -> Verb:
+        name = run.__name__.replace("_", "-")
+        parser = VERBS.add_parser(name, help=run.__doc__, description=run.__doc__, **options)
+        parser.set_defaults(run=run)
+        for flag, more in arguments:
+            parser.add_argument(flag, **more)
+        return run
+
+    return declared
+
+
+OF_RUNS = "a sweep's or run's folder here, or ENTITY/PROJECT[/SWEEP] on W&B"
+MODEL = argument(
+    "--model",
+    "run folder, .pth beside its model_config.json, wandb:ENTITY/PROJECT/NAME:ALIAS",
+    required=True,
+    metavar="REF",
+)
+
+
+@verb(
+    argument("--out", "directory for train/, val/ and test/", required=True),
+    argument("--seed", "another seed, other speakers and words", type=int, default=0),
+    argument(
+        "--like",
+        "64, 28 and 28 short utterances, or as many, as long and by as many speakers as in "
+        "train-clean-100, dev-clean and test-clean (default: demo)",
+        choices=("demo", "librispeech-100h"),
+        default="demo",
+    ),
+    argument("--n_utterances", "in each split (default: see --like)", type=int),
+    argument("--scale", "times LibriSpeech's durations (default: 0.3; 1 like it)", type=float),
+    argument("--jobs", "processes (default: 1; all cores for a large one)", type=int),
+)
 def demo_data(args: argparse.Namespace) -> None:
     """Write the generated demo data as a feature tree."""
     from emaae.data.demo import write_tree
@@ -32,20 +90,23 @@ def demo_data(args: argparse.Namespace) -> None:
         raise UserError(f"--jobs must be at least 1, got {args.jobs}")
     if args.n_utterances is not None and args.n_utterances > 100_000:
         raise UserError(f"--n_utterances must be at most 100000, got {args.n_utterances}")
+    jobs = args.jobs or (1 if args.like == "demo" else os.cpu_count() or 1)
     try:
-        jobs = args.jobs or (os.cpu_count() or 1 if args.like != "demo" else 1)
         counts = write_tree(args.out, args.seed, args.n_utterances, args.scale, args.like, jobs)
     except ValueError as error:
         raise UserError(f"--{error}") from None
     except OSError as error:
         raise UserError(f"--out {args.out} cannot be written: {error.strerror or error}") from None
     for split, n in counts.items():
-        print(
-            f"{args.out}/{split}: {n['utterances']} utterances, {n['speakers']} speakers, "
-            f"{n['frames'] / 50 / 60:.1f} minutes"
-        )
+        said = f"{n['utterances']} utterances, {n['speakers']} speakers"
+        print(f"{args.out}/{split}: {said}, {n['frames'] / 50 / 60:.1f} minutes")
 
 
+@verb(
+    argument("dirs", "a feature tree, such as a split", nargs="+", metavar="DIR"),
+    argument("--recursive", "read sub-directories too", action="store_true"),
+    argument("--keep_loudness", "runs are to read column 12", action="store_true"),
+)
 def check(args: argparse.Namespace) -> int:
     """Say what is wrong with feature trees; exit status 0 fine, 1 warnings alone, 2 errors."""
     from emaae.data import check
@@ -55,6 +116,14 @@ def check(args: argparse.Namespace) -> int:
     return check.exit_status(trees)
 
 
+@verb(
+    argument(
+        "--audio_dir", "directory of .flac and .wav files, with its sub-directories", required=True
+    ),
+    argument("--out_dir", "directory of the feature tree", required=True),
+    argument("--device", "auto, cpu, cuda or cuda:N (default: auto)", default="auto"),
+    argument("--batch_s", "seconds of audio at once (default: 60)", type=float, default=60.0),
+)
 def extract(args: argparse.Namespace) -> int:
     """Make features from audio with SPARC; exit status 0 all, 1 some files have none."""
     from emaae.corpus.extract import extract
@@ -62,10 +131,8 @@ def extract(args: argparse.Namespace) -> int:
     if not 0 < args.batch_s < float("inf"):
         raise UserError(f"--batch_s must be a number of seconds above 0, got {args.batch_s}")
     result = extract(args.audio_dir, args.out_dir, args.device, args.batch_s)
-    print(
-        f"{args.out_dir}: {result.n_new} utterances extracted, {result.seconds / 3600:.2f} hours; "
-        f"{result.n_kept} were there"
-    )
+    made = f"{result.n_new} utterances extracted, {result.seconds / 3600:.2f} hours"
+    print(f"{args.out_dir}: {made}; {result.n_kept} were there")
     for why in result.broken.values():
         print(f"no features: {plainly(why)}", file=sys.stderr)
     if result.broken:
@@ -73,30 +140,31 @@ def extract(args: argparse.Namespace) -> int:
     return 1 if result.broken else 0
 
 
+@verb(
+    argument("file", "a sweep file of W&B, such as sweeps/demo.yaml", metavar="FILE.yaml"),
+    argument("--jobs", "runs at a time (default: one per GPU, else one)", type=int, metavar="N"),
+    argument("--out", "folder of the sweep (default: runs/FILE)", metavar="DIR"),
+    argument(
+        "--storage",
+        "queue that runners share: a database, or a journal file on a shared disk "
+        "(default: DIR/study.db)",
+        metavar="URL|FILE.log",
+    ),
+    argument("--dry-run", "say what would run, and end", action="store_true"),
+    usage="python -m emaae sweep FILE.yaml [OPTION ...] [-- FLAGS OF train.py]",
+)
 def sweep(args: argparse.Namespace) -> int:
     """Run a sweep file on this machine, without an account; again to go on where it stopped."""
-    from emaae.sweeps import runner as sweep
+    from emaae.sweeps import runner
 
-    return sweep.run(
-        args.file,
-        jobs=args.jobs,
-        out=args.out,
-        storage=args.storage,
-        dry_run=args.dry_run,
-        flags=args.flags,
-    )
+    options = ("jobs", "out", "storage", "dry_run", "flags")
+    return runner.run(args.file, **{name: getattr(args, name) for name in options})
 
 
-def lint(args: argparse.Namespace) -> int:
-    """Say what is wrong with sweep files, by line."""
-    from emaae.sweeps import file as sweep_file
-
-    findings = [f for path in args.files for f in sweep_file.check(packaged(path))]
-    for finding in findings:
-        print(finding)
-    return 2 if any(not finding.warning for finding in findings) else 0
-
-
+@verb(
+    argument("ref", "a run, a sweep or an --out_dir, here or on W&B", metavar="REF"),
+    argument("--out", "(default: report.html in its folder)", metavar="FILE.html"),
+)
 def report(args: argparse.Namespace) -> None:
     """Write one page that compares the runs of a sweep, or shows a single one."""
     from analysis.report import main
@@ -104,6 +172,18 @@ def report(args: argparse.Namespace) -> None:
     main([args.ref, *(["--out", args.out] if args.out else [])])
 
 
+@verb(argument("files", nargs="+", metavar="FILE.yaml"))
+def lint(args: argparse.Namespace) -> int:
+    """Say what is wrong with sweep files, by line."""
+    from emaae.sweeps import file
+
+    findings = [f for path in args.files for f in file.check(packaged(path))]
+    for finding in findings:
+        print(finding)
+    return 2 if any(not finding.warning for finding in findings) else 0
+
+
+@verb(argument("ref", OF_RUNS, metavar="REF"))
 def promote(args: argparse.Namespace) -> None:
     """Name the best finished model of a sweep or project `best`."""
     from emaae.tracking.models import promote
@@ -112,19 +192,24 @@ def promote(args: argparse.Namespace) -> None:
     print(f"best: run {best.run}, score {best.score:.4f}\nmodel: {best.ref}")
 
 
+@verb(
+    argument("ref", f"{OF_RUNS}, or ENTITY/PROJECT/NAME:ALIAS", metavar="REF"),
+    argument("--out", "folder for the model's files", required=True),
+)
 def pull(args: argparse.Namespace) -> None:
     """Get a model's files, checked by their sha256."""
-    from pathlib import Path
-
     from emaae.tracking.models import pull
 
     print(f"model: {pull(args.ref, Path(args.out)) / 'best.pth'}")
 
 
+@verb(
+    argument("folder", "a run's folder, or one with runs below it", metavar="DIR"),
+    argument("--project", "W&B project (default: where the run was meant to go)"),
+    argument("--entity", "W&B user or team (default: where the run was meant to go)"),
+)
 def upload_pending(args: argparse.Namespace) -> None:
     """Upload to W&B what it lacks of a run, or of all runs below a folder."""
-    from pathlib import Path
-
     from emaae.tracking.upload import upload_pending
 
     there, missing = upload_pending(Path(args.folder), args.entity, args.project)
@@ -134,19 +219,37 @@ def upload_pending(args: argparse.Namespace) -> None:
         raise UserError("; ".join(missing))
 
 
+@verb(
+    argument("folder", "the folder of a local sweep", metavar="DIR"),
+    argument("--project", "W&B project", required=True),
+    argument("--entity", "W&B user or team (default: your own)"),
+)
 def publish(args: argparse.Namespace) -> None:
     """Put a local sweep on W&B, as if it had run there."""
-    from pathlib import Path
-
     from emaae.tracking.upload import publish
 
     print(f"sweep: {publish(Path(args.folder), args.project, args.entity)}")
 
 
+@verb(
+    MODEL,
+    argument("--features", "feature tree, or a prefix", required=True, metavar="DIR"),
+    argument("--out", "tree of encodings, made or kept", required=True, metavar="DIR"),
+    argument(
+        "--format",
+        "arrays of these numbers, or a CSR matrix for scipy.sparse.load_npz",
+        choices=FORMS,
+        default=FORMS[0],
+    ),
+    argument(
+        "--upload",
+        "put them into a bucket too, as arrays that cottoncandy downloads",
+        metavar="s3://BUCKET/PREFIX",
+    ),
+    *map(knob, ("recursive", "bucket", "on_bad_file", "device")),
+)
 def encode(args: argparse.Namespace) -> None:
     """Write the encodings of all utterances of a feature tree or a bucket; again to go on."""
-    from pathlib import Path
-
     from emaae.corpus.encode import encode_tree, opened, upload_tree
     from emaae.data import listed
 
@@ -160,10 +263,39 @@ def encode(args: argparse.Namespace) -> None:
             print(f"{args.upload}: {n_new} utterances uploaded")
 
 
+@verb(
+    argument("--encodings", "tree that encode wrote", required=True, metavar="DIR"),
+    argument("--out", "folder for a file per story", required=True, metavar="DIR"),
+    argument("--tr", "seconds between TRs, from 0 on", type=float, metavar="S"),
+    argument("--tr_times", "times in seconds, or STORY.txt each", metavar="FILE|DIR"),
+    argument(
+        "--onsets",
+        "csv or tsv with utterance, onset (s) and story (default: each utterance is a story)",
+        metavar="TABLE",
+    ),
+    argument("--delays", "in TRs (default: 1 2 3 4)", type=int, nargs="+", default=[1, 2, 3, 4]),
+    argument(
+        "--trim",
+        "TRs to leave out at both ends (default: 0 0)",
+        type=int,
+        nargs=2,
+        default=[0, 0],
+        metavar="N",
+    ),
+    argument(
+        "--units_of",
+        "encodings of the training set, whose live units are taken (default: --encodings)",
+        metavar="DIR",
+    ),
+    argument(
+        "--format",
+        "arrays, or pandas tables (default: npz)",
+        choices=("npz", "csv", "parquet"),
+        default="npz",
+    ),
+)
 def regressors(args: argparse.Namespace) -> None:
     """Make design matrices for models of the brain out of encodings, one for each story."""
-    from pathlib import Path
-
     from emaae.corpus import regressors as regress
 
     if (args.tr is None) == (args.tr_times is None):
@@ -176,23 +308,24 @@ def regressors(args: argparse.Namespace) -> None:
         raise UserError(f"--delays must differ, got {' '.join(map(str, args.delays))}")
     stories = regress.stories(args.encodings, args.onsets)
     times = regress.read_tr_times(args.tr_times, list(stories)) if args.tr_times else None
-    units = regress.read_manifest(args.units_of or args.encodings)["fired"]
+    known_by = args.units_of or args.encodings
+    units = regress.read_manifest(known_by)["fired"]
     if not units:
-        raise UserError(
-            f"no unit fires in {args.units_of or args.encodings}: nothing to regress on"
-        )
+        raise UserError(f"no unit fires in {known_by}: nothing to regress on")
     design = regress.Design(units, args.tr, times, args.delays, tuple(args.trim))
     lengths = regress.write(args.encodings, Path(args.out), design, stories, args.format)
-    print(
-        f"{args.out}: {len(lengths)} stories, {sum(lengths.values())} TRs, {len(units)} units at "
-        f"{len(args.delays)} delays"
-    )
+    size = f"{sum(lengths.values())} TRs, {len(units)} units at {len(args.delays)} delays"
+    print(f"{args.out}: {len(lengths)} stories, {size}")
 
 
+@verb(
+    MODEL,
+    argument("--encodings", "tree that encode wrote", required=True, metavar="DIR"),
+    argument("--out", "feature tree, made or kept", required=True, metavar="DIR"),
+    *map(knob, ("recursive", "device")),
+)
 def decode(args: argparse.Namespace) -> None:
     """Write the features that a tree of encodings stands for; again to go on."""
-    from pathlib import Path
-
     from emaae.corpus.encode import decode_tree, opened
 
     with opened(args.model, args.device or "auto") as (model, made_by):
@@ -200,12 +333,15 @@ def decode(args: argparse.Namespace) -> None:
     print(done.summary(args.out))
 
 
+@verb(
+    MODEL,
+    argument("--features", "feature tree, or a prefix", required=True, metavar="DIR"),
+    *map(knob, MEASURED),
+    argument("--json", "print one line of JSON", action="store_true"),
+    argument("--out", "write the metrics there as JSON too", metavar="FILE"),
+)
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a model on a feature tree or a bucket, by the loss of the run that made it."""
-    import contextlib
-    import json
-    from pathlib import Path
-
     from emaae.corpus.evaluate import evaluate_ref
     from emaae.runs.checkpoint import write_json
     from emaae.runs.console import metric_lines
@@ -220,10 +356,18 @@ def evaluate(args: argparse.Namespace) -> None:
     print(json.dumps(row, allow_nan=False) if args.json else metric_lines(row))
 
 
+@verb(
+    MODEL,
+    argument(
+        "--format",
+        "encoder.pt2 and decoder.pt2, .onnx, a folder for the hub, the original project's",
+        required=True,
+        choices=("torch", "onnx", "huggingface", "original"),
+    ),
+    argument("--out", "folder for the files", required=True, metavar="DIR"),
+)
 def export(args: argparse.Namespace) -> None:
     """Write a model in a form that needs no emaae, or as the original project's files."""
-    from pathlib import Path
-
     from emaae.loading import model_file
     from emaae.runs import original, portable
     from emaae.runs.checkpoint import export_original, load_model_file
@@ -253,174 +397,11 @@ def main(argv: list[str] | None = None) -> int:
     # What stands after `--` is for the program that a sweep starts.
     end = argv.index("--") if "--" in argv else len(argv)
     argv, flags = argv[:end], argv[end + 1 :]
-    parser = _Parser(prog="python -m emaae", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-
-    def add(run: Callable[[argparse.Namespace], int | None], name: str) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=run.__doc__, description=run.__doc__)
-        verb.set_defaults(run=run)
-        return verb
-
-    verb = add(demo_data, "demo-data")
-    verb.add_argument("--out", required=True, help="directory for train/, val/ and test/")
-    verb.add_argument("--seed", type=int, default=0, help="another seed, other speakers and words")
-    verb.add_argument(
-        "--like",
-        choices=("demo", "librispeech-100h"),
-        default="demo",
-        help="64, 28 and 28 short utterances, or as many, as long and by as many speakers as in "
-        "train-clean-100, dev-clean and test-clean (default: demo)",
-    )
-    verb.add_argument("--n_utterances", type=int, help="in each split (default: see --like)")
-    verb.add_argument(
-        "--scale", type=float, help="times LibriSpeech's durations (default: 0.3; 1 like it)"
-    )
-    verb.add_argument("--jobs", type=int, help="processes (default: 1; all cores for a large one)")
-
-    verb = add(check, "check")
-    verb.add_argument("dirs", nargs="+", metavar="DIR", help="a feature tree, such as a split")
-    verb.add_argument("--recursive", action="store_true", help="read sub-directories too")
-    verb.add_argument("--keep_loudness", action="store_true", help="runs are to read column 12")
-
-    verb = add(extract, "extract")
-    verb.add_argument(
-        "--audio_dir",
-        required=True,
-        help="directory of .flac and .wav files, with its sub-directories",
-    )
-    verb.add_argument("--out_dir", required=True, help="directory of the feature tree")
-    verb.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    verb.add_argument(
-        "--batch_s", type=float, default=60.0, help="seconds of audio at once (default: 60)"
-    )
-
-    verb = add(sweep, "sweep")
-    verb.usage = "python -m emaae sweep FILE.yaml [OPTION ...] [-- FLAGS OF train.py]"
-    verb.add_argument(
-        "file", metavar="FILE.yaml", help="a sweep file of W&B, such as sweeps/demo.yaml"
-    )
-    verb.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, else one)"
-    )
-    verb.add_argument("--out", metavar="DIR", help="folder of the sweep (default: runs/FILE)")
-    verb.add_argument(
-        "--storage",
-        metavar="URL|FILE.log",
-        help="queue that runners share: a database, or a journal file on a shared disk "
-        "(default: DIR/study.db)",
-    )
-    verb.add_argument("--dry-run", action="store_true", help="say what would run, and end")
-
-    verb = add(report, "report")
-    verb.add_argument("ref", metavar="REF", help="a run, a sweep or an --out_dir, here or on W&B")
-    verb.add_argument("--out", metavar="FILE.html", help="(default: report.html in its folder)")
-
-    add(lint, "lint").add_argument("files", nargs="+", metavar="FILE.yaml")
-
-    where = "a sweep's or run's folder here, or ENTITY/PROJECT[/SWEEP] on W&B"
-    add(promote, "promote").add_argument("ref", metavar="REF", help=where)
-
-    verb = add(pull, "pull")
-    verb.add_argument("ref", metavar="REF", help=f"{where}, or ENTITY/PROJECT/NAME:ALIAS")
-    verb.add_argument("--out", required=True, help="folder for the model's files")
-
-    verb = add(upload_pending, "upload-pending")
-    verb.add_argument("folder", metavar="DIR", help="a run's folder, or one with runs below it")
-    verb.add_argument("--project", help="W&B project (default: where the run was meant to go)")
-    verb.add_argument("--entity", help="W&B user or team (default: where the run was meant to go)")
-
-    verb = add(publish, "publish")
-    verb.add_argument("folder", metavar="DIR", help="the folder of a local sweep")
-    verb.add_argument("--project", required=True, help="W&B project")
-    verb.add_argument("--entity", help="W&B user or team (default: your own)")
-
-    def add_model(run: Callable[[argparse.Namespace], None], name: str) -> argparse.ArgumentParser:
-        verb = add(run, name)
-        text = "run folder, .pth beside its model_config.json, wandb:ENTITY/PROJECT/NAME:ALIAS"
-        verb.add_argument("--model", required=True, metavar="REF", help=text)
-        return verb
-
-    def add_knobs(verb: argparse.ArgumentParser, *names: str) -> None:
-        for name in names:
-            knob = KNOBS[name]
-            switch = knob.kind is bool
-            value = {"action": "store_true"} if switch else {"choices": knob.choices or None}
-            verb.add_argument(f"--{name}", help=knob.text, **value)
-
-    verb = add_model(encode, "encode")
-    verb.add_argument("--features", required=True, metavar="DIR", help="feature tree, or a prefix")
-    verb.add_argument("--out", required=True, metavar="DIR", help="tree of encodings, made or kept")
-    verb.add_argument(
-        "--format",
-        choices=FORMS,
-        default=FORMS[0],
-        help="arrays of these numbers, or a CSR matrix for scipy.sparse.load_npz",
-    )
-    verb.add_argument(
-        "--upload",
-        metavar="s3://BUCKET/PREFIX",
-        help="put them into a bucket too, as arrays that cottoncandy downloads",
-    )
-    add_knobs(verb, "recursive", "bucket", "on_bad_file", "device")
-
-    verb = add(regressors, "regressors")
-    verb.add_argument("--encodings", required=True, metavar="DIR", help="tree that encode wrote")
-    verb.add_argument("--out", required=True, metavar="DIR", help="folder for a file per story")
-    verb.add_argument("--tr", type=float, metavar="S", help="seconds between TRs, from 0 on")
-    verb.add_argument("--tr_times", metavar="FILE|DIR", help="times in seconds, or STORY.txt each")
-    verb.add_argument(
-        "--onsets",
-        metavar="TABLE",
-        help="csv or tsv with utterance, onset (s) and story (default: each utterance is a story)",
-    )
-    verb.add_argument(
-        "--delays", type=int, nargs="+", default=[1, 2, 3, 4], help="in TRs (default: 1 2 3 4)"
-    )
-    verb.add_argument(
-        "--trim",
-        type=int,
-        nargs=2,
-        default=[0, 0],
-        metavar="N",
-        help="TRs to leave out at both ends (default: 0 0)",
-    )
-    verb.add_argument(
-        "--units_of",
-        metavar="DIR",
-        help="encodings of the training set, whose live units are taken (default: --encodings)",
-    )
-    verb.add_argument(
-        "--format",
-        choices=("npz", "csv", "parquet"),
-        default="npz",
-        help="arrays, or pandas tables (default: npz)",
-    )
-
-    verb = add_model(decode, "decode")
-    verb.add_argument("--encodings", required=True, metavar="DIR", help="tree that encode wrote")
-    verb.add_argument("--out", required=True, metavar="DIR", help="feature tree, made or kept")
-    add_knobs(verb, "recursive", "device")
-
-    verb = add_model(evaluate, "evaluate")
-    verb.add_argument("--features", required=True, metavar="DIR", help="feature tree, or a prefix")
-    add_knobs(verb, *MEASURED)
-    verb.add_argument("--json", action="store_true", help="print one line of JSON")
-    verb.add_argument("--out", metavar="FILE", help="write the metrics there as JSON too")
-
-    verb = add_model(export, "export")
-    verb.add_argument(
-        "--format",
-        required=True,
-        choices=("torch", "onnx", "huggingface", "original"),
-        help="encoder.pt2 and decoder.pt2, .onnx, a folder for the hub, the original project's",
-    )
-    verb.add_argument("--out", required=True, metavar="DIR", help="folder for the files")
-
     if "_ARGCOMPLETE" in os.environ:  # a shell asks how a word might end
         import argcomplete
 
-        argcomplete.autocomplete(parser)
-    args = expanded(parser.parse_args(argv))
+        argcomplete.autocomplete(PARSER)
+    args = expanded(PARSER.parse_args(argv))
     if flags and args.verb != "sweep":
         raise UserError(f"only sweep passes flags on, got {' '.join(flags)!r} after --")
     args.flags = flags

@@ -5,6 +5,7 @@ model_config.json fill in what was not given.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -73,6 +74,10 @@ def from_environment() -> dict[str, str]:
     return {name: value for variable, name in both if (value := os.environ.get(variable))}
 
 
+# How --help writes a value.
+METAVARS: dict[type, str] = {bool: "True|False", int: "N", float: "X", str: "TEXT"}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
@@ -91,20 +96,16 @@ def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=100),
     )
-    groups: dict[str, Any] = {}
-    for name, each in KNOBS.items():
-        group = groups.setdefault(each.group, parser.add_argument_group(each.group))
-        text = each.text.replace("%", "%%")
-        if each.choices:
-            text += f" [{', '.join(each.choices)}]"
-        if each.default is not None:
-            text += f" (default: {each.default})"
-        given: dict[str, Any] = (
-            {"nargs": "?", "const": "True", "metavar": "True|False"}
-            if each.kind is bool
-            else {"metavar": {int: "N", float: "X", str: "TEXT"}[each.kind]}
-        )
-        group.add_argument(f"--{name}", help=text, **given)
+    for title, knobs in itertools.groupby(KNOBS.values(), key=lambda each: each.group):
+        group = parser.add_argument_group(title)
+        for each in knobs:
+            text = each.text.replace("%", "%%")
+            if each.choices:
+                text += f" [{', '.join(each.choices)}]"
+            if each.default is not None:
+                text += f" (default: {each.default})"
+            alone: dict[str, Any] = {"nargs": "?", "const": "True"} if each.kind is bool else {}
+            group.add_argument(f"--{each.name}", help=text, metavar=METAVARS[each.kind], **alone)
     namespace, rest = parser.parse_known_args(_join_negative_numbers(argv))
     flags = vars(namespace)
     for token in rest:
@@ -116,11 +117,8 @@ def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
         elif token.endswith(".json"):
             flags |= read_json(token)
         elif token.startswith("-"):
-            bare = name.lstrip("-")
-            options = [f"--{other}" for other in KNOBS]
-            raise UserError(
-                f"unknown flag {name}{nearest(f'--{bare}', options)}; --help lists the flags"
-            )
+            hint = nearest(f"--{name.lstrip('-')}", [f"--{other}" for other in KNOBS])
+            raise UserError(f"unknown flag {name}{hint}; --help lists the flags")
         else:
             raise UserError(f"unexpected argument {token!r}; flags look like --alpha 0.1")
     return flags
@@ -158,14 +156,12 @@ def read_model_config(path: str | Path) -> dict[str, Any]:
 
 def read_knobs(path: str | Path, found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Those of the knobs `names` that a file gives, cast and in range. Raises UserError."""
-    values = {}
-    for name in names:
-        if name in found:
-            try:
-                values[name] = KNOBS[name].cast(found[name])
-                KNOBS[name].check(values[name])
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from None
+    try:
+        values = {name: KNOBS[name].cast(found[name]) for name in names if name in found}
+        for name, value in values.items():
+            KNOBS[name].check(value)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return values
 
 
@@ -237,14 +233,12 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
     _check_version(path, found, asked="norm" in values)
     if "norm" not in found:
         architecture["norm"] = values.get("norm", "original")
-    input_dim = found.get("input_dim")
-    if input_dim is not None:
-        if str(input_dim) not in ("13", "14"):
-            raise UserError(
-                f"{path}: input_dim must be 13 (without loudness) or 14 (with it), "
-                f"got {input_dim!r}"
-            )
-        architecture["keep_loudness"] = str(input_dim) == "14"
+    dim = found.get("input_dim")
+    if dim is not None:
+        if str(dim) not in ("13", "14"):
+            expected = "13 (without loudness) or 14 (with it)"
+            raise UserError(f"{path}: input_dim must be {expected}, got {dim!r}")
+        architecture["keep_loudness"] = str(dim) == "14"
     for name, value in architecture.items():
         if values.get(name, value) != value:
             raise UserError(
@@ -257,7 +251,7 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
         loss = read_knobs(path, given, LOSS)
         # A schedule has moved alpha since; the end of a run tells where it was selected.
         metrics = Path(path).parent / "metrics.json"
-        selected = read_json(metrics) if os.path.isfile(metrics) else {}
-        if selected.get("select/alpha") is not None:
-            loss |= read_knobs(metrics, {"alpha": selected["select/alpha"]}, ["alpha"])
+        alpha = read_json(metrics).get("select/alpha") if os.path.isfile(metrics) else None
+        if alpha is not None:
+            loss |= read_knobs(metrics, {"alpha": alpha}, ["alpha"])
     return loss | values | architecture | {"model_config": path}

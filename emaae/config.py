@@ -344,51 +344,44 @@ class Config:
     def _check(self) -> None:
         for name, each in KNOBS.items():
             each.check(getattr(self, name))
-        if self.update and self.penalty_scheduler in FROM_ALPHA and self.alpha > self.alpha_max:
+        scheduler = self.penalty_scheduler
+        if self.update and scheduler in FROM_ALPHA and self.alpha > self.alpha_max:
             raise UserError(
-                f"--alpha {self.alpha} is above --alpha_max {self.alpha_max}: the "
-                f"{self.penalty_scheduler} schedule starts at alpha and stays below alpha_max; "
-                "lower --alpha"
+                f"--alpha {self.alpha} is above --alpha_max {self.alpha_max}: the {scheduler} "
+                "schedule starts at alpha and stays below alpha_max; lower --alpha"
             )
-        if (
-            self.update
-            and self.alpha == 0
-            and self.penalty_scheduler in ("exponential", "log_lambda", "geco")
-        ):
+        if self.update and self.alpha == 0 and scheduler in ("exponential", "log_lambda", "geco"):
             raise UserError(
-                f"--alpha 0 cannot start the {self.penalty_scheduler} schedule, which multiplies; "
+                f"--alpha 0 cannot start the {scheduler} schedule, which multiplies; "
                 "give a small positive --alpha such as 0.01"
             )
-        if not self.update and self.penalty_scheduler not in ("step", "constant"):
+        if not self.update and scheduler not in ("step", "constant"):
             raise UserError(
-                f"--penalty_scheduler {self.penalty_scheduler} changes alpha only with --update; "
+                f"--penalty_scheduler {scheduler} changes alpha only with --update; "
                 "add --update or leave the scheduler out"
             )
         if self.gate_frames % 2 == 0:
             raise UserError(
                 f"--gate_frames must be odd, got {self.gate_frames}: the window has a middle"
             )
-        if self.demo and not self.uses_demo:
-            given = next(n for n in ("train_dir", "val_dir", "test_dir") if getattr(self, n))
-            raise UserError(f"--demo is the generated data: leave out --{given}, or --demo")
+        dirs = [name for name in ("train_dir", "val_dir", "test_dir") if getattr(self, name)]
+        if self.demo and dirs:
+            raise UserError(f"--demo is the generated data: leave out --{dirs[0]}, or --demo")
         if self.eval_only and not self.checkpoint:
             raise UserError("--eval_only needs --checkpoint FILE.pth, the weights to measure")
-        if not self.uses_demo and not self.eval_only:
-            for name in ("train_dir", "val_dir"):
-                if not getattr(self, name):
-                    raise UserError(
-                        f"--{name} is missing: give both --train_dir and --val_dir, "
-                        "or no directory at all to use the generated demo data"
-                    )
-        if self.bucket and self.uses_demo:
+        for name in ("train_dir", "val_dir"):
+            if dirs and name not in dirs and not self.eval_only:
+                raise UserError(
+                    f"--{name} is missing: give both --train_dir and --val_dir, "
+                    "or no directory at all to use the generated demo data"
+                )
+        if self.bucket and not dirs:
             raise UserError(
                 f"--bucket {self.bucket} needs --train_dir and --val_dir, prefixes in the bucket"
             )
         if self.resume and self.eval_only:
             raise UserError("--resume goes on with training: leave it out of --eval_only")
-        if self.run_name is not None and (
-            not self.run_name or self.run_name in (".", "..") or set(self.run_name) & set("/\\\n\0")
-        ):
+        if self.run_name and (self.run_name in (".", "..") or set(self.run_name) & set("/\\\n\0")):
             raise UserError(
                 f"--run_name {self.run_name!r} must be a plain folder name without slashes; "
                 "say where runs go with --out_dir"

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
+from emaae.config import Config
 from emaae.data import Split, batches, evaluation_order
-from emaae.losses import Objective, Sums
+from emaae.losses import Sums, batch_sums, loss_terms
 from emaae.metrics import ReconstructionSums, SparsitySums, density_histogram, score
 from emaae.models import CNNAutoEncoder
 from emaae.shift import quick, sample
@@ -13,19 +14,12 @@ from emaae.system.distributed import pool, share, stop_together
 
 
 @torch.no_grad()
-def evaluate(
-    model: CNNAutoEncoder,
-    split: Split,
-    objective: Objective,
-    *,
-    alpha: float,
-    batch_sz: int,
-    target_sparsity: float = 0.9,
-    target_persistence: float = 0.9,
-) -> dict[str, Any]:
+def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) -> dict[str, Any]:
     """Every metric of a split, as one row; docs/metrics.md says what each means.
 
-    Tolerance to shifts is measured on a sample of the utterances, everything else on all of them.
+    config: its loss, targets and batch size count, but for alpha, the weight of the penalty, which
+    a schedule may have moved. Tolerance to shifts is measured on a sample of the utterances,
+    everything else on all of them.
 
     The model is measured in evaluation mode and left in the mode it was in.
     """
@@ -33,9 +27,9 @@ def evaluate(
     model.eval()
     reconstruction, sparsity = ReconstructionSums(), SparsitySums()
     sums: Sums | None = None
-    for x, mask in batches(split, share(evaluation_order(split.lengths, batch_sz))):
+    for x, mask in batches(split, share(evaluation_order(split.lengths, config.batch_sz))):
         out = model(x, mask)
-        sums = objective.sums(model, x, out, mask).plus(sums)
+        sums = batch_sums(config, model, x, out, mask).plus(sums)
         reconstruction.add(model.standardise(x), model.standardise(out.y), mask)
         sparsity.add(out.z, mask)
         stop_together()
@@ -44,14 +38,9 @@ def evaluate(
     assert sums is not None, "a split has at least one batch"
     pool(reconstruction)
     pool(sparsity)
-    terms = objective.terms(model, sums.pooled(), alpha)
+    terms = loss_terms(config, model, sums.pooled(), alpha)
     row = terms.row() | reconstruction.compute(split.channels)
     row |= sparsity.compute() | quick(model, sample(split))
-    row["score"] = score(
-        row["fvu"],
-        row["live_sparsity"],
-        row["persistence_within"],
-        target_sparsity,
-        target_persistence,
-    )
+    targets = config.target_sparsity, config.target_persistence
+    row["score"] = score(row["fvu"], row["live_sparsity"], row["persistence_within"], *targets)
     return {**row, "density_log10": density_histogram(sparsity.density())}

@@ -6,10 +6,11 @@ Text is cast by the declared type wherever it comes from, because sweep agents p
 
 import difflib
 import math
+import operator
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field
 from typing import Any, Literal
 
@@ -27,21 +28,22 @@ class Knob:
     text: str
     group: str
     choices: tuple[str, ...]  # all of them; () when any value of the kind may be given
-    limits: Mapping[str, float]  # "at least", "above", "at most", "below"
+    limits: Mapping[str, float]  # at_least, above, at_most, below
     path: bool  # of a file or folder, in which ~ is the home
 
     def cast(self, value: Any) -> Any:
         """The value as this kind of thing. Raises UserError."""
         text = value.strip() if isinstance(value, str) else value
-        if self.optional and (text is None or str(text).lower() in ("none", "null")):
+        if self.optional and str(text).lower() in ("none", "null"):
             return None
+        expected, cast = _KINDS[self.kind]
         if text is None:
-            raise UserError(f"--{self.name} needs a value: expected {self._wording}, got None")
+            raise UserError(f"--{self.name} needs a value: expected {expected}, got None")
         try:
-            value = _CASTS[self.kind](text)
-            return os.path.expanduser(value) if self.path else value
-        except (ValueError, TypeError, OverflowError):
-            raise UserError(f"--{self.name} must be {self._wording}, got {value!r}") from None
+            value = cast(text)
+        except (ValueError, TypeError, OverflowError, KeyError):
+            raise UserError(f"--{self.name} must be {expected}, got {value!r}") from None
+        return os.path.expanduser(value) if self.path else value
 
     def check(self, value: Any) -> None:
         """Raise UserError unless the value is one of the choices and within the limits."""
@@ -50,13 +52,9 @@ class Knob:
                 f"--{self.name} must be one of {', '.join(self.choices)}, got {value!r}"
                 + nearest(str(value), self.choices)
             )
-        if value is not None and not all(_FINE[w](value, lim) for w, lim in self.limits.items()):
-            expected = " and ".join(f"{word} {limit:g}" for word, limit in self.limits.items())
-            raise UserError(f"--{self.name} must be {expected}, got {value}")
-
-    @property
-    def _wording(self) -> str:
-        return _WORDINGS[self.kind]
+        if value is not None and not all(_WITHIN[w](value, lim) for w, lim in self.limits.items()):
+            limits = (f"{word.replace('_', ' ')} {lim:g}" for word, lim in self.limits.items())
+            raise UserError(f"--{self.name} must be {' and '.join(limits)}, got {value}")
 
 
 def knob(
@@ -65,67 +63,50 @@ def knob(
     text: str,
     *,
     choices: Sequence[str] = (),
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
     path: bool = False,
+    **limits: float,
 ) -> Any:
-    """A dataclass field with its help text and its range; a Literal type gives choices too."""
-    limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-    limits = {word: limit for word, limit in limits.items() if limit is not None}
-    metadata: dict[str, Any] = {"group": group, "text": text, "limits": limits, "path": path}
-    metadata["choices"] = tuple(choices)
+    """A dataclass field with its help text; a Literal type gives choices too.
+
+    limits: at_least, above, at_most, below.
+    """
+    metadata = {"text": text, "group": group, "choices": choices, "limits": limits, "path": path}
     return field(default=default, metadata=metadata)
 
 
 def knob_of(f: "Field[Any]") -> Knob:
     """What was declared by `knob` and by the field's type."""
-    declared, choices = f.type, f.metadata["choices"]
-    optional = isinstance(declared, types.UnionType)
+    kind, declared = f.type, dict(f.metadata)
+    optional = isinstance(kind, types.UnionType)
     if optional:
-        declared = next(t for t in typing.get_args(declared) if t is not types.NoneType)
-    if typing.get_origin(declared) is Literal:
-        declared, choices = str, typing.get_args(declared)
-    metadata = {name: f.metadata[name] for name in ("text", "group", "limits", "path")}
-    assert isinstance(declared, type)
-    return Knob(f.name, declared, optional, f.default, choices=choices, **metadata)
+        kind = next(t for t in typing.get_args(kind) if t is not types.NoneType)
+    if typing.get_origin(kind) is Literal:
+        declared["choices"], kind = typing.get_args(kind), str
+    assert isinstance(kind, type)
+    return Knob(f.name, kind, optional, f.default, **declared)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The way out of a misspelling: "; did you mean ...?" or nothing."""
+    """A hint to add to the error about a misspelt name: "; did you mean ...?", or ""."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _to_bool(value: Any) -> bool:
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    try:
-        return words[str(value).lower()]
-    except KeyError:
-        raise ValueError from None
+    return words[str(value).lower()]
 
 
 def _to_int(value: Any) -> int:
-    if isinstance(value, bool):
+    number = _to_float(value)  # quantised sweep distributions give 32.0
+    if number != int(number):
         raise ValueError
-    try:
-        return int(value) if isinstance(value, (int, str)) else _whole(value)
-    except ValueError:
-        return _whole(float(value))  # quantised sweep distributions give 32.0
-
-
-def _whole(value: float) -> int:
-    if value != int(value):
-        raise ValueError
-    return int(value)
+    return int(number)
 
 
 def _to_float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
     number = float(value)
-    if not math.isfinite(number):
+    if isinstance(value, bool) or not math.isfinite(number):
         raise ValueError
     return number
 
@@ -137,16 +118,16 @@ def _to_str(value: Any) -> str:
     return str(value)
 
 
-_CASTS: dict[type, Any] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
-_WORDINGS = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a finite number",
-    str: "text that is not empty",
+# What is expected, and how it is made.
+_KINDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    bool: ("True or False", _to_bool),
+    int: ("a whole number", _to_int),
+    float: ("a finite number", _to_float),
+    str: ("text that is not empty", _to_str),
 }
-_FINE: dict[str, Any] = {
-    "at least": lambda value, limit: value >= limit,
-    "above": lambda value, limit: value > limit,
-    "at most": lambda value, limit: value <= limit,
-    "below": lambda value, limit: value < limit,
+_WITHIN: dict[str, Callable[[Any, Any], bool]] = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
 }

@@ -38,11 +38,10 @@ def model_file(ref: str | os.PathLike) -> Iterator[Path]:
         return
     path = Path(ref).expanduser()
     if os.path.isdir(path):
-        known = [p for p in (path / "best" / "best.pth", path / "best.pth") if p.is_file()]
+        known = [path / "best" / "best.pth", path / "best.pth"]
         others = [p for p in path.glob("*.pth") if is_data(p.name)]
-        if not known and len(others) == 1:
-            known = others
-        path = known[0] if known else path / "best.pth"
+        known += others if len(others) == 1 else []
+        path = next((p for p in known if p.is_file()), path / "best.pth")
     if not os.path.isfile(path):
         raise UserError(
             f"no model at {ref}: expected a .pth file, a run's folder with best.pth in it, a "

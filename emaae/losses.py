@@ -138,46 +138,29 @@ class Terms(NamedTuple):
         return {name: float(value) for name, value in self._asdict().items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Objective:
-    """The loss of a configuration.
+def batch_sums(config: Config, model: CNNAutoEncoder, x: Tensor, out: Output, mask: Tensor) -> Sums:
+    """What a batch adds to the loss of a config."""
+    error = (((out.y - x) / model.sd[:, None]).square() * mask).sum()
+    penalty, slow = PENALTIES[config.sparse_loss].sums(out.z, mask), mask.new_empty(0)
+    if config.slow_coefficient:
+        slow = PENALTIES[config.slow_loss].sums(out.z, mask)
+    return Sums(error, penalty, slow, mask.sum())
 
-    penalty, slow: names of `PENALTIES`; with_weights: add the weight penalty; slow_coefficient:
-    weight of the slowness beside the mse, beta.
-    """
 
-    penalty: str
-    with_weights: bool = False
-    slow: str = "tv"
-    slow_coefficient: float = 0.0
+def loss_terms(config: Config, model: CNNAutoEncoder, sums: Sums, alpha: float) -> Terms:
+    """The loss of a batch or of a total of many; alpha in 0..1 stands for that of the config."""
+    mse = sums.error / (model.input_dim * sums.n_frames)
+    norms, slow, distortion = model.unit_norms(), None, mse
+    penalty = PENALTIES[config.sparse_loss].value(sums.penalty, sums.n_frames, norms)
+    if config.slow_coefficient:
+        slow = PENALTIES[config.slow_loss].value(sums.slow, sums.n_frames, norms)
+        distortion = mse + config.slow_coefficient * slow
+    loss = (1 - alpha) * distortion + alpha * penalty
+    if config.weight_penalty:
+        loss = loss + weight_penalty(model.conv_weights())
+    return Terms(loss, mse, penalty, slow)
 
-    @classmethod
-    def of(cls, config: Config) -> "Objective":
-        """The loss that a config asks for."""
-        slow = (config.slow_loss, config.slow_coefficient)
-        return cls(config.sparse_loss, config.weight_penalty, *slow)
 
-    def sums(self, model: CNNAutoEncoder, x: Tensor, out: Output, mask: Tensor) -> Sums:
-        """Measure one batch."""
-        error = (((out.y - x) / model.sd[:, None]).square() * mask).sum()
-        slow = (
-            PENALTIES[self.slow].sums(out.z, mask) if self.slow_coefficient else mask.new_empty(0)
-        )
-        return Sums(error, PENALTIES[self.penalty].sums(out.z, mask), slow, mask.sum())
-
-    def terms(self, model: CNNAutoEncoder, sums: Sums, alpha: float) -> Terms:
-        """The loss of a batch or of a total of many; alpha in 0..1."""
-        mse = sums.error / (model.input_dim * sums.n_frames)
-        norms, slow, kept = model.unit_norms(), None, mse
-        penalty = PENALTIES[self.penalty].value(sums.penalty, sums.n_frames, norms)
-        if self.slow_coefficient:
-            slow = PENALTIES[self.slow].value(sums.slow, sums.n_frames, norms)
-            kept = mse + self.slow_coefficient * slow
-        loss = (1 - alpha) * kept + alpha * penalty
-        if self.with_weights:
-            loss = loss + weight_penalty(model.conv_weights())
-        return Terms(loss, mse, penalty, slow)
-
-    def pressure(self, model: CNNAutoEncoder) -> float:
-        """The factor between alpha / (1 - alpha) and `lambda_eff`, see `schedules.lambda_eff`."""
-        return PENALTIES[self.penalty].pressure(model.input_dim, model.inner_size)
+def pressure(config: Config, model: CNNAutoEncoder) -> float:
+    """The factor between alpha / (1 - alpha) and `lambda_eff`, see `schedules.lambda_eff`."""
+    return PENALTIES[config.sparse_loss].pressure(model.input_dim, model.inner_size)

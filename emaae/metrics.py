@@ -72,10 +72,10 @@ class SparsitySums:
         z = z.abs() * mask
         l1, l2 = z.sum(1), z.square().sum(1).sqrt()
         root = math.sqrt(z.shape[1])
-        spoken = l2 > 0
-        per_frame = (root - l1 / torch.where(spoken, l2, 1.0)) / max(root - 1, 1e-12)
-        self.hoyer = self.hoyer + torch.where(spoken, per_frame, 0.0).double().sum()
-        self.n_hoyer = self.n_hoyer + spoken.double().sum()
+        fires = l2 > 0
+        per_frame = (root - l1 / torch.where(fires, l2, 1.0)) / max(root - 1, 1e-12)
+        self.hoyer = self.hoyer + torch.where(fires, per_frame, 0.0).double().sum()
+        self.n_hoyer = self.n_hoyer + fires.double().sum()
         self.active = self.active + (z > 0).sum((0, 2)).double()
         self.magnitude = self.magnitude + l1.double().sum()
         self.n_frames = self.n_frames + mask.sum().double()

@@ -101,7 +101,7 @@ class Block(nn.Module):
         self.conv = nn.Conv1d(in_size, out_size, kernel_size, padding=kernel_size // 2)
         self.norm_first, self.norm = norm == "original", None
         make = NORMS[norm]
-        if make and (self.norm_first or activation is not None):
+        if make and (self.norm_first or activation):
             self.norm = make(in_size if self.norm_first else out_size)
         self.activation = activation
 
@@ -150,9 +150,9 @@ class CNNAutoEncoder(nn.Module):
     encoding ends in a ReLU or a sparser activation, so zeros are exact; the reconstruction is
     linear, but for norm "original", which cannot go below the mean.
 
-    Only `forward` of a model in training mode uses and changes statistics of batch normalisation
-    and thresholds of activations. `encode` and `decode` change nothing and give the same numbers in
-    either mode.
+    Only what is `learning`, as `forward` is in training mode, uses the batch's own statistics for
+    batch normalisation and thresholds of activations, and changes those that are kept. `encode` and
+    `decode` by themselves change nothing and give the same numbers in either mode.
     """
 
     # Lists of modules; buffers (input_dim,).
@@ -172,31 +172,25 @@ class CNNAutoEncoder(nn.Module):
         gate_frames: int = 9,
     ):
         super().__init__()
-        for name, value in {"n_encoder": n_encoder, "n_decoder": n_decoder}.items():
-            if value not in (2, 3, 4, 5):
-                raise ValueError(f"{name} must be 2, 3, 4 or 5 blocks, got {value}")
+        for name, n_blocks in {"n_encoder": n_encoder, "n_decoder": n_decoder}.items():
+            if n_blocks not in (2, 3, 4, 5):
+                raise ValueError(f"{name} must be 2, 3, 4 or 5 blocks, got {n_blocks}")
         if inner_size < 1 or input_dim < 1:
             raise ValueError(
                 f"inner_size and input_dim must be at least 1, got {inner_size} and {input_dim}"
             )
-        if norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-            )
+        for name, value, known in (("norm", norm, NORMS), ("activation", activation, ACTIVATIONS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         self.input_dim, self.inner_size, self.norm = input_dim, inner_size, norm
         self.n_encoder, self.n_decoder = n_encoder, n_decoder
         self.activation, self.gate_frames = activation, gate_frames
 
         inward = [input_dim, *stack_widths(inner_size, n_encoder)]
         outward = [*reversed(stack_widths(inner_size, n_decoder)), input_dim]
-        if n_encoder == 5:
-            inward = [input_dim, *inward]
-        if n_decoder == 5:
-            outward = [inner_size, *outward]
-        self.encoder = _stack(inward, norm, ACTIVATIONS[activation](inner_size, gate_frames))
-        self.decoder = _stack(outward, norm, ReLU() if norm == "original" else None)
+        gate = ACTIVATIONS[activation](inner_size, gate_frames)
+        self.encoder = _stack(inward, n_encoder, norm, gate)
+        self.decoder = _stack(outward, n_decoder, norm, ReLU() if norm == "original" else None)
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("sd", torch.ones(input_dim))
 
@@ -212,26 +206,20 @@ class CNNAutoEncoder(nn.Module):
         """Raw features (batch, input_dim, time) in units of the train split's sd, centred."""
         return (x - self.mean[:, None]) / self.sd[:, None]
 
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Raw features (batch, input_dim, time) -> encoding (batch, inner_size, time), >= 0."""
-        return self._encode(x, mask, learning=False)
-
-    def decode(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encoding (batch, inner_size, time) -> raw features (batch, input_dim, time)."""
-        return self._decode(z, mask, learning=False)
-
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Output:
         """Reconstruction and encoding of raw features x (batch, input_dim, time)."""
-        z = self._encode(x, mask, self.training)
-        return Output(self._decode(z, mask, self.training), z)
+        z = self.encode(x, mask, self.training)
+        return Output(self.decode(z, mask, self.training), z)
 
-    def _encode(self, x: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
+    def encode(self, x: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
+        """Raw features (batch, input_dim, time) -> encoding (batch, inner_size, time), >= 0."""
         h = self.standardise(x)
         for block in self.encoder:
             h = block(h, mask, learning)
         return _masked(h, mask)
 
-    def _decode(self, z: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
+    def decode(self, z: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
+        """Encoding (batch, inner_size, time) -> raw features (batch, input_dim, time)."""
         for block in self.decoder:
             z = block(z, mask, learning)
         y = z * self.sd[:, None] + self.mean[:, None]
@@ -274,8 +262,9 @@ def _field(blocks: Sequence[Block]) -> int:
     return 1 + sum(block.conv.kernel_size[0] - 1 for block in blocks)
 
 
-def _stack(widths: list[int], norm: str, end: nn.Module | None) -> Any:
-    n_blocks = len(widths) - 1
+def _stack(widths: list[int], n_blocks: int, norm: str, end: nn.Module | None) -> Any:
+    if n_blocks == 5:  # the first one keeps the width
+        widths = [widths[0], *widths]
     return nn.ModuleList(
         Block(widths[i], widths[i + 1], k, norm, ReLU() if i < n_blocks - 1 else end)
         for i, k in enumerate(stack_kernels(n_blocks))

@@ -121,7 +121,7 @@ class Optimizer:
         return [part.state_dict() for _, part in self.parts]
 
     def load_state_dict(self, kept: list) -> None:
-        """Become what `state_dict` described."""
+        """Restore what `state_dict` returned."""
         for (_, part), state in zip(self.parts, kept, strict=True):
             part.load_state_dict(state)
 

@@ -135,33 +135,25 @@ class AlphaSchedule:
         if self.name == "target_sparsity":
             return self.state.get("alpha", self.ramp.start)
         if self.name == "geco":
-            return 1 / (1 + self.state.get("mu", self._first_mu()))
+            return 1 / (1 + self._mu())
         return OPEN_LOOP[self.name](t, self.ramp)
 
     def observe(self, mse: float, sparsity: float) -> None:
         """Follow what the last training epoch measured; what is not finite is ignored."""
         if self.name == "target_sparsity" and math.isfinite(sparsity):
             self.state["alpha"] = target_sparsity_step(
-                self.state.get("alpha", self.ramp.start),
-                sparsity,
-                gain=self.gain,
-                target=self.target,
-                ceiling=self.ramp.end,
+                self.alpha(0), sparsity, gain=self.gain, target=self.target, ceiling=self.ramp.end
             )
         elif self.name == "geco" and math.isfinite(mse):
             error = mse - self.epsilon
             average = self.state.get("constraint", error)
             average = GECO_DECAY * average + (1 - GECO_DECAY) * error
+            floor = (1 - self.ramp.end) / self.ramp.end  # keeps alpha <= end
             self.state["constraint"] = average
-            self.state["mu"] = geco_step(
-                self.state.get("mu", self._first_mu()),
-                average,
-                rate=self.rate,
-                floor=(1 - self.ramp.end) / self.ramp.end,  # keeps alpha <= end
-            )
+            self.state["mu"] = geco_step(self._mu(), average, rate=self.rate, floor=floor)
 
-    def _first_mu(self) -> float:
-        return (1 - self.ramp.start) / self.ramp.start
+    def _mu(self) -> float:
+        return self.state.get("mu", (1 - self.ramp.start) / self.ramp.start)
 
 
 def k_fraction(epoch: int, n_epochs: int, end: float) -> float:

@@ -83,7 +83,7 @@ class Moments:
     @property
     def live(self) -> Tensor:
         """Which channels vary (C,): by more than 1e-8 of the most variable one's variance."""
-        return (self.variance > 0) & (self.variance > LIVE * self.variance.max())
+        return _vary(self.variance)
 
     def centre(self, z: Tensor) -> Tensor:
         """z (C, T) less its mean over the split; a constant is exactly 0."""
@@ -94,11 +94,10 @@ class SelfSimilaritySums:
     """How similar is each channel to itself some frames later?
 
     S_c(k) = sum (z_t - mu)(z_t+k - mu) / (1/2 sum [(z_t - mu)^2 + (z_t+k - mu)^2]) over the pairs
-    of frames t, t + k within one utterance: 1 for k = 0, -1 for a period of 2 k.
+    of frames t, t + k within one utterance: 1 for k = 0, -1 for a period of 2 k. k is of `LAGS`.
     """
 
-    def __init__(self, lags: Sequence[int] = LAGS) -> None:
-        self.lags = tuple(lags)
+    def __init__(self) -> None:
         self.products = zero()  # (lag, C), the numerator
         self.energy = zero()  # (lag, C), the denominator
 
@@ -106,7 +105,7 @@ class SelfSimilaritySums:
         """Count z (C, T), centred."""
         squares, n_frames = z.square(), z.shape[1]
         products, energy = [], []
-        for lag in self.lags:
+        for lag in LAGS:
             early, late = slice(0, max(0, n_frames - lag)), slice(lag, None)
             products.append(torch.linalg.vecdot(z[:, early], z[:, late]))
             energy.append((squares[:, early].sum(1) + squares[:, late].sum(1)) / 2)
@@ -193,20 +192,14 @@ class EncodingSums:
     more; x and z as they are, not centred.
     """
 
-    def __init__(
-        self,
-        model: CNNAutoEncoder,
-        first_pass: Iterable[Encoded],
-        lags: Sequence[int],
-        n_noisy: int,
-    ) -> None:
+    def __init__(self, model: CNNAutoEncoder, first_pass: Iterable[Encoded], n_noisy: int) -> None:
         self.model, self.left = model, n_noisy
         self.x, self.z, self.fired = Moments(), Moments(), zero()
         for _, x, z in first_pass:
             self.x.add(x)
             self.z.add(z)
             self.fired = self.fired + (z > 0).sum(1).double()
-        self.similarity = SelfSimilaritySums(lags)
+        self.similarity = SelfSimilaritySums()
         self.within, self.within_x = SelfSimilaritySums(), SelfSimilaritySums()
         self.covariance = CovarianceSums()
         self.fvu = ChangeSums()  # without noise, with noise
@@ -240,7 +233,7 @@ class EncodingSums:
         """self_similarity_20ms and _80ms, persistence_within, participation_ratio,
         distinct_units, noise_gain.
         """
-        curve = dict(zip(self.similarity.lags, self.similarity.curve(self.z.live)))
+        curve = self.similarity.curve(self.z.live)
         clean, noisy = self.fvu.compute().tolist()
         row = {
             "self_similarity_20ms": curve[1],
@@ -296,17 +289,11 @@ def sample(split: Split) -> Split:
 
 @torch.no_grad()
 def quick(model: CNNAutoEncoder, split: Split) -> dict[str, float]:
-    """What is worth knowing after every epoch, of a `sample` of a split: `EncodingSums.compute`.
-
-    The model is measured in evaluation mode and left in the mode it was in.
-    """
-    was_training = model.training
-    model.eval()
+    """What is worth knowing after every epoch, of a `sample` of a split: `EncodingSums.compute`."""
     encoded = list(_encoded(model, split))
-    found = EncodingSums(model, encoded, lags=(1, 4), n_noisy=NOISY)
+    found = EncodingSums(model, encoded, NOISY)
     for name, x, z in encoded:
         found.add(name, x, z)
-    model.train(was_training)
     return found.compute()
 
 
@@ -318,18 +305,15 @@ def shift_tolerance(
 
     docs/metrics.md says what each metric means. The curves are self-similarity over lags, gain
     over shifts, and the fvu after smoothing over cutoffs, each of the encoding and of the input.
-    The model is measured in evaluation mode and left in the mode it was in.
     """
-    was_training = model.training
-    model.eval()
     shifts = torch.stack([windowed_sinc(SHIFT_TAPS, delay=shift) for shift in SHIFTS])
     half = SHIFTS.index(0.5)
     smoothing = torch.stack([windowed_sinc(LOWPASS_TAPS, cutoff) for cutoff in CUTOFFS])
     # Nearer to the ends, the encoder's zero padding and the shift's held frames would be compared.
     margin = model.receptive_field() // 2 + SHIFT_TAPS // 2
 
-    found = EncodingSums(model, _encoded(model, split), LAGS, n_noisy=len(split))
-    similarity_x, covariance_x = SelfSimilaritySums(LAGS), CovarianceSums()
+    found = EncodingSums(model, _encoded(model, split), n_noisy=len(split))
+    similarity_x, covariance_x = SelfSimilaritySums(), CovarianceSums()
     moved_z, moved_x, inequivariance = ChangeSums(), ChangeSums(), ChangeSums()
     smooth_z, smooth_x = ChangeSums(), ChangeSums()
     utterances = progress(
@@ -346,26 +330,24 @@ def shift_tolerance(
         covariance_x.add(centred_x)
         smooth_z.add(decode_filtered(model, z, smoothing) - x, centred_x)
         smooth_x.add(filtered(x, smoothing) - x, centred_x)
-        inside = slice(margin, x.shape[1] - margin)
-        if x.shape[1] > 2 * margin:
-            followed = z_shifted[[half]] - filtered(z, shifts[[half]])
-            moved_z.add((z_shifted - z)[..., inside], centred_z[:, inside])
-            moved_x.add((x_shifted - x)[..., inside], centred_x[:, inside])
-            inequivariance.add(followed[..., inside], centred_z[:, inside])
-    model.train(was_training)
+        inside = slice(margin, x.shape[1] - margin)  # nothing, if the utterance is short
+        followed = z_shifted[[half]] - filtered(z, shifts[[half]])
+        moved_z.add((z_shifted - z)[..., inside], centred_z[:, inside])
+        moved_x.add((x_shifted - x)[..., inside], centred_x[:, inside])
+        inequivariance.add(followed[..., inside], centred_z[:, inside])
 
-    live, similar = found.z.live, found.similarity
-    similarity = similar.curve(live)
+    live = found.z.live
     # How much of each unit the decoder reads.
     weights = torch.where(live, found.z.variance * model.unit_norms().double().square(), 0.0)
-    input_similarity = similarity_x.curve(found.x.live)
-    gain = (moved_z.compute() / moved_x.compute()).sqrt().expand(len(SHIFTS))
+    similarity, input_similarity = found.similarity.curve(live), similarity_x.curve(found.x.live)
+    half_life, input_half_life = half_life_ms(similarity), half_life_ms(input_similarity)
+    weighted_half_life = half_life_ms(found.similarity.curve(weights))
+    gain = (moved_z.compute() / moved_x.compute()).sqrt()
     fvu_z, fvu_x = smooth_z.compute(), smooth_x.compute()
     encoding = {f"shift/{key}": value for key, value in found.compute().items()} | {
-        "shift/half_life_ms": half_life_ms(similarity),
-        "shift/persistence": half_life_ms(similarity) / half_life_ms(input_similarity),
-        "shift/persistence_weighted": half_life_ms(similar.curve(weights))
-        / half_life_ms(input_similarity),
+        "shift/half_life_ms": half_life,
+        "shift/persistence": half_life / input_half_life,
+        "shift/persistence_weighted": weighted_half_life / input_half_life,
         "shift/persistence_null": persistence_null(model, split, found.live_sparsity()),
         "shift/gain_10ms": float(gain[half]),
         "shift/equivariance_error": float(inequivariance.compute()),
@@ -376,7 +358,7 @@ def shift_tolerance(
         encoding = dict.fromkeys(encoding, math.nan)
         fvu_z = torch.full_like(fvu_z, math.nan)
     row = encoding | {
-        "shift/input_half_life_ms": half_life_ms(input_similarity),
+        "shift/input_half_life_ms": input_half_life,
         "shift/input_self_similarity_20ms": input_similarity[1],
         "shift/input_self_similarity_80ms": input_similarity[4],
         "shift/input_participation_ratio": covariance_x.participation_ratio(),

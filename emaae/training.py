@@ -14,7 +14,7 @@ from torch import nn
 from emaae.config import Config
 from emaae.data import Split, batches, training_order
 from emaae.evaluation import evaluate
-from emaae.losses import Objective, Sums
+from emaae.losses import Sums, batch_sums, loss_terms, pressure
 from emaae.models import CNNAutoEncoder
 from emaae.optimizers import LR_SCHEDULES, Optimizer, warm_up
 from emaae.schedules import AlphaSchedule, lambda_eff
@@ -31,7 +31,7 @@ DIVERGED_MSE = 1e6
 
 
 class Run(Protocol):
-    """Receives the events of a training."""
+    """Receives the events of a training; this one does nothing with them."""
 
     def keep_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """The weights have just become the best; `selected` are the metrics of the selection."""
@@ -65,11 +65,7 @@ class Selection:
 
     def metrics(self) -> dict[str, float]:
         """What is logged of it, once, at the end of a run."""
-        return {
-            "select/score": self.score,
-            "select/epoch": self.epoch,
-            "select/alpha": self.alpha,
-        }
+        return {f"select/{name}": getattr(self, name) for name in ("score", "epoch", "alpha")}
 
 
 @dataclass
@@ -88,10 +84,6 @@ class Phase:
     length: int  # epochs of the schedule that patience must not cut short
     falling: int | None = None  # epochs finished when the rate began to fall; None while it is held
 
-    def t(self, finished: int) -> int | None:
-        """Epochs since the schedule began, for the epoch after `finished` ones."""
-        return None if self.started is None else finished - self.started
-
     def ramping(self, finished: int) -> bool:
         """Whether the last of `finished` epochs was still one of the schedule's."""
         return self.started is not None and finished - self.started <= self.length
@@ -99,7 +91,7 @@ class Phase:
 
 @dataclass
 class State:
-    """Everything that changes during training, and so all that last.pt must hold.
+    """Everything that changes during training, and so all that last.pt must hold, but the status.
 
     The order of the data follows from (seed, epoch) and nothing else is drawn at random, so no
     random generator belongs to it.
@@ -111,12 +103,13 @@ class State:
     schedule: AlphaSchedule
     phase: Phase
     selection: Selection = field(default_factory=Selection)
-    best: dict[str, torch.Tensor] | None = None  # weights of the selected epoch, a copy
+    best: dict[str, torch.Tensor] | None = None  # the selected weights; None before any was
     epoch: int = 0  # finished
     batch: int = 0  # of the epoch that goes on, finished ...
     sums: Sums | None = None  # ... what they add to its loss ...
     active: torch.Tensor | None = None  # ... and their encoding values that are not 0
     stopped: bool = False  # early
+    status: str = ""  # at the end: finished, early_stopped or diverged
 
     @classmethod
     def begin(cls, model: CNNAutoEncoder, config: Config) -> "State":
@@ -132,8 +125,8 @@ class State:
 
     def alpha(self, held: float) -> float:
         """Alpha of the next epoch; `held` until the schedule begins."""
-        t = self.phase.t(self.epoch)
-        return held if t is None else self.schedule.alpha(t)
+        started = self.phase.started
+        return held if started is None else self.schedule.alpha(self.epoch - started)
 
     def lr_factor(self, config: Config, n_batches: int) -> float:
         """Fraction of --lr at the next step; n_batches: steps of an epoch."""
@@ -146,6 +139,11 @@ class State:
             first, n_falling = n_warm, n_steps - n_warm
         left = min(1.0, 1 - (step - first) / max(1, n_falling))
         return warm_up(step, n_warm) * LR_SCHEDULES[config.lr_schedule](left)
+
+    def end_epoch(self) -> None:
+        """Go on to the first batch of the next epoch."""
+        self.epoch += 1
+        self.batch, self.sums, self.active = 0, None, None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -164,7 +162,7 @@ class State:
         }
 
     def load_state_dict(self, kept: Mapping[str, Any]) -> None:
-        """Become what `state_dict` described, on the device of the model."""
+        """Restore what `state_dict` returned, on the device of the model."""
         device = next(self.model.parameters()).device
 
         def here(tensor: torch.Tensor) -> torch.Tensor:
@@ -181,15 +179,6 @@ class State:
         self.schedule.state = dict(kept["schedule"])
 
 
-@dataclass
-class Fitted:
-    """How training ended."""
-
-    status: str  # finished, early_stopped or diverged
-    selection: Selection
-    best: dict[str, torch.Tensor] | None  # the selected weights; None when no score was finite
-
-
 def fit(
     model: CNNAutoEncoder,
     train: Split,
@@ -197,13 +186,13 @@ def fit(
     config: Config,
     run: Run,
     last: Mapping[str, Any] | None = None,
-) -> Fitted:
+) -> State:
     """Train until the epochs are over, patience is, or the loss grows beyond all bounds.
 
     last: the state of an interrupted training, to go on with it. The model is left with its last
-    weights; the best ones are returned. On a CPU, the same config, data and number of threads give
-    the same numbers, interrupted or not. Raises UserError for a validation split whose score would
-    be undefined; on `Interrupted` the state is kept first.
+    weights; the best ones are in the state that is returned. On a CPU, the same config, data and
+    number of threads give the same numbers, interrupted or not. Raises UserError for a validation
+    split whose score would be undefined; on `Interrupted` the state is kept first.
     """
     if not (val.moments()[1] > 0).any():
         raise UserError(
@@ -232,18 +221,17 @@ def fit(
                 "with another --run_name"
             ) from error
     try:
-        # Looked for after each batch, which all processes end together.
+        # Signals are looked for after each batch, where all processes stop together.
         with uninterrupted():
-            status = _epochs(state, train, val, config, run)
+            state.status = _epochs(state, train, val, config, run)
     except Interrupted:
         run.keep_last(state.state_dict, now=True)
         raise
-    return Fitted(status, state.selection, state.best)
+    return state
 
 
 def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) -> str:
     """All epochs that are left; returns the status."""
-    objective = Objective.of(config)
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
     model, selection, phase, note = state.model, state.selection, state.phase, ""
     falls = config.early_stop and config.lr_schedule != "constant"
@@ -255,27 +243,18 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
         k = config.k_fraction_at(state.epoch)
         if model.gate:
             model.gate.k = k
-        measured = train_epoch(state, train, objective, alpha, config, run, note)
-        validated = evaluate(
-            model,
-            val,
-            objective,
-            alpha=alpha,
-            batch_sz=config.batch_sz,
-            target_sparsity=config.target_sparsity,
-            target_persistence=config.target_persistence,
-        )
-        # The last bits may differ, and what is decided by them may not.
+        measured = train_epoch(state, train, alpha, config, run, note)
+        validated = evaluate(model, val, config, alpha)
+        # Their last bits may differ between processes, whose decisions may not.
         measured, validated = shared((measured, validated))
-        state.epoch += 1
-        state.batch, state.sums, state.active = 0, None, None
+        state.end_epoch()
         # NaN compares as False.
         diverged = not (math.isfinite(measured["loss"]) and measured["mse"] < DIVERGED_MSE)
         improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
         if improved:
             state.best = copy.deepcopy(model.state_dict())
         row = {"epoch": state.epoch, "alpha": alpha, "lr": state.optimizer.lr}
-        row["lambda_eff"] = lambda_eff(alpha, objective.pressure(model))
+        row["lambda_eff"] = lambda_eff(alpha, pressure(config, model))
         if model.gate:
             row["k_fraction"] = k
         row |= {f"train/{name}": value for name, value in measured.items()}
@@ -312,13 +291,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
 
 
 def train_epoch(
-    state: State,
-    split: Split,
-    objective: Objective,
-    alpha: float,
-    config: Config,
-    run: Run,
-    note: str = "",
+    state: State, split: Split, alpha: float, config: Config, run: Run, note: str = ""
 ) -> dict[str, float]:
     """The rest of one pass over a split; loss, mse, penalty and sparsity pooled over its frames.
 
@@ -327,22 +300,18 @@ def train_epoch(
     """
     model, optimizer = state.model.train(), state.optimizer
     order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
-    what = f"epoch {state.epoch + 1}/{config.epochs}"
+    what, n_batches = f"epoch {state.epoch + 1}/{config.epochs}", len(order)
     bf16 = use_bf16(config.precision, split.device)
+    left = batches(split, share(order[state.batch :]))
     for x, mask in progress(
-        batches(split, share(order[state.batch :])),
-        what,
-        total=len(order),
-        done=state.batch,
-        unit="batches",
-        after=note,
+        left, what, total=n_batches, done=state.batch, unit="batches", after=note
     ):
         optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             out = state.forward(x, mask)
-        sums = objective.sums(model, x, out, mask).pooled()
-        objective.terms(model, sums, alpha).loss.backward()
-        optimizer.step(state.lr_factor(config, len(order)))
+        sums = batch_sums(config, model, x, out, mask).pooled()
+        loss_terms(config, model, sums, alpha).loss.backward()
+        optimizer.step(state.lr_factor(config, n_batches))
         state.sums = sums.plus(state.sums)
         active = pooled(out.z.detach().count_nonzero())
         state.active = active if state.active is None else state.active + active
@@ -352,6 +321,6 @@ def train_epoch(
     assert state.sums is not None, "a split has at least one batch"
     assert state.active is not None
     with torch.no_grad():
-        terms = objective.terms(model, state.sums, alpha)
+        terms = loss_terms(config, model, state.sums, alpha)
     n_values = len(split.frames) * model.inner_size
     return terms.row() | {"sparsity": 1 - int(state.active) / n_values}

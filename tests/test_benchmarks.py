@@ -1,7 +1,7 @@
 """What the benchmarks conclude from their numbers, by hand."""
 
-from benchmarks.time_to_score import reached, spread, summary
-from benchmarks.timing import table
+from benchmarks.time_to_score import reached, summary
+from benchmarks.timing import spread, table
 
 
 def rows(way, epochs, seed, *scores, pace):

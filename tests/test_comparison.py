@@ -28,7 +28,6 @@ from analysis.runs import Run
 from emaae.config import Config
 from emaae.data.demo import write_tree
 from emaae.evaluation import evaluate
-from emaae.losses import Objective
 from emaae.models import CNNAutoEncoder
 from emaae.shift import shift_tolerance
 
@@ -51,7 +50,7 @@ def model() -> CNNAutoEncoder:
 def test_costs_of_the_split_are_those_that_the_program_logs(model):
     found = measure(Code.of(model), TEST)
     costs = found.costs(np.ones((1, len(TEST))))
-    logged = evaluate(model, TEST, Objective("l1"), alpha=0.1, batch_sz=2)
+    logged = evaluate(model, TEST, Config(), 0.1)
     shift = shift_tolerance(model, TEST)[0]
     assert costs["fvu"][0] == pytest.approx(logged["fvu"], rel=1e-5)
     assert costs["live_sparsity"][0] == pytest.approx(logged["live_sparsity"], rel=1e-6)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import train_together
 import yaml
-from conftest import ROOT, program, small_run
+from conftest import ROOT, environment_of, program, small_run
 from train_together import CASES, split_of
 
 import train
@@ -84,20 +84,18 @@ def test_an_interrupted_training_of_two_goes_on_as_if_it_had_not_been(together):
     assert rows[0] == rows[1] == whole[3:]
 
 
-def test_the_mistakes_of_all_are_told_by_the_process_that_met_them_first(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "tells"), [(UserError("wrong"), [1]), (Interrupted(), [0])], ids=["mistake", "signal"]
+)
+def test_a_mistake_of_all_is_told_by_who_met_it_first_and_an_interruption_by_the_first_process(
+    monkeypatch, error, tells
+):
     store, told = dist.HashStore(), []
     for rank in (1, 0, 2):
         monkeypatch.setattr(distributed._Group, "rank", rank)
-        told.append(distributed._speaks(store, UserError("wrong")))
-    assert told == [True, False, False]
-
-
-def test_an_interruption_is_told_by_the_first_process(monkeypatch):
-    store, told = dist.HashStore(), []
-    for rank in (1, 0, 2):
-        monkeypatch.setattr(distributed._Group, "rank", rank)
-        told.append(distributed._speaks(store, Interrupted()))
-    assert told == [False, True, False]
+        if distributed._speaks(store, error):
+            told.append(rank)
+    assert told == tells
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -148,15 +146,9 @@ def swept(trees, tmp_path_factory):
     (place / "train.py").symlink_to(ROOT / "train.py")
     flags = [f for f in small_run(trees, place) if not f.startswith(DECIDED)]
     command = ("-m", "emaae", "sweep", "large.yaml", "--out", "out", "--jobs=1", "--", *flags)
-    outside = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    paths = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "NETRC": os.devnull,
-    }
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     runner = subprocess.Popen(
-        [sys.executable, *command], cwd=place, env=outside | paths, stdout=subprocess.PIPE
+        [sys.executable, *command], cwd=place, env=environment_of(**paths), stdout=subprocess.PIPE
     )
     history = place / "out" / "runs" / "0001" / "history.jsonl"
     deadline = time.monotonic() + 120

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from emaae.losses import PENALTIES, Objective, weight_penalty
+from emaae.config import Config
+from emaae.losses import PENALTIES, batch_sums, loss_terms, pressure, weight_penalty
 from emaae.models import CNNAutoEncoder, Output
 
 
@@ -23,21 +24,26 @@ def small_model(**changes) -> CNNAutoEncoder:
     return CNNAutoEncoder(**{"inner_size": 24, "n_encoder": 2, "n_decoder": 2} | changes)
 
 
+def terms(config: Config, model, x, mask, alpha: float, out=None):
+    out = model(x, mask) if out is None else out
+    return loss_terms(config, model, batch_sums(config, model, x, out, mask), alpha)
+
+
 def test_mse_is_pooled_over_frames_and_not_over_utterances():
     model = small_model(input_dim=1)
     mask = ones(1, 3)
     x = torch.zeros(2, 1, 3)
     y = torch.tensor([[[1.0, 9, 9]], [[0, 0, 0]]])  # 9: padding, which must not count
-    sums = Objective("l1").sums(model, x, Output(y, torch.zeros(2, 24, 3)), mask)
-    assert float(Objective("l1").terms(model, sums, 0.0).mse) == pytest.approx(0.25)
+    out = Output(y, torch.zeros(2, 24, 3))
+    assert float(terms(Config(), model, x, mask, 0.0, out).mse) == pytest.approx(0.25)
 
 
 def test_mse_is_in_units_of_the_training_sd():
     model = small_model(input_dim=1)
     model.normalise(torch.tensor([150.0]), torch.tensor([20.0]))
     x, y = torch.full((1, 1, 4), 150.0), torch.full((1, 1, 4), 190.0)
-    sums = Objective("l1").sums(model, x, Output(y, torch.zeros(1, 24, 4)), ones(4))
-    assert float(Objective("l1").terms(model, sums, 0.0).mse) == pytest.approx(4.0)
+    out = Output(y, torch.zeros(1, 24, 4))
+    assert float(terms(Config(), model, x, ones(4), 0.0, out).mse) == pytest.approx(4.0)
 
 
 def test_l1_is_the_mean_over_units_and_real_frames():
@@ -61,27 +67,21 @@ def test_l1_decoder_norm_is_a_sum_over_units_and_a_mean_over_frames():
 
 
 @pytest.mark.parametrize(
-    ("name", "pressure"), [("l1", 13 / 24), ("tv", 13 / 24), ("l1_decoder_norm", 13)]
+    ("name", "expected"), [("l1", 13 / 24), ("tv", 13 / 24), ("l1_decoder_norm", 13)]
 )
-def test_the_pressure_of_alpha_is_per_unit_for_means_over_units(name, pressure):
-    assert Objective(name).pressure(small_model()) == pytest.approx(pressure)
+def test_the_pressure_of_alpha_is_per_unit_for_means_over_units(name, expected):
+    assert pressure(Config(sparse_loss=name), small_model()) == pytest.approx(expected)
 
 
 def test_l1_decoder_norm_of_a_model_does_not_change_when_its_scale_moves():
     model, x, mask = small_model(), torch.randn(2, 13, 40), ones(40, 25)
-    objective = Objective("l1_decoder_norm")
-
-    def measure() -> tuple[float, float]:
-        with torch.no_grad():
-            terms = objective.terms(model, objective.sums(model, x, model(x, mask), mask), 0.5)
-        return float(terms.mse), float(terms.penalty)
-
-    before = measure()
+    config = Config(sparse_loss="l1_decoder_norm")
+    before = terms(config, model, x, mask, 0.5).row()
     with torch.no_grad():
         model.encoder[-1].conv.weight *= 4
         model.encoder[-1].conv.bias *= 4
         model.decoder[0].conv.weight /= 4
-    assert measure() == pytest.approx(before, rel=1e-5)
+    assert terms(config, model, x, mask, 0.5).row() == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-24])
@@ -89,8 +89,8 @@ def test_a_unit_that_nothing_reads_leaves_the_gradient_finite(size):
     model, x, mask = small_model(), torch.randn(1, 13, 20), ones(20)
     with torch.no_grad():
         model.decoder[0].conv.weight[:, 3] = size
-    objective, out = Objective("l1_decoder_norm", with_weights=True), model(x, mask)
-    objective.terms(model, objective.sums(model, x, out, mask), 0.5).loss.backward()
+    config = Config(sparse_loss="l1_decoder_norm", weight_penalty=True)
+    terms(config, model, x, mask, 0.5).loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
@@ -141,14 +141,10 @@ def test_slowness_within_utterances_does_not_count_what_differs_between_them():
 
 def test_slowness_stands_beside_the_mse():
     model, x, mask = small_model(), torch.randn(2, 13, 40), ones(40, 25)
-    out = model(x, mask)
-
-    def terms(objective):
-        return objective.terms(model, objective.sums(model, x, out, mask), 0.3)
-
-    plain, slow = terms(Objective("l1")), terms(Objective("l1", slow="tvu", slow_coefficient=0.5))
+    plain = terms(Config(), model, x, mask, 0.3)
+    slow = terms(Config(slow_loss="tvu", slow_coefficient=0.5), model, x, mask, 0.3)
     assert plain.slow is None
-    assert slow.slow.item() == pytest.approx(penalty("tvu", out.z, mask))
+    assert slow.slow.item() == pytest.approx(penalty("tvu", model(x, mask).z, mask))
     assert slow.loss.item() == pytest.approx(plain.loss.item() + 0.7 * 0.5 * slow.slow.item())
 
 
@@ -175,9 +171,7 @@ def test_alpha_reaches_the_gradient(name):
 
     def gradient(alpha: float) -> torch.Tensor:
         model.zero_grad()
-        out = model(x, mask)
-        objective = Objective(name)
-        objective.terms(model, objective.sums(model, x, out, mask), alpha).loss.backward()
+        terms(Config(sparse_loss=name), model, x, mask, alpha).loss.backward()
         return model.encoder[0].conv.weight.grad.clone()
 
     none, half, most = gradient(0.0), gradient(0.5), gradient(0.9)
@@ -189,13 +183,14 @@ def test_alpha_reaches_the_gradient(name):
 @pytest.mark.parametrize("name", PENALTIES)
 def test_the_loss_of_a_split_does_not_depend_on_its_batches(name):
     model = small_model()
-    objective = Objective(name, with_weights=True, slow="tvu", slow_coefficient=0.2)
+    slow = {"slow_loss": "tvu", "slow_coefficient": 0.2}
+    config = Config(sparse_loss=name, weight_penalty=True, **slow)
     x, mask = torch.randn(3, 13, 40), ones(40, 25, 7)
     with torch.no_grad():
-        whole = objective.sums(model, x, model(x, mask), mask).plus(None)
+        whole = batch_sums(config, model, x, model(x, mask), mask).plus(None)
         parts = None
         for i, length in enumerate((40, 25, 7)):
             xi, mi = x[i : i + 1, :, :length], mask[i : i + 1, :, :length]
-            parts = objective.sums(model, xi, model(xi, mi), mi).plus(parts)
-        for a, b in zip(objective.terms(model, whole, 0.3), objective.terms(model, parts, 0.3)):
-            assert float(a) == pytest.approx(float(b), rel=1e-5)
+            parts = batch_sums(config, model, xi, model(xi, mi), mi).plus(parts)
+        expected = loss_terms(config, model, whole, 0.3).row()
+        assert loss_terms(config, model, parts, 0.3).row() == pytest.approx(expected, rel=1e-5)

@@ -7,18 +7,20 @@ import torch
 
 from emaae.models import NORMS, CNNAutoEncoder, MaskedBatchNorm, build_model
 
-PRESETS = list(itertools.product((768, 1024), (2, 3, 4, 5), (2, 3, 4, 5)))
 
-
-@pytest.mark.parametrize(("inner_size", "n_encoder", "n_decoder"), PRESETS)
-def test_every_preset_keeps_the_length(inner_size, n_encoder, n_decoder):
+@pytest.mark.parametrize("inner_size", [1, 2, 3, 7, 64, 100, 513, 768, 1024, 2048])
+@pytest.mark.parametrize(("n_encoder", "n_decoder"), itertools.product((2, 3, 4, 5), repeat=2))
+def test_every_size_keeps_the_length_and_never_narrows_on_its_way_in(
+    inner_size, n_encoder, n_decoder
+):
     with torch.device("meta"):
-        model = CNNAutoEncoder(13, inner_size, n_encoder, n_decoder)
-        y, z = model(torch.empty(2, 13, 31))
-    assert z.shape == (2, inner_size, 31)
-    assert y.shape == (2, 13, 31)
-    assert len(model.encoder) == n_encoder
-    assert len(model.decoder) == n_decoder
+        model = CNNAutoEncoder(14, inner_size, n_encoder, n_decoder)
+        y, z = model(torch.empty(2, 14, 9))
+    assert z.shape == (2, inner_size, 9)
+    assert y.shape == (2, 14, 9)
+    assert (len(model.encoder), len(model.decoder)) == (n_encoder, n_decoder)
+    widths = [b.conv.out_channels for b in model.encoder][1 if n_encoder == 5 else 0 :]
+    assert widths == sorted(widths)
 
 
 @pytest.mark.parametrize(
@@ -57,16 +59,6 @@ def test_parameter_counts_are_those_of_the_published_models(
     # The published ones have batch normalisation (two numbers per channel) before each block.
     norms = sum(2 * block.conv.in_channels for block in (*model.encoder, *model.decoder))
     assert round((sum(p.numel() for p in model.parameters()) + norms) / 1e6, 2) == millions
-
-
-@pytest.mark.parametrize("inner_size", [1, 2, 3, 7, 64, 100, 513, 2048])
-@pytest.mark.parametrize("n_blocks", [2, 3, 4, 5])
-def test_any_other_size_works_and_never_narrows_on_its_way_in(inner_size, n_blocks):
-    with torch.device("meta"):
-        model = CNNAutoEncoder(14, inner_size, n_blocks, n_blocks)
-        assert model(torch.empty(1, 14, 9)).z.shape == (1, inner_size, 9)
-    widths = [b.conv.out_channels for b in model.encoder][1 if n_blocks == 5 else 0 :]
-    assert widths == sorted(widths)
 
 
 @pytest.fixture(params=NORMS)

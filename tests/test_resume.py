@@ -100,9 +100,7 @@ def scores():
     """Validation gives `SCORES`, one per epoch."""
     left = iter(SCORES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            training, "evaluate", lambda *a, **k: evaluate(*a, **k) | {"score": next(left)}
-        )
+        patch.setattr(training, "evaluate", lambda *args: evaluate(*args) | {"score": next(left)})
         yield
 
 

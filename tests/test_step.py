@@ -14,10 +14,10 @@ from torch.nn import functional as F
 import train
 from emaae.config import Config
 from emaae.data import batches
-from emaae.losses import Objective
+from emaae.losses import batch_sums, loss_terms
 from emaae.models import FrameNorm, MaskedBatchNorm, build_model
 from emaae.system.devices import compile_model, repeat_bitwise, use_bf16
-from emaae.training import State, train_epoch
+from emaae.training import Run, State, train_epoch
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 PRESETS = list(itertools.product((768, 1024), (2, 3, 4, 5), (2, 3, 4, 5)))
@@ -67,9 +67,9 @@ def test_loss_and_gradients_of_a_masked_batch_are_those_of_the_plain_way(preset,
             # Away from zero no unit's ReLU opens in one precision and is closed in the other.
             block.conv.bias.add_(0.3)
     ((x, mask),) = batches(SPLIT, [torch.arange(len(SPLIT)).numpy()])
-    objective = Objective("l1")
     model.train()
-    fast = objective.terms(model, objective.sums(model, x, model(x, mask), mask), 0.25).loss
+    sums = batch_sums(Config(), model, x, model(x, mask), mask)
+    fast = loss_terms(Config(), model, sums, 0.25).loss
     fast_gradients = torch.autograd.grad(fast, list(model.parameters()))
     model.double()
     slow = plain(model, [SPLIT[i].T.double() for i in range(len(SPLIT))], 0.25)
@@ -79,9 +79,8 @@ def test_loss_and_gradients_of_a_masked_batch_are_those_of_the_plain_way(preset,
         assert torch.allclose(a.double(), b, atol=1e-5, rtol=1e-4), (a - b).abs().max()
 
 
-class Silent:
-    def keep_last(self, state, *, now=False):
-        pass
+class Silent(Run):
+    """A run that keeps nothing."""
 
 
 def trained(precision, epochs=12, device="cpu", compiled=False, optimizer="adamw"):
@@ -95,9 +94,8 @@ def trained(precision, epochs=12, device="cpu", compiled=False, optimizer="adamw
         compile_model(model, torch.device(device))
     state, rows, split = State.begin(model, config), [], SPLIT.to(torch.device(device))
     for _ in range(epochs):
-        rows.append(train_epoch(state, split, Objective("l1"), 0.1, config, Silent()))
-        state.batch, state.sums, state.active = 0, None, None
-        state.epoch += 1
+        rows.append(train_epoch(state, split, 0.1, config, Silent()))
+        state.end_epoch()
     return model, rows
 
 
@@ -137,7 +135,7 @@ def test_auto_is_bfloat16_where_the_hardware_has_it(monkeypatch):
 
 def test_in_bfloat16_zeros_are_exact_and_scale_and_sums_stay_float32_or_wider():
     torch.manual_seed(0)
-    model, objective = build_model(inner_size=64, n_encoder=3, n_decoder=2), Objective("l1")
+    model = build_model(inner_size=64, n_encoder=3, n_decoder=2)
     model.normalise(*SPLIT.moments())
     ((x, mask),) = batches(SPLIT, [torch.arange(len(SPLIT)).numpy()])
     plain = model(x, mask)
@@ -153,7 +151,7 @@ def test_in_bfloat16_zeros_are_exact_and_scale_and_sums_stay_float32_or_wider():
     assert differ.sum() < 0.02 * real.sum()
     assert torch.maximum(out.z.float(), plain.z)[differ].max() < 0.02 * plain.z.max()
     assert out.y.dtype == torch.float32
-    sums = objective.sums(model, x, out, mask)
+    sums = batch_sums(Config(), model, x, out, mask)
     assert {value.dtype for value in sums} == {torch.float32}
     assert {value.dtype for value in sums.plus(None)} == {torch.float64}
 
@@ -234,15 +232,15 @@ def test_on_a_gpu_no_step_waits_for_the_one_before(monkeypatch):
     config = Config.from_mapping({"inner_size": 32, "batch_sz": 1})
     model = build_model(**config.architecture).cuda()
     state, split = State.begin(model, config), SPLIT.to(torch.device("cuda"))
-    train_epoch(state, split, Objective("l1"), 0.1, config, Silent())
+    train_epoch(state, split, 0.1, config, Silent())
 
     class Strict(Silent):
         def keep_last(self, state, *, now=False):
             torch.cuda.set_sync_debug_mode("error" if next(left, None) else "default")
 
-    state.batch, state.sums, state.active = 0, None, None
+    state.end_epoch()
     left = iter([True] * (len(split) - 1))
-    train_epoch(state, split, Objective("l1"), 0.1, config, Strict())
+    train_epoch(state, split, 0.1, config, Strict())
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

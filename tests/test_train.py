@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ import train
 from emaae import command_line, training
 from emaae.data import load_splits
 from emaae.evaluation import evaluate
-from emaae.losses import Objective
 from emaae.runs import checkpoint
 from emaae.runs.folder import plain
 from emaae.shift import quick, shift_tolerance
@@ -51,9 +51,9 @@ def finished(trees, tmp_path_factory):
     ]
     calls = []
 
-    def spoilt(*args, **kwargs):
-        calls.append(kwargs["alpha"])
-        row = evaluate(*args, **kwargs)
+    def spoilt(*args):
+        calls.append(args)
+        row = evaluate(*args)
         return row | {"score": row["score"] + (len(calls) == 3)}
 
     printed = io.StringIO()
@@ -125,9 +125,8 @@ def test_best_pth_is_the_model_whose_numbers_are_in_metrics_json(finished):
     config = command_line.from_args(flags)
     splits = load_splits(config)
     model = emaae.load_model(run)
-    objective = Objective("l1_decoder_norm", with_weights=True)
     for split, names in {"test": ("fvu", "sparsity", "loss", "r/pitch"), "val": ("score",)}.items():
-        row = evaluate(model, splits[split], objective, alpha=0.15, batch_sz=7, target_sparsity=0.8)
+        row = evaluate(model, splits[split], replace(config, batch_sz=7), 0.15)
         for name in names:
             logged = metrics["select/score" if name == "score" else f"{split}/{name}"]
             assert row[name] == pytest.approx(logged, rel=1e-5)

@@ -11,7 +11,6 @@ from emaae import training
 from emaae.config import Config
 from emaae.data import Split
 from emaae.evaluation import evaluate
-from emaae.losses import Objective
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.system.errors import UserError
 from emaae.training import Selection, fit
@@ -67,9 +66,9 @@ def scripted(monkeypatch, scores):
     real, calls = evaluate, iter(scores)
     last = [math.nan]
 
-    def fake(*args, **kwargs):
+    def fake(*args):
         last[0] = next(calls, last[0])
-        return real(*args, **kwargs) | {"score": last[0]}
+        return real(*args) | {"score": last[0]}
 
     monkeypatch.setattr(training, "evaluate", fake)
 
@@ -327,7 +326,7 @@ def test_the_order_of_files_and_the_batch_size_change_no_metric():
     model.normalise(*split.moments())
 
     def row(split, batch_sz, penalty):
-        return evaluate(model, split, Objective(penalty), alpha=0.3, batch_sz=batch_sz)
+        return evaluate(model, split, Config(sparse_loss=penalty, batch_sz=batch_sz), 0.3)
 
     for penalty in ("l1", "l1_decoder_norm", "tv"):
         first = row(split, 4, penalty)
@@ -340,7 +339,7 @@ def test_the_order_of_files_and_the_batch_size_change_no_metric():
 def test_evaluation_leaves_the_mode_and_the_weights_alone():
     model, split = CNNAutoEncoder(13, 24, 2, 2, norm="batch").train(), split_of(30)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    evaluate(model, split, Objective("l1"), alpha=0.3, batch_sz=4)
+    evaluate(model, split, Config(), 0.3)
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

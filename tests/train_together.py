@@ -19,7 +19,7 @@ from emaae.losses import PENALTIES
 from emaae.models import NORMS, build_model
 from emaae.system import distributed
 from emaae.system.signals import Interrupted, listening
-from emaae.training import fit
+from emaae.training import Run, fit
 
 CASES = [(penalty, norm, "adamw", "relu") for penalty in PENALTIES for norm in NORMS]
 CASES += [("l1", norm, "muon", "relu") for norm in ("none", "batch")]
@@ -38,7 +38,7 @@ def split_of(*lengths: int, seed: int) -> Split:
     )
 
 
-class Notes:
+class Notes(Run):
     """A run that remembers its rows; asked to, one process of it is told to stop."""
 
     def __init__(self, stop_after: int | None = None):
@@ -54,11 +54,6 @@ class Notes:
                 signal.raise_signal(signal.SIGTERM)
         if now:
             self.last = copy.deepcopy(state())
-
-    def nothing(self, *args, **more):
-        pass
-
-    keep_best = reconstruct = nothing
 
 
 def train(

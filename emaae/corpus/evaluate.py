@@ -6,7 +6,6 @@ from emaae import command_line
 from emaae.data import load_splits
 from emaae.evaluation import evaluate
 from emaae.loading import load_model, model_file
-from emaae.losses import Objective
 from emaae.shift import shift_tolerance
 from emaae.system.devices import pick_device
 
@@ -24,13 +23,4 @@ def evaluate_ref(ref: str, features: str, **knobs: Any) -> dict[str, float | lis
         device = pick_device(config.device)
         split = load_splits(config)["test"].to(device)
         model = load_model(path, device)
-    row = evaluate(
-        model,
-        split,
-        Objective.of(config),
-        alpha=config.alpha,
-        batch_sz=config.batch_sz,
-        target_sparsity=config.target_sparsity,
-        target_persistence=config.target_persistence,
-    )
-    return row | shift_tolerance(model, split)[0]
+    return evaluate(model, split, config, config.alpha) | shift_tolerance(model, split)[0]

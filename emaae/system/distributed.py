@@ -11,21 +11,23 @@ anything.
 
 import contextlib
 import ctypes
-import functools
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from emaae.system import signals
 from emaae.system.errors import UserError
-
-if TYPE_CHECKING:  # torch takes seconds to import, and a mistake in a flag is answered before that
-    import numpy as np
-    from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -69,10 +71,6 @@ def joined() -> Iterator[None]:
     if not launched():
         yield
         return
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
-
     launcher = os.getppid()
     _end_with_the_launcher()
     store, _Group.rank, _Group.size = next(rendezvous("env://", timeout=PATIENCE))
@@ -101,8 +99,6 @@ def joined() -> Iterator[None]:
 def leave() -> None:
     """Compute alone from now on; to be called by all."""
     if _Group.size > 1:
-        import torch.distributed as dist
-
         _Group.size = 1
         dist.destroy_process_group()
 
@@ -150,9 +146,6 @@ def shared(value: T) -> T:
     """The first process's value, in every process; the others wait for it."""
     if _Group.size == 1:
         return value
-    import torch
-    import torch.distributed as dist
-
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
@@ -175,9 +168,6 @@ def stop_together() -> None:
     """
     asked = signals.pending()
     if _Group.size > 1:
-        import torch
-        import torch.distributed as dist
-
         flag = torch.tensor(int(asked))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         asked = bool(flag)
@@ -188,23 +178,34 @@ def stop_together() -> None:
 # ---- what they compute together
 
 
-def share(order: "Sequence[np.ndarray]") -> "list[np.ndarray]":
+def share(order: Sequence[np.ndarray]) -> list[np.ndarray]:
     """What this process takes of each batch of utterances; of the last ones it may be none."""
     return [batch[_Group.rank :: _Group.size] for batch in order]
 
 
-def pooled(tensor: "Tensor") -> "Tensor":
+class _SumOverProcesses(torch.autograd.Function):
+    """Each process reads the sum, so the gradient of its part is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, gradient)
+
+
+def pooled(tensor: Tensor) -> Tensor:
     """The sum of a tensor of any shape over the processes, for each; gradients are summed too."""
-    return tensor if _Group.size == 1 else _sum_over_processes()(tensor)
+    return tensor if _Group.size == 1 else _SumOverProcesses.apply(tensor)
 
 
-def gathered(tensor: "Tensor") -> "Tensor":
+def gathered(tensor: Tensor) -> Tensor:
     """The tensors of all processes, of one shape, joined in the last dimension; no gradient."""
     if _Group.size == 1:
         return tensor
-    import torch
-    import torch.distributed as dist
-
     parts = [torch.empty_like(tensor) for _ in range(_Group.size)]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts, -1)
@@ -217,36 +218,13 @@ def pool(sums: object) -> None:
             setattr(sums, name, pooled(value))
 
 
-@functools.cache
-def _sum_over_processes() -> "Callable[[Tensor], Tensor]":
-    import torch
-    import torch.distributed as dist
-
-    class SumOverProcesses(torch.autograd.Function):
-        """Each process reads the sum, so the gradient of its part is the sum of their gradients."""
-
-        @staticmethod
-        def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-            total = tensor.clone(memory_format=torch.contiguous_format)
-            dist.all_reduce(total)
-            return total
-
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            return SumOverProcesses.forward(ctx, gradient)
-
-    return SumOverProcesses.apply
-
-
-def parallel(model: "nn.Module") -> "nn.Module":
+def parallel(model: nn.Module) -> nn.Module:
     """The model to call in training, whose gradients are the mean of those of all processes.
 
     Weights and state stay those of `model`, and start as those of the first process.
     """
     if _Group.size == 1:
         return model
-    from torch.nn.parallel import DistributedDataParallel
-
     with warnings.catch_warnings():
         # torch 2.13 has a new name for it, which the versions before do not know.
         warnings.simplefilter("ignore", FutureWarning)

@@ -49,16 +49,13 @@ def speaking_plainly(program: str) -> Iterator[None]:
     has gone ends it without one. Streams that the parent has closed, or that take ASCII alone, are
     made usable.
     """
-    _make_do()
+    _cope_with_parent()
     as_usual = warnings.formatwarning
 
     def one_line(message, category, *where, **more) -> str:
-        ours = category is UserWarning
-        return (
-            f"warning: {plainly(str(message))}\n"
-            if ours
-            else as_usual(message, category, *where, **more)
-        )
+        if category is UserWarning:  # ours
+            return f"warning: {plainly(str(message))}\n"
+        return as_usual(message, category, *where, **more)
 
     warnings.formatwarning = one_line
     try:
@@ -81,8 +78,8 @@ def speaking_plainly(program: str) -> Iterator[None]:
         warnings.formatwarning = as_usual
 
 
-def _make_do() -> None:
-    """Use what the parent left: closed streams, ASCII, a notebook's backend of matplotlib."""
+def _cope_with_parent() -> None:
+    """Make usable what the parent process left: closed streams, ASCII, a notebook's matplotlib."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:  # closed by the parent

@@ -62,7 +62,9 @@ def open_plain(path: str | Path, at_most: int) -> BinaryIO:
     Pipes and devices, which may never end, are refused without waiting for them. Raises OSError,
     and BadFile for what is not such a file.
     """
-    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
+    file = open(  # noqa: SIM115 - the caller closes it
+        path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    )
     status = os.fstat(file.fileno())
     if stat.S_ISREG(status.st_mode) and status.st_size <= at_most:
         return file
@@ -70,10 +72,6 @@ def open_plain(path: str | Path, at_most: int) -> BinaryIO:
     if not stat.S_ISREG(status.st_mode):
         raise BadFile(f"{path} is a pipe or a device: expected a plain file")
     raise BadFile(f"{path} has {status.st_size} bytes: expected at most {at_most}; use another")
-
-
-def _without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK)
 
 
 @contextlib.contextmanager

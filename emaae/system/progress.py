@@ -13,12 +13,6 @@ T = TypeVar("T")
 LINE_EVERY_S = 10.0
 
 
-def _seen_as_it_goes() -> bool:
-    """Whether there is a terminal, or a notebook, in which tqdm draws a widget or a line."""
-    notebook = "ipykernel" in sys.modules
-    return notebook or (sys.stderr is not None and sys.stderr.isatty())
-
-
 def progress(
     items: Iterable[T],
     what: str,
@@ -36,7 +30,8 @@ def progress(
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if _seen_as_it_goes():
+    # In a notebook tqdm draws a widget, in a terminal a line.
+    if "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty()):
         with tqdm(
             desc=what,
             total=total,

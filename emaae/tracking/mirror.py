@@ -347,7 +347,7 @@ def _define_axes(run: Any, sweep: Mapping[str, Any] | None) -> None:
     run.define_metric("*", step_metric="epoch", step_sync=False)
     aim = ((sweep or {}).get("metric") or {}).get("name")
     for name, metric in BY_NAME.items() if sweep is None or aim else ():
-        single = metric.better and "CHANNEL" not in metric.names[0]
+        single = metric.better and "CHANNEL" not in metric.names
         if single and each_epoch(name) and name != aim:
             best = "min" if metric.better == "lower" else "max"
             run.define_metric(name, step_metric="epoch", step_sync=False, summary=best)
