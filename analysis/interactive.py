@@ -1,6 +1,7 @@
 """Drawings on pages and in notebooks: plotly."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from html import escape
 from typing import Any
 
@@ -68,11 +69,17 @@ def draw(drawing: Drawing, height: int = 360) -> go.Figure:
                     trace.update(xaxis=f"x{number}", yaxis=f"y{number}")
                 traces += found
     layout["showlegend"] = 1 < len(labels) <= LABELS
-    layout["height"] = height * rows + (12 * len(labels) if layout["showlegend"] else 0)
+    layout["height"] = height * rows + (_legend_height(labels) if layout["showlegend"] else 0)
     notes = [part for p in drawing.panels for _, text in p.notes for part in text.split("\n")]
     if notes:
         layout["margin"] = {"r": 24 + 7 * max(map(len, notes))}
     return go.Figure({"data": traces, "layout": layout})
+
+
+def _legend_height(labels: Collection[str]) -> int:
+    """Pixels of a legend whose entries share lines as far as the longest lets them."""
+    columns = max(1, 400 // (7 * max(map(len, labels)) + 50))
+    return 20 * math.ceil(len(labels) / columns)
 
 
 def _domains(shares: Sequence[float], gap: float) -> list[tuple[float, float]]:

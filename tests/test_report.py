@@ -298,10 +298,17 @@ def test_figures_say_in_words_what_they_show(view):
     assert "cosine, alpha_max 0.3: " in said
 
 
-def test_an_axis_that_begins_at_0_does_so_on_the_page(view):
-    show(view, "dead")
-    low, high = view.evaluate("document.querySelector('#dead .plot')._fullLayout.yaxis.range")
-    assert low == 0 < high
+def test_an_axis_that_begins_at_0_does_so_on_the_page(tmp_path, opened):
+    history = write_run(tmp_path / "a", epochs=4) / "history.jsonl"
+    rows = [json.loads(line) for line in history.read_text().splitlines()]
+    rows = [row | {"alpha": 0.5 + row["epoch"] / 100} for row in rows]
+    history.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    view = opened(tmp_path)
+    show(view, "alpha-epochs")
+    plot = "document.querySelector('#alpha-epochs .plot')"
+    low, high = view.evaluate(f"{plot}._fullLayout.yaxis.range")
+    assert low == 0
+    assert 0.5 < high < 0.6
 
 
 def test_the_page_offers_no_upload(view):
