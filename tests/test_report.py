@@ -229,6 +229,8 @@ def test_on_paper_every_figure_is_drawn_on_white_and_fits(sweep, opened):
     assert max(right for right, _ in places.evaluate_all(f"all => all.map({ink})")) <= 720
     right = "document.querySelector('#table table').getBoundingClientRect().right"
     assert view.evaluate(right) <= 720
+    row = "document.querySelector('#table tbody tr').getBoundingClientRect().height"
+    assert view.evaluate(row) < 20  # numbers are in one piece
     assert view.locator("nav").is_hidden()
     view.evaluate("dispatchEvent(new Event('afterprint'))")
     assert view.locator("nav").is_visible()
