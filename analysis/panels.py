@@ -1,8 +1,11 @@
 """What each figure shows of runs: panels, which `paper` draws for print, `interactive` for pages.
 
-So a notebook puts a figure together from them:
+A notebook can put its own figure together:
 
     from analysis import panels, paper
+    from analysis.drawing import Drawing
+    from analysis.runs import read_runs
+
     paper.draw(Drawing([panels.losses(read_runs("runs/demo"))]))
 
 Runs of the same settings are one line, the mean over their seeds, in a band from the lowest seed to

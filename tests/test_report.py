@@ -288,6 +288,8 @@ def test_the_keyboard_reaches_filters_headings_rows_and_figures(view):
 def test_axe_finds_nothing_serious(sweep, opened, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     view = opened(sweep, color_scheme=scheme)
+    for figure in figures(view):
+        show(view, figure)
     found = axe.run(view).response["violations"]
     serious = [v for v in found if v["impact"] in ("serious", "critical")]
     assert not serious, [(v["id"], [n["html"][:150] for n in v["nodes"]][:3]) for v in serious]

@@ -124,7 +124,7 @@ def varied(sweep: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of those parameters of a sweep file that have more than one value."""
     return tuple(
         name
-        for name, spec in sweep.get("parameters", {}).items()
+        for name, spec in (sweep.get("parameters") or {}).items()
         if isinstance(spec, Mapping) and "value" not in spec and len(spec.get("values", "..")) > 1
     )
 
