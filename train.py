@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     from emaae.tracking import mirror
     from emaae.training import fit
 
-    # What imports leave in memory stays there: collecting garbage need not look at it ever again.
+    # Objects made by imports stay in memory: garbage collection need not scan them again.
     gc.freeze()
     device = pick_device(config.device)
     if config.deterministic:
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
                 measured = [name for name in splits if name == "test"]
                 metrics = fitted.selection.metrics()
 
-        # What is left, one process measures and tells.
+        # One process measures the rest and writes it down.
         distributed.leave()
         if not distributed.first():
             return 0

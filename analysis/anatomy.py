@@ -27,7 +27,7 @@ def untrained(model: CNNAutoEncoder, seed: int, **changed: Any) -> CNNAutoEncode
 
 
 class Answer(NamedTuple):
-    """What a model makes of one utterance: y (T, D) in raw units, encoding z (T, C)."""
+    """One utterance through a model: y (T, D) in raw units, encoding z (T, C)."""
 
     y: np.ndarray
     z: np.ndarray
@@ -60,7 +60,7 @@ def first_kernels(model: CNNAutoEncoder, n: int) -> np.ndarray:
 
 @torch.no_grad()
 def primitives(model: CNNAutoEncoder, units: np.ndarray) -> np.ndarray:
-    """What each unit adds to the output (n, D, W), in units of the channels' sd.
+    """The contribution of each unit to the output (n, D, W), in units of the channels' sd.
 
     The decoder's response to an impulse of height 1 in one unit, minus its response to zeros, for
     the W frames of its receptive field.

@@ -99,7 +99,7 @@ def _nmf(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
         from sklearn.exceptions import ConvergenceWarning
 
     def windows(x: Tensor) -> np.ndarray:
-        """What is above the mean and what is below it, each >= 0, of the frames around each."""
+        """The parts above and below the mean, each >= 0, of the frames around each."""
         x = model.standardise(x)
         return _context(torch.cat([x.relu(), (-x).relu()]), WINDOW).T.numpy()
 

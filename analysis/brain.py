@@ -87,7 +87,7 @@ def stories(n: int = STORIES, utterances: int = UTTERANCES, scale: float = 1.0) 
 
 
 def activations(gestures: Sequence[Gesture], n_frames: int) -> np.ndarray:
-    """What pulls each articulator up and what pulls it down (n_frames, 24): weights, 0 at rest."""
+    """Weights (n_frames, 24) of the pull on each articulator, upwards and downwards; 0 at rest."""
     found = np.zeros((n_frames, 2 * len(ARTICULATORS)))
     for one in gestures:
         column = 2 * ARTICULATORS.index(one.channel) + (one.target < 0)

@@ -10,7 +10,7 @@ COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255"),
     *("#7f7f33", "#7f7f7f"),
 )
-# Those that are compared most are told apart best.
+# The schedules that are compared most have the most distinct colours.
 _FIRST = ("constant", "linear", "cosine", "log_lambda", "step", "exponential")
 # More schedules than colours share some: line styles and labels tell those apart.
 SCHEDULE_COLOURS = dict(
@@ -24,7 +24,7 @@ ALPHA, SPARSITY, DEAD = "#b08900", "#3d7a5f", "#7d5a9e"
 SIGNED = ("#2166ac", "#92c5de", "#f7f7f7", "#f4a582", "#b2182b")
 SILENCE_TO_PEAK = (PAPER, "#b9c8d8", "#0b1f36")
 
-# What stands for a colour on a dark page, where the most is brightest.
+# The colours of a dark page in place of the others, brightest for the most.
 DARK = {
     "#2166ac": "#8fd0ff",
     "#92c5de": "#2f6a93",

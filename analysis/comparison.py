@@ -130,7 +130,7 @@ def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     said: dict[Run, tuple[str, ...]] = dict.fromkeys(ended, ())
     for name in varying(ended):
         more = {run: (*words, _said(run, name)) for run, words in said.items()}
-        # What those before determine, such as the window of each schedule, says nothing more.
+        # Knobs that follow from those before, such as the window of each schedule, are left out.
         if name not in (*SPARSER, "seed") and len(set(more.values())) > len(set(said.values())):
             said = more
     return grouped(ended, lambda run: ", ".join(said[run]) or run.schedule)

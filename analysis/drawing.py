@@ -1,4 +1,4 @@
-"""What a figure shows, said once: panels of lines and images, whoever draws them.
+"""Figures, described once: panels of lines and images, whichever library draws them.
 
 `analysis.panels` fills these from runs, `analysis.paper` draws them with matplotlib and
 `analysis.interactive` with plotly.

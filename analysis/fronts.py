@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from analysis.runs import GOOD, Run, final, grouped, split_of
 
-# What a run that explains nothing and one that is never silent cost: (fvu, 1 - sparsity).
+# The worst point, of an encoding that explains nothing and is never 0: (fvu, 1 - sparsity).
 REFERENCE = (1.0, 1.0)
 SPARSITIES = (0.8, 0.9, 0.95)
 # The columns of a table of fronts.

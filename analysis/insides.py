@@ -1,4 +1,4 @@
-"""What figures show of one model: utterances through it, its encodings, kernels and units.
+"""The panels of one model: utterances through it, its encodings, kernels and units.
 
 Panels as those of `analysis.panels`, of the selected weights. What cannot be drawn raises
 `Missing`.
@@ -97,7 +97,7 @@ def kernels(run: Run, n: int = 24) -> list[Panel]:
 
 
 def decoder_primitives(run: Run, n: int = 24) -> list[Panel]:
-    """What single units add to the output, a panel each, those that matter most first.
+    """The contributions of single units to the output, a panel each, strongest first.
 
     The decoder's answer to an impulse of height 1 less its answer to silence, colours as in
     `kernels`; the order is that of what units put into the reconstruction of kept utterances.

@@ -1,4 +1,4 @@
-"""What each figure shows of runs: panels, which `paper` draws for print, `interactive` for pages.
+"""The panels of the figures of runs, which `paper` draws for print, `interactive` for pages.
 
 A notebook can put its own figure together:
 
@@ -99,7 +99,7 @@ def _of_run(run: Run, names: dict[str, tuple[str, str]], y: Axis, title: str = "
 
 
 def alpha(runs: Sequence[Run]) -> list[Panel]:
-    """What the schedules did, and what the encodings made of it, both from 0 to 1."""
+    """Alpha and sparsity over epochs, both from 0 to 1."""
     names = {"alpha": "alpha", "val/sparsity": "val sparsity (fraction of zeros)"}
     return [over_epochs(runs, name, Axis(words, range=(0, 1))) for name, words in names.items()]
 

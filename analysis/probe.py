@@ -39,10 +39,10 @@ from emaae.system.progress import progress
 
 SHIFTS = (1, 2, 3)  # frames, to either side
 DELAYS = (*(-n for n in reversed(SHIFTS)), 0, *SHIFTS)
-# Of the mean cross-entropy; from the strongest on, so that each fit begins where the last ended.
+# L2 penalties beside the mean cross-entropy, strongest first: each fit begins where the last ended.
 L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 MOST_STEPS = 500
-# What differs by less than this many standard errors is called the same.
+# Accuracies that differ by less than this many standard errors are called the same.
 CLEAR = 2
 
 ENCODING = "encoding"
@@ -139,7 +139,7 @@ def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """What reads which labels how well, on the test split.
+    """How well each input predicts each set of labels, on the test split.
 
     model: "" for what needs none. true: the labels (T,) of each utterance's frames; predicted: the
     same by delay in frames. l2: that of the probe, NaN where there is none.
@@ -245,7 +245,7 @@ def compare(
 
 
 def rivals(model: CNNAutoEncoder) -> tuple[str, str, str]:
-    """What the encoding of a model is compared with: one frame, all that it sees, no training."""
+    """The rivals of a model's encoding: one frame, all frames that it sees, no training."""
     loudness = " with loudness" if model.input_dim == len(CHANNELS) else ""
     norm = "" if model.norm == "none" else f", norm {model.norm}"
     return (
@@ -287,7 +287,7 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(form.format(*line) for line in lines)
 
 
-# What it means to beat, tie with and lose to each of the `rivals`.
+# The meaning of beating, tying with and losing to each of the `rivals`.
 MEANING = (
     (
         "more of the label is linear in the encoding than in the frame",

@@ -1,4 +1,4 @@
-"""What the programs of this package, `python -m analysis.NAME`, share."""
+"""Shared parts of the programs of this package, `python -m analysis.NAME`."""
 
 import argparse
 import contextlib

@@ -237,7 +237,7 @@ def toolbar(runs: Sequence[Run]) -> str:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """What differs between the runs and how they did, the best first."""
+    """The table of runs: what differs between them and their scores, best first."""
     split, knobs = split_of(runs), varying(runs)
     known = [name for name in (*SHORT, *SHORT_AT_END) if name != "score"]
     full = {name: name if name in BY_NAME else f"{split}/{name}" for name in known}
@@ -375,7 +375,7 @@ def _order(value: str) -> tuple:
 
 
 def title_of(ref: str) -> str:
-    """What a page is called: the question of a local sweep, else the name of what was read."""
+    """The title of a page: the question of a local sweep, else the name of what was read."""
     if not os.path.isdir(ref):
         return ref
     file = Path(ref) / "sweep.yaml"

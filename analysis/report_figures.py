@@ -17,7 +17,7 @@ from emaae.models import CNNAutoEncoder
 from emaae.runs.reconstructions import Reconstruction
 from emaae.system.errors import UserError
 
-# What is shown of one run in full: the best, and the best of up to three other settings.
+# Runs that are shown in full: the best, and the best of up to three other settings.
 MAX_DETAILED = 4
 UTTERANCES_OF_BEST, UTTERANCES_OF_OTHERS = 3, 1
 MOST = 10 * FRAME_RATE_HZ  # frames of an utterance
@@ -353,7 +353,7 @@ def _shown(show: Callable[..., Panel | Drawing], *args: Any) -> Any:
         made = show(*args)
     except Missing as why:
         return f"{str(why)[0].upper()}{str(why)[1:]}."
-    # Of a panel that is alone, the page has the title above it.
+    # The page has the title of a single panel above it.
     return _figure(made if isinstance(made, Drawing) else Drawing([[replace(made, title="")]]))
 
 

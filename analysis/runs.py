@@ -1,4 +1,4 @@
-"""What runs left, read once for every table, figure and page.
+"""Runs, read once for every table, figure and page.
 
 A run is a folder here or a run on W&B; both become a `Run`. What is missing or broken of a run is
 left out, so that a sweep can be looked at while it goes on and after parts of it went wrong.
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def schedule(self) -> str:
-        """What alpha did: the schedule's name, "unknown" for a run that left no config."""
+        """The name of alpha's schedule, "unknown" for a run that left no config."""
         return str(self.config.get("schedule", "unknown"))
 
     @property
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def measured(self) -> dict[str, Any]:
-        """What is known of the selected weights: the row of their epoch, and the final metrics."""
+        """Metrics of the selected weights: the row of their epoch, and the final metrics."""
         return {**self.selected, **self.metrics}
 
     def knob(self, name: str) -> Any:
@@ -197,7 +197,7 @@ def best(runs: Sequence[Run]) -> Run | None:
 
 
 def aims(runs: Sequence[Run]) -> str:
-    """What the scores of these runs ask for; scores of different aims do not compare."""
+    """The targets of the scores of these runs; scores with different targets do not compare."""
     return " or ".join(sorted({aim(run.config) for run in runs}))
 
 
@@ -212,7 +212,7 @@ def final(run: Run, name: str) -> float:
 
 
 def split_of(runs: Sequence[Run]) -> str:
-    """Where to compare: "test" when every run that ended well was measured there, else "val"."""
+    """The split to compare on: "test" if all runs that ended well were measured there, or "val"."""
     ended = [run for run in runs if run.status in GOOD]
     return "test" if ended and all("test/fvu" in run.metrics for run in ended) else "val"
 
@@ -266,6 +266,6 @@ def _differs(runs: Sequence[Run], name: str) -> bool:
 
 
 def _matters(run: Run, name: str) -> bool:
-    # What moves alpha says nothing of a run whose alpha stays where it is.
+    # The knobs of schedules do not describe a run whose alpha is constant.
     moves_alpha = name != "alpha" and KNOBS[name].group == "alpha"
     return name in run.config and not (moves_alpha and run.schedule == "constant")

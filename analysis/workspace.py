@@ -1,4 +1,4 @@
-"""What compares alpha schedules on W&B: `python -m analysis.workspace ENTITY/PROJECT[/SWEEP]`.
+"""Pages on W&B that compare alpha schedules: `python -m analysis.workspace ENTITY/PROJECT[/SWEEP]`.
 
 Of a project it saves a new view of its workspace, of a sweep a W&B Report with the same panels of
 that sweep's runs; `--dry-run` prints it as JSON instead (of a project without a network, of a sweep
@@ -130,7 +130,7 @@ def report(entity: str, project: str, sweep: str) -> Any:
 
 
 def as_json(view: Any) -> dict[str, Any]:
-    """What would be sent of a view, validated, without its random ids."""
+    """A view as it would be sent, validated, without its random ids."""
     sent = view._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     return without_ids(sent)
 

@@ -394,7 +394,7 @@ def export(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    # What stands after `--` is for the program that a sweep starts.
+    # Arguments after `--` are for the program that a sweep starts.
     end = argv.index("--") if "--" in argv else len(argv)
     argv, flags = argv[:end], argv[end + 1 :]
     if "_ARGCOMPLETE" in os.environ:  # a shell asks how a word might end

@@ -1,4 +1,4 @@
-"""What ends the encoder: a ReLU, or an activation that keeps only the largest values."""
+"""Activations at the end of the encoder: a ReLU, or one that keeps only the largest values."""
 
 import torch
 from einops import rearrange

@@ -155,7 +155,7 @@ def read_model_config(path: str | Path) -> dict[str, Any]:
 
 
 def read_knobs(path: str | Path, found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Those of the knobs `names` that a file gives, cast and in range. Raises UserError."""
+    """The knobs among `names` that a file sets, cast and in range. Raises UserError."""
     try:
         values = {name: KNOBS[name].cast(found[name]) for name in names if name in found}
         for name, value in values.items():
@@ -175,8 +175,8 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     return read_knobs(path, read_json(path), KNOBS) | values
 
 
-# Of later versions of the original project, whose arithmetic is another: normalisation after the
-# convolution, an encoding that does not end in a ReLU, kernels of other sizes.
+# Settings of later versions of the original project, whose models compute something else:
+# normalisation after the convolution, encodings that do not end in a ReLU, kernels of other sizes.
 LATER = (
     *("batchnorm_first", "final_tanh", "initial_ekernel", "initial_dkernel"),
     *("exclude_final_norm", "exclude_all_norm"),

@@ -15,7 +15,7 @@ from emaae.knobs import knob, knob_of, nearest
 from emaae.schedules import SCHEDULES, AlphaSchedule, Ramp, k_fraction
 from emaae.system.errors import UserError
 
-# What a model needs besides its weights: arguments of `models.build_model`.
+# The knobs that determine a model: arguments of `models.build_model`.
 ARCHITECTURE = (
     *("model_type", "input_dim", "inner_size", "n_encoder", "n_decoder", "norm"),
     *("activation", "gate_frames"),
@@ -24,7 +24,7 @@ ARCHITECTURE = (
 FORMS = ("float32", "float16", "sparse")
 # The groups of knobs that say where the data are and where a run goes.
 PLACES = ("data", "run")
-# What `evaluate` needs to know of the loss by which a model was trained.
+# The knobs of the loss by which a model was trained, for `evaluate`.
 LOSS = (
     *("alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty"),
     *("target_sparsity", "target_persistence"),
@@ -294,7 +294,7 @@ class Config:
 
     @property
     def cache_folder(self) -> Path | None:
-        """Where packed copies of the data lie; None where there are to be none."""
+        """The folder of packed copies of the data; None for --cache_dir none."""
         if self.cache_dir == "none":
             return None
         if self.cache_dir != "auto":
@@ -325,7 +325,7 @@ class Config:
 
     @property
     def schedule_name(self) -> str:
-        """What alpha really does: constant without --update, whatever the scheduler."""
+        """The schedule that alpha follows: constant without --update, whatever the scheduler."""
         return self.penalty_scheduler if self.update else "constant"
 
     def schedule(self) -> AlphaSchedule:

@@ -75,7 +75,7 @@ def knob(
 
 
 def knob_of(f: "Field[Any]") -> Knob:
-    """What was declared by `knob` and by the field's type."""
+    """The knob that a field declares by `knob` and by its type."""
     kind, declared = f.type, dict(f.metadata)
     optional = isinstance(kind, types.UnionType)
     if optional:

@@ -108,7 +108,7 @@ def weight_penalty(weights: list[Tensor]) -> Tensor:
 
 
 class Sums(NamedTuple):
-    """What one batch adds to the loss of a split."""
+    """Sums of the loss over one batch or more."""
 
     error: Tensor  # squared error in units of sd, over real frames and channels
     penalty: Tensor  # per-unit sums of the penalty (..., C)
@@ -139,7 +139,7 @@ class Terms(NamedTuple):
 
 
 def batch_sums(config: Config, model: CNNAutoEncoder, x: Tensor, out: Output, mask: Tensor) -> Sums:
-    """What a batch adds to the loss of a config."""
+    """The sums of one batch for the loss of a config."""
     error = (((out.y - x) / model.sd[:, None]).square() * mask).sum()
     penalty, slow = PENALTIES[config.sparse_loss].sums(out.z, mask), mask.new_empty(0)
     if config.slow_coefficient:

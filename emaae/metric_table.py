@@ -48,7 +48,7 @@ class Metric:
 
     @property
     def words(self) -> str:
-        """What it is, in a table in which it stands alone."""
+        """A description for tables that show the metric alone."""
         return self.brief or self.meaning
 
     def each_name(self) -> Iterator[str]:

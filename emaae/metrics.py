@@ -20,7 +20,7 @@ DENSITY_EDGES = [round(-5 + 0.25 * i, 2) for i in range(21)]
 
 
 def zero() -> Tensor:
-    """What a sum in float64 begins with, whatever its shape and device."""
+    """The zero from which a sum in float64 begins, of any shape and on any device."""
     return torch.zeros((), dtype=torch.float64)
 
 
@@ -133,7 +133,7 @@ def score(
 
 
 def aim(knobs: Mapping[str, Any]) -> str:
-    """What the score of a run with these knobs asks for, e.g. "fvu, 0.9 zeros, persistence 0.9".
+    """The terms of the score of a run with these knobs, e.g. "fvu, 0.9 zeros, persistence 0.9".
 
     Runs of programs before target_persistence counted the zeros of dead units too.
     """

@@ -112,11 +112,11 @@ class Block(nn.Module):
         return self.activate(h, mask, learning)
 
     def prepare(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
-        """What precedes mask and convolution: normalisation, or nothing."""
+        """The normalisation before mask and convolution, if there is one."""
         return self.norm(h, mask, learning) if self.norm and self.norm_first else h
 
     def activate(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
-        """What follows the convolution: normalisation and activation, or nothing."""
+        """Normalisation and activation after the convolution, as far as there are any."""
         if self.activation is None:
             return h
         if self.norm and not self.norm_first:
@@ -230,7 +230,7 @@ class CNNAutoEncoder(nn.Module):
         return f"CNN_Autoencoder_ne{self.n_encoder}_nd{self.n_decoder}_innersz{self.inner_size}"
 
     def architecture(self) -> dict[str, Any]:
-        """What `build_model` needs to make this model again."""
+        """The arguments of `build_model` that make this model again."""
         own = {name: getattr(self, name) for name in ARCHITECTURE if name != "model_type"}
         return {"model_type": "cnn", **own}
 
@@ -245,7 +245,7 @@ class CNNAutoEncoder(nn.Module):
 
     @property
     def gate(self) -> TopK | None:
-        """What keeps the largest values of the encoding; None with activation "relu"."""
+        """The activation that keeps the largest values of the encoding; None with "relu"."""
         last = self.encoder[-1].activation
         return last if isinstance(last, TopK) else None
 

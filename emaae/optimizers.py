@@ -14,7 +14,7 @@ from emaae.system.devices import use_bf16
 # s -> a s + b s^3 + c s^5 takes every singular value s in about .01..1 to .7..1.2.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-# What muon leaves to AdamW, biases and norms, has this fraction of its rate: .04 is .001 there.
+# Biases and norms, which muon leaves to AdamW, have this fraction of its rate: .001 for .04.
 # With a tenth, twice as many units die.
 ADAMW_SHARE = 0.025
 
@@ -134,7 +134,7 @@ def warm_up(step: int, n_steps: int) -> float:
     return min(1.0, (step + 1) / (n_steps + 1))
 
 
-# What is left of the rate when a fraction `left` (1 to 0) of the steps is, by --lr_schedule.
+# The fraction of the rate, by --lr_schedule, when a fraction `left` (1 to 0) of the steps is left.
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda left: 1.0,
     "linear": lambda left: left,

@@ -42,11 +42,11 @@ NOISE = 0.1
 ROUNDING = 1e-12
 # Units that correlate by more are copies of each other.
 COPY = 0.9
-# Of a validation split one utterance in 16 is measured every epoch, within these bounds, and some
+# One utterance in 16 of a validation split is measured every epoch, within these bounds, and some
 # of them with noise, which decodes them twice: less than a tenth of what the validation takes.
 ONE_IN, FEWEST, MOST = 16, 8, 32
 NOISY = 6
-# Of the encoding that has learnt nothing: units, and frames that its thresholds are taken from.
+# The null, random projections: its units, and the frames that its thresholds are taken from.
 NULL_UNITS, NULL_FRAMES = 64, 50_000
 
 
@@ -123,7 +123,7 @@ class SelfSimilaritySums:
 
 
 def half_life_ms(curve: Sequence[float]) -> float:
-    """Where a self-similarity over the lags 0, 1, 2, ... first falls to 1/2, in ms.
+    """The lag in ms at which a self-similarity over the lags 0, 1, 2, ... first falls to 1/2.
 
     Between two lags it is taken as straight. A curve that stays above 1/2 gives its last lag: 500
     says "500 or more". NaN when the curve is undefined before it falls.
@@ -186,7 +186,7 @@ class ChangeSums:
 
 
 class EncodingSums:
-    """What is worth knowing of an encoding after every epoch.
+    """Sums for the measures of an encoding that are logged every epoch.
 
     Made from a first pass over the utterances (name, x, z) of a split, it takes each of them once
     more; x and z as they are, not centred.
@@ -289,7 +289,7 @@ def sample(split: Split) -> Split:
 
 @torch.no_grad()
 def quick(model: CNNAutoEncoder, split: Split) -> dict[str, float]:
-    """What is worth knowing after every epoch, of a `sample` of a split: `EncodingSums.compute`."""
+    """The measures of a `sample` of a split that are logged every epoch, `EncodingSums.compute`."""
     encoded = list(_encoded(model, split))
     found = EncodingSums(model, encoded, NOISY)
     for name, x, z in encoded:

@@ -64,13 +64,13 @@ class Selection:
         return False
 
     def metrics(self) -> dict[str, float]:
-        """What is logged of it, once, at the end of a run."""
+        """Its metrics, logged once at the end of a run."""
         return {f"select/{name}": getattr(self, name) for name in ("score", "epoch", "alpha")}
 
 
 @dataclass
 class Phase:
-    """Where training stands between its phases.
+    """The phase of the training.
 
     With --early_stop and --update, alpha is held until the first early stop, and the schedule
     begins there (t = 0). Otherwise the schedule begins with the first epoch.

@@ -46,7 +46,7 @@ from emaae.system.progress import progress
 # Frames in a batch, padding included, and in a window. At 1024 units the widest activations of a
 # batch are 16 MB on a CPU, about its cache, and 256 MB on a GPU.
 FRAMES_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 16}
-# Of an utterance that is longer than five minutes its own progress is shown.
+# Utterances longer than five minutes show progress of their own.
 LONG_FRAMES = 5 * 60 * FRAME_RATE_HZ
 
 
@@ -168,7 +168,7 @@ def _padded(arrays: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a tree: utterances written now, there before, left out and why."""
+    """Counts of utterances: written now, there before, left out and why."""
 
     written: int
     kept: int

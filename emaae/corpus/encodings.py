@@ -72,7 +72,7 @@ def write_times(path: Path, times: np.ndarray) -> None:
 
 
 def made_from(path: Path) -> str | None:
-    """What the file at `path` was made from; None unless it is whole and its times are there."""
+    """The stamp of the source of the file at `path`; None unless it is whole and has its times."""
     with contextlib.suppress(BadFile, UnicodeDecodeError):
         with plain_file(times_beside(str(path)), MOST_BYTES) as file, open_npz(file, str(path)):
             pass
@@ -148,7 +148,7 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(manifest: Mapping[str, Any]) -> str:
-    """What must be the same of all files in a tree."""
+    """The entries of a manifest that are the same for all files of a tree."""
     model = manifest.get("model")
     sha256 = str(model.get("sha256") if isinstance(model, dict) else model)[:12]
     return f"{manifest.get('made')} by model {sha256} as {manifest.get('form')}"

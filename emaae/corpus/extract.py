@@ -59,7 +59,7 @@ FETCH = (
     "model_english_1500k.ckpt && hf download microsoft/wavlm-large config.json pytorch_model.bin"
 )
 
-# What SPARC adds on either side when its settings say zero_pad.
+# The samples that SPARC adds on either side when its settings say zero_pad.
 PAD_SAMPLES = 160
 # The low-pass filter runs over the utterance mirrored by 18 frames, and needs one more.
 FEWEST_FRAMES = 19
@@ -84,7 +84,7 @@ class Audio(NamedTuple):
 
 @dataclass
 class Extracted:
-    """What became of a tree. broken: the files without features, and why."""
+    """Counts of an extraction. broken: the files without features, and why."""
 
     n_kept: int = 0
     n_new: int = 0

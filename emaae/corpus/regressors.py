@@ -46,7 +46,7 @@ class Spoken(NamedTuple):
 
 @dataclass(frozen=True)
 class Design:
-    """What to make of encodings.
+    """How to make regressors of encodings.
 
     units: the columns of the encoding that are taken. tr_s: seconds between TRs, whose times are
     their middles (k + 1/2) tr_s; or tr_times: by story, the times themselves in seconds, strictly

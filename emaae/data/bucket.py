@@ -24,7 +24,7 @@ from emaae.data.npz import MOST_BYTES, load_npz, too_large
 from emaae.system.errors import BadFile, UserError, extra, few
 from emaae.system.files import is_data
 
-# What upload_raw_array can write besides gzip and no compression. The name comes from the object's
+# Codecs of upload_raw_array besides gzip and no compression. The name comes from the object's
 # metadata, and numcodecs also has a codec that unpickles, so no other name may reach it.
 NUMCODECS = ("zstd", "lz4")
 
@@ -277,7 +277,7 @@ def _explained(where: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, what was expected and the way out.
+    """A message: what is wrong, what was expected, and the way out.
 
     Of a server's error the code alone is quoted: its text may hold the request.
     """

@@ -75,7 +75,7 @@ WARNINGS = {
 
 @dataclass
 class Tree:
-    """What is known of one directory.
+    """The findings about one directory.
 
     keep_loudness: whether column 12 counts. n_files: of features. lengths: frames of each
     utterance that could be read. total (14,), products (14, 14): sums over frames of each channel,

@@ -46,7 +46,7 @@ class Recipe(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """What to generate: a recipe for each split, and a factor of all durations."""
+    """A corpus to generate: a recipe for each split, and a factor of all durations."""
 
     splits: Mapping[str, Recipe]
     scale: float

@@ -107,7 +107,7 @@ def without_npz(path: str) -> str:
 
 
 def times_beside(path: str) -> str:
-    """Where the times of the features at a path, or in an object of that key, would be."""
+    """The path, or key, of the times that belong to the features at a path, or key."""
     stem = without_npz(path)
     return f"{stem}_times{path[len(stem) :]}"
 

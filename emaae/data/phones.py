@@ -53,7 +53,7 @@ VOICELESS = ("P", "T", "K", "F", "S", "SH")
 
 
 class _Posture(NamedTuple):
-    """What a phone wants: target (12,) in standard deviations from rest, weight (12,) 0..1."""
+    """A phone's articulation: target (12,) in standard deviations from rest, weight (12,) 0..1."""
 
     target: np.ndarray
     weight: np.ndarray

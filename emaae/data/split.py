@@ -122,7 +122,7 @@ class Split:
 
 
 def edges(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Where utterances of these lengths begin when they lie end to end, and the end (U + 1,)."""
+    """Offsets (U + 1,) of utterances of these lengths that lie end to end, and the end."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 

@@ -31,7 +31,7 @@ BUILDING = "building-"  # the folder that a store is built in
 
 @dataclass(frozen=True)
 class Source:
-    """Where a split comes from.
+    """The source of a split.
 
     where: what a person calls it. place: identifies it, whatever its content: a store of the same
     place is replaced. state: differs when the content does. read: all utterances, in their order.

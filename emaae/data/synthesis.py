@@ -154,7 +154,7 @@ def draw_score(rng: np.random.Generator, duration_s: float, rate: float) -> list
 
 
 def gestures_of(rng: np.random.Generator, phones: list[Phone]) -> list[Token]:
-    """What each phone of the score asks of the articulators; silence asks for nothing."""
+    """The gestures of the phones of a score; silence has none."""
     tokens = []
     for i, (label, start_s, end_s) in enumerate(phones):
         if label == SILENCE:
@@ -238,7 +238,7 @@ def make_utterance(
     tokens: list[Token],
     movement: np.ndarray,
 ) -> Utterance:
-    """What a speaker's articulators, voice and microphone show of one movement (instants, 12)."""
+    """The utterance that one movement (instants, 12) of a speaker's articulators makes."""
     n_samples = round(phones[-1].end_s * SAMPLE_RATE_HZ)
     n_frames = (n_samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1
     centres_s = (HOP_SAMPLES * np.arange(n_frames) + WINDOW_SAMPLES / 2) / SAMPLE_RATE_HZ

@@ -18,7 +18,7 @@ from emaae.runs import original
 from emaae.system.errors import BadFile, UserError
 from emaae.system.files import PIECE, Pieces, open_plain
 
-# Of last.pt; raised when an older program could no longer read it.
+# The format of last.pt; raised when an older program could no longer read it.
 FORMAT = 3
 # The state that an interrupted run goes on from, and its predecessor in case it is broken.
 LAST = ("last.pt", "last.previous.pt")

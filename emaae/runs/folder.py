@@ -75,10 +75,10 @@ class Follower:
     """Receives what a run writes, as the terminal and W&B do. Each method may be left out."""
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """What config.json holds."""
+        """The content of config.json."""
 
     def began(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
-        """What is trained on what."""
+        """The model that is trained, and its data."""
 
     def resumed(self, last: Mapping[str, Any]) -> None:
         """Training goes on from the state `last`; the history holds the rows before it."""
@@ -87,7 +87,7 @@ class Follower:
         """A new row of history.jsonl, and how long its epoch took."""
 
     def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
-        """What metrics.json and curves.json hold; {} without curves."""
+        """The content of metrics.json and curves.json; {} without curves."""
 
 
 class RunFolder:

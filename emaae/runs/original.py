@@ -24,7 +24,7 @@ from emaae.system.errors import UserError
 
 THEIRS = re.compile(r"model\.(encoder|decoder)\.block(\d)\.(batchnorm|conv)\.(\w+)")
 LAYERS = {"batchnorm": "norm", "conv": "conv"}
-# What their model_config.json says besides the architecture; lr is `learning_rate` there.
+# Entries of their model_config.json besides the architecture; lr is `learning_rate` there.
 SETTINGS = (
     *("checkpoint", "epochs", "lr", "batch_sz", "optimizer", "autoencoder_loss"),
     *("sparse_loss", "penalty_scheduler", "weight_penalty", "alpha", "alpha_epochs"),

@@ -35,7 +35,7 @@ def read_or_empty(path: Path) -> dict[str, Any]:
 
 
 def metrics(folder: Path) -> dict[str, Any]:
-    """What metrics.json says, `status` included; {} for a run that has not ended."""
+    """The content of metrics.json, `status` included; {} for a run that has not ended."""
     return read_or_empty(folder / "metrics.json")
 
 

@@ -91,7 +91,7 @@ def draw(reconstruction: Reconstruction, title: str):
     lanes = -np.arange(n_channels)
 
     def lane(values: np.ndarray) -> np.ndarray:
-        # What leaves the range by far would cover the other lanes.
+        # Values far outside the range would cover the other lanes.
         return np.clip((values - middle) / span, -0.7, 0.7) + lanes
 
     predicted = axes.plot(seconds, lane(prediction), "#e07a5f", lw=2.4)

@@ -7,9 +7,9 @@ import yaml
 
 from emaae.system.errors import plainly
 
-# What a file may say, with each alias written out; nine lines of aliases can say a billion values.
+# Values in a file with all aliases expanded; nine lines of aliases can mean a billion.
 MOST_VALUES = 200_000
-# Of an unquoted scalar: a number of a million digits takes minutes to read.
+# Characters of an unquoted scalar: a number of a million digits takes minutes to read.
 LONGEST_SCALAR = 1000
 YAML = "tag:yaml.org,2002:"
 PLAIN = ("map", "seq", "str", "int", "float", "bool", "null")

@@ -26,7 +26,7 @@ POSITIVE = ("sigma", "q", "a", "b")
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
-# What W&B's schema allows at the top, and what of it a local sweep understands.
+# The keys that W&B's schema allows at the top, and those that a local sweep uses.
 KEYS = (
     *("program", "method", "metric", "parameters", "command", "name", "description", "run_cap"),
     *("early_terminate", "project", "entity"),
@@ -69,7 +69,7 @@ def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
 
 
 def question_of(path: str | Path) -> str:
-    """What a sweep file asks: its description, or its first line if that is a comment, or ""."""
+    """The question of a sweep file: its description, its first line if a comment, or ""."""
     document = _document(path)
     description = (document.content or {}).get("description")
     if isinstance(description, str):

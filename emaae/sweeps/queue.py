@@ -35,7 +35,7 @@ from emaae.system.errors import UserError
 # A runner on another machine without a sign of life for this long is dead.
 BEAT_EVERY_S = 30.0
 SILENT_S = 300.0
-# Of a database that others have locked.
+# How long to wait for a database that others have locked.
 PATIENCE_S = 60
 # How often a point is tried when its run fails; an interruption is not a failure.
 TRIES = 2
@@ -338,7 +338,7 @@ def _reason(error: BaseException) -> str:
 
 
 def lock_path(name: str) -> Path:
-    """Where the lock of a runner or a run lies; on this machine, as shared disks may lack locks."""
+    """The lock file of a runner or a run; on this machine, since shared disks may lack locks."""
     return Path(tempfile.gettempdir(), f"emaae-{os.getuid()}", f"{name}.lock")
 
 

@@ -250,7 +250,7 @@ class Runner:
                 self.jobs.append(Job(attempt, None))
                 return
             lock_path(attempt.lock).unlink(missing_ok=True)
-        # What was interrupted goes on where it stopped; what failed begins afresh.
+        # An interrupted run is resumed; a failed one begins afresh.
         resume = bool(attempt.run) and (folder / "config.json").is_file()
         name = attempt.run if resume else run_name(attempt, self.runs)
         command = expand(self.sweep, attempt.config, self.logs / f"{name}.json")

@@ -198,7 +198,7 @@ class Sweep:
         return self.run_cap
 
     def meaning(self) -> dict[str, Any]:
-        """What must stay the same when a sweep is continued, as plain values."""
+        """The parts that must stay the same when a sweep is continued, as plain values."""
         plain = asdict(self) | {"command": list(self.command)}
         del plain["path"], plain["parameters"]
         for p in self.parameters:

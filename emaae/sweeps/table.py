@@ -16,7 +16,7 @@ from emaae.sweeps.space import Sweep
 
 
 class Screen:
-    """What a person sees while a sweep runs: a table that is redrawn, or lines as things happen."""
+    """The display of a running sweep: a table that is redrawn, or lines as things happen."""
 
     def __init__(self, sweep: Sweep, n_points: int):
         self.sweep, self.n_points = sweep, n_points
@@ -36,7 +36,7 @@ class Screen:
     def draw(self, ended: Sequence[Attempt], running: Sequence[Attempt]) -> None:
         """The table in place of the last one, cut to the terminal; for a live screen."""
         width, height = shutil.get_terminal_size()
-        # What runs now is never cut.
+        # Running points are never cut.
         cut = max(0, len(ended) + len(running) - max(1, height - 4))
         shown = sorted([*ended[cut:], *running], key=attrgetter("point"))
         head = f"{self.sweep.name}: {len(ended)} of {self.n_points} points"
@@ -81,7 +81,7 @@ def over_seeds(sweep: Sweep, attempts: Sequence[Attempt]) -> list[str]:
     return aligned(cells)
 
 
-# Of a run's metrics, beside the score: what it gives up for it, on validation.
+# Metrics of a run beside its score, on validation.
 MEASURED = ("select/fvu", "select/live_sparsity", "select/persistence_within")
 
 

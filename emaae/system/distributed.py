@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 # The others may wait that long for the first one, while it reads a large corpus.
 PATIENCE = timedelta(days=1)
-# Where the process that fails first says so.
+# The key under which the first process that fails says so.
 ENDED = "emaae/ended"
 
 
@@ -75,7 +75,7 @@ def joined() -> Iterator[None]:
     _end_with_the_launcher()
     store, _Group.rank, _Group.size = next(rendezvous("env://", timeout=PATIENCE))
     dist.init_process_group(
-        # What the processes tell each other is in main memory, what they compute where they do.
+        # Messages between processes are in main memory, tensors on the device.
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=store,
         rank=_Group.rank,
@@ -123,7 +123,7 @@ def _speaks(store: Any, error: BaseException) -> bool:
 
 
 def _plainly(error: BaseException) -> BaseException:
-    """What a person should read when another process was killed: the connection to it broke."""
+    """The error to show when the connection broke because another process was killed."""
     if not (isinstance(error, RuntimeError) and "gloo" in str(error)):
         return error
     return UserError(
@@ -179,7 +179,7 @@ def stop_together() -> None:
 
 
 def share(order: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What this process takes of each batch of utterances; of the last ones it may be none."""
+    """The share of this process of each batch of utterances; of the last ones it may be empty."""
     return [batch[_Group.rank :: _Group.size] for batch in order]
 
 

@@ -1,4 +1,4 @@
-"""What W&B's agent hands to the run that it starts.
+"""The values that W&B's agent hands to the run that it starts.
 
 A run that was preempted is queued again with its whole config: besides the sweep's parameters the
 other settings of the first attempt, what was written into the config since, and W&B's private keys,
@@ -19,7 +19,7 @@ from emaae.config import Config
 from emaae.system.errors import UserError
 from emaae.system.files import read_json, read_text
 
-# What a run writes into its config that is no setting: by it a config is known from parameters.
+# Entries that only a run's config has: they tell it from the parameters of a sweep.
 WRITTEN = ("data", "versions", "git_commit")
 
 
@@ -43,7 +43,7 @@ def handed() -> dict[str, Any]:
 
 
 def values() -> dict[str, Any]:
-    """What the sweep asks of this run."""
+    """The values that the sweep chose for this run."""
     given = handed()
     left = _left(given)
     return {name: value for name, value in given.items() if name not in left}
@@ -71,7 +71,7 @@ def flags(argv: Sequence[str] | None = None) -> list[str]:
 
 
 def _left(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not for this run, of a whole config; {} of parameters, whose mistakes are told."""
+    """The entries of a whole config that are no settings of a sweep; {} of parameters alone."""
     if not any(name in WRITTEN or name.startswith("_") for name in given):
         return {}
     known = Config.sweepable()

@@ -130,7 +130,7 @@ def varied(sweep: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def existing(ask: Callable[[str], Any], name: str) -> Any | None:
-    """What W&B has under this name; None for nothing. Raises UserError without an answer.
+    """The object of this name on W&B, or None. Raises UserError without an answer.
 
     ask: a method of the client, such as `public_api().artifact`.
     """

@@ -46,7 +46,7 @@ CURVES = {
 }
 # Before the names of metrics of single channels, which have a section of their own on W&B's pages.
 OF_CHANNELS = "channels/"
-# What the names of runs say in any case.
+# Knobs that are part of every run's name.
 IN_NAMES = (
     *("penalty_scheduler", "update", "alpha", "alpha_max", "seed"),
     *("inner_size", "n_encoder", "n_decoder"),
@@ -293,7 +293,7 @@ def upload(
 
 
 def _name(config: Mapping[str, Any], varying: Sequence[str] = ()) -> str:
-    """What tells runs apart on W&B's pages, e.g. cosine a0.1-0.95 i1024 e5d3 s0 norm=layer.
+    """The name of a run on W&B's pages, e.g. cosine a0.1-0.95 i1024 e5d3 s0 norm=layer.
 
     varying: of the sweep; what of it is not said already comes last.
     """
@@ -325,7 +325,7 @@ def _lacks_model(folder: Path, path: str) -> bool:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """What a folder's run is on W&B, row by row: epochs, final metrics, points of the curves."""
+    """The rows on W&B of the run in a folder: epochs, final metrics, points of the curves."""
     final, curves = read.final_metrics(folder), read.read_or_empty(folder / "curves.json")
     if "select/epoch" in final:  # whose weights they are of
         final["epoch"] = final["select/epoch"]
@@ -358,7 +358,7 @@ def _define_axes(run: Any, sweep: Mapping[str, Any] | None) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What wandb.json of a run's folder says; {} for a run that W&B never knew."""
+    """The content of wandb.json in a run's folder; {} for a run that was never on W&B."""
     path = folder / RECORD
     return read_json(path) if path.is_file() else {}
 
