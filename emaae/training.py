@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -91,7 +91,7 @@ class Phase:
 
 @dataclass
 class State:
-    """Everything that changes during training, and so all that last.pt must hold, but the status.
+    """Everything that changes during training, and so all that last.pt must hold.
 
     The order of the data follows from (seed, epoch) and nothing else is drawn at random, so no
     random generator belongs to it.
@@ -103,13 +103,12 @@ class State:
     schedule: AlphaSchedule
     phase: Phase
     selection: Selection = field(default_factory=Selection)
-    best: dict[str, torch.Tensor] | None = None  # the selected weights; None before any was
+    best: dict[str, torch.Tensor] | None = None  # weights of the selected epoch, a copy
     epoch: int = 0  # finished
     batch: int = 0  # of the epoch that goes on, finished ...
     sums: Sums | None = None  # ... what they add to its loss ...
     active: torch.Tensor | None = None  # ... and their encoding values that are not 0
     stopped: bool = False  # early
-    status: str = ""  # at the end: finished, early_stopped or diverged
 
     @classmethod
     def begin(cls, model: CNNAutoEncoder, config: Config) -> "State":
@@ -179,6 +178,14 @@ class State:
         self.schedule.state = dict(kept["schedule"])
 
 
+class Fitted(NamedTuple):
+    """The result of a training, without its state, which keeps the process group alive."""
+
+    status: str  # finished, early_stopped or diverged
+    selection: Selection
+    best: dict[str, torch.Tensor] | None  # the selected weights; None when no score was finite
+
+
 def fit(
     model: CNNAutoEncoder,
     train: Split,
@@ -186,13 +193,13 @@ def fit(
     config: Config,
     run: Run,
     last: Mapping[str, Any] | None = None,
-) -> State:
+) -> Fitted:
     """Train until the epochs are over, patience is, or the loss grows beyond all bounds.
 
     last: the state of an interrupted training, to go on with it. The model is left with its last
-    weights; the best ones are in the state that is returned. On a CPU, the same config, data and
-    number of threads give the same numbers, interrupted or not. Raises UserError for a validation
-    split whose score would be undefined; on `Interrupted` the state is kept first.
+    weights; the best ones are returned. On a CPU, the same config, data and number of threads give
+    the same numbers, interrupted or not. Raises UserError for a validation split whose score would
+    be undefined; on `Interrupted` the state is kept first.
     """
     if not (val.moments()[1] > 0).any():
         raise UserError(
@@ -223,11 +230,11 @@ def fit(
     try:
         # Signals are looked for after each batch, where all processes stop together.
         with uninterrupted():
-            state.status = _epochs(state, train, val, config, run)
+            status = _epochs(state, train, val, config, run)
     except Interrupted:
         run.keep_last(state.state_dict, now=True)
         raise
-    return state
+    return Fitted(status, state.selection, state.best)
 
 
 def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) -> str:

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -85,15 +85,28 @@ def joined() -> Iterator[None]:
     try:
         with contextlib.nullcontext() if first() else _unheard():
             yield
-    except SystemExit:
-        raise
+    except SystemExit as end:
+        _end(end.code)
     except BaseException as error:
         # Without torchrun there is no store either.
         if first() if os.getppid() != launcher else _speaks(store, error):
             raise _plainly(error) from None
-        raise SystemExit(0) from None
+        _end(0)
     finally:
         leave()
+
+
+def _end(status: Any) -> NoReturn:
+    """End this process with an exit status; all but the first at once.
+
+    After DistributedDataParallel gloo's threads go on (torch 2.13), and a thread that asks for the
+    GIL while the interpreter ends aborts the process. The first process computes on alone, while
+    its threads come to rest.
+    """
+    if first():
+        raise SystemExit(status)
+    leave()
+    os._exit(status or 0)
 
 
 def leave() -> None:
