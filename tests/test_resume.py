@@ -237,18 +237,20 @@ def test_a_run_that_is_told_to_stop_goes_on_by_resume(
     command = [sys.executable, "train.py", *argv]
     # As many threads as the tests have: with others the last bits differ.
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
     for line in process.stdout:
         if line.startswith("epoch  3"):
             process.send_signal(number)
             break
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     run = tmp_path / "r"
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
         assert not (run / "metrics.json").exists()
     else:
         assert process.returncode == 130
+        assert err.strip() == "train.py: interrupted"
         assert json.loads((run / "metrics.json").read_text())["status"] == "preempted"
         kept = checkpoint.load_last(run)
         assert 3 <= kept["epoch"] < 40

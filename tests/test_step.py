@@ -252,6 +252,7 @@ def test_a_compiled_model_learns_what_a_plain_one_does():
     assert compiled.state_dict().keys() == model.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_without_a_compiler_compile_is_refused_with_the_way_out(small, tmp_path):
     done = program(
         "train.py", *small, "--compile", PATH="", CXX="none", TORCHINDUCTOR_CACHE_DIR=str(tmp_path)
