@@ -251,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = expanded(parser.parse_args(argv))
     if args.stories <= LEFT_OUT + 1:
         raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
+    frame([])  # without pandas it should not compute for minutes first
     runs, spoken = read_comparable(*args.refs), stories(args.stories)
     rows = compare(runs, spoken, args.at, args.weights)
     print(f"Simulated responses; {1 / (1 + NOISE):.0%} of their variance can be explained.\n")

@@ -327,6 +327,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = expanded(parser.parse_args(argv))
     if args.resamples < 1:
         raise UserError(f"--resamples must be at least 1, got {args.resamples}")
+    if args.out:
+        frame([])  # without pandas it should not measure for an hour first
 
     found = settings(_kept([run for ref in args.refs for run in read_runs(ref)], args.where))
     if not found:

@@ -1,6 +1,7 @@
 """Fronts at equal sparsity: the measured costs are the program's, and resampling is honest."""
 
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from forked import forked
 from test_training import split_of
 
 import train
-from analysis import comparison
+from analysis import brain, comparison
 from analysis.baselines import BASELINES, baseline
 from analysis.comparison import (
     Point,
@@ -30,6 +31,7 @@ from emaae.data.demo import write_tree
 from emaae.evaluation import evaluate
 from emaae.models import CNNAutoEncoder
 from emaae.shift import shift_tolerance
+from emaae.system.errors import UserError
 
 TRAIN, VAL = split_of(*[80] * 12), split_of(*[70] * 4, seed=1)
 TEST = split_of(60, 75, 50, 90, seed=2)
@@ -267,3 +269,10 @@ def test_final_weights_that_are_gone_are_asked_for(swept, tmp_path):
     )
     assert done.returncode == 2
     assert "has no final weights that can be loaded" in done.stderr
+
+
+@pytest.mark.parametrize("program", [comparison, brain])
+def test_without_pandas_nothing_is_measured_first(tmp_path, monkeypatch, program):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match="this needs pandas.*requirements-analysis.txt"):
+        program.main([str(tmp_path / "no runs"), "--out", str(tmp_path)])
