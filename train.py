@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from emaae import command_line
-from emaae.system.errors import speaking_plainly
+from emaae.system.errors import reporting_errors
 from emaae.tracking import agent
 
 # Exit status of a run whose loss grew beyond all bounds; 2 is a mistake in what was given.
@@ -34,7 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     from emaae.runs.folder import RunFolder, check_space, ended
     from emaae.shift import shift_tolerance
     from emaae.system import distributed
-    from emaae.system.devices import compile_model, keep_heap, pick_device, repeat_bitwise
+    from emaae.system.devices import (
+        compile_model,
+        keep_freed_memory,
+        make_deterministic,
+        pick_device,
+    )
     from emaae.tracking import mirror
     from emaae.training import fit
 
@@ -42,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     gc.freeze()
     device = pick_device(config.device)
     if config.deterministic:
-        repeat_bitwise()
+        make_deterministic()
     if device.type == "cpu":
-        keep_heap()
+        keep_freed_memory()
     if status := ended(config):
         print(f"the run is {status} already: nothing is left to do", flush=True)
         return 0
@@ -60,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         if config.checkpoint:
             checkpoint.load_weights(model, config.checkpoint)  # with the scale they learnt on
         else:
-            model.normalise(*splits["train"].moments())
+            model.normalise(*splits["train"].mean_and_sd())
         run.describe(model, splits)
 
         model.to(device)
@@ -80,8 +85,8 @@ def main(argv: list[str] | None = None) -> int:
                 metrics = fitted.selection.metrics()
 
         # One process measures the rest and writes it down.
-        distributed.leave()
-        if not distributed.first():
+        distributed.leave_process_group()
+        if not distributed.is_main_process():
             return 0
         for name in measured:
             row = evaluate(model, splits[name], config, alpha)
@@ -94,15 +99,15 @@ def main(argv: list[str] | None = None) -> int:
     return DIVERGED if status == "diverged" else 0
 
 
-def together() -> contextlib.AbstractContextManager[None]:
+def process_group() -> contextlib.AbstractContextManager[None]:
     """Around a run: it computes together with the others that torchrun started, if it did."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return contextlib.nullcontext()
     from emaae.system import distributed
 
-    return distributed.joined()
+    return distributed.process_group()
 
 
 if __name__ == "__main__":
-    with speaking_plainly("train.py"), together():
+    with reporting_errors("train.py"), process_group():
         sys.exit(main())

@@ -25,7 +25,7 @@ from analysis.measured import Code
 from emaae.activations import TopK
 from emaae.data import Split
 from emaae.models import CNNAutoEncoder
-from emaae.system.errors import extra
+from emaae.system.errors import needs_extra
 
 HANN = 9  # frames
 RIDGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # in units of the inputs' mean energy
@@ -68,7 +68,7 @@ def baseline(
 def _some(split: Split) -> Split:
     """Utterances, evenly spread, of at most `MOST_FRAMES`."""
     step = 1 + len(split.frames) // MOST_FRAMES
-    return split.pick(np.arange(0, len(split), step))
+    return split.subset(np.arange(0, len(split), step))
 
 
 # ---- encoders, before their thresholds
@@ -94,7 +94,7 @@ def _untrained(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
 
 
 def _nmf(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
-    with extra("analysis"):
+    with needs_extra("analysis"):
         from sklearn.decomposition import NMF
         from sklearn.exceptions import ConvergenceWarning
 

@@ -36,8 +36,8 @@ from emaae.data.demo import generate
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import Gesture
 from emaae.models import CNNAutoEncoder
-from emaae.system.errors import UserError, extra, speaking_plainly
-from emaae.system.files import expanded
+from emaae.system.errors import UserError, needs_extra, reporting_errors
+from emaae.system.files import expand_home
 from emaae.system.progress import progress
 
 TR_S = 1.0
@@ -136,7 +136,7 @@ def explained(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> np.ndarray:
 
     The penalty of each voxel is chosen by cross-validation. Raises UserError without himalaya.
     """
-    with extra("brain"):
+    with needs_extra("brain"):
         from himalaya.kernel_ridge import KernelRidgeCV
         from himalaya.scoring import r2_score
     model = KernelRidgeCV(alphas=PENALTIES, cv=5, warn=False)
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--stories", type=int, default=STORIES, help=f"(default: {STORIES})")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write brain.csv and brain.png")
-    args = expanded(parser.parse_args(argv))
+    args = expand_home(parser.parse_args(argv))
     if args.stories <= LEFT_OUT + 1:
         raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
     frame([])  # without pandas it should not compute for minutes first
@@ -262,5 +262,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("python -m analysis.brain"):
+    with reporting_errors("python -m analysis.brain"):
         main()

@@ -30,8 +30,8 @@ from analysis.tables import frame, write
 from emaae.config import Config
 from emaae.data import SPLITS, Split, load_splits
 from emaae.models import CNNAutoEncoder
-from emaae.system.errors import UserError, speaking_plainly
-from emaae.system.files import expanded
+from emaae.system.errors import UserError, reporting_errors
+from emaae.system.files import expand_home
 from emaae.system.progress import progress
 
 # The knobs along a front.
@@ -324,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--probe", action="store_true", help="a linear probe beside each; needs generated data")
     add("--resamples", type=int, default=1000, metavar="N", help="(default: 1000)")
     add("--out", type=Path, metavar="DIR", help="write comparison.csv and comparison.png there")
-    args = expanded(parser.parse_args(argv))
+    args = expand_home(parser.parse_args(argv))
     if args.resamples < 1:
         raise UserError(f"--resamples must be at least 1, got {args.resamples}")
     if args.out:
@@ -366,5 +366,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("python -m analysis.comparison"):
+    with reporting_errors("python -m analysis.comparison"):
         main()

@@ -15,8 +15,8 @@ from analysis.drawing import Drawing, Missing, Panel, in_grid
 from analysis.paper import ONE, TWO, UNDATED
 from analysis.programs import folder_of, program
 from analysis.runs import Run, best, read_comparable
-from emaae.system.errors import UserError, speaking_plainly
-from emaae.system.files import expanded
+from emaae.system.errors import UserError, reporting_errors
+from emaae.system.files import expand_home
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES)
     )
-    args = expanded(parser.parse_args(argv))
+    args = expand_home(parser.parse_args(argv))
     runs = read_comparable(*args.refs)
     out = args.out or folder_of(args.refs[0]) / "figures"
     drawn = []
@@ -139,5 +139,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("python -m analysis.figures"):
+    with reporting_errors("python -m analysis.figures"):
         main()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analysis.anatomy import select_channels
 from emaae.data import Split
-from emaae.losses import LIVE
+from emaae.losses import LIVE_FRACTION
 from emaae.metrics import MIN_VARIANCE, zero
 from emaae.models import CNNAutoEncoder
 from emaae.shift import CovarianceSums, Moments, SelfSimilaritySums, half_life_ms
@@ -81,7 +81,7 @@ class Measured:
         distinct units and the participation ratio are those of the whole split.
         copies_once: live_sparsity and persistence are of distinct units, copies counting once.
         """
-        once = self.covariance.once().numpy()
+        once = self.covariance.copy_weights().numpy()
         weights = once if copies_once else np.ones_like(once)
         n = counts @ self.n_frames
         fired = counts @ self.fired
@@ -113,7 +113,7 @@ def _half_lives(
     """Half-life in ms (B,) of the weighted mean self-similarity over the channels that vary."""
     products = np.tensordot(counts, products, 1)
     energy = np.tensordot(counts, energy, 1)
-    vary = energy[:, 0] > LIVE * energy[:, 0].max(1, keepdims=True)
+    vary = energy[:, 0] > LIVE_FRACTION * energy[:, 0].max(1, keepdims=True)
     counted = np.where(vary[:, None] & (energy > 0), weights, 0)
     similarity = products / np.where(energy > 0, energy, 1)
     curves = (counted * similarity).sum(2) / counted.sum(2)

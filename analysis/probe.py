@@ -31,10 +31,10 @@ from analysis.tables import frame, write
 from emaae.corpus.encode import encode
 from emaae.data import SPLITS
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
-from emaae.data.split import moments
+from emaae.data.split import mean_and_sd
 from emaae.models import CNNAutoEncoder
-from emaae.system.errors import UserError, extra, speaking_plainly
-from emaae.system.files import expanded
+from emaae.system.errors import UserError, needs_extra, reporting_errors
+from emaae.system.files import expand_home
 from emaae.system.progress import progress
 
 SHIFTS = (1, 2, 3)  # frames, to either side
@@ -81,7 +81,7 @@ def untrained(model: CNNAutoEncoder, train: Sequence[Labelled]) -> CNNAutoEncode
     """A model of the same architecture, random weights (seed 0), that standardises by `train`."""
     fresh = anatomy.untrained(model, seed=0)
     frames = np.concatenate([raw(model.input_dim)(u.features) for u in train])
-    fresh.normalise(*map(torch.from_numpy, moments(frames)))
+    fresh.normalise(*map(torch.from_numpy, mean_and_sd(frames)))
     return fresh.eval()
 
 
@@ -102,7 +102,7 @@ def fit(
     strongest on, until val gets worse; of two that are as good the stronger is taken. Raises
     UserError without scikit-learn, and for labels that are all the same.
     """
-    with extra("analysis"):
+    with needs_extra("analysis"):
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -348,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="a tree that `python -m emaae demo-data` wrote (default: the demo data)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the table there too")
-    args = expanded(parser.parse_args(argv))
+    args = expand_home(parser.parse_args(argv))
     if args.out is not None and args.out.suffix != ".csv":
         raise UserError(f"--out must name a .csv file, got {args.out}")
     models = {ref: emaae.load_model(ref) for ref in args.refs}
@@ -360,5 +360,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("python -m analysis.probe"):
+    with reporting_errors("python -m analysis.probe"):
         main()

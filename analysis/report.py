@@ -38,10 +38,10 @@ from analysis.runs import (
     varying,
 )
 from emaae.data.features import FRAME_RATE_HZ
-from emaae.metric_table import BY_NAME, SHORT, SHORT_AT_END
+from emaae.metric_table import BY_NAME, SUMMARY, SUMMARY_AT_END
 from emaae.sweeps.file import question_of
-from emaae.system.errors import speaking_plainly
-from emaae.system.files import expanded
+from emaae.system.errors import reporting_errors
+from emaae.system.files import expand_home
 
 HERE = Path(__file__).parent
 MAX_VALUES = 12  # of a filter
@@ -189,7 +189,7 @@ def _problems(runs: Sequence[Run]) -> str:
 def _why(run: Run) -> str:
     of = f" of {run.config['epochs']}" if "epochs" in run.config else ""
     reached = f" after epoch {run.history[-1]['epoch']}{of}" if run.history else ""
-    reason = f": {run.last_words}" if run.status == "failed" and run.last_words else ""
+    reason = f": {run.last_error}" if run.status == "failed" and run.last_error else ""
     return (reached or " before the end of its first epoch") + reason
 
 
@@ -239,7 +239,7 @@ def toolbar(runs: Sequence[Run]) -> str:
 def table(runs: Sequence[Run]) -> str:
     """The table of runs: what differs between them and their scores, best first."""
     split, knobs = split_of(runs), varying(runs)
-    known = [name for name in (*SHORT, *SHORT_AT_END) if name != "score"]
+    known = [name for name in (*SUMMARY, *SUMMARY_AT_END) if name != "score"]
     full = {name: name if name in BY_NAME else f"{split}/{name}" for name in known}
     full = {
         name: at for name, at in full.items() if any(final(r, at) == final(r, at) for r in runs)
@@ -356,7 +356,7 @@ def _heading(name: str) -> str:
 
 def _words(name: str) -> str:
     metric = BY_NAME[name]
-    return metric.words + (f"; {metric.better} is better" if metric.better else "")
+    return metric.short_description + (f"; {metric.better} is better" if metric.better else "")
 
 
 def _id(name: str) -> str:
@@ -393,7 +393,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.html", help="default: REF/report.html, or ./report.html"
     )
-    args = expanded(parser.parse_args(argv))
+    args = expand_home(parser.parse_args(argv))
     out = args.out or folder_of(args.ref) / "report.html"
     html = page(read_comparable(args.ref), title_of(args.ref))
     with writing(out):
@@ -402,5 +402,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("python -m analysis.report"):
+    with reporting_errors("python -m analysis.report"):
         main()

@@ -19,13 +19,13 @@ import numpy as np
 
 import emaae
 from emaae.config import KNOBS, Config
-from emaae.metrics import aim
+from emaae.metrics import score_description
 from emaae.models import CNNAutoEncoder
 from emaae.runs import read
 from emaae.runs.checkpoint import load_last
 from emaae.runs.read import GOOD
 from emaae.runs.reconstructions import Reconstruction
-from emaae.system.errors import UserError, last_words
+from emaae.system.errors import UserError, last_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Run:
 
     name: its folder's name, or its id on W&B. config, metrics, curves: the JSON files of that
     name, {} without one. history: a row per epoch, in order, undefined values None. ref: what
-    `emaae.load_model` takes. last_words: the last error that it printed, else its last line, when a
+    `emaae.load_model` takes. last_error: the last error that it printed, else its last line, when a
     sweep kept them.
     """
 
@@ -44,7 +44,7 @@ class Run:
     metrics: Mapping[str, Any]
     curves: Mapping[str, Any]
     ref: str
-    last_words: str = ""
+    last_error: str = ""
     kept: Callable[[], Path | None] = field(default=lambda: None, repr=False)
 
     @property
@@ -152,7 +152,7 @@ def read_run(folder: Path) -> Run:
         metrics=read.metrics(folder),
         curves=read.read_or_empty(folder / "curves.json"),
         ref=str(folder),
-        last_words=last_words(folder.parent.parent / "logs" / f"{folder.name}.txt"),
+        last_error=last_error(folder.parent.parent / "logs" / f"{folder.name}.txt"),
         kept=lambda: folder / "reconstructions",
     )
 
@@ -198,7 +198,7 @@ def best(runs: Sequence[Run]) -> Run | None:
 
 def aims(runs: Sequence[Run]) -> str:
     """The targets of the scores of these runs; scores with different targets do not compare."""
-    return " or ".join(sorted({aim(run.config) for run in runs}))
+    return " or ".join(sorted({score_description(run.config) for run in runs}))
 
 
 def score(run: Run) -> float:

@@ -22,8 +22,8 @@ from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import SD_MM
 from emaae.runs.reconstructions import Reconstruction
-from emaae.system.errors import UserError, speaking_plainly
-from emaae.system.files import expanded
+from emaae.system.errors import UserError, reporting_errors
+from emaae.system.files import expand_home
 
 # Millimetres; x grows backwards and y upwards, from the edge of the upper incisors.
 REST_MM = {
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.gif", help="(default: sagittal.gif in DIR)"
     )
-    args = expanded(parser.parse_args(argv))
+    args = expand_home(parser.parse_args(argv))
     runs = read_runs(args.run)
     run = best(runs) or runs[0]
     found, _ = through(run, args.utterance)
@@ -201,5 +201,5 @@ def _smooth(points: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("python -m analysis.sagittal"):
+    with reporting_errors("python -m analysis.sagittal"):
         main()

@@ -11,8 +11,8 @@ import numpy as np
 from analysis.fronts import FRONT_HEADS, schedule_fronts
 from analysis.programs import program
 from analysis.runs import GOOD, Run, aims, final, groups, read_comparable, split_of
-from emaae.system.errors import UserError, speaking_plainly
-from emaae.system.files import expanded
+from emaae.system.errors import UserError, reporting_errors
+from emaae.system.files import expand_home
 
 # Column: metric, `*` being the split.
 COLUMNS = {
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print both tables."""
     parser = program("summary", __doc__)
     parser.add_argument("refs", nargs="+", metavar="REF", help="as for analysis.report")
-    args = expanded(parser.parse_args(argv))
+    args = expand_home(parser.parse_args(argv))
     runs = read_comparable(*args.refs)
     if not any(run.status in GOOD for run in runs):
         raise UserError(f"{' '.join(args.refs)}: none of {len(runs)} runs has ended well")
@@ -77,5 +77,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("python -m analysis.summary"):
+    with reporting_errors("python -m analysis.summary"):
         main()

@@ -14,8 +14,8 @@ from analysis.runs import Run, labels, read_runs
 from emaae.config import Config
 from emaae.data import SPLITS
 from emaae.metrics import DENSITY_EDGES
-from emaae.system.errors import extra, speaking_plainly
-from emaae.system.files import expanded
+from emaae.system.errors import needs_extra, reporting_errors
+from emaae.system.files import expand_home
 
 SERIES = ("encoding", "input")
 FORMATS = ("csv", "parquet")
@@ -108,7 +108,7 @@ def _scalars(metrics: Mapping[str, Any]) -> Row:
 
 def frame(rows: Iterable[Row]) -> Any:
     """A pandas DataFrame with every column that some row has. Raises UserError without pandas."""
-    with extra("analysis"):
+    with needs_extra("analysis"):
         import pandas
     table = pandas.DataFrame(list(rows))
     for name in table.select_dtypes("object"):
@@ -120,7 +120,7 @@ def frame(rows: Iterable[Row]) -> Any:
 
 def write(table: Any, path: Path) -> None:
     """Write it as the path's suffix says, csv or parquet. Raises UserError without pyarrow."""
-    with writing(path), extra("parquet"):
+    with writing(path), needs_extra("parquet"):
         if path.suffix == ".csv":
             table.to_csv(path, index=False)
         else:
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, help="directory (default: DIR/tables; tables for runs on W&B)"
     )
-    args = expanded(parser.parse_args(argv))
+    args = expand_home(parser.parse_args(argv))
     found = tables(read_runs(args.runs))
     out = args.out or folder_of(args.runs) / "tables"
     for name, table in found.items():
@@ -152,5 +152,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("python -m analysis.tables"):
+    with reporting_errors("python -m analysis.tables"):
         main()

@@ -14,8 +14,8 @@ from wandb_workspaces import workspaces as ws
 from wandb_workspaces.reports import v2 as wr
 
 from analysis.programs import program
-from emaae.system.errors import UserError, speaking_plainly
-from emaae.system.files import expanded
+from emaae.system.errors import UserError, reporting_errors
+from emaae.system.files import expand_home
 
 NAME = "alpha schedules"
 GROUP = "schedule"  # of the config: what alpha really did
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = program("workspace", __doc__)
     parser.add_argument("path", metavar="ENTITY/PROJECT[/SWEEP]")
     parser.add_argument("--dry-run", action="store_true", help="print it as JSON and send nothing")
-    args = expanded(parser.parse_args(argv))
+    args = expand_home(parser.parse_args(argv))
     parts = args.path.split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(
@@ -165,5 +165,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("python -m analysis.workspace"):
+    with reporting_errors("python -m analysis.workspace"):
         main()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import DTYPES, PRECISIONS, TURNS, interleaved, machine, show
-from emaae.system.devices import keep_heap
+from emaae.system.devices import keep_freed_memory
 
 LAYERS = ((512, 1024, 3), (1024, 512, 5))  # in, out, kernel
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=TURNS, help="(default: %(default)s)")
     parser.add_argument("--frames", type=int, default=687, help="(default: %(default)s)")
     args = parser.parse_args()
-    keep_heap()
+    keep_freed_memory()
     print(machine())
     head = ["layer", "precision", "as", "ms", "GFLOP/s", "against conv1d"]
     show(head, rows(args.frames, args.turns))

@@ -17,8 +17,8 @@ import torch
 from benchmarks import corpus
 from benchmarks.step import PRESETS, flops, ours
 from benchmarks.timing import machine, table
-from emaae.system.devices import pick_device, repeat_bitwise
-from emaae.system.errors import UserError, speaking_plainly
+from emaae.system.devices import make_deterministic, pick_device
+from emaae.system.errors import UserError, reporting_errors
 
 
 def seconds(work: Callable[[], object], turns: int) -> float:
@@ -57,7 +57,7 @@ def main() -> None:
     print(", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in peaks.items()))
     for exactly in (False, True):  # it cannot be taken back
         if exactly:
-            repeat_bitwise()
+            make_deterministic()
         for preset, optimizer, precision in product(PRESETS, ("adamw", "muon"), peaks):
             torch.cuda.reset_peak_memory_stats()
             size = (args.inner_size, PRESETS[preset])
@@ -71,7 +71,7 @@ def main() -> None:
     head = ["blocks", "", "s / epoch", "of the peak", "GiB"]
     print("\n" + table(head, rows))
 
-    few = split.pick(range(min(len(split), 32 * 20)))
+    few = split.subset(range(min(len(split), 32 * 20)))
     epoch = ours(few, args.inner_size, PRESETS["5/3"], precision="bf16", optimizer="muon")
     epoch()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -81,5 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with speaking_plainly("benchmarks.cuda"):
+    with reporting_errors("benchmarks.cuda"):
         sys.exit(main())

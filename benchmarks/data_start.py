@@ -62,7 +62,7 @@ def start(root: Path, cache: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         train = load_splits(config, wanted=("train",))["train"]
     train.fingerprint()
-    train.moments()
+    train.mean_and_sd()
     next(batches(train, training_order(train.lengths, config.batch_sz, 0, 0)))
 
 

@@ -18,7 +18,7 @@ import torch
 from benchmarks import corpus
 from benchmarks.step import ours
 from benchmarks.timing import PRECISIONS, TURNS, machine, show
-from emaae.system.devices import keep_heap
+from emaae.system.devices import keep_freed_memory
 
 SIZES = ((1024, (5, 3)), (128, (3, 3)))
 
@@ -26,7 +26,7 @@ SIZES = ((1024, (5, 3)), (128, (3, 3)))
 def train(barrier: Barrier, threads: int, size: tuple, precision: str, device: str, epochs: int):
     """One member: between two meetings with the others it trains a few epochs."""
     torch.set_num_threads(threads)
-    keep_heap()
+    keep_freed_memory()
     split = corpus.noise(corpus.lengths(64)).to(torch.device(device))
     epoch = ours(split, *size, precision=precision)
     epoch()

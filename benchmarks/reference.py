@@ -77,7 +77,7 @@ def step(
 
 
 def heap_as_it_comes() -> None:
-    """Undo `emaae.system.devices.keep_heap`: free memory, and large blocks, go back to the system.
+    """Undo `emaae.system.devices.keep_freed_memory`: freed memory goes back to the system.
 
     With the thresholds that the C library arrives at by itself after a few steps.
     """

@@ -22,7 +22,7 @@ from emaae import training
 from emaae.config import Config
 from emaae.data import load_splits, training_order
 from emaae.models import build_model
-from emaae.system.devices import keep_heap
+from emaae.system.devices import keep_freed_memory
 
 METRICS = ("fvu", "sparsity", "score")
 
@@ -48,7 +48,7 @@ def selected(config: Config, order: Callable) -> dict[str, float]:
     splits, run = load_splits(config, wanted=("train", "val")), Rows()
     torch.manual_seed(config.seed)
     model = build_model(**config.architecture)
-    model.normalise(*splits["train"].moments())
+    model.normalise(*splits["train"].mean_and_sd())
     training.training_order = order
     with contextlib.redirect_stdout(io.StringIO()):
         fitted = training.fit(model, splits["train"], splits["val"], config, run)
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--batch_sz", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.25, help="(default: %(default)s)")
     args = parser.parse_args()
-    keep_heap()
+    keep_freed_memory()
     ways = {
         "float32, similar lengths": ("fp32", training_order),
         "float32, at random": ("fp32", at_random),

@@ -25,11 +25,11 @@ from emaae.activations import ACTIVATIONS
 from emaae.config import Config
 from emaae.data import Split, batches, evaluation_order, training_order
 from emaae.evaluation import evaluate
-from emaae.filters import decode_filtered, filtered, windowed_sinc
+from emaae.filters import apply_filters, decode_filtered, windowed_sinc
 from emaae.models import CNNAutoEncoder, build_model
-from emaae.shift import CUTOFFS, LOWPASS_TAPS, quick, sample, shift_tolerance
-from emaae.system.devices import keep_heap
-from emaae.training import Run, State, train_epoch
+from emaae.shift import CUTOFFS, LOWPASS_TAPS, epoch_metrics, sample, shift_tolerance
+from emaae.system.devices import keep_freed_memory
+from emaae.training import Run, TrainingState, train_epoch
 
 PRESETS = {"5/3": (5, 3), "3/3": (3, 3), "2/2": (2, 2)}
 
@@ -52,10 +52,10 @@ def ours(
     config = Config.from_mapping(size | knobs)
     torch.manual_seed(0)
     model = build_model(**config.architecture).to(split.device)
-    return epoch_of(State.begin(model, config), split, config)
+    return epoch_of(TrainingState.begin(model, config), split, config)
 
 
-def epoch_of(state: State, split: Split, config: Config) -> Callable[..., None]:
+def epoch_of(state: TrainingState, split: Split, config: Config) -> Callable[..., None]:
     """What trains an epoch, at an alpha; its progress is not what is asked here."""
 
     def epoch(alpha: float = 0.25) -> None:
@@ -148,7 +148,7 @@ def training(args: argparse.Namespace) -> None:
             size = (args.inner_size, PRESETS[preset])
             step = textbook(theirs, *size)
             candidates = {"reference": step, "reference, heap kept": step}
-            heaps = (reference.heap_as_it_comes, keep_heap)
+            heaps = (reference.heap_as_it_comes, keep_freed_memory)
             before = {name: settled(heap, step) for name, heap in zip(candidates, heaps)}
             frames = dict.fromkeys(candidates, len(theirs.frames))
             for name, precision in PRECISIONS.items():
@@ -205,7 +205,7 @@ def validation(args: argparse.Namespace) -> None:
     frames["reference, loss alone"] = len(theirs.frames)
     before = {
         "reference, loss alone": settled(reference.heap_as_it_comes, theirs_once),
-        "all metrics, batches of 32, float32": settled(keep_heap, partial(ours_once, 32)),
+        "all metrics, batches of 32, float32": settled(keep_freed_memory, partial(ours_once, 32)),
     }
     print("\n## Validation")
     show(HEAD, rows_of("5/3", candidates, before, frames, flops(*size), args))
@@ -213,7 +213,7 @@ def validation(args: argparse.Namespace) -> None:
 
 def decoded_one_by_one(model: CNNAutoEncoder, z: torch.Tensor, filters: torch.Tensor) -> None:
     """What `decode_filtered` computes, by its definition."""
-    for filtered_z in filtered(z, filters):
+    for filtered_z in apply_filters(z, filters):
         model.decode(filtered_z[None])
 
 
@@ -243,7 +243,7 @@ def metrics(args: argparse.Namespace) -> None:
         split = corpus.noise(corpus.lengths(n) * 7 // 13)  # as long as those of dev-clean
         ways = {
             "epoch": partial(evaluate, model, split, Config(), 0.25),
-            "shifts": partial(quick, model, sample(split)),
+            "shifts": partial(epoch_metrics, model, sample(split)),
         }
         epoch, shifts = interleaved(ways, args.turns if n < 1000 else 1).values()
         rest = epoch - shifts
@@ -307,7 +307,7 @@ def two_steps(name: str, inner_size: int) -> None:
     if name != "nothing":
         size = (inner_size, PRESETS["5/3"])
         if name in PRECISIONS:
-            keep_heap()
+            keep_freed_memory()
         precision = PRECISIONS.get(name.split(",")[0])
         step = ours(own, *size, precision=precision) if precision else textbook(theirs, *size)
         step(), step()
@@ -338,7 +338,7 @@ def main() -> None:
     found = ", ".join(f"{name} {value / 1e9:.0f}" for name, value in args.peaks.items())
     print(f"matrix peak, GFLOP/s: {found}", flush=True)
     for name in [args.only] if args.only else TABLES:
-        keep_heap()
+        keep_freed_memory()
         TABLES[name](args)
 
 

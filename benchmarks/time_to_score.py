@@ -32,9 +32,9 @@ from emaae.data.demo import generate
 from emaae.data.features import find_features, read_features
 from emaae.evaluation import evaluate
 from emaae.models import CNNAutoEncoder, build_model
-from emaae.system.devices import keep_heap
+from emaae.system.devices import keep_freed_memory
 from emaae.system.progress import progress
-from emaae.training import State
+from emaae.training import TrainingState
 
 # Both ramp alpha up to where pilots of one seed scored best.
 ALPHA = {"update": True, "penalty_scheduler": "log_lambda", "alpha": 0.01}
@@ -45,7 +45,7 @@ SIZES = {"256": (256, 3, 3), "1024": (1024, 5, 3)}
 
 def standardised(train: Split, val: Split) -> tuple[Split, Split]:
     """Both in units of the training split's standard deviations, channels that never move at 0."""
-    mean, sd = train.moments()
+    mean, sd = train.mean_and_sd()
     sd = torch.where(sd > 0, sd, 1.0)
     return tuple(
         Split(s.names, (s.frames - mean) / sd, s.offsets, s.channels) for s in (train, val)
@@ -88,7 +88,7 @@ def plain(model: CNNAutoEncoder, train: Split, config: Config) -> Callable[[floa
 
 def ours(model: CNNAutoEncoder, train: Split, config: Config) -> Callable[[float], None]:
     """An epoch of the recipe of the sweeps, as `train.py` does it."""
-    return epoch_of(State.begin(model, config), train, config)
+    return epoch_of(TrainingState.begin(model, config), train, config)
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def training(way: Callable, train: Split, val: Split, config: Config) -> Iterato
     torch.manual_seed(config.seed)
     model = build_model(**config.architecture)
     epoch, schedule, seconds = way(model, train, config), config.schedule(), 0.0
-    heap = keep_heap if way is ours else reference.heap_as_it_comes
+    heap = keep_freed_memory if way is ours else reference.heap_as_it_comes
     for done in range(config.epochs):
         alpha = schedule.alpha(done)
         heap()
@@ -170,7 +170,7 @@ def take_turns(
 def shares(turns: int) -> Iterator[list[str]]:
     """The rows of a table: what an optimiser costs of a step on a batch of LibriSpeech's."""
     _, split, _ = typical_splits()
-    keep_heap()
+    keep_freed_memory()
     for name, (inner_size, n_encoder, n_decoder) in SIZES.items():
         for label, precision in PRECISIONS.items():
             ways = {}
@@ -178,7 +178,7 @@ def shares(turns: int) -> Iterator[list[str]]:
                 given = {"inner_size": inner_size, "optimizer": optimizer, "precision": precision}
                 given |= {"n_encoder": n_encoder, "n_decoder": n_decoder}
                 config = Config.from_mapping(given)
-                state = State.begin(build_model(**config.architecture), config)
+                state = TrainingState.begin(build_model(**config.architecture), config)
                 epoch = epoch_of(state, split, config)
                 epoch()  # which leaves gradients
                 ways[optimizer, "all"] = epoch

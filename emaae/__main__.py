@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from emaae.config import FORMS, KNOBS
-from emaae.system.errors import UserError, plainly, speaking_plainly
-from emaae.system.files import expanded, packaged
+from emaae.config import ENCODING_FORMATS, KNOBS
+from emaae.system.errors import UserError, one_line, reporting_errors
+from emaae.system.files import expand_home, find_packaged
 
 # Knobs of a run that `evaluate` has too.
-MEASURED = (
+EVALUATE_KNOBS = (
     *("bucket", "recursive", "on_bad_file", "cache_dir", "batch_sz", "target_sparsity"),
     *("target_persistence", "device"),
 )
@@ -57,8 +57,8 @@ def verb(*arguments: Argument, **options: Any) -> Callable[[Verb], Verb]:
     return declared
 
 
-OF_RUNS = "a sweep's or run's folder here, or ENTITY/PROJECT[/SWEEP] on W&B"
-MODEL = argument(
+RUNS_REF = "a sweep's or run's folder here, or ENTITY/PROJECT[/SWEEP] on W&B"
+MODEL_ARGUMENT = argument(
     "--model",
     "run folder, .pth beside its model_config.json, wandb:ENTITY/PROJECT/NAME:ALIAS",
     required=True,
@@ -134,7 +134,7 @@ def extract(args: argparse.Namespace) -> int:
     made = f"{result.n_new} utterances extracted, {result.seconds / 3600:.2f} hours"
     print(f"{args.out_dir}: {made}; {result.n_kept} were there")
     for why in result.broken.values():
-        print(f"no features: {plainly(why)}", file=sys.stderr)
+        print(f"no features: {one_line(why)}", file=sys.stderr)
     if result.broken:
         print(f"{len(result.broken)} file(s) without features", file=sys.stderr)
     return 1 if result.broken else 0
@@ -177,13 +177,13 @@ def lint(args: argparse.Namespace) -> int:
     """Say what is wrong with sweep files, by line."""
     from emaae.sweeps import file
 
-    findings = [f for path in args.files for f in file.check(packaged(path))]
+    findings = [f for path in args.files for f in file.check(find_packaged(path))]
     for finding in findings:
         print(finding)
     return 2 if any(not finding.warning for finding in findings) else 0
 
 
-@verb(argument("ref", OF_RUNS, metavar="REF"))
+@verb(argument("ref", RUNS_REF, metavar="REF"))
 def promote(args: argparse.Namespace) -> None:
     """Name the best finished model of a sweep or project `best`."""
     from emaae.tracking.models import promote
@@ -193,7 +193,7 @@ def promote(args: argparse.Namespace) -> None:
 
 
 @verb(
-    argument("ref", f"{OF_RUNS}, or ENTITY/PROJECT/NAME:ALIAS", metavar="REF"),
+    argument("ref", f"{RUNS_REF}, or ENTITY/PROJECT/NAME:ALIAS", metavar="REF"),
     argument("--out", "folder for the model's files", required=True),
 )
 def pull(args: argparse.Namespace) -> None:
@@ -232,14 +232,14 @@ def publish(args: argparse.Namespace) -> None:
 
 
 @verb(
-    MODEL,
+    MODEL_ARGUMENT,
     argument("--features", "feature tree, or a prefix", required=True, metavar="DIR"),
     argument("--out", "tree of encodings, made or kept", required=True, metavar="DIR"),
     argument(
         "--format",
         "arrays of these numbers, or a CSR matrix for scipy.sparse.load_npz",
-        choices=FORMS,
-        default=FORMS[0],
+        choices=ENCODING_FORMATS,
+        default=ENCODING_FORMATS[0],
     ),
     argument(
         "--upload",
@@ -251,9 +251,9 @@ def publish(args: argparse.Namespace) -> None:
 def encode(args: argparse.Namespace) -> None:
     """Write the encodings of all utterances of a feature tree or a bucket; again to go on."""
     from emaae.corpus.encode import encode_tree, opened, upload_tree
-    from emaae.data import listed
+    from emaae.data import list_source
 
-    listing = listed(args.features, args.recursive, args.bucket)
+    listing = list_source(args.features, args.recursive, args.bucket)
     skip = args.on_bad_file == "skip"
     with opened(args.model, args.device or "auto") as (model, made_by):
         done = encode_tree(model, listing, Path(args.out), args.format, made_by, skip_broken=skip)
@@ -319,7 +319,7 @@ def regressors(args: argparse.Namespace) -> None:
 
 
 @verb(
-    MODEL,
+    MODEL_ARGUMENT,
     argument("--encodings", "tree that encode wrote", required=True, metavar="DIR"),
     argument("--out", "feature tree, made or kept", required=True, metavar="DIR"),
     *map(knob, ("recursive", "device")),
@@ -334,9 +334,9 @@ def decode(args: argparse.Namespace) -> None:
 
 
 @verb(
-    MODEL,
+    MODEL_ARGUMENT,
     argument("--features", "feature tree, or a prefix", required=True, metavar="DIR"),
-    *map(knob, MEASURED),
+    *map(knob, EVALUATE_KNOBS),
     argument("--json", "print one line of JSON", action="store_true"),
     argument("--out", "write the metrics there as JSON too", metavar="FILE"),
 )
@@ -347,7 +347,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from emaae.runs.console import metric_lines
     from emaae.runs.folder import plain
 
-    knobs = {name: getattr(args, name) for name in MEASURED}
+    knobs = {name: getattr(args, name) for name in EVALUATE_KNOBS}
     # Messages about the data are no part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
         row = plain(evaluate_ref(args.model, args.features, **knobs))
@@ -357,7 +357,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 @verb(
-    MODEL,
+    MODEL_ARGUMENT,
     argument(
         "--format",
         "encoder.pt2 and decoder.pt2, .onnx, a folder for the hub, the original project's",
@@ -401,7 +401,7 @@ def main(argv: list[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(PARSER)
-    args = expanded(PARSER.parse_args(argv))
+    args = expand_home(PARSER.parse_args(argv))
     if flags and args.verb != "sweep":
         raise UserError(f"only sweep passes flags on, got {' '.join(flags)!r} after --")
     args.flags = flags
@@ -410,10 +410,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """The command `emaae` of an installed package."""
-    with speaking_plainly("emaae"):
+    with reporting_errors("emaae"):
         sys.exit(main())
 
 
 if __name__ == "__main__":
-    with speaking_plainly("python -m emaae"):
+    with reporting_errors("python -m emaae"):
         sys.exit(main())

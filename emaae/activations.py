@@ -5,15 +5,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emaae.system.distributed import gathered, pooled
+from emaae.system.distributed import all_gather, sum_over_processes
 
-MOMENTUM = 0.1  # with which the thresholds for evaluation follow those of the batches
+THRESHOLD_MOMENTUM = 0.1  # with which the thresholds for evaluation follow those of the batches
 
 
 class ReLU(nn.ReLU):
     """max(0, h) for h (batch, unit, time)."""
 
-    def forward(self, h: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
+    def forward(self, h: Tensor, mask: Tensor | None = None, training: bool = False) -> Tensor:
         return super().forward(h)
 
 
@@ -45,10 +45,10 @@ class TopK(nn.Module):
         self.register_buffer("threshold", torch.zeros(n_thresholds))
         self.register_buffer("n_batches", torch.tensor(0))
 
-    def forward(self, h: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
+    def forward(self, h: Tensor, mask: Tensor | None = None, training: bool = False) -> Tensor:
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
             s = self.smoothed(h.detach().to(self.threshold.dtype), mask)
-            threshold = self.follow(s, mask) if learning else self.threshold
+            threshold = self.update_threshold(s, mask) if training else self.threshold
             above = s > threshold[:, None]
         return F.relu(h) * above
 
@@ -63,21 +63,21 @@ class TopK(nn.Module):
         h = h if mask is None else h * mask
         return F.conv1d(h, taps, padding=self.gate_frames // 2, groups=n_units)
 
-    def follow(self, s: Tensor, mask: Tensor | None) -> Tensor:
+    def update_threshold(self, s: Tensor, mask: Tensor | None) -> Tensor:
         """The threshold (n_thresholds,) of a batch, to which the running one moves."""
         n_frames = torch.tensor(s.shape[0] * s.shape[2]) if mask is None else mask.sum()
-        n_values = int(pooled(n_frames)) * (s.shape[1] // len(self.threshold))
+        n_values = int(sum_over_processes(n_frames)) * (s.shape[1] // len(self.threshold))
         if mask is not None:
             s = s.masked_fill(mask == 0, -torch.inf)
         values = rearrange(s, "b c t -> c (b t)").reshape(len(self.threshold), -1)
         # The threshold is the largest value of those that are not kept.
         n_highest = min(round(self.k * n_values), n_values - 1) + 1
         highest = values.topk(min(n_highest, values.shape[1]), sorted=False).values
-        highest = gathered(F.pad(highest, (0, n_highest - highest.shape[1]), value=-torch.inf))
+        highest = all_gather(F.pad(highest, (0, n_highest - highest.shape[1]), value=-torch.inf))
         threshold = highest.topk(n_highest, sorted=False).values.amin(1)
         self.n_batches += 1
         self.threshold.lerp_(
-            threshold, self.n_batches.reciprocal().clamp(min=MOMENTUM).to(threshold)
+            threshold, self.n_batches.reciprocal().clamp(min=THRESHOLD_MOMENTUM).to(threshold)
         )
         return threshold
 

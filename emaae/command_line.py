@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from emaae.config import ARCHITECTURE, KNOBS, LOSS, PLACES, Config, cast_all
-from emaae.knobs import nearest
+from emaae.config import ARCHITECTURE, KNOBS, LOCATION_GROUPS, LOSS_KNOBS, Config, cast_all
+from emaae.knobs import did_you_mean
 from emaae.system.errors import UserError
 from emaae.system.files import read_json
 
@@ -34,7 +34,7 @@ def from_args(argv: Sequence[str] | None = None, sweep: Mapping[str, Any] | None
                 f"a sweep may not set {name}: say it with --{name} on the command line or "
                 f"EMAAE_{name.upper()} in the environment of the agent"
             )
-    config = completed(from_environment() | parse_flags(argv) | dict(sweep or {}))
+    config = config_from(from_environment() | parse_flags(argv) | dict(sweep or {}))
     if os.environ.get("WANDB_SWEEP_ID") and config.uses_demo and not config.demo:
         raise UserError(
             "an agent's run has no data, and generated speech would stand among real runs: set "
@@ -44,32 +44,35 @@ def from_args(argv: Sequence[str] | None = None, sweep: Mapping[str, Any] | None
     return config
 
 
-def completed(given: Mapping[str, Any]) -> Config:
+def config_from(given: Mapping[str, Any]) -> Config:
     """The config of names and values, text or not, and of the files that these name.
 
     With `resume` the settings of that run are filled in; with `model_config`, or `checkpoint` and
     a model_config.json beside it, the architecture is. Raises UserError.
     """
-    return Config.from_mapping(_with_model_config(_resumed(cast_all(given))))
+    return Config.from_mapping(_with_model_config(_with_resumed(cast_all(given))))
 
 
 def from_environment() -> dict[str, str]:
-    """The knobs of the groups `PLACES` that the environment sets, as EMAAE_TRAIN_DIR does.
+    """The knobs of the groups `LOCATION_GROUPS` that the environment sets, as EMAAE_TRAIN_DIR does.
 
     WANDB_PROJECT and WANDB_ENTITY, which every program of W&B's heeds, count where ours are not
     set. Raises UserError for a variable of ours that sets nothing.
     """
-    ours = {f"EMAAE_{name.upper()}": name for name, k in KNOBS.items() if k.group in PLACES}
+    ours = {
+        f"EMAAE_{name.upper()}": name for name, k in KNOBS.items() if k.group in LOCATION_GROUPS
+    }
     theirs = {f"WANDB_{name}": f"wandb_{name.lower()}" for name in ("PROJECT", "ENTITY")}
     for variable in os.environ:
         if variable.startswith("EMAAE_") and variable not in ours:
             name = variable.removeprefix("EMAAE_").lower()
-            raise UserError(
-                f"{variable} is set, and {name} is no setting of the environment: say --{name} "
-                f"on the command line, or unset it"
-                if name in KNOBS
-                else f"{variable} is set, and names no setting{nearest(variable, ours)}; unset it"
-            )
+            if name in KNOBS:
+                raise UserError(
+                    f"{variable} is set, and {name} cannot be set in the environment: give "
+                    f"--{name} on the command line, or unset the variable"
+                )
+            hint = did_you_mean(variable, ours)
+            raise UserError(f"{variable} is set, and names no setting{hint}; unset it")
     both = [*theirs.items(), *ours.items()]  # of one knob the later wins
     return {name: value for variable, name in both if (value := os.environ.get(variable))}
 
@@ -117,7 +120,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
         elif token.endswith(".json"):
             flags |= read_json(token)
         elif token.startswith("-"):
-            hint = nearest(f"--{name.lstrip('-')}", [f"--{other}" for other in KNOBS])
+            hint = did_you_mean(f"--{name.lstrip('-')}", [f"--{other}" for other in KNOBS])
             raise UserError(f"unknown flag {name}{hint}; --help lists the flags")
         else:
             raise UserError(f"unexpected argument {token!r}; flags look like --alpha 0.1")
@@ -165,7 +168,7 @@ def read_knobs(path: str | Path, found: Mapping[str, Any], names: Iterable[str])
     return values
 
 
-def _resumed(values: dict[str, Any]) -> dict[str, Any]:
+def _with_resumed(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in the settings of the run that is resumed; those given now take precedence."""
     if not values.get("resume") or not values.get("run_name"):
         return values
@@ -177,11 +180,11 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
 
 # Settings of later versions of the original project, whose models compute something else:
 # normalisation after the convolution, encodings that do not end in a ReLU, kernels of other sizes.
-LATER = (
+LATER_KEYS = (
     *("batchnorm_first", "final_tanh", "initial_ekernel", "initial_dkernel"),
     *("exclude_final_norm", "exclude_all_norm"),
 )
-ORIGINAL = ("learning_rate", "lr", "input_dim", "patience")
+ORIGINAL_KEYS = ("learning_rate", "lr", "input_dim", "patience")
 
 
 def _check_version(path: str | Path, found: Mapping[str, Any], *, asked: bool) -> None:
@@ -189,7 +192,7 @@ def _check_version(path: str | Path, found: Mapping[str, Any], *, asked: bool) -
 
     One without `norm` is the original project's, of one version or another. asked: by --norm.
     """
-    later = [name for name in LATER if name in found]
+    later = [name for name in LATER_KEYS if name in found]
     if later:
         raise UserError(
             f"{path} says {', '.join(later)}: it is of a later version of the original project, "
@@ -198,7 +201,7 @@ def _check_version(path: str | Path, found: Mapping[str, Any], *, asked: bool) -
         )
     if "norm" in found:
         return  # ours; another version of this program may have other knobs for what is no model
-    unknown = [name for name in found if name not in KNOBS and name not in ORIGINAL]
+    unknown = [name for name in found if name not in KNOBS and name not in ORIGINAL_KEYS]
     if unknown:
         raise UserError(
             f"{path} says {', '.join(unknown)}, which this program does not know: if that does "
@@ -248,7 +251,7 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
     loss = {}
     if values.get("eval_only"):
         given = {name: value for name, value in found.items() if value is not None}
-        loss = read_knobs(path, given, LOSS)
+        loss = read_knobs(path, given, LOSS_KNOBS)
         # A schedule has moved alpha since; the end of a run tells where it was selected.
         metrics = Path(path).parent / "metrics.json"
         alpha = read_json(metrics).get("select/alpha") if os.path.isfile(metrics) else None

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from emaae.knobs import knob, knob_of, nearest
+from emaae.knobs import did_you_mean, knob, knob_of
 from emaae.schedules import SCHEDULES, AlphaSchedule, Ramp, k_fraction
 from emaae.system.errors import UserError
 
@@ -21,16 +21,16 @@ ARCHITECTURE = (
     *("activation", "gate_frames"),
 )
 # How `python -m emaae encode` keeps encodings, see emaae.corpus.encodings.
-FORMS = ("float32", "float16", "sparse")
+ENCODING_FORMATS = ("float32", "float16", "sparse")
 # The groups of knobs that say where the data are and where a run goes.
-PLACES = ("data", "run")
+LOCATION_GROUPS = ("data", "run")
 # The knobs of the loss by which a model was trained, for `evaluate`.
-LOSS = (
+LOSS_KNOBS = (
     *("alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty"),
     *("target_sparsity", "target_persistence"),
 )
 # Schedules that start at `alpha` and never pass `alpha_max`.
-FROM_ALPHA = ("step", "exponential", "log_lambda", "target_sparsity", "geco")
+SCHEDULES_FROM_ALPHA = ("step", "exponential", "log_lambda", "target_sparsity", "geco")
 
 _data, _model, _loss, _alpha, _training, _run = (
     partial(knob, group) for group in ("data", "model", "loss", "alpha", "training", "run")
@@ -278,7 +278,7 @@ class Config:
         return tuple(
             name
             for name, each in KNOBS.items()
-            if each.group not in PLACES and name not in ("checkpoint", "model_config")
+            if each.group not in LOCATION_GROUPS and name not in ("checkpoint", "model_config")
         )
 
     def asdict(self) -> dict[str, Any]:
@@ -345,7 +345,7 @@ class Config:
         for name, each in KNOBS.items():
             each.check(getattr(self, name))
         scheduler = self.penalty_scheduler
-        if self.update and scheduler in FROM_ALPHA and self.alpha > self.alpha_max:
+        if self.update and scheduler in SCHEDULES_FROM_ALPHA and self.alpha > self.alpha_max:
             raise UserError(
                 f"--alpha {self.alpha} is above --alpha_max {self.alpha_max}: the {scheduler} "
                 "schedule starts at alpha and stays below alpha_max; lower --alpha"
@@ -395,5 +395,5 @@ def cast_all(given: Mapping[str, Any]) -> dict[str, Any]:
     """Values as their knobs have them. Raises UserError for unknown names too."""
     for name in given:
         if name not in KNOBS:
-            raise UserError(f"unknown parameter {name!r}{nearest(name, KNOBS)}")
+            raise UserError(f"unknown parameter {name!r}{did_you_mean(name, KNOBS)}")
     return {name: KNOBS[name].cast(value) for name, value in given.items()}

@@ -6,11 +6,11 @@ import torch
 
 from emaae.config import Config
 from emaae.data import Split, batches, evaluation_order
-from emaae.losses import Sums, batch_sums, loss_terms
+from emaae.losses import LossSums, batch_sums, loss_terms
 from emaae.metrics import ReconstructionSums, SparsitySums, density_histogram, score
 from emaae.models import CNNAutoEncoder
-from emaae.shift import quick, sample
-from emaae.system.distributed import pool, share, stop_together
+from emaae.shift import epoch_metrics, sample
+from emaae.system.distributed import local_share, stop_if_interrupted, sum_attributes
 
 
 @torch.no_grad()
@@ -26,21 +26,21 @@ def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) 
     was_training = model.training
     model.eval()
     reconstruction, sparsity = ReconstructionSums(), SparsitySums()
-    sums: Sums | None = None
-    for x, mask in batches(split, share(evaluation_order(split.lengths, config.batch_sz))):
+    sums: LossSums | None = None
+    for x, mask in batches(split, local_share(evaluation_order(split.lengths, config.batch_sz))):
         out = model(x, mask)
         sums = batch_sums(config, model, x, out, mask).plus(sums)
         reconstruction.add(model.standardise(x), model.standardise(out.y), mask)
         sparsity.add(out.z, mask)
-        stop_together()
+        stop_if_interrupted()
     model.train(was_training)
 
     assert sums is not None, "a split has at least one batch"
-    pool(reconstruction)
-    pool(sparsity)
+    sum_attributes(reconstruction)
+    sum_attributes(sparsity)
     terms = loss_terms(config, model, sums.pooled(), alpha)
     row = terms.row() | reconstruction.compute(split.channels)
-    row |= sparsity.compute() | quick(model, sample(split))
+    row |= sparsity.compute() | epoch_metrics(model, sample(split))
     targets = config.target_sparsity, config.target_persistence
     row["score"] = score(row["fvu"], row["live_sparsity"], row["persistence_within"], *targets)
     return {**row, "density_log10": density_histogram(sparsity.density())}

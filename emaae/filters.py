@@ -26,22 +26,22 @@ def windowed_sinc(n_taps: int, cutoff: float = 1.0, delay: float = 0.0) -> Tenso
     return taps / taps.sum()
 
 
-def held(x: Tensor, n: int) -> Tensor:
+def pad_edges(x: Tensor, n: int) -> Tensor:
     """x (C, T) with its first and last frame held for n frames beyond the ends: (C, T + 2 n)."""
     return F.pad(x, (n, n), mode="replicate")
 
 
-def fir(x: Tensor, taps: Tensor) -> Tensor:
+def convolve_channels(x: Tensor, taps: Tensor) -> Tensor:
     """Each channel of x (..., C, T) through one filter, less its ends: (..., C, T - taps + 1)."""
     # Depthwise: twenty times faster than channels as a batch.
     n_channels = x.shape[-2]
     return F.conv1d(x, taps.to(x).expand(n_channels, 1, -1), groups=n_channels)
 
 
-def filtered(x: Tensor, filters: Tensor) -> Tensor:
+def apply_filters(x: Tensor, filters: Tensor) -> Tensor:
     """x (C, T) through each filter (F, taps), odd taps: (F, C, T). A constant stays constant."""
-    beyond = held(x, filters.shape[1] // 2)
-    return torch.stack([fir(beyond, taps) for taps in filters])
+    beyond = pad_edges(x, filters.shape[1] // 2)
+    return torch.stack([convolve_channels(beyond, taps) for taps in filters])
 
 
 def decode_filtered(model: CNNAutoEncoder, z: Tensor, filters: Tensor) -> Tensor:
@@ -53,22 +53,22 @@ def decode_filtered(model: CNNAutoEncoder, z: Tensor, filters: Tensor) -> Tensor
     holds what is there: the frames that those zeros reach are made in the order of the definition.
     """
     first, n_frames = model.decoder[0], z.shape[1]
-    z = first.prepare(z[None], None)[0]
+    z = first.normalise_first(z[None], None)[0]
     weight, bias = first.conv.weight, first.conv.bias
     reach, wide = weight.shape[2] // 2, filters.shape[1] // 2
-    once = held(F.conv1d(held(z, 2 * reach), weight, bias), wide - reach)
+    once = pad_edges(F.conv1d(pad_edges(z, 2 * reach), weight, bias), wide - reach)
 
     n_ends, n_read = min(n_frames, reach), min(n_frames, 2 * reach)
-    beyond, span = held(z, wide), n_read + 2 * wide
+    beyond, span = pad_edges(z, wide), n_read + 2 * wide
     ends = torch.stack([beyond[:, :span], beyond[:, -span:]])
-    heads, tails = torch.stack([fir(ends, taps) for taps in filters], 1)
+    heads, tails = torch.stack([convolve_channels(ends, taps) for taps in filters], 1)
     zeros = (reach, 2 * reach - n_read)
     ends = F.conv1d(torch.cat([F.pad(heads, zeros), F.pad(tails, zeros[::-1])]), weight, bias)
 
     decoded = []
     # One filter after another: all at once fall out of the cache.
     for taps, head, tail in zip(filters, *ends.chunk(2)):
-        h = fir(once, taps)[None]
+        h = convolve_channels(once, taps)[None]
         h[..., :n_ends], h[..., -n_ends:] = head[:, :n_ends], tail[:, -n_ends:]
         h = first.activate(h, None)
         for block in model.decoder[1:]:

@@ -50,7 +50,7 @@ class Knob:
         if self.choices and value not in self.choices:
             raise UserError(
                 f"--{self.name} must be one of {', '.join(self.choices)}, got {value!r}"
-                + nearest(str(value), self.choices)
+                + did_you_mean(str(value), self.choices)
             )
         if value is not None and not all(_WITHIN[w](value, lim) for w, lim in self.limits.items()):
             limits = (f"{word.replace('_', ' ')} {lim:g}" for word, lim in self.limits.items())
@@ -86,7 +86,7 @@ def knob_of(f: "Field[Any]") -> Knob:
     return Knob(f.name, kind, optional, f.default, **declared)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint to add to the error about a misspelt name: "; did you mean ...?", or ""."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from emaae.config import Config
 from emaae.models import CNNAutoEncoder, Output
-from emaae.system.distributed import pooled
+from emaae.system.distributed import sum_over_processes
 
 # A unit is live when its variance exceeds this fraction of the most variable unit's.
-LIVE = 1e-8
+LIVE_FRACTION = 1e-8
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _l1_decoder_norm(sums: Tensor, n_frames: Tensor, unit_norms: Tensor) -> Tens
     return (sums * unit_norms).sum() / n_frames
 
 
-def _change(z: Tensor, mask: Tensor) -> Tensor:
+def _change_energy(z: Tensor, mask: Tensor) -> Tensor:
     pairs = mask[..., 1:] * mask[..., :-1]
     return ((z[..., 1:] - z[..., :-1]).square() * pairs).sum((0, 2))
 
@@ -58,7 +58,7 @@ def _tv_sums(z: Tensor, mask: Tensor) -> Tensor:
     # float64: the variance is a difference of two sums that may be nearly equal.
     z = z.double()
     moments = [(z * mask).sum((0, 2)), (z.square() * mask).sum((0, 2))]
-    return torch.stack([_change(z, mask), *moments])
+    return torch.stack([_change_energy(z, mask), *moments])
 
 
 def _tv(sums: Tensor, n_frames: Tensor, unit_norms: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def _tvu_sums(z: Tensor, mask: Tensor) -> Tensor:
     z = z.double()
     total, n_frames = (z * mask).sum(2), mask.sum(2).clamp(min=1)
     spread = (z.square() * mask).sum(2) - total.square() / n_frames
-    return torch.stack([_change(z, mask), spread.sum(0)])
+    return torch.stack([_change_energy(z, mask), spread.sum(0)])
 
 
 def _tvu(sums: Tensor, n_frames: Tensor, unit_norms: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def _tvu(sums: Tensor, n_frames: Tensor, unit_norms: Tensor) -> Tensor:
 def _slowness(change: Tensor, spread: Tensor) -> Tensor:
     """Mean over live units of the energy (C,) of their changes over that of their spread (C,)."""
     largest = spread.detach().amax().clamp(min=torch.finfo(torch.float32).tiny)
-    live = spread > LIVE * largest
+    live = spread > LIVE_FRACTION * largest
     # Units that are not live count as 0 / 1: a division by zero would give every gradient NaN.
     ratio = torch.where(live, change, 0.0) / torch.where(live, spread, 1.0)
     return ratio.sum() / live.sum().clamp(min=1)
@@ -107,7 +107,7 @@ def weight_penalty(weights: list[Tensor]) -> Tensor:
     return (torch.linalg.vector_norm(norms) - 1).square()
 
 
-class Sums(NamedTuple):
+class LossSums(NamedTuple):
     """Sums of the loss over one batch or more."""
 
     error: Tensor  # squared error in units of sd, over real frames and channels
@@ -115,17 +115,17 @@ class Sums(NamedTuple):
     slow: Tensor  # per-unit sums of the slowness (..., C); empty when it has no weight
     n_frames: Tensor  # real frames
 
-    def plus(self, more: "Sums | None") -> "Sums":
+    def plus(self, more: "LossSums | None") -> "LossSums":
         """Running total in float64, without the graph; it stays on the device."""
         mine = [value.detach().double() for value in self]
-        return Sums(*(a if more is None else a + b for a, b in zip(mine, more or mine)))
+        return LossSums(*(a if more is None else a + b for a, b in zip(mine, more or mine)))
 
-    def pooled(self) -> "Sums":
+    def pooled(self) -> "LossSums":
         """Sums over all processes, differentiable."""
-        return Sums(*map(pooled, self))
+        return LossSums(*map(sum_over_processes, self))
 
 
-class Terms(NamedTuple):
+class LossTerms(NamedTuple):
     """The loss and its unweighted terms, scalars; slow is None when it has no weight."""
 
     loss: Tensor
@@ -138,16 +138,18 @@ class Terms(NamedTuple):
         return {name: float(value) for name, value in self._asdict().items() if value is not None}
 
 
-def batch_sums(config: Config, model: CNNAutoEncoder, x: Tensor, out: Output, mask: Tensor) -> Sums:
+def batch_sums(
+    config: Config, model: CNNAutoEncoder, x: Tensor, out: Output, mask: Tensor
+) -> LossSums:
     """The sums of one batch for the loss of a config."""
     error = (((out.y - x) / model.sd[:, None]).square() * mask).sum()
     penalty, slow = PENALTIES[config.sparse_loss].sums(out.z, mask), mask.new_empty(0)
     if config.slow_coefficient:
         slow = PENALTIES[config.slow_loss].sums(out.z, mask)
-    return Sums(error, penalty, slow, mask.sum())
+    return LossSums(error, penalty, slow, mask.sum())
 
 
-def loss_terms(config: Config, model: CNNAutoEncoder, sums: Sums, alpha: float) -> Terms:
+def loss_terms(config: Config, model: CNNAutoEncoder, sums: LossSums, alpha: float) -> LossTerms:
     """The loss of a batch or of a total of many; alpha in 0..1 stands for that of the config."""
     mse = sums.error / (model.input_dim * sums.n_frames)
     norms, slow, distortion = model.unit_norms(), None, mse
@@ -158,7 +160,7 @@ def loss_terms(config: Config, model: CNNAutoEncoder, sums: Sums, alpha: float) 
     loss = (1 - alpha) * distortion + alpha * penalty
     if config.weight_penalty:
         loss = loss + weight_penalty(model.conv_weights())
-    return Terms(loss, mse, penalty, slow)
+    return LossTerms(loss, mse, penalty, slow)
 
 
 def pressure(config: Config, model: CNNAutoEncoder) -> float:

@@ -14,11 +14,11 @@ SCORE = "select/score"
 # The range of what is no single number.
 COUNTS = "counts"
 # Logged of the train split too; the others of val and test alone.
-TRAINED = ("loss", "mse", "penalty", "slow", "sparsity")
+TRAIN_METRICS = ("loss", "mse", "penalty", "slow", "sparsity")
 # Names in the short tables of the terminal, of model cards and of the report: of a split, without
 # it, and of no split.
-SHORT = ("fvu", "r_articulators", "sparsity", "live_sparsity", "l0", "dead", "score")
-SHORT_AT_END = (
+SUMMARY = ("fvu", "r_articulators", "sparsity", "live_sparsity", "l0", "dead", "score")
+SUMMARY_AT_END = (
     *("shift/persistence", "shift/persistence_within", "shift/persistence_null"),
     *("lowpass/gain_0.2", "shift/distinct_units", "shift/noise_gain"),
 )
@@ -47,7 +47,7 @@ class Metric:
     brief: str = ""
 
     @property
-    def words(self) -> str:
+    def short_description(self) -> str:
         """A description for tables that show the metric alone."""
         return self.brief or self.meaning
 
@@ -59,7 +59,7 @@ class Metric:
 
 
 # Of a split, such as `val/fvu`.
-OF_SPLITS = (
+SPLIT_METRICS = (
     Metric(
         "loss",
         "(1 - alpha) (mse + b slow) + alpha penalty (+ weight penalty), b = `--slow_coefficient`; "
@@ -150,7 +150,7 @@ OF_SPLITS = (
     ),
 )
 # Of a run or of an epoch.
-OF_RUNS = (
+RUN_METRICS = (
     Metric(
         SCORE, "the lowest `val/score`, once, at the end: what a sweep minimises", ">= 0", "lower"
     ),
@@ -177,7 +177,7 @@ OF_RUNS = (
     ),
 )
 # Of the selected weights, on the test split where there is one.
-OF_SHIFTS = (
+SHIFT_METRICS = (
     Metric(
         "shift/self_similarity_20ms, shift/self_similarity_80ms",
         "mean over live units of sum (z_t - mean)(z_t+k - mean) / (1/2 sum [(z_t - mean)^2 + "
@@ -282,23 +282,25 @@ OF_SHIFTS = (
 
 BY_NAME = {
     f"{split}/{name}": metric
-    for metric in OF_SPLITS
+    for metric in SPLIT_METRICS
     for name in metric.each_name()
     for split in ("train", "val", "test")
-    if split != "train" or name in TRAINED
+    if split != "train" or name in TRAIN_METRICS
 }
-BY_NAME |= {name: metric for metric in (*OF_RUNS, *OF_SHIFTS) for name in metric.each_name()}
+BY_NAME |= {
+    name: metric for metric in (*RUN_METRICS, *SHIFT_METRICS) for name in metric.each_name()
+}
 BY_NAME |= {name: BY_NAME[name.replace("select/", "val/")] for name in SELECTED}
 
 
-def each_epoch(name: str) -> bool:
+def logged_each_epoch(name: str) -> bool:
     """Whether a metric is logged in every epoch rather than once."""
     return not name.startswith(("test/", "select/", "shift/", "lowpass/"))
 
 
 def tables() -> tuple[str, str]:
     """The metrics in Markdown: those of a split and of an epoch, and those of shifts."""
-    return _table((*OF_SPLITS, *OF_RUNS)), _table(OF_SHIFTS)
+    return _table((*SPLIT_METRICS, *RUN_METRICS)), _table(SHIFT_METRICS)
 
 
 def _table(metrics: tuple[Metric, ...]) -> str:

@@ -132,7 +132,7 @@ def score(
     )
 
 
-def aim(knobs: Mapping[str, Any]) -> str:
+def score_description(knobs: Mapping[str, Any]) -> str:
     """The terms of the score of a run with these knobs, e.g. "fvu, 0.9 zeros, persistence 0.9".
 
     Runs of programs before target_persistence counted the zeros of dead units too.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from emaae.activations import ACTIVATIONS, ReLU, TopK
 from emaae.config import ARCHITECTURE
-from emaae.system.distributed import pooled
+from emaae.system.distributed import sum_over_processes
 from emaae.system.errors import UserError
 
 
@@ -50,16 +50,16 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     num_batches_tracked: Tensor
     momentum: float
 
-    def forward(self, h: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
-        if not learning:
+    def forward(self, h: Tensor, mask: Tensor | None = None, training: bool = False) -> Tensor:
+        if not training:
             known = self.running_mean, self.running_var, self.weight, self.bias
             return F.batch_norm(h, *known, eps=self.eps)
         if mask is None:
             mask = h.new_ones(h.shape[0], 1, h.shape[2])
-        n_frames = pooled(mask.sum())
-        mean = pooled((h * mask).sum((0, 2))) / n_frames
+        n_frames = sum_over_processes(mask.sum())
+        mean = sum_over_processes((h * mask).sum((0, 2))) / n_frames
         centred = h - mean[:, None]
-        var = pooled((centred.square() * mask).sum((0, 2))) / n_frames
+        var = sum_over_processes((centred.square() * mask).sum((0, 2))) / n_frames
         with torch.no_grad():
             unbiased = var * n_frames / (n_frames - 1).clamp(min=1)
             self.running_mean.lerp_(mean, self.momentum)
@@ -72,7 +72,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 class FrameNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each frame. h (batch, channel, time)."""
 
-    def forward(self, h: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
+    def forward(self, h: Tensor, mask: Tensor | None = None, training: bool = False) -> Tensor:
         return rearrange(super().forward(rearrange(h, "b c t -> b t c")), "b t c -> b c t")
 
 
@@ -105,23 +105,23 @@ class Block(nn.Module):
             self.norm = make(in_size if self.norm_first else out_size)
         self.activation = activation
 
-    def forward(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
+    def forward(self, h: Tensor, mask: Tensor | None, training: bool = False) -> Tensor:
         # Biases make padded frames non-zero, and the next convolution would read them into the
         # last real ones: hence the mask before each convolution.
-        h = self.conv(_masked(self.prepare(h, mask, learning), mask))
-        return self.activate(h, mask, learning)
+        h = self.conv(_masked(self.normalise_first(h, mask, training), mask))
+        return self.activate(h, mask, training)
 
-    def prepare(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
+    def normalise_first(self, h: Tensor, mask: Tensor | None, training: bool = False) -> Tensor:
         """The normalisation before mask and convolution, if there is one."""
-        return self.norm(h, mask, learning) if self.norm and self.norm_first else h
+        return self.norm(h, mask, training) if self.norm and self.norm_first else h
 
-    def activate(self, h: Tensor, mask: Tensor | None, learning: bool = False) -> Tensor:
+    def activate(self, h: Tensor, mask: Tensor | None, training: bool = False) -> Tensor:
         """Normalisation and activation after the convolution, as far as there are any."""
         if self.activation is None:
             return h
         if self.norm and not self.norm_first:
-            h = self.norm(h, mask, learning)
-        return self.activation(h, mask, learning)
+            h = self.norm(h, mask, training)
+        return self.activation(h, mask, training)
 
 
 class Output(NamedTuple):
@@ -211,17 +211,17 @@ class CNNAutoEncoder(nn.Module):
         z = self.encode(x, mask, self.training)
         return Output(self.decode(z, mask, self.training), z)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
+    def encode(self, x: Tensor, mask: Tensor | None = None, training: bool = False) -> Tensor:
         """Raw features (batch, input_dim, time) -> encoding (batch, inner_size, time), >= 0."""
         h = self.standardise(x)
         for block in self.encoder:
-            h = block(h, mask, learning)
+            h = block(h, mask, training)
         return _masked(h, mask)
 
-    def decode(self, z: Tensor, mask: Tensor | None = None, learning: bool = False) -> Tensor:
+    def decode(self, z: Tensor, mask: Tensor | None = None, training: bool = False) -> Tensor:
         """Encoding (batch, inner_size, time) -> raw features (batch, input_dim, time)."""
         for block in self.decoder:
-            z = block(z, mask, learning)
+            z = block(z, mask, training)
         y = z * self.sd[:, None] + self.mean[:, None]
         return _masked(y, mask)
 
@@ -244,14 +244,14 @@ class CNNAutoEncoder(nn.Module):
         return torch.linalg.vector_norm(self.decoder[0].conv.weight, dim=(0, 2))
 
     @property
-    def gate(self) -> TopK | None:
+    def top_k(self) -> TopK | None:
         """The activation that keeps the largest values of the encoding; None with "relu"."""
         last = self.encoder[-1].activation
         return last if isinstance(last, TopK) else None
 
     def receptive_field(self) -> int:
         """Frames of input that one frame of the encoding sees."""
-        return _field(self.encoder) + (self.gate.gate_frames - 1 if self.gate else 0)
+        return _field(self.encoder) + (self.top_k.gate_frames - 1 if self.top_k else 0)
 
     def decoder_receptive_field(self) -> int:
         """Frames of the encoding that one frame of the reconstruction sees."""

@@ -16,10 +16,10 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 # Biases and norms, which muon leaves to AdamW, have this fraction of its rate: .001 for .04.
 # With a tenth, twice as many units die.
-ADAMW_SHARE = 0.025
+ADAMW_LR_FRACTION = 0.025
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
+def orthogonalise(matrix: Tensor) -> Tensor:
     """U V' of a matrix (m, n) = U S V', nearly: its singular values become .7 to 1.2.
 
     In the matrix's own precision, which may be bfloat16. Unchanged by a positive factor; zero stays
@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(weight)
                 mean = state["momentum"].lerp_(weight.grad, 1 - momentum)
                 ahead = weight.grad.lerp(mean, momentum).flatten(1)
-                update = orthogonalised(ahead.to(self.dtype)).to(weight.dtype).view_as(weight)
+                update = orthogonalise(ahead.to(self.dtype)).to(weight.dtype).view_as(weight)
                 weight.mul_(1 - lr * group["weight_decay"])
                 weight.sub_(update, alpha=lr * max(1, ahead.shape[0] / ahead.shape[1]) ** 0.5)
 
@@ -96,7 +96,7 @@ class Optimizer:
         bf16 = use_bf16(config.precision, rest[0].device)
         self.parts = [
             (1.0, Muon(weights.values(), lr, decay or 0.0, bf16=bf16)),
-            (ADAMW_SHARE, torch.optim.AdamW(rest, lr, weight_decay=0.0, fused=True)),
+            (ADAMW_LR_FRACTION, torch.optim.AdamW(rest, lr, weight_decay=0.0, fused=True)),
         ]
 
     @property

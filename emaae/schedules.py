@@ -25,13 +25,13 @@ class Ramp:
 
     start: float
     end: float
-    width: int
+    n_epochs: int
     period: int = 2
     rise: float = 0.5
 
     def progress(self, t: int) -> float:
         """Fraction of the ramp that is over at epoch t, 0..1; 1 throughout when width <= 1."""
-        return min(1.0, t / self.width) if self.width > 1 else 1.0
+        return min(1.0, t / self.n_epochs) if self.n_epochs > 1 else 1.0
 
 
 def constant(t: int, ramp: Ramp) -> float:
@@ -41,9 +41,9 @@ def constant(t: int, ramp: Ramp) -> float:
 
 def step(t: int, ramp: Ramp) -> float:
     """Equal steps from `start` that reach `end` at t = width - 1."""
-    if ramp.width <= 1:
+    if ramp.n_epochs <= 1:
         return ramp.end
-    return min(ramp.end, ramp.start + t * (ramp.end - ramp.start) / (ramp.width - 1))
+    return min(ramp.end, ramp.start + t * (ramp.end - ramp.start) / (ramp.n_epochs - 1))
 
 
 def step_original(t: int, ramp: Ramp) -> float:
@@ -52,9 +52,9 @@ def step_original(t: int, ramp: Ramp) -> float:
     At alpha = 1 the reconstruction has no weight left and the model is destroyed. Kept for
     comparison with published runs only.
     """
-    if ramp.width <= 1:
+    if ramp.n_epochs <= 1:
         return 1.0
-    return min(1.0, ramp.start + t / (ramp.width - 1))
+    return min(1.0, ramp.start + t / (ramp.n_epochs - 1))
 
 
 def linear(t: int, ramp: Ramp) -> float:
@@ -81,7 +81,7 @@ def log_lambda(t: int, ramp: Ramp) -> float:
 
 def cyclical(t: int, ramp: Ramp) -> float:
     """Saw tooth: rises from 0 to `end` in the first `rise` of each period, then stays there."""
-    if ramp.width <= 1:
+    if ramp.n_epochs <= 1:
         return ramp.end
     return ramp.end * min(1.0, (t % ramp.period) / (ramp.rise * ramp.period))
 
@@ -94,7 +94,7 @@ ADAPTIVE = ("target_sparsity", "geco")
 SCHEDULES = (*OPEN_LOOP, *ADAPTIVE)
 
 
-def target_sparsity_step(
+def target_sparsity_update(
     alpha: float, sparsity: float, *, gain: float, target: float, ceiling: float
 ) -> float:
     """Integral control: alpha grows while the encoding is less sparse than the target.
@@ -104,7 +104,7 @@ def target_sparsity_step(
     return min(ceiling, max(0.0, alpha + gain * (target - sparsity)))
 
 
-def geco_step(mu: float, constraint: float, *, rate: float, floor: float = 0.0) -> float:
+def geco_update(mu: float, constraint: float, *, rate: float, floor: float = 0.0) -> float:
     """One multiplicative update of GECO's multiplier (Rezende & Viola 2018, "Taming VAEs").
 
     The penalty is minimised subject to mse <= epsilon; `constraint` is the moving average of
@@ -141,7 +141,7 @@ class AlphaSchedule:
     def observe(self, mse: float, sparsity: float) -> None:
         """Follow what the last training epoch measured; what is not finite is ignored."""
         if self.name == "target_sparsity" and math.isfinite(sparsity):
-            self.state["alpha"] = target_sparsity_step(
+            self.state["alpha"] = target_sparsity_update(
                 self.alpha(0), sparsity, gain=self.gain, target=self.target, ceiling=self.ramp.end
             )
         elif self.name == "geco" and math.isfinite(mse):
@@ -150,7 +150,7 @@ class AlphaSchedule:
             average = GECO_DECAY * average + (1 - GECO_DECAY) * error
             floor = (1 - self.ramp.end) / self.ramp.end  # keeps alpha <= end
             self.state["constraint"] = average
-            self.state["mu"] = geco_step(self._mu(), average, rate=self.rate, floor=floor)
+            self.state["mu"] = geco_update(self._mu(), average, rate=self.rate, floor=floor)
 
     def _mu(self) -> float:
         return self.state.get("mu", (1 - self.ramp.start) / self.ramp.start)

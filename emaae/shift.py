@@ -23,8 +23,8 @@ from torch import Tensor
 
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
-from emaae.filters import decode_filtered, filtered, windowed_sinc
-from emaae.losses import LIVE
+from emaae.filters import apply_filters, decode_filtered, windowed_sinc
+from emaae.losses import LIVE_FRACTION
 from emaae.metrics import zero
 from emaae.models import CNNAutoEncoder
 from emaae.system.progress import progress
@@ -37,15 +37,15 @@ SHIFT_TAPS, LOWPASS_TAPS = 33, 101
 # Name, standardised input x (D, T) and encoding z (C, T) of an utterance.
 Encoded = tuple[str, Tensor, Tensor]
 # Standard deviation of the noise, in units of each unit's own.
-NOISE = 0.1
+NOISE_SD = 0.1
 # A variance below this fraction of the mean square is what float32 makes of a constant.
 ROUNDING = 1e-12
 # Units that correlate by more are copies of each other.
-COPY = 0.9
+COPY_CORRELATION = 0.9
 # One utterance in 16 of a validation split is measured every epoch, within these bounds, and some
 # of them with noise, which decodes them twice: less than a tenth of what the validation takes.
-ONE_IN, FEWEST, MOST = 16, 8, 32
-NOISY = 6
+SAMPLE_ONE_IN, SAMPLE_MIN, SAMPLE_MAX = 16, 8, 32
+N_NOISY = 6
 # The null, random projections: its units, and the frames that its thresholds are taken from.
 NULL_UNITS, NULL_FRAMES = 64, 50_000
 
@@ -83,7 +83,7 @@ class Moments:
     @property
     def live(self) -> Tensor:
         """Which channels vary (C,): by more than 1e-8 of the most variable one's variance."""
-        return _vary(self.variance)
+        return _live(self.variance)
 
     def centre(self, z: Tensor) -> Tensor:
         """z (C, T) less its mean over the split; a constant is exactly 0."""
@@ -153,12 +153,12 @@ class CovarianceSums:
         """
         return float(self.products.trace() ** 2 / self.products.square().sum())
 
-    def once(self) -> Tensor:
+    def copy_weights(self) -> Tensor:
         """Weights (C,) with which copies count once: 1 / the number of units that correlate by
         more than .9 with each, itself included; 0 for a constant.
         """
         sd = self.products.diagonal().sqrt()
-        n_alike = (self.products > COPY * torch.outer(sd, sd)).sum(1)
+        n_alike = (self.products > COPY_CORRELATION * torch.outer(sd, sd)).sum(1)
         return torch.where(n_alike > 0, 1 / n_alike.clamp(min=1), 0.0)
 
 
@@ -213,14 +213,14 @@ class EncodingSums:
         self.covariance.add(centred)
         if self.left:
             self.left -= 1
-            self._disturb(name, x, z)
+            self._add_noise(name, x, z)
 
-    def _disturb(self, name: str, x: Tensor, z: Tensor) -> None:
+    def _add_noise(self, name: str, x: Tensor, z: Tensor) -> None:
         # Each utterance has noise of its own, whatever the order; the CPU's, on every device.
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode(errors="replace")))
         noise = torch.randn(z.shape, generator=generator)
         noise /= noise.square().mean(1, keepdim=True).sqrt()  # its energy is no matter of chance
-        noise = NOISE * self.z.variance.sqrt()[:, None].to(z) * noise.to(z)
+        noise = NOISE_SD * self.z.variance.sqrt()[:, None].to(z) * noise.to(z)
         y = self.model.standardise(self.model.decode(torch.stack([z, z + noise])))
         self.fvu.add((y - x).double(), self.x.centre(x).double())
 
@@ -240,8 +240,8 @@ class EncodingSums:
             "self_similarity_80ms": curve[4],
             "persistence_within": persistence(self.within, self.within_x),
             "participation_ratio": self.covariance.participation_ratio(),
-            "distinct_units": float(self.covariance.once().sum()),
-            "noise_gain": (noisy - clean) / NOISE**2,
+            "distinct_units": float(self.covariance.copy_weights().sum()),
+            "noise_gain": (noisy - clean) / NOISE_SD**2,
         }
         return row if self.z.live.any() else dict.fromkeys(row, math.nan)
 
@@ -251,12 +251,12 @@ def persistence(z: SelfSimilaritySums, x: SelfSimilaritySums) -> float:
 
     The sums are of all lags, of what was centred on the mean of each utterance.
     """
-    life, of_input = (half_life_ms(sums.curve(_vary(sums.energy[0]))) for sums in (z, x))
+    life, of_input = (half_life_ms(sums.curve(_live(sums.energy[0]))) for sums in (z, x))
     return life / of_input
 
 
-def _vary(energy: Tensor) -> Tensor:
-    return (energy > 0) & (energy > LIVE * energy.max())
+def _live(energy: Tensor) -> Tensor:
+    return (energy > 0) & (energy > LIVE_FRACTION * energy.max())
 
 
 def persistence_null(model: CNNAutoEncoder, split: Split, sparsity: float) -> float:
@@ -282,16 +282,16 @@ def persistence_null(model: CNNAutoEncoder, split: Split, sparsity: float) -> fl
 
 def sample(split: Split) -> Split:
     """One utterance in 16, 8 to 32 of them, spread evenly over the lengths: always the same."""
-    n = min(len(split), max(FEWEST, min(MOST, len(split) // ONE_IN)))
+    n = min(len(split), max(SAMPLE_MIN, min(SAMPLE_MAX, len(split) // SAMPLE_ONE_IN)))
     by_length = np.lexsort((np.array(split.names), split.lengths))
-    return split.pick(by_length[np.linspace(0, len(split) - 1, n).round().astype(int)])
+    return split.subset(by_length[np.linspace(0, len(split) - 1, n).round().astype(int)])
 
 
 @torch.no_grad()
-def quick(model: CNNAutoEncoder, split: Split) -> dict[str, float]:
+def epoch_metrics(model: CNNAutoEncoder, split: Split) -> dict[str, float]:
     """The measures of a `sample` of a split that are logged every epoch, `EncodingSums.compute`."""
     encoded = list(_encoded(model, split))
-    found = EncodingSums(model, encoded, NOISY)
+    found = EncodingSums(model, encoded, N_NOISY)
     for name, x, z in encoded:
         found.add(name, x, z)
     return found.compute()
@@ -320,7 +320,7 @@ def shift_tolerance(
         _utterances(model, split), "shift tolerance", total=len(split), unit="utterances"
     )
     for name, raw in utterances:
-        shifted = filtered(raw, shifts)
+        shifted = apply_filters(raw, shifts)
         x, x_shifted = model.standardise(raw), model.standardise(shifted)
         both = model.encode(torch.cat([raw[None], shifted]))
         z, z_shifted = both[0], both[1:]
@@ -329,9 +329,9 @@ def shift_tolerance(
         similarity_x.add(centred_x)
         covariance_x.add(centred_x)
         smooth_z.add(decode_filtered(model, z, smoothing) - x, centred_x)
-        smooth_x.add(filtered(x, smoothing) - x, centred_x)
+        smooth_x.add(apply_filters(x, smoothing) - x, centred_x)
         inside = slice(margin, x.shape[1] - margin)  # nothing, if the utterance is short
-        followed = z_shifted[[half]] - filtered(z, shifts[[half]])
+        followed = z_shifted[[half]] - apply_filters(z, shifts[[half]])
         moved_z.add((z_shifted - z)[..., inside], centred_z[:, inside])
         moved_x.add((x_shifted - x)[..., inside], centred_x[:, inside])
         inequivariance.add(followed[..., inside], centred_z[:, inside])

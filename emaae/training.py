@@ -14,15 +14,21 @@ from torch import nn
 from emaae.config import Config
 from emaae.data import Split, batches, training_order
 from emaae.evaluation import evaluate
-from emaae.losses import Sums, batch_sums, loss_terms, pressure
+from emaae.losses import LossSums, batch_sums, loss_terms, pressure
 from emaae.models import CNNAutoEncoder
 from emaae.optimizers import LR_SCHEDULES, Optimizer, warm_up
 from emaae.schedules import AlphaSchedule, lambda_eff
 from emaae.system.devices import use_bf16
-from emaae.system.distributed import parallel, pooled, share, shared, stop_together
+from emaae.system.distributed import (
+    broadcast,
+    local_share,
+    stop_if_interrupted,
+    sum_over_processes,
+    wrap_ddp,
+)
 from emaae.system.errors import UserError
 from emaae.system.progress import progress
-from emaae.system.signals import Interrupted, uninterrupted
+from emaae.system.signals import Interrupted, defer_interrupts
 
 # An untrained model has an mse of about 1 in units of the data's variance, a foreign one that goes
 # on learning perhaps a thousand. A rate that is much too high need not end in a number that is not
@@ -55,7 +61,7 @@ class Selection:
     alpha: float = 0.0
     waited: int = 0  # epochs since the last improvement, or since the alpha phase changed
 
-    def offer(self, score: float, epoch: int, alpha: float) -> bool:
+    def update(self, score: float, epoch: int, alpha: float) -> bool:
         """Take the epoch if its score is lower; NaN never is, and an equal score is not."""
         if score < self.score:
             self.score, self.epoch, self.alpha, self.waited = score, epoch, alpha, 0
@@ -90,7 +96,7 @@ class Phase:
 
 
 @dataclass
-class State:
+class TrainingState:
     """Everything that changes during training, and so all that last.pt must hold.
 
     The order of the data follows from (seed, epoch) and nothing else is drawn at random, so no
@@ -106,17 +112,17 @@ class State:
     best: dict[str, torch.Tensor] | None = None  # weights of the selected epoch, a copy
     epoch: int = 0  # finished
     batch: int = 0  # of the epoch that goes on, finished ...
-    sums: Sums | None = None  # ... what they add to its loss ...
+    sums: LossSums | None = None  # ... what they add to its loss ...
     active: torch.Tensor | None = None  # ... and their encoding values that are not 0
     stopped: bool = False  # early
 
     @classmethod
-    def begin(cls, model: CNNAutoEncoder, config: Config) -> "State":
+    def begin(cls, model: CNNAutoEncoder, config: Config) -> "TrainingState":
         """Before the first epoch."""
         two_phases = config.early_stop and config.update
         return cls(
             model=model,
-            forward=parallel(model),
+            forward=wrap_ddp(model),
             optimizer=Optimizer(model, config),
             schedule=config.schedule(),
             phase=Phase(None, config.ramp_epochs) if two_phases else Phase(0, 0),
@@ -168,7 +174,7 @@ class State:
             return tensor.to(device)
 
         self.epoch, self.batch, self.stopped = kept["epoch"], kept["batch"], kept["stopped"]
-        self.sums = None if kept["sums"] is None else Sums(*map(here, kept["sums"]))
+        self.sums = None if kept["sums"] is None else LossSums(*map(here, kept["sums"]))
         self.active = None if kept["active"] is None else here(kept["active"])
         self.model.load_state_dict(kept["model"])
         self.best = kept["best"] and {name: here(value) for name, value in kept["best"].items()}
@@ -178,7 +184,7 @@ class State:
         self.schedule.state = dict(kept["schedule"])
 
 
-class Fitted(NamedTuple):
+class FitResult(NamedTuple):
     """The result of a training, without its state, which keeps the process group alive."""
 
     status: str  # finished, early_stopped or diverged
@@ -193,7 +199,7 @@ def fit(
     config: Config,
     run: Run,
     last: Mapping[str, Any] | None = None,
-) -> Fitted:
+) -> FitResult:
     """Train until the epochs are over, patience is, or the loss grows beyond all bounds.
 
     last: the state of an interrupted training, to go on with it. The model is left with its last
@@ -201,7 +207,7 @@ def fit(
     the same numbers, interrupted or not. Raises UserError for a validation split whose score would
     be undefined; on `Interrupted` the state is kept first.
     """
-    if not (val.moments()[1] > 0).any():
+    if not (val.mean_and_sd()[1] > 0).any():
         raise UserError(
             f"the validation split never moves ({len(val.frames)} frame(s), {len(val)} "
             "utterance(s)): no fvu can be computed; give it more utterances"
@@ -218,7 +224,7 @@ def fit(
             "times slower than float32; use --precision auto or fp32",
             stacklevel=2,
         )
-    state = State.begin(model, config)
+    state = TrainingState.begin(model, config)
     if last is not None:
         try:
             state.load_state_dict(last)
@@ -229,15 +235,15 @@ def fit(
             ) from error
     try:
         # Signals are looked for after each batch, where all processes stop together.
-        with uninterrupted():
+        with defer_interrupts():
             status = _epochs(state, train, val, config, run)
     except Interrupted:
         run.keep_last(state.state_dict, now=True)
         raise
-    return Fitted(status, state.selection, state.best)
+    return FitResult(status, state.selection, state.best)
 
 
-def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) -> str:
+def _epochs(state: TrainingState, train: Split, val: Split, config: Config, run: Run) -> str:
     """All epochs that are left; returns the status."""
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
     model, selection, phase, note = state.model, state.selection, state.phase, ""
@@ -248,21 +254,21 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
             phase.falling = state.epoch
         began, alpha = time.monotonic(), state.alpha(config.alpha)
         k = config.k_fraction_at(state.epoch)
-        if model.gate:
-            model.gate.k = k
+        if model.top_k:
+            model.top_k.k = k
         measured = train_epoch(state, train, alpha, config, run, note)
         validated = evaluate(model, val, config, alpha)
         # Their last bits may differ between processes, whose decisions may not.
-        measured, validated = shared((measured, validated))
+        measured, validated = broadcast((measured, validated))
         state.end_epoch()
         # NaN compares as False.
         diverged = not (math.isfinite(measured["loss"]) and measured["mse"] < DIVERGED_MSE)
-        improved = not diverged and selection.offer(validated["score"], state.epoch, alpha)
+        improved = not diverged and selection.update(validated["score"], state.epoch, alpha)
         if improved:
             state.best = copy.deepcopy(model.state_dict())
         row = {"epoch": state.epoch, "alpha": alpha, "lr": state.optimizer.lr}
         row["lambda_eff"] = lambda_eff(alpha, pressure(config, model))
-        if model.gate:
+        if model.top_k:
             row["k_fraction"] = k
         row |= {f"train/{name}": value for name, value in measured.items()}
         row |= {f"val/{name}": value for name, value in validated.items()}
@@ -271,7 +277,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
             run.log(row, seconds)
             return "diverged"
 
-        sparser = model.gate and config.k_fraction_at(state.epoch) < k
+        sparser = model.top_k and config.k_fraction_at(state.epoch) < k
         if phase.started is not None and not sparser:  # what is to come needs no alpha
             state.schedule.observe(measured["mse"], measured["sparsity"])
         if phase.ramping(state.epoch) or sparser:
@@ -298,7 +304,7 @@ def _epochs(state: State, train: Split, val: Split, config: Config, run: Run) ->
 
 
 def train_epoch(
-    state: State, split: Split, alpha: float, config: Config, run: Run, note: str = ""
+    state: TrainingState, split: Split, alpha: float, config: Config, run: Run, note: str = ""
 ) -> dict[str, float]:
     """The rest of one pass over a split; loss, mse, penalty and sparsity pooled over its frames.
 
@@ -309,7 +315,7 @@ def train_epoch(
     order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
     what, n_batches = f"epoch {state.epoch + 1}/{config.epochs}", len(order)
     bf16 = use_bf16(config.precision, split.device)
-    left = batches(split, share(order[state.batch :]))
+    left = batches(split, local_share(order[state.batch :]))
     for x, mask in progress(
         left, what, total=n_batches, done=state.batch, unit="batches", after=note
     ):
@@ -320,11 +326,11 @@ def train_epoch(
         loss_terms(config, model, sums, alpha).loss.backward()
         optimizer.step(state.lr_factor(config, n_batches))
         state.sums = sums.plus(state.sums)
-        active = pooled(out.z.detach().count_nonzero())
+        active = sum_over_processes(out.z.detach().count_nonzero())
         state.active = active if state.active is None else state.active + active
         state.batch += 1
         run.keep_last(state.state_dict)
-        stop_together()
+        stop_if_interrupted()
     assert state.sums is not None, "a split has at least one batch"
     assert state.active is not None
     with torch.no_grad():

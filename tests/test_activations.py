@@ -34,8 +34,8 @@ def model_of(activation, **more) -> CNNAutoEncoder:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))
-    if model.gate:
-        model.gate.k = 0.3
+    if model.top_k:
+        model.top_k.k = 0.3
     for _ in range(3):
         model(torch.randn(4, 13, 50))
     return model.eval()
@@ -47,7 +47,7 @@ def model_of(activation, **more) -> CNNAutoEncoder:
 def test_ten_values_of_which_a_fifth_is_kept():
     """8 and 9 lie above 7, the (1 - .2) quantile."""
     one = gate()
-    z = one(H, learning=True)
+    z = one(H, training=True)
     assert z.tolist() == [[[0, 0, 0, 8, 0, 0, 0, 0, 0, 9]]]
     assert one.threshold.tolist() == [7]
 
@@ -63,26 +63,26 @@ def test_the_window_of_three_frames_is_a_quarter_a_half_and_a_quarter():
 def test_what_is_compared_with_the_threshold_is_smooth_and_what_is_kept_is_not():
     """One high frame alone is not kept, its neighbours in a long rise are, at their own height."""
     h = torch.tensor([[[0.0, 0, 5, 0, 0, 3, 4, 3, 4, 3]]])
-    z = gate(gate_frames=3, k=0.3)(h, learning=True)
+    z = gate(gate_frames=3, k=0.3)(h, training=True)
     assert z.tolist() == [[[0, 0, 0, 0, 0, 0, 4, 3, 4, 0]]]
 
 
 def test_what_is_kept_is_never_negative():
-    z = gate(k=0.8)(H - 5, learning=True)
+    z = gate(k=0.8)(H - 5, training=True)
     assert z.tolist() == [[[0, 0, 0, 3, 0, 2, 0, 1, 0, 4]]]
 
 
 def test_each_unit_has_its_share_or_all_have_one_together():
     h = torch.cat([H, 100 * H], 1)
     feature, batch = gate(2), gate(1)
-    assert (feature(h, learning=True) > 0).sum(2).tolist() == [[2, 2]]
+    assert (feature(h, training=True) > 0).sum(2).tolist() == [[2, 2]]
     assert feature.threshold.tolist() == [7, 700]
-    assert (batch(h, learning=True) > 0).sum(2).tolist() == [[0, 4]]
+    assert (batch(h, training=True) > 0).sum(2).tolist() == [[0, 4]]
     assert batch.threshold.tolist() == [500]
 
 
 def test_equal_values_are_kept_or_dropped_together():
-    assert gate(k=0.5)(torch.ones(1, 1, 8), learning=True).count_nonzero() == 0
+    assert gate(k=0.5)(torch.ones(1, 1, 8), training=True).count_nonzero() == 0
 
 
 def test_thresholds_for_evaluation_follow_the_batches():
@@ -90,7 +90,7 @@ def test_thresholds_for_evaluation_follow_the_batches():
     one = gate()
     assert one(H).count_nonzero() == 9
     for i in range(12):
-        one(H + i, learning=True)
+        one(H + i, training=True)
     mean = 7 + sum(range(10)) / 10
     assert one.threshold.item() == pytest.approx(0.9 * (0.9 * mean + 1.7) + 1.8)
 
@@ -110,7 +110,7 @@ def test_padding_is_not_counted(n_thresholds):
     h = torch.randn(3, 5, 40)
     mask = torch.stack([(torch.arange(40) < n).float()[None] for n in (40, 11, 25)])
     one, other = gate(n_thresholds, 9), gate(n_thresholds, 9)
-    z = one(torch.where(mask > 0, h, 1e3), mask, learning=True) * mask
+    z = one(torch.where(mask > 0, h, 1e3), mask, training=True) * mask
     for i, n in enumerate((40, 11, 25)):
         other.threshold.copy_(one.threshold)
         assert torch.allclose(z[i, :, :n], other(h[i : i + 1, :, :n])[0], atol=1e-6)
@@ -155,14 +155,14 @@ def test_the_receptive_field_includes_the_window(activation, frames):
         reached = (model.encode(moved) - model.encode(x)).abs().sum((0, 1)).nonzero().ravel()
     assert reached.min() >= 40 - model.receptive_field() // 2
     assert reached.max() <= 40 + model.receptive_field() // 2
-    model.gate.gate_frames = 1
+    model.top_k.gate_frames = 1
     assert model.receptive_field() == 9
 
 
 def test_numbers_that_are_not_finite_are_not_hidden():
     h = H.clone()
     h[..., 3] = torch.nan
-    assert gate()(h, learning=True).isnan().any()
+    assert gate()(h, training=True).isnan().any()
 
 
 # ---- trained
@@ -178,7 +178,7 @@ def test_training_reaches_the_fraction_and_evaluation_has_it_too(activation):
     train, val = split_of(*[60] * 16), split_of(*[60] * 8, seed=1)
     torch.manual_seed(0)
     model, notes = build_model(**config.architecture), Notes()
-    model.normalise(*train.moments())
+    model.normalise(*train.mean_and_sd())
     fit(model, train, val, config, notes)
     rows = notes.rows
     assert [rows[0]["k_fraction"], rows[-1]["k_fraction"]] == pytest.approx([0.5, 0.2])
@@ -221,7 +221,7 @@ def test_a_model_of_before_has_a_relu(tmp_path):
     assert load_model(tmp_path).activation == "relu"
     given = {"checkpoint": str(tmp_path / "best.pth"), "activation": "feature_topk"}
     with pytest.raises(UserError, match="--activation feature_topk contradicts .* says relu"):
-        command_line.completed(given)
+        command_line.config_from(given)
 
 
 @pytest.mark.parametrize("activation", SPARSE)

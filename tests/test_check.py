@@ -37,7 +37,7 @@ def tree(tmp_path):
 
 
 def found(*roots) -> dict[str, list[str]]:
-    return {k: where for tree in check(roots, True) for k, where in tree.found.items() if where}
+    return {k: where for tree in check(roots, True) for k, where in tree.findings.items() if where}
 
 
 def test_a_tree_with_nothing_wrong_is_fine(tree):
@@ -53,7 +53,7 @@ def test_a_tree_with_nothing_wrong_is_fine(tree):
 def test_the_table_holds_the_moments_of_all_frames(tree):
     (checked,) = check([tree], True)
     x = np.concatenate([utterance(i) for i in range(3)]).astype(np.float64)
-    mean, sd = checked.moments()
+    mean, sd = checked.mean_and_sd()
     assert np.allclose(mean, x.mean(0))
     assert np.allclose(sd, x.std(0))
     assert np.allclose(checked.lip_correlation(), np.corrcoef(x[:, 10], x[:, 11])[0, 1])

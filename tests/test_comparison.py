@@ -42,7 +42,7 @@ def model() -> CNNAutoEncoder:
     torch.manual_seed(0)
     model = CNNAutoEncoder(13, 24, 3, 2)
     stir(model, 0.1)
-    model.normalise(*TRAIN.moments())
+    model.normalise(*TRAIN.mean_and_sd())
     return model.eval().requires_grad_(False)
 
 
@@ -66,7 +66,7 @@ def test_copies_count_once_where_they_are_asked_to(model):
     """Nine copies of a unit change nothing but what is read of all units."""
     code, ones = Code.of(model), np.ones((1, len(TEST)))
     plain = measure(code, TEST)
-    distinct = np.flatnonzero(plain.covariance.once().numpy() == 1)[0]
+    distinct = np.flatnonzero(plain.covariance.copy_weights().numpy() == 1)[0]
 
     def padded(x):
         z = code.encode(x)
@@ -80,7 +80,7 @@ def test_copies_count_once_where_they_are_asked_to(model):
 
 
 def test_an_utterance_that_is_drawn_twice_counts_twice(model):
-    doubled = TEST.pick(np.array([0, 0, 2, 3]))
+    doubled = TEST.subset(np.array([0, 0, 2, 3]))
     one = measure(Code.of(model), TEST).costs(np.array([[2.0, 0, 1, 1]]))
     other = measure(Code.of(model), doubled).costs(np.ones((1, 4)))
     for name in ("live_sparsity", "fvu", "persistence", "dead"):

@@ -155,7 +155,7 @@ def test_the_environment_says_where_things_are(monkeypatch):
 @pytest.mark.parametrize(
     ("variable", "says"),
     [
-        ("EMAAE_ALPHA", "alpha is no setting of the environment: say --alpha on the command line"),
+        ("EMAAE_ALPHA", "alpha cannot be set in the environment: give --alpha on the command line"),
         ("EMAAE_TRAN_DIR", "names no setting; did you mean 'EMAAE_TRAIN_DIR'"),
         ("EMAAE_QQQQQQQ", "names no setting; unset it"),
     ],

@@ -18,7 +18,7 @@ LOUDNESS, PITCH = 12, 13
 @pytest.fixture(scope="module")
 def corpus():
     """split -> default utterances of seed 0"""
-    return {split: demo.generate(split) for split in demo.SPLITS}
+    return {split: demo.generate(split) for split in demo.DEMO_SPLITS}
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids="seed{}".format)
@@ -169,10 +169,10 @@ def test_the_default_corpus_is_four_minutes_of_train_and_one_of_val_and_of_test(
     assert minutes == pytest.approx({"train": 4, "val": 1, "test": 1}, rel=0.15)
 
 
-@pytest.mark.parametrize("split", demo.SPLITS)
+@pytest.mark.parametrize("split", demo.DEMO_SPLITS)
 def test_durations_are_distributed_as_in_librispeech(corpus, split):
     durations_s = [u.phones[-1].end_s / 0.3 for u in corpus[split]]
-    expected = demo.SPLITS[split].durations_s[2:5]
+    expected = demo.DEMO_SPLITS[split].durations_s[2:5]
     np.testing.assert_allclose(np.quantile(durations_s, [0.25, 0.5, 0.75]), expected, rtol=0.12)
 
 
@@ -207,7 +207,7 @@ def test_splits_with_the_same_seed_say_different_things(corpus):
 
 
 def test_fewer_utterances_are_the_first_of_more(corpus, monkeypatch):
-    monkeypatch.setattr(demo, "UTTERANCES_AT_ONCE", 4)
+    monkeypatch.setattr(demo, "CHUNK_UTTERANCES", 4)
     for few, many in zip(demo.generate("val", n_utterances=10), corpus["val"], strict=False):
         assert few.name == many.name
         assert few.gestures == many.gestures
@@ -369,7 +369,7 @@ def test_a_tree_holds_what_was_generated(tmp_path, corpus):
 
 
 def test_a_tree_has_the_same_bytes_each_time_and_by_several_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "UTTERANCES_AT_ONCE", 2)  # three parts a split
+    monkeypatch.setattr(demo, "CHUNK_UTTERANCES", 2)  # three parts a split
     counts, trees = [], []
     for name, jobs in (("once", 1), ("again", 1), ("together", 3)):
         root = tmp_path / name
@@ -386,7 +386,9 @@ def test_a_large_corpus_has_the_numbers_of_librispeech_and_no_speaker_in_two_spl
     assert [len(recipe.speakers) for recipe in splits.values()] == [251, 40, 40]
     speakers = [number for recipe in splits.values() for number in recipe.speakers]
     assert len(speakers) == len(set(speakers)) == 331
-    hours = sum(sum(p.durations_s) for p in demo._parts("train", 0, None, None, "librispeech-100h"))
+    hours = sum(
+        sum(p.durations_s) for p in demo._chunks("train", 0, None, None, "librispeech-100h")
+    )
     assert hours / 3600 == pytest.approx(100.6, rel=0.02)
     (few,) = demo.generate("val", n_utterances=1, like="librispeech-100h")
     assert few.name == "2001/2001000/2001-2001000-0000"

@@ -93,7 +93,7 @@ def test_a_mistake_of_all_is_told_by_who_met_it_first_and_an_interruption_by_the
     store, told = dist.HashStore(), []
     for rank in (1, 0, 2):
         monkeypatch.setattr(distributed._Group, "rank", rank)
-        if distributed._speaks(store, error):
+        if distributed._is_first_to_fail(store, error):
             told.append(rank)
     assert told == tells
 
@@ -105,7 +105,7 @@ def test_every_utterance_of_a_batch_goes_to_one_process(monkeypatch, size):
     shares = []
     for rank in range(size):
         monkeypatch.setattr(distributed._Group, "rank", rank)
-        shares.append(distributed.share(order))
+        shares.append(distributed.local_share(order))
     for i, batch in enumerate(order):
         parts = [share[i] for share in shares]
         assert sorted(np.concatenate(parts)) == sorted(batch)

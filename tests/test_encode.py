@@ -121,13 +121,13 @@ def test_windows_of_several_utterances_share_a_batch(monkeypatch):
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from emaae.data import listed
+from emaae.data import list_source
 from emaae.corpus.encode import encode_tree, opened
 root = Path(sys.argv[1])
 with opened(root / "model", "cpu") as (model, made_by):
     peaks = []
     for n in ("short", "long"):
-        encode_tree(model, listed(str(root / n), False), root / "out" / n, "sparse", made_by)
+        encode_tree(model, list_source(str(root / n), False), root / "out" / n, "sparse", made_by)
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print(peaks[1] - peaks[0])
 """
@@ -346,10 +346,10 @@ def test_a_folder_that_others_made_is_left_alone(place):
 
 
 def test_another_process_in_the_same_folder_is_noticed(place):
-    from emaae.system.files import own
+    from emaae.system.files import lock_folder
 
     (place / "out").mkdir()
-    lock = own(place / "out")
+    lock = lock_folder(place / "out")
     with pytest.raises(UserError, match="another process is writing .*out"):
         run("encode", place)
     lock.close()
@@ -429,7 +429,7 @@ def test_a_sparse_file_that_lies_is_refused(place, key, value, message):
 
 def test_a_sparse_file_of_more_frames_than_an_utterance_has_is_not_unfolded(place, monkeypatch):
     run("encode", place, "out", "--format=sparse")
-    monkeypatch.setattr(encodings, "MOST_FRAMES", LENGTHS["b/x"] - 1)
+    monkeypatch.setattr(encodings, "MAX_FRAMES", LENGTHS["b/x"] - 1)
     with pytest.raises(BadFile, match=r"b/x.npz contradicts itself"):
         encodings.read_encoding(place / "out/b/x.npz", C)
 

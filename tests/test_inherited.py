@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, environment_of, program
 
 from emaae.system.progress import progress
-from emaae.system.signals import caught
+from emaae.system.signals import signal_handlers
 
 SMALL = ("--epochs=1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
 
@@ -72,7 +72,7 @@ def test_a_signal_that_the_parent_ignores_stays_ignored():
     heard = []
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with caught(("SIGHUP", "SIGUSR1"), lambda number, frame: heard.append(number)):
+        with signal_handlers(("SIGHUP", "SIGUSR1"), lambda number, frame: heard.append(number)):
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.01)
@@ -181,8 +181,8 @@ def test_a_locked_database_is_one_line_after_patience(sweep, tmp_path, monkeypat
     holder.execute("BEGIN EXCLUSIVE")
     code = (
         "from emaae.sweeps import queue; queue.PATIENCE_S = 1; import sys;"
-        "from emaae.system.errors import speaking_plainly; from emaae.sweeps.runner import run\n"
-        "with speaking_plainly('sweep'): sys.exit(run('s.yaml', out='out'))"
+        "from emaae.system.errors import reporting_errors; from emaae.sweeps.runner import run\n"
+        "with reporting_errors('sweep'): sys.exit(run('s.yaml', out='out'))"
     )
     try:
         done = program("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))

@@ -9,41 +9,41 @@ from forked import forked
 from analysis import summary
 from emaae.metric_table import (
     BY_NAME,
-    OF_RUNS,
-    OF_SHIFTS,
-    OF_SPLITS,
-    SHORT,
-    SHORT_AT_END,
-    each_epoch,
+    RUN_METRICS,
+    SHIFT_METRICS,
+    SPLIT_METRICS,
+    SUMMARY,
+    SUMMARY_AT_END,
+    logged_each_epoch,
     tables,
 )
 
 
 def test_each_name_stands_once():
-    for metrics in (OF_SPLITS, (*OF_RUNS, *OF_SHIFTS)):
+    for metrics in (SPLIT_METRICS, (*RUN_METRICS, *SHIFT_METRICS)):
         names = [name for metric in metrics for name in metric.each_name()]
         assert len(names) == len(set(names))
 
 
 def test_every_metric_has_words_and_a_meaning():
-    for metric in (*OF_SPLITS, *OF_RUNS, *OF_SHIFTS):
-        assert metric.words
+    for metric in (*SPLIT_METRICS, *RUN_METRICS, *SHIFT_METRICS):
+        assert metric.short_description
         assert metric.meaning
         assert "|" not in metric.meaning
 
 
 def test_what_stands_in_short_tables_is_logged():
-    names = [*(f"test/{name}" for name in SHORT), *SHORT_AT_END]
+    names = [*(f"test/{name}" for name in SUMMARY), *SUMMARY_AT_END]
     names += [name.replace("*", "test") for name in summary.COLUMNS.values()]
     assert set(names) <= set(BY_NAME)
     assert {"test/fvu", "test/live_sparsity", "shift/persistence_within"} <= set(names)
 
 
 def test_what_is_logged_when():
-    assert each_epoch("val/fvu/pitch")
-    assert each_epoch("alpha")
-    assert not each_epoch("test/fvu")
-    assert not each_epoch("shift/persistence")
+    assert logged_each_epoch("val/fvu/pitch")
+    assert logged_each_epoch("alpha")
+    assert not logged_each_epoch("test/fvu")
+    assert not logged_each_epoch("shift/persistence")
 
 
 EVERY_EPOCH = "is logged every epoch"
@@ -83,5 +83,5 @@ def test_metrics_that_a_run_logs_are_in_the_table(tmp_path):
     final = json.loads((tmp_path / "r" / "metrics.json").read_text())
     final.pop("status")
     assert set(row) | set(final) <= set(BY_NAME)
-    assert all(map(each_epoch, row))
-    assert not any(map(each_epoch, final))
+    assert all(map(logged_each_epoch, row))
+    assert not any(map(logged_each_epoch, final))

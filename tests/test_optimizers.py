@@ -5,7 +5,7 @@ import torch
 
 from emaae.config import Config
 from emaae.models import build_model
-from emaae.optimizers import Muon, Optimizer, orthogonalised, warm_up
+from emaae.optimizers import Muon, Optimizer, orthogonalise, warm_up
 
 
 def parts(matrix):
@@ -16,14 +16,14 @@ def parts(matrix):
 
 def test_a_number_becomes_what_the_quintic_makes_of_it_five_times():
     # 1 -> .7010 -> 1.1136 -> .7207 -> 1.0900 -> .6964 by 3.4445 s - 4.775 s^3 + 2.0315 s^5
-    assert orthogonalised(torch.tensor([[5.0]])).item() == pytest.approx(0.6964, abs=1e-4)
+    assert orthogonalise(torch.tensor([[5.0]])).item() == pytest.approx(0.6964, abs=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (6, 20), (20, 6), (1, 9)])
 def test_an_orthogonal_matrix_stays_up_to_a_factor(shape):
     torch.manual_seed(0)
     _, q = parts(torch.randn(shape))
-    found = orthogonalised(q)
+    found = orthogonalise(q)
     factor = (found * q).sum() / q.square().sum()
     assert 0.65 < factor < 1.2
     assert torch.allclose(found, factor * q, atol=1e-5)
@@ -33,7 +33,7 @@ def test_an_orthogonal_matrix_stays_up_to_a_factor(shape):
 def test_singular_values_go_to_about_one_and_directions_stay(shape):
     torch.manual_seed(0)
     matrix = torch.randn(shape)
-    found = orthogonalised(matrix)
+    found = orthogonalise(matrix)
     s, _ = parts(found)
     small = min(shape) == max(shape)  # a square one has a singular value near 0
     assert s.max() < 1.25
@@ -46,10 +46,10 @@ def test_singular_values_go_to_about_one_and_directions_stay(shape):
 def test_the_size_of_the_gradient_changes_nothing():
     torch.manual_seed(0)
     matrix = torch.randn(8, 15)
-    expected = orthogonalised(matrix)
+    expected = orthogonalise(matrix)
     for factor in (2.0**-60, 2.0**20):
-        assert torch.equal(orthogonalised(factor * matrix), expected)
-    assert not orthogonalised(0 * matrix).any()
+        assert torch.equal(orthogonalise(factor * matrix), expected)
+    assert not orthogonalise(0 * matrix).any()
 
 
 def test_a_matrix_moves_as_torchs_own_muon_moves_it():

@@ -242,7 +242,7 @@ def test_a_model_of_the_original_project_is_trained_further_and_evaluated(tmp_pa
 def test_the_weights_of_the_original_need_its_architecture(tmp_path):
     written(tmp_path)
     (weights,) = tmp_path.glob("*.pth")
-    config = command_line.completed({"checkpoint": str(weights)})
+    config = command_line.config_from({"checkpoint": str(weights)})
     assert (config.norm, config.inner_size, config.n_encoder) == ("original", 24, 3)
     path = tmp_path / "model_config.json"
     write_json(path, json.loads(path.read_text()) | {"norm": "none"})
@@ -253,7 +253,7 @@ def test_the_weights_of_the_original_need_its_architecture(tmp_path):
 def test_a_model_config_of_the_original_gives_its_sizes_to_a_model_of_another_norm(tmp_path):
     written(tmp_path)
     given = {"model_config": str(tmp_path / "model_config.json"), "norm": "layer"}
-    config = command_line.completed(given)
+    config = command_line.config_from(given)
     assert (config.norm, config.inner_size) == ("layer", 24)
 
 
@@ -294,7 +294,7 @@ def say(theirs, **more):
     return weights
 
 
-@pytest.mark.parametrize("name", command_line.LATER)
+@pytest.mark.parametrize("name", command_line.LATER_KEYS)
 def test_a_model_of_a_later_version_of_the_original_is_refused_by_what_it_says(theirs, name):
     with pytest.raises(UserError, match=f"says {name}: it is of a later version"):
         load_model(say(theirs, **{name: True}))

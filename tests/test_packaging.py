@@ -6,7 +6,7 @@ import sys
 from conftest import ROOT, program
 
 import emaae
-from emaae.system.files import packaged
+from emaae.system.files import find_packaged
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,11 +49,11 @@ def test_the_version_is_one():
 
 def test_the_programs_files_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert packaged("train.py") == ROOT / "train.py"
-    assert packaged("sweeps/demo.yaml") == ROOT / "sweeps" / "demo.yaml"
-    assert str(packaged("sweeps/nothing.yaml")) == "sweeps/nothing.yaml"
+    assert find_packaged("train.py") == ROOT / "train.py"
+    assert find_packaged("sweeps/demo.yaml") == ROOT / "sweeps" / "demo.yaml"
+    assert str(find_packaged("sweeps/nothing.yaml")) == "sweeps/nothing.yaml"
     (tmp_path / "train.py").write_text("")
-    assert str(packaged("train.py")) == "train.py"
+    assert str(find_packaged("train.py")) == "train.py"
 
 
 def test_a_sweep_runs_from_another_folder_and_is_reported(tmp_path):

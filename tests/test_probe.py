@@ -14,7 +14,7 @@ from analysis import labels as labels_of
 from analysis import probe
 from emaae.data.demo import generate, read_score, write_tree
 from emaae.data.phones import Gesture, Phone
-from emaae.filters import filtered, windowed_sinc
+from emaae.filters import apply_filters, windowed_sinc
 from emaae.models import build_model
 from emaae.shift import SHIFT_TAPS
 
@@ -198,7 +198,7 @@ def test_a_shift_delays_and_holds_the_ends():
 def test_shifts_are_those_of_the_shift_metrics(delay):
     x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     taps = windowed_sinc(SHIFT_TAPS, delay=delay)[None]
-    expected = filtered(torch.from_numpy(x.T), taps)[0].T
+    expected = apply_filters(torch.from_numpy(x.T), taps)[0].T
     assert np.allclose(probe.shifted(x, delay), expected, atol=1e-6)
 
 
@@ -311,7 +311,7 @@ def refused(saved, capsys):
     """What the program says when it is given these arguments after a model."""
 
     def run(*argv):
-        with pytest.raises(SystemExit) as ended, probe.speaking_plainly("probe"):
+        with pytest.raises(SystemExit) as ended, probe.reporting_errors("probe"):
             probe.main([str(saved), *argv])
         assert ended.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()

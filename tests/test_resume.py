@@ -24,8 +24,8 @@ from emaae.runs.folder import RunFolder
 from emaae.schedules import SCHEDULES
 from emaae.system import signals
 from emaae.system.errors import UserError
-from emaae.system.signals import Interrupted, listening, uninterrupted
-from emaae.training import State, fit
+from emaae.system.signals import Interrupted, defer_interrupts, handle_signals
+from emaae.training import TrainingState, fit
 
 TRAIN, VAL = split_of(40, 30, 20, 30, 25, seed=1), split_of(30, 12, seed=2)
 # Each epoch keeps its state three times after a batch and once at its end. Early stopping begins
@@ -71,7 +71,7 @@ def begin(settings):
     config = Config.from_mapping(settings)
     torch.manual_seed(config.seed)
     model = build_model(**config.architecture)
-    model.normalise(*TRAIN.moments())
+    model.normalise(*TRAIN.mean_and_sd())
     return config, model
 
 
@@ -88,7 +88,7 @@ def interrupted(settings, after, spoil=lambda kept: kept):
     config, model = begin(settings)
     first, second = Stopping(after), Stopping()
     with scores():
-        with listening(), pytest.raises(Interrupted):
+        with handle_signals(), pytest.raises(Interrupted):
             fit(model, TRAIN, VAL, config, first)
         config, model = begin(settings)
         fitted = fit(model, TRAIN, VAL, config, second, spoil(first.kept))
@@ -150,7 +150,7 @@ def test_a_rate_that_falls_at_an_early_stop_goes_on_where_it_was(after):
     assert same(expected, interrupted(settings, after))
 
 
-FRESH = State.begin(begin(SETTINGS)[1], begin(SETTINGS)[0]).state_dict()
+FRESH = TrainingState.begin(begin(SETTINGS)[1], begin(SETTINGS)[0]).state_dict()
 
 
 @pytest.mark.parametrize("item", FRESH)
@@ -176,15 +176,15 @@ def test_a_signal_waits_for_the_end_of_the_block_and_no_longer():
     seen = []
 
     def work():
-        with uninterrupted():
-            with uninterrupted():
+        with defer_interrupts():
+            with defer_interrupts():
                 signal.raise_signal(signal.SIGUSR1)
             seen.append("after the inner block")
 
-    with listening():
+    with handle_signals():
         with pytest.raises(Interrupted):
             work()
-        with uninterrupted():
+        with defer_interrupts():
             signal.raise_signal(signal.SIGTERM)  # has been heard already
         seen.append("no second time")
     assert seen == ["after the inner block", "no second time"]
@@ -192,7 +192,7 @@ def test_a_signal_waits_for_the_end_of_the_block_and_no_longer():
 
 def test_a_second_ctrl_c_ends_at_once(monkeypatch):
     def work():
-        with listening(), uninterrupted():
+        with handle_signals(), defer_interrupts():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
@@ -271,7 +271,7 @@ def stopped(trees, out, after, *more):
             signal.raise_signal(signal.SIGTERM)
 
     argv = [*flags(small_run(trees, out), out, epochs=6), "--resume", *more]
-    with pytest.MonkeyPatch.context() as patch, listening():
+    with pytest.MonkeyPatch.context() as patch, handle_signals():
         patch.setattr(RunFolder, "log", log)
         with pytest.raises(Interrupted):
             train.main(argv)

@@ -18,7 +18,7 @@ from analysis.runs import (
     split_of,
     varying,
 )
-from emaae.system.errors import UserError, last_words
+from emaae.system.errors import UserError, last_error
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +150,13 @@ def test_why_a_run_of_a_sweep_failed_is_the_last_line_that_it_printed(tmp_path):
     folder = write_run(tmp_path / "runs" / "0001", epochs=2)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "0001.txt").write_text("epoch 1\ntrain.py: error: no memory\n\n")
-    assert read_run(folder).last_words == "train.py: error: no memory"
+    assert read_run(folder).last_error == "train.py: error: no memory"
 
 
 def test_what_torchrun_reports_after_an_error_is_not_why_a_run_failed(tmp_path):
     log = tmp_path / "0001.txt"
     log.write_text("epoch 1\ntrain.py: error: no memory\ntrain.py FAILED\n=======\n")
-    assert last_words(log) == "train.py: error: no memory"
+    assert last_error(log) == "train.py: error: no memory"
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -9,9 +9,9 @@ from emaae.schedules import (
     SCHEDULES,
     AlphaSchedule,
     Ramp,
-    geco_step,
+    geco_update,
     lambda_eff,
-    target_sparsity_step,
+    target_sparsity_update,
 )
 
 
@@ -50,17 +50,17 @@ def test_ramps_rise_and_stay_at_their_end(name):
 
 
 def test_target_sparsity_integrates_what_is_missing():
-    first = target_sparsity_step(0.5, 0.8, gain=0.1, target=0.9, ceiling=0.95)
-    second = target_sparsity_step(first, 0.95, gain=0.1, target=0.9, ceiling=0.95)
+    first = target_sparsity_update(0.5, 0.8, gain=0.1, target=0.9, ceiling=0.95)
+    second = target_sparsity_update(first, 0.95, gain=0.1, target=0.9, ceiling=0.95)
     assert (first, second) == pytest.approx((0.51, 0.505))
-    assert target_sparsity_step(0.94, 0.0, gain=1, target=0.9, ceiling=0.95) == 0.95
-    assert target_sparsity_step(0.01, 1.0, gain=1, target=0.9, ceiling=0.95) == 0.0
+    assert target_sparsity_update(0.94, 0.0, gain=1, target=0.9, ceiling=0.95) == 0.95
+    assert target_sparsity_update(0.01, 1.0, gain=1, target=0.9, ceiling=0.95) == 0.0
 
 
 def test_geco_multiplies_by_the_exponential_of_the_constraint():
-    assert geco_step(1.0, 0.2, rate=0.5) == pytest.approx(1.10517, abs=1e-5)
-    assert geco_step(1.0, 1e9, rate=0.5) < math.inf
-    assert geco_step(1.0, -1e9, rate=0.5, floor=0.1) == 0.1
+    assert geco_update(1.0, 0.2, rate=0.5) == pytest.approx(1.10517, abs=1e-5)
+    assert geco_update(1.0, 1e9, rate=0.5) < math.inf
+    assert geco_update(1.0, -1e9, rate=0.5, floor=0.1) == 0.1
 
 
 def test_geco_follows_the_moving_average_of_the_constraint():

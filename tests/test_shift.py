@@ -9,7 +9,7 @@ from conftest import speech, stir
 from test_training import split_of
 
 from emaae.data import Split
-from emaae.filters import decode_filtered, filtered, windowed_sinc
+from emaae.filters import apply_filters, decode_filtered, windowed_sinc
 from emaae.models import NORMS, CNNAutoEncoder
 from emaae.shift import (
     CUTOFFS,
@@ -18,10 +18,10 @@ from emaae.shift import (
     CovarianceSums,
     Moments,
     SelfSimilaritySums,
+    epoch_metrics,
     half_life_ms,
     persistence,
     persistence_null,
-    quick,
     sample,
     shift_tolerance,
 )
@@ -34,7 +34,7 @@ def random_model(split: Split, norm: str = "none", n_decoder: int = 3) -> CNNAut
     torch.manual_seed(0)
     model = CNNAutoEncoder(13, 24, 3, n_decoder, norm=norm)
     stir(model, 0.1)
-    model.normalise(*split.moments())
+    model.normalise(*split.mean_and_sd())
     return model.eval()
 
 
@@ -55,7 +55,7 @@ def linear_model(split: Split, encoder: torch.Tensor | None = None) -> CNNAutoEn
         model.decoder[1].conv.bias[:13] = -50
         if encoder is not None:
             model.encoder[0].conv.weight[:13] = encoder
-    model.normalise(*split.moments())
+    model.normalise(*split.mean_and_sd())
     return model.double().eval()
 
 
@@ -164,7 +164,7 @@ def test_copies_are_one_distinct_unit():
     sums = CovarianceSums()
     sums.add(torch.cat([z - z.mean(1, keepdim=True), torch.zeros(2, 4)]))
     # r of the first with the last is .816.
-    assert sums.once().tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1, 1, 0, 0])
+    assert sums.copy_weights().tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1, 1, 0, 0])
 
 
 def within(*utterances: torch.Tensor) -> SelfSimilaritySums:
@@ -204,7 +204,9 @@ def test_a_shift_delays_a_slow_sine_by_its_fraction_of_a_frame(delay):
     for period in (4, 10, 60):  # 12.5 Hz and below
         sine = torch.sin(2 * math.pi * time / period)[None]
         expected = torch.sin(2 * math.pi * (time - delay) / period)
-        assert torch.allclose(filtered(sine, taps[None])[0, 0, 20:-20], expected[20:-20], atol=2e-4)
+        assert torch.allclose(
+            apply_filters(sine, taps[None])[0, 0, 20:-20], expected[20:-20], atol=2e-4
+        )
     assert float(taps.sum()) == pytest.approx(1)
 
 
@@ -212,7 +214,7 @@ def test_a_shift_delays_a_slow_sine_by_its_fraction_of_a_frame(delay):
 def test_filters_hold_a_constant_to_its_ends(n_frames):
     constant = torch.full((2, n_frames), 3.0)
     both = torch.cat([SMOOTHING[:2], SMOOTHING[-2:]])
-    assert torch.allclose(filtered(constant, both), torch.full((4, 2, n_frames), 3.0))
+    assert torch.allclose(apply_filters(constant, both), torch.full((4, 2, n_frames), 3.0))
 
 
 def test_a_low_pass_filter_halves_its_cutoff_keeps_what_is_below_and_stops_what_is_above():
@@ -220,7 +222,7 @@ def test_a_low_pass_filter_halves_its_cutoff_keeps_what_is_below_and_stops_what_
     for cutoff, taps in zip(CUTOFFS, SMOOTHING):
         for frequency, gain in ((cutoff - 0.05, 1), (cutoff, 0.5), (cutoff + 0.1, 0)):
             sine = torch.cos(math.pi * frequency * time)[None]
-            out = filtered(sine, taps[None])[0, :, 100:-100]
+            out = apply_filters(sine, taps[None])[0, :, 100:-100]
             assert torch.allclose(out, gain * sine[:, 100:-100], atol=6e-3), (cutoff, frequency)
 
 
@@ -231,7 +233,7 @@ def test_filtering_after_the_first_convolution_is_filtering_the_encoding(norm, n
     for n_frames in (1, 2, 3, 4, 5, 10, 54, 55, 130):
         z = torch.rand(24, n_frames).double()
         with torch.no_grad():
-            plain = model.standardise(model.decode(filtered(z, SMOOTHING)))
+            plain = model.standardise(model.decode(apply_filters(z, SMOOTHING)))
             assert torch.allclose(decode_filtered(model, z, SMOOTHING), plain, atol=1e-12), n_frames
             single = decode_filtered(model.float(), z.float(), SMOOTHING)
         model.double()
@@ -296,7 +298,7 @@ def test_an_affine_encoder_is_equivariant_and_any_encoder_is_to_whole_frames():
     affine, _ = shift_tolerance(linear_model(split, kernel), split)
     assert affine["shift/equivariance_error"] < 1e-8
     model, x = random_model(split).double(), split[0].T.double()
-    late = filtered(x, windowed_sinc(33, delay=2.0)[None])
+    late = apply_filters(x, windowed_sinc(33, delay=2.0)[None])
     with torch.no_grad():
         moved, z = model.encode(late)[0], model.encode(x[None])[0]
     assert torch.allclose(moved[:, 30:-30], z[:, 28:-32])
@@ -327,7 +329,7 @@ def test_gain_counts_frames_that_no_end_has_touched():
     with torch.no_grad():
         z = model.encode(x[None])[0]
         for i, delay in enumerate(SHIFTS):
-            late = filtered(x, windowed_sinc(33, delay=delay)[None])[0]
+            late = apply_filters(x, windowed_sinc(33, delay=delay)[None])[0]
             parts = []
             for a, b in ((z, model.encode(late[None])[0]), map(model.standardise, (x, late))):
                 spread = (a - a.mean(1, keepdim=True))[:, inside].square().sum()
@@ -348,9 +350,9 @@ def test_the_fvu_after_smoothing_is_that_of_the_definition():
         for i in range(2):
             raw = split[i].T.double()
             x, z = model.standardise(raw), model.encode(raw[None])[0]
-            y = model.standardise(model.decode(filtered(z, SMOOTHING)))
+            y = model.standardise(model.decode(apply_filters(z, SMOOTHING)))
             errors[0] += (y - x).square().sum((1, 2))
-            errors[1] += (filtered(x, SMOOTHING) - x).square().sum((1, 2))
+            errors[1] += (apply_filters(x, SMOOTHING) - x).square().sum((1, 2))
     fvu_z, fvu_x = (errors / variance).tolist()
     assert curves["lowpass"]["encoding"] == pytest.approx(fvu_z)
     assert curves["lowpass"]["input"] == pytest.approx(fvu_x)
@@ -366,7 +368,7 @@ def test_a_dead_or_constant_encoding_is_undefined_and_the_input_is_not(bias):
         warnings.simplefilter("error")
         model.encoder[-1].conv.weight.zero_(), model.encoder[-1].conv.bias.fill_(bias)
         row, curves = shift_tolerance(model, split)
-        cheap = quick(model, split)
+        cheap = epoch_metrics(model, split)
     for name, value in row.items():
         assert math.isnan(value) == ("input" not in name), name
     assert all(map(math.isnan, cheap.values()))
@@ -399,7 +401,7 @@ def test_one_unit_works():
     split = split_of(120)
     torch.manual_seed(3)
     model = CNNAutoEncoder(13, 1, 2, 2)
-    model.normalise(*split.moments())
+    model.normalise(*split.mean_and_sd())
     with torch.no_grad():
         for block in model.encoder:
             block.conv.bias.fill_(2.0)
@@ -420,7 +422,7 @@ def test_neither_the_order_of_files_nor_another_call_changes_a_number(norm):
     assert shift_tolerance(model, split) == (row, curves)
     again, _ = shift_tolerance(model, Split.from_utterances(pairs[::-1]))
     assert again == pytest.approx(row, rel=1e-5)
-    cheap = quick(model, split)
+    cheap = epoch_metrics(model, split)
     assert model.training
     for name, value in cheap.items():
         assert value == pytest.approx(row[f"shift/{name}"], rel=1e-4, abs=1e-5), name

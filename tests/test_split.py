@@ -46,11 +46,11 @@ def test_a_batch_holds_its_utterances_and_zeros():
 def test_frames_that_are_too_many_for_a_device_are_sent_to_it_by_the_batch(monkeypatch):
     split, device = split_of(a=7, b=4, c=9), torch.device("meta")  # a device that every machine has
     assert split.to(device).frames.device == device
-    monkeypatch.setattr("emaae.data.split.MOST_OF_DEVICE", 0)
+    monkeypatch.setattr("emaae.data.split.MAX_GPU_FRACTION", 0)
     sent = split.to(device)
     assert sent.frames is split.frames
     (x, mask), *_ = batches(sent, [np.array([0, 2, 1])])
-    assert x.device == mask.device == sent[0].device == sent.pick([1])[0].device == device
+    assert x.device == mask.device == sent[0].device == sent.subset([1])[0].device == device
     assert (x.shape, mask.shape) == ((3, 13, 9), (3, 1, 9))
 
 
@@ -59,7 +59,7 @@ def test_batches_that_are_sent_to_a_gpu_are_those_of_frames_that_lie_there(monke
     split, device = split_of(a=7, b=4, c=9), torch.device("cuda")
     order = [np.array([0, 2]), np.array([1])]
     there = list(batches(split.to(device), order))
-    monkeypatch.setattr("emaae.data.split.MOST_OF_DEVICE", 0)
+    monkeypatch.setattr("emaae.data.split.MAX_GPU_FRACTION", 0)
     for given, expected in zip(batches(split.to(device), order), there):
         assert all(torch.equal(a, b) and a.device == b.device for a, b in zip(given, expected))
 

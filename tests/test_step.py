@@ -16,8 +16,8 @@ from emaae.config import Config
 from emaae.data import batches
 from emaae.losses import batch_sums, loss_terms
 from emaae.models import FrameNorm, MaskedBatchNorm, build_model
-from emaae.system.devices import compile_model, repeat_bitwise, use_bf16
-from emaae.training import Run, State, train_epoch
+from emaae.system.devices import compile_model, make_deterministic, use_bf16
+from emaae.training import Run, TrainingState, train_epoch
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 PRESETS = list(itertools.product((768, 1024), (2, 3, 4, 5), (2, 3, 4, 5)))
@@ -61,7 +61,7 @@ def test_loss_and_gradients_of_a_masked_batch_are_those_of_the_plain_way(preset,
     torch.manual_seed(inner + 10 * n_encoder + n_decoder)
     # Narrow: the same kinds of layers, in a fraction of the time.
     model = build_model(inner_size=inner // 32, n_encoder=n_encoder, n_decoder=n_decoder, norm=norm)
-    model.normalise(*SPLIT.moments())
+    model.normalise(*SPLIT.mean_and_sd())
     with torch.no_grad():
         for block in (*model.encoder, *model.decoder):
             # Away from zero no unit's ReLU opens in one precision and is closed in the other.
@@ -88,11 +88,11 @@ def trained(precision, epochs=12, device="cpu", compiled=False, optimizer="adamw
     config = Config.from_mapping(given | {"precision": precision, "optimizer": optimizer})
     torch.manual_seed(0)
     model = build_model(**config.architecture)
-    model.normalise(*SPLIT.moments())
+    model.normalise(*SPLIT.mean_and_sd())
     model.to(device)
     if compiled:
         compile_model(model, torch.device(device))
-    state, rows, split = State.begin(model, config), [], SPLIT.to(torch.device(device))
+    state, rows, split = TrainingState.begin(model, config), [], SPLIT.to(torch.device(device))
     for _ in range(epochs):
         rows.append(train_epoch(state, split, 0.1, config, Silent()))
         state.end_epoch()
@@ -136,7 +136,7 @@ def test_auto_is_bfloat16_where_the_hardware_has_it(monkeypatch):
 def test_in_bfloat16_zeros_are_exact_and_scale_and_sums_stay_float32_or_wider():
     torch.manual_seed(0)
     model = build_model(inner_size=64, n_encoder=3, n_decoder=2)
-    model.normalise(*SPLIT.moments())
+    model.normalise(*SPLIT.mean_and_sd())
     ((x, mask),) = batches(SPLIT, [torch.arange(len(SPLIT)).numpy()])
     plain = model(x, mask)
     with torch.autocast("cpu", torch.bfloat16):
@@ -158,9 +158,9 @@ def test_in_bfloat16_zeros_are_exact_and_scale_and_sums_stay_float32_or_wider():
 
 FAULTS = """
 import resource, sys
-from emaae.system.devices import keep_heap
+from emaae.system.devices import keep_freed_memory
 if sys.argv[1] == "kept":
-    keep_heap()
+    keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     b"1" * 200_000_000
@@ -178,24 +178,24 @@ def test_memory_of_one_step_serves_the_next_without_asking_the_system():
 
 def test_a_run_on_a_cpu_keeps_the_heap_and_does_what_it_is_asked(small, monkeypatch):
     called = []
-    for name in ("keep_heap", "repeat_bitwise", "compile_model"):
+    for name in ("keep_freed_memory", "make_deterministic", "compile_model"):
         monkeypatch.setattr(
             f"emaae.system.devices.{name}", lambda *_, name=name: called.append(name)
         )
     assert train.main([*small, "--epochs=1"]) == 0
-    assert called == ["keep_heap"]
+    assert called == ["keep_freed_memory"]
     called.clear()
     assert train.main([*small, "--epochs=1", "--deterministic", "--compile"]) == 0
-    assert sorted(called) == ["compile_model", "keep_heap", "repeat_bitwise"]
+    assert sorted(called) == ["compile_model", "keep_freed_memory", "make_deterministic"]
 
 
 @pytest.fixture
 def repeated(monkeypatch):
-    """`repeat_bitwise` for the time of a test."""
+    """`make_deterministic` for the time of a test."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     benchmark = torch.backends.cudnn.benchmark
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    repeat_bitwise()
+    make_deterministic()
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = benchmark
@@ -203,7 +203,7 @@ def repeated(monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "muon"])
-def test_nothing_in_training_is_refused_where_runs_repeat_bitwise(repeated, optimizer):
+def test_nothing_in_training_is_refused_where_runs_make_deterministic(repeated, optimizer):
     assert torch.are_deterministic_algorithms_enabled()
     rows, again = (trained("fp32", epochs=2, optimizer=optimizer)[1] for _ in range(2))
     assert rows == again
@@ -231,7 +231,7 @@ def test_on_a_gpu_training_is_that_of_the_cpu(optimizer):
 def test_on_a_gpu_no_step_waits_for_the_one_before(monkeypatch):
     config = Config.from_mapping({"inner_size": 32, "batch_sz": 1})
     model = build_model(**config.architecture).cuda()
-    state, split = State.begin(model, config), SPLIT.to(torch.device("cuda"))
+    state, split = TrainingState.begin(model, config), SPLIT.to(torch.device("cuda"))
     train_epoch(state, split, 0.1, config, Silent())
 
     class Strict(Silent):

@@ -55,7 +55,7 @@ def same(one: Split, other: Split) -> bool:
         and np.array_equal(one.offsets, other.offsets)
         and one.channels == other.channels
         and one.fingerprint() == other.fingerprint()
-        and all(map(torch.equal, one.moments(), other.moments()))
+        and all(map(torch.equal, one.mean_and_sd(), other.mean_and_sd()))
     )
 
 
@@ -75,25 +75,25 @@ def test_a_store_gives_what_reading_the_files_gives_and_reads_them_once(
 def test_digests_and_moments_are_those_of_the_frames(tree, folder):
     kept = split_of(tree, folder)
     anew = Split(kept.names, kept.frames, kept.offsets, kept.channels)
-    assert kept.known is not None
+    assert kept.precomputed is not None
     assert same(kept, anew)
     frames = kept.frames.double()
-    assert torch.equal(kept.moments()[0], frames.mean(0).float())
-    assert torch.equal(kept.moments()[1], frames.std(0, correction=0).float())
+    assert torch.equal(kept.mean_and_sd()[0], frames.mean(0).float())
+    assert torch.equal(kept.mean_and_sd()[1], frames.std(0, correction=0).float())
 
 
 def test_moments_of_more_frames_than_are_summed_at_a_time():
     frames = np.random.default_rng(0).normal(100, 2, (150_000, 14)).astype(np.float32)
-    mean, sd = Split.from_utterances([("x", frames)], keep_loudness=True).moments()
+    mean, sd = Split.from_utterances([("x", frames)], keep_loudness=True).mean_and_sd()
     assert np.allclose(mean, frames.astype(float).mean(0), rtol=1e-7)
     assert np.allclose(sd, frames.astype(float).std(0), rtol=1e-7)
 
 
 def test_a_pick_of_a_split_has_digests_and_moments_of_its_own(tree, folder):
     split = split_of(tree, folder)
-    pick = split.pick([3, 0])
+    pick = split.subset([3, 0])
     assert pick.digests == (split.digests[3], split.digests[0])
-    assert torch.allclose(pick.moments()[0], pick.frames.mean(0), atol=1e-3)
+    assert torch.allclose(pick.mean_and_sd()[0], pick.frames.mean(0), atol=1e-3)
 
 
 def test_the_demo_data_are_generated_once_and_keep_their_order(folder, monkeypatch):

@@ -16,7 +16,7 @@ import pexpect
 import pytest
 from conftest import ROOT, environment_of, program, small_run
 
-from emaae.metric_table import each_epoch
+from emaae.metric_table import logged_each_epoch
 from emaae.runs import read
 from emaae.sweeps import file as sweep_file
 from emaae.sweeps import judging, runner
@@ -518,7 +518,7 @@ def test_a_sweep_of_train_py_leaves_models_that_are_named_in_its_table(tmp_path)
     scores = [read.metrics(Path(row["run"]))["select/score"] for row in rows]
     assert scores == sorted(scores) == [float(row["select/score"]) for row in rows]
     last = read.history(Path(rows[0]["run"]))[-1]
-    assert {name for name in last if each_epoch(name)} == set(last)
+    assert {name for name in last if logged_each_epoch(name)} == set(last)
     config = json.loads((Path(rows[0]["run"]) / "config.json").read_text())
     assert (config["inner_size"], str(config["seed"])) == (8, rows[0]["seed"])
 

@@ -24,7 +24,7 @@ from emaae.data import load_splits
 from emaae.evaluation import evaluate
 from emaae.runs import checkpoint
 from emaae.runs.folder import plain
-from emaae.shift import quick, shift_tolerance
+from emaae.shift import epoch_metrics, shift_tolerance
 from emaae.system.errors import UserError
 
 SHARED = ROOT.parent / "shared" / "data" / "ema"
@@ -105,7 +105,7 @@ def test_shift_tolerance_is_measured_once_on_the_best_weights_and_a_little_after
         assert metrics[name] == pytest.approx(value, rel=1e-4), name
     assert kept.pop("split") == "test"
     assert kept == plain(curves)
-    cheap = quick(emaae.load_model(run), splits["val"])
+    cheap = epoch_metrics(emaae.load_model(run), splits["val"])
     for name, value in cheap.items():
         assert history(run)[1][f"val/{name}"] == pytest.approx(value, rel=1e-3), name
     assert f"{'shift/persistence':<26}{row['shift/persistence']:>12.4f}   (test: half-life" in out

@@ -55,7 +55,7 @@ def train(train_split=None, val_split=None, **knobs):
     torch.manual_seed(config.seed)
     model = build_model(**config.architecture)
     train_split = train_split or split_of(40, 30, 20, 30, seed=1)
-    model.normalise(*train_split.moments())
+    model.normalise(*train_split.mean_and_sd())
     notes = Notes()
     fitted = fit(model, train_split, val_split or split_of(30, 12, seed=2), config, notes)
     return fitted, notes, model
@@ -199,10 +199,10 @@ def test_the_best_weights_are_a_copy_of_the_best_epoch(monkeypatch):
 
 def test_nan_never_wins_and_an_equal_score_is_not_better():
     selection = Selection()
-    assert not selection.offer(math.nan, 1, 0.1)
-    assert selection.offer(1.0, 2, 0.1)
-    assert not selection.offer(math.nan, 3, 0.1)
-    assert not selection.offer(1.0, 4, 0.1)
+    assert not selection.update(math.nan, 1, 0.1)
+    assert selection.update(1.0, 2, 0.1)
+    assert not selection.update(math.nan, 3, 0.1)
+    assert not selection.update(1.0, 4, 0.1)
     assert (selection.score, selection.epoch, selection.waited) == (1.0, 2, 2)
 
 
@@ -323,7 +323,7 @@ def test_the_order_of_files_and_the_batch_size_change_no_metric():
     torch.manual_seed(0)
     model = CNNAutoEncoder(13, 24, 3, 3, norm="layer")
     split = Split.from_utterances(pairs)
-    model.normalise(*split.moments())
+    model.normalise(*split.mean_and_sd())
 
     def row(split, batch_sz, penalty):
         return evaluate(model, split, Config(sparse_loss=penalty, batch_sz=batch_sz), 0.3)

@@ -24,7 +24,7 @@ from analysis.runs import read_runs
 from emaae.config import Config
 from emaae.data.features import ARTICULATORS
 from emaae.system.errors import UserError
-from emaae.system.files import own
+from emaae.system.files import lock_folder
 from emaae.tracking import client
 from emaae.tracking.mirror import _name
 from emaae.tracking.upload import _finish, _known
@@ -417,7 +417,7 @@ def test_what_is_uploaded_later_joins_its_sweep_or_says_why_not(trees, tmp_path)
 def test_a_run_that_goes_on_is_not_uploaded_beside_itself(trees, tmp_path):
     with Backend() as backend:
         folder, env = offline_run(backend, trees, tmp_path)
-        lock = own(folder)
+        lock = lock_folder(folder)
         done = forked("-m", "emaae", "upload-pending", str(folder), **env)
         lock.close()
         assert done.returncode == 2, done.stdout

@@ -18,7 +18,7 @@ from emaae.data import Split
 from emaae.losses import PENALTIES
 from emaae.models import NORMS, build_model
 from emaae.system import distributed
-from emaae.system.signals import Interrupted, listening
+from emaae.system.signals import Interrupted, handle_signals
 from emaae.training import Run, fit
 
 CASES = [(penalty, norm, "adamw", "relu") for penalty in PENALTIES for norm in NORMS]
@@ -50,7 +50,7 @@ class Notes(Run):
     def keep_last(self, state, *, now=False):
         if self.left is not None:
             self.left -= 1
-            if self.left == 0 and not distributed.first():
+            if self.left == 0 and not distributed.is_main_process():
                 signal.raise_signal(signal.SIGTERM)
         if now:
             self.last = copy.deepcopy(state())
@@ -67,10 +67,10 @@ def train(
     own = {"sparse_loss": penalty, "norm": norm, "optimizer": optimizer, "activation": activation}
     config = Config.from_mapping(KNOBS | own)
     # Weights begin as those of the first process, whatever they are in the others.
-    torch.manual_seed(0 if distributed.first() else 1)
+    torch.manual_seed(0 if distributed.is_main_process() else 1)
     model = build_model(**config.architecture)
     data, val = split_of(40, 25, 60, 8, 31, 50, 12, seed=1), split_of(30, 12, 9, seed=2)
-    model.normalise(*data.moments())
+    model.normalise(*data.mean_and_sd())
     notes = notes or Notes()
     fit(model, data, val, config, notes, last)
     return {"rows": notes.rows, "weights": model.state_dict()}
@@ -80,7 +80,7 @@ def main(folder: str) -> None:
     found = {"cases": {case: train(*case) for case in CASES}}
     # An epoch keeps its state after each of its three batches and at its end.
     notes = Notes(stop_after=3 * 4 + 2)
-    with contextlib.suppress(Interrupted), listening():
+    with contextlib.suppress(Interrupted), handle_signals():
         train(*CASES[0], notes)
     found["stopped"] = notes.last["epoch"], notes.last["batch"]
     found["continued"] = train(*CASES[0], last=notes.last)
@@ -89,5 +89,5 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with distributed.joined():
+    with distributed.process_group():
         main(sys.argv[1])

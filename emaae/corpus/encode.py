@@ -33,14 +33,14 @@ from emaae.data.features import (
     frame_times,
     read_times,
 )
-from emaae.data.reading import Form, each, utterance
+from emaae.data.reading import FrameFormat, read_files, to_utterance
 from emaae.loading import load_model, model_file
 from emaae.models import CNNAutoEncoder
 from emaae.runs.checkpoint import write_json
 from emaae.runs.folder import git_commit, versions
 from emaae.system.devices import pick_device
-from emaae.system.errors import UserError, plainly
-from emaae.system.files import own, sha256
+from emaae.system.errors import UserError, one_line
+from emaae.system.files import lock_folder, sha256
 from emaae.system.progress import progress
 
 # Frames in a batch, padding included, and in a window. At 1024 units the widest activations of a
@@ -179,7 +179,7 @@ class Written:
         kept = f", {self.kept} were there" if self.kept else ""
         lines = [f"{out}: {self.written} utterances written{kept}"]
         lines += [f"left out: {name} ({why})" for name, why in self.skipped.items()]
-        return "\n".join(plainly(line) for line in lines)
+        return "\n".join(one_line(line) for line in lines)
 
 
 @contextlib.contextmanager
@@ -210,14 +210,14 @@ def encode_tree(
     *,
     skip_broken: bool = False,
 ) -> Written:
-    """Write the encodings of all utterances of a listing (`emaae.data.listed`) into a tree.
+    """Write the encodings of all utterances of a listing (`emaae.data.list_source`) into a tree.
 
-    form: of `config.FORMS`. made_by: the `model`, with its `sha256`, and what else the manifest
-    should say; which units fire somewhere is said there too. What is there already, whole and of
-    the same state of its features, is kept; a tree of another model or form is refused.
+    form: of `config.ENCODING_FORMATS`. made_by: the `model`, with its `sha256`, and what else the
+    manifest should say; which units fire somewhere is said there too. What is there already, whole
+    and of the same state of its features, is kept; a tree of another model or form is refused.
     skip_broken: leave broken files out instead of ending. Raises UserError.
     """
-    columns = Form(keep_loudness=model.input_dim == len(CHANNELS))
+    columns = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS))
     broken: dict[str, str] | None = {} if skip_broken else None
     fired = np.zeros(model.inner_size, bool)
 
@@ -225,7 +225,7 @@ def encode_tree(
         read, times = listing.connect(), listing.connect_times()
 
         def source(file: FeatureFile) -> Source:
-            frames = utterance(file.identity, read(file), columns).frames
+            frames = to_utterance(file.identity, read(file), columns).frames
             return Source(_Item(file, times(file)), frames)
 
         return source
@@ -240,7 +240,7 @@ def encode_tree(
         todo, kept = _todo(files, out)
         if todo:  # which units fire is not known while files come
             write_json(out / encodings.MANIFEST, before | {"fired": None})
-        encoded = ((s, noted(z)) for s, z in encode_each(model, each(todo, connect, broken)))
+        encoded = ((s, noted(z)) for s, z in encode_each(model, read_files(todo, connect, broken)))
         done = progress(encoded, "encoding", total=len(files), done=kept, unit="utterances")
         written = _write(done, out, form, model.inner_size)
         if kept and before.get("fired") is not None:
@@ -286,7 +286,7 @@ def decode_tree(
     A model that does not see loudness gives none: it is 0 there. Times are those of the encodings.
     It keeps and refuses the same files as `encode_tree`. Raises UserError.
     """
-    columns = Form(keep_loudness=model.input_dim == len(CHANNELS)).columns
+    columns = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS)).columns
 
     def source(file: FeatureFile) -> Source:
         z = encodings.read_encoding(file.path, model.inner_size)
@@ -336,7 +336,7 @@ def _claimed(out: Path, root: str | None, manifest: Mapping[str, Any]) -> Iterat
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = own(out)
+        lock = lock_folder(out)
     except OSError as error:
         raise UserError(
             f"--out {out} cannot be written ({error.strerror or error}): name another folder"

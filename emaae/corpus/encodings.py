@@ -19,15 +19,15 @@ import numpy as np
 import scipy.sparse
 
 from emaae.data.features import times_beside
-from emaae.data.npz import MOST_BYTES, MOST_FRAMES, open_npz, read_member
-from emaae.data.reading import narrowed
+from emaae.data.npz import MAX_BYTES, MAX_FRAMES, open_npz, read_member
+from emaae.data.reading import cast_frames
 from emaae.runs.checkpoint import not_written, write_json, write_whole
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import is_data, plain_file, read_json
+from emaae.system.files import is_data, read_json, regular_file
 
 MANIFEST = "manifest.json"
 # The longest utterance in the largest encoding there can be.
-MOST_ENCODED = MOST_FRAMES * 65536 * 4
+MOST_ENCODED = MAX_FRAMES * 65536 * 4
 CSR = ("format", "shape", "indptr", "indices", "data")
 
 
@@ -46,7 +46,7 @@ def write_encoding(
     else:
         features, done = np.empty(shape, form), 0
         for part in parts:
-            rows = narrowed(part, form, f"{path} would hold", "--format float32 or sparse")
+            rows = cast_frames(part, form, f"{path} would hold", "--format float32 or sparse")
             features[done : done + len(part)] = rows
             done += len(part)
 
@@ -74,10 +74,10 @@ def write_times(path: Path, times: np.ndarray) -> None:
 def made_from(path: Path) -> str | None:
     """The stamp of the source of the file at `path`; None unless it is whole and has its times."""
     with contextlib.suppress(BadFile, UnicodeDecodeError):
-        with plain_file(times_beside(str(path)), MOST_BYTES) as file, open_npz(file, str(path)):
+        with regular_file(times_beside(str(path)), MAX_BYTES) as file, open_npz(file, str(path)):
             pass
         with (
-            plain_file(path, MOST_ENCODED) as file,
+            regular_file(path, MOST_ENCODED) as file,
             open_npz(file, str(path), MOST_ENCODED) as archive,
         ):
             return archive.comment.decode()
@@ -86,8 +86,8 @@ def made_from(path: Path) -> str | None:
 
 def read_encoding(path: str | Path, n_units: int) -> np.ndarray:
     """The encoding (T, n_units) float32 in a file of any form. Raises BadFile."""
-    where, at_most = str(path), MOST_FRAMES * n_units * 8
-    with plain_file(path, 2 * at_most) as file, open_npz(file, where, 2 * at_most) as archive:
+    where, at_most = str(path), MAX_FRAMES * n_units * 8
+    with regular_file(path, 2 * at_most) as file, open_npz(file, where, 2 * at_most) as archive:
         if "indptr.npy" in archive.namelist():
             arrays = {key: read_member(archive, key, where, at_most) for key in CSR}
             z = _dense(arrays, n_units, where)
@@ -107,7 +107,7 @@ def _dense(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.nda
     form, shape, begins, columns, numbers = (arrays[key] for key in CSR)
     try:
         n_frames, width = shape.tolist()
-        if form.tobytes() != b"csr" or width != n_units or n_frames > MOST_FRAMES:
+        if form.tobytes() != b"csr" or width != n_units or n_frames > MAX_FRAMES:
             raise ValueError
         matrix = scipy.sparse.csr_matrix((numbers, columns, begins), (n_frames, width))
         matrix.check_format(full_check=True)

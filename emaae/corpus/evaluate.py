@@ -19,7 +19,7 @@ def evaluate_ref(ref: str, features: str, **knobs: Any) -> dict[str, float | lis
     with model_file(ref) as path:
         given = {name: value for name, value in knobs.items() if value is not None}
         given |= {"eval_only": True, "checkpoint": str(path), "test_dir": features}
-        config = command_line.completed(given)
+        config = command_line.config_from(given)
         device = pick_device(config.device)
         split = load_splits(config)["test"].to(device)
         model = load_model(path, device)

@@ -44,7 +44,7 @@ from emaae.data.features import (
 from emaae.runs.checkpoint import write_whole
 from emaae.system.devices import pick_device
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import plain_file, read_text
+from emaae.system.files import read_text, regular_file
 from emaae.system.progress import progress
 
 MODEL = "en"
@@ -219,7 +219,7 @@ def _open(path: str) -> Iterator[BinaryIO]:
     import soundfile
 
     try:
-        with plain_file(path, MOST_BYTES) as file:
+        with regular_file(path, MOST_BYTES) as file:
             yield file
     except soundfile.SoundFileError as error:
         raise BadFile(f"{path} is no audio that can be read ({_reason(error)})") from None

@@ -30,7 +30,7 @@ from emaae.data.features import (
     read_times,
 )
 from emaae.runs.checkpoint import write_json, write_whole
-from emaae.system.errors import UserError, extra
+from emaae.system.errors import UserError, needs_extra
 from emaae.system.files import read_json, read_text
 from emaae.system.progress import progress
 
@@ -290,13 +290,13 @@ def _write_story(path: Path, times: np.ndarray, matrix: np.ndarray, names: Seque
         arrays: dict[str, Any] = {"X": matrix, "tr_times": times, "columns": np.array(names)}
         write_whole(path, lambda file: np.savez(file, **arrays))
         return
-    with extra("analysis"):
+    with needs_extra("analysis"):
         import pandas
     table = pandas.DataFrame(matrix, columns=list(names))
     table.insert(0, "tr_time", times)
     if path.suffix == ".csv":
         table.to_csv(path, index=False)
     else:
-        with extra("parquet"):
+        with needs_extra("parquet"):
             import pyarrow  # noqa: F401
         table.to_parquet(path, index=False)

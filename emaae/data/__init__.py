@@ -20,10 +20,10 @@ from emaae.data.features import (
     read_times,
     times_beside,
 )
-from emaae.data.reading import Form, Reader, Utterance, each, utterance
+from emaae.data.reading import FrameFormat, Reader, Utterance, read_files, to_utterance
 from emaae.data.split import Split, check_overlap
-from emaae.system.distributed import after_the_first
-from emaae.system.errors import few
+from emaae.system.distributed import main_process_first
+from emaae.system.errors import shortened
 from emaae.system.progress import progress
 
 SPLITS = ("train", "val", "test")
@@ -37,21 +37,21 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
     wanted: names of `SPLITS` to read, of those that were given. Without directories: the demo data,
     `test` alone for --eval_only.
     """
-    form = Form(config.keep_loudness, config.data_dtype)
+    form = FrameFormat(config.keep_loudness, config.data_dtype)
     if config.uses_demo:
         given = ("test",) if config.eval_only else SPLITS
         sources = {name: _demo(name, form) for name in given if name in wanted}
     else:
         roots = {name: getattr(config, f"{name}_dir") for name in wanted}
         sources = {name: _source(name, root, config, form) for name, root in roots.items() if root}
-    with after_the_first():  # which packs what is not packed yet, and says how far it is
+    with main_process_first():  # which packs what is not packed yet, and says how far it is
         splits = {name: store.load(source, config.cache_folder) for name, source in sources.items()}
     for name, split in splits.items():
         if split.skipped:
             names = list(split.skipped)
             warnings.warn(
                 f"{name}: left out {len(names)} of {len(split) + len(names)} files, which are "
-                f"broken: {few(names)} ({split.skipped[names[0]]})",
+                f"broken: {shortened(names)} ({split.skipped[names[0]]})",
                 stacklevel=2,
             )
     check_overlap(splits)
@@ -68,15 +68,15 @@ class Listing:
     times, None where it has none.
     """
 
-    where: str
+    label: str
     root: str | None
-    place: tuple
+    location: tuple
     files: list[FeatureFile]
     connect: Callable[[], Reader]
     connect_times: Callable[[], Callable[[FeatureFile], np.ndarray | None]]
 
 
-def listed(root: str, recursive: bool, bucket: str | None = None) -> Listing:
+def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listing:
     """The features below a directory, or below a prefix of a bucket. Raises UserError."""
     return _in_bucket(bucket, root, recursive) if bucket else _in_tree(root, recursive)
 
@@ -122,31 +122,31 @@ def _in_bucket(name: str, prefix: str, recursive: bool) -> Listing:
     return Listing(where, None, place, files, connect, connect_times)
 
 
-def _source(name: str, root: str, config: Config, form: Form) -> store.Source:
-    found = listed(root, config.recursive, config.bucket)
+def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.Source:
+    found = list_source(root, config.recursive, config.bucket)
     broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
 
     def connect() -> Callable[[FeatureFile], Utterance]:
         read = found.connect()
-        return lambda file: utterance(file.identity, read(file), form)
+        return lambda file: to_utterance(file.identity, read(file), form)
 
     def read_all() -> Iterator[Utterance]:
-        utterances = each(found.files, connect, broken)
+        utterances = read_files(found.files, connect, broken)
         return progress(utterances, f"reading {name}", total=len(found.files), unit="utterances")
 
-    state = store.key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))
-    return store.Source(found.where, found.place, state, form, read_all, broken)
+    state = store.hash_key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))
+    return store.Source(found.label, found.location, state, form, read_all, broken)
 
 
-def _demo(name: str, form: Form) -> store.Source:
+def _demo(name: str, form: FrameFormat) -> store.Source:
     def generate_all() -> Iterator[Utterance]:
         # scipy is only needed here, and takes a moment to import.
         from emaae.data.demo import generate
 
-        return (utterance(u.name, u.features, form) for u in generate(name))
+        return (to_utterance(u.name, u.features, form) for u in generate(name))
 
     # The generator's own text, since a version of it could be forgotten.
     modules = ("demo.py", "phones.py", "synthesis.py")
     texts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in modules]
-    state = store.key(texts, np.__version__, importlib.metadata.version("scipy"))
+    state = store.hash_key(texts, np.__version__, importlib.metadata.version("scipy"))
     return store.Source(f"the demo's {name} split", ("demo", name), state, form, generate_all)

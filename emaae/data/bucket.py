@@ -20,39 +20,39 @@ from typing import Any
 import numpy as np
 
 from emaae.data.features import FeatureFile, without_npz
-from emaae.data.npz import MOST_BYTES, load_npz, too_large
-from emaae.system.errors import BadFile, UserError, extra, few
+from emaae.data.npz import MAX_BYTES, load_npz, too_large
+from emaae.system.errors import BadFile, UserError, needs_extra, shortened
 from emaae.system.files import is_data
 
 # Codecs of upload_raw_array besides gzip and no compression. The name comes from the object's
 # metadata, and numcodecs also has a codec that unpickles, so no other name may reach it.
 NUMCODECS = ("zstd", "lz4")
 
-STREAMS: Mapping[str, Callable[[], Any]] = {
+DECOMPRESSORS: Mapping[str, Callable[[], Any]] = {
     "gzip": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),  # 16 + asks for gzip
     "zlib": zlib.decompressobj,
     "bz2": bz2.BZ2Decompressor,
 }
 
 # A plain number in NumPy's notation: float, signed, unsigned, bool. No objects, no records.
-NUMBER = re.compile(r"[<>|=]?[fiub]\d+")
+NUMERIC_DTYPE = re.compile(r"[<>|=]?[fiub]\d+")
 
 # A suffix starts with a letter, so that `rate_1.2` is a name and `x_config.json` is not.
-OTHER_FILE = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
+FILE_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
 
 UPLOAD_AGAIN = "upload it again with cottoncandy's upload_raw_array"
 
 
 def open_bucket(name: str) -> Any:
     """The bucket `name`, boto3's resource. Raises UserError."""
-    with extra("bucket"):
+    with needs_extra("bucket"):
         import boto3
         from botocore.config import Config
     # About 15 s for an endpoint that is down, 30 s for one that accepts and says nothing.
     patience = Config(
         connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3}
     )
-    with _explained(f"s3://{name}"):
+    with _boto_errors(f"s3://{name}"):
         bucket = boto3.resource("s3", config=patience).Bucket(name)
         bucket.meta.client.head_bucket(Bucket=name)
     return bucket
@@ -80,7 +80,7 @@ def list_features(bucket: Any, prefix: str, recursive: bool) -> list[FeatureFile
             )
         features[identity] = FeatureFile(identity, key, stamp)
     if not features:
-        with _explained(where):
+        with _boto_errors(where):
             raise UserError(_no_features(bucket, folder, list(stamps), recursive))
     return sorted(features.values())
 
@@ -100,7 +100,7 @@ def _folder(prefix: str) -> str:
 def _listed(bucket: Any, folder: str, recursive: bool) -> dict[str, tuple[int, str]]:
     """Bytes and ETag of every object, by key. Raises UserError."""
     query = {"Prefix": folder} if recursive else {"Prefix": folder, "Delimiter": "/"}
-    with _explained(f"s3://{bucket.name}/{folder}"):
+    with _boto_errors(f"s3://{bucket.name}/{folder}"):
         return {item.key: (item.size, item.e_tag) for item in bucket.objects.filter(**query)}
 
 
@@ -111,9 +111,9 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
     the array in an `.npz`.
     """
     where = f"s3://{bucket.name}/{key}"
-    with _explained(where):
+    with _boto_errors(where):
         answer = bucket.Object(key).get()
-        if answer["ContentLength"] > MOST_BYTES:
+        if answer["ContentLength"] > MAX_BYTES:
             raise BadFile(too_large(where, "it", answer["ContentLength"]))
         content = answer["Body"].read()
     if etag is not None and answer["ETag"] != etag:
@@ -131,7 +131,7 @@ def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bo
     digest = hashlib.sha256(state.encode()).hexdigest()
     shape = ",".join(map(str, array.shape))
     metadata = {"dtype": array.dtype.str, "shape": shape, "compression": "gzip", "order": "C"}
-    with _explained(f"s3://{bucket.name}/{key}"):
+    with _boto_errors(f"s3://{bucket.name}/{key}"):
         found = [item.key for item in bucket.objects.filter(Prefix=key).limit(1)]
         if found == [key] and bucket.Object(key).metadata.get("state") == digest:
             return False
@@ -144,7 +144,7 @@ def _identity(name: str) -> str | None:
     """The utterance that the object `name` holds the features of, or None."""
     identity = without_npz(name)
     last = identity.rpartition("/")[2]
-    other = identity == name and OTHER_FILE.search(last)
+    other = identity == name and FILE_SUFFIX.search(last)
     if last == "" or last.endswith("_times") or other or not is_data(name):
         return None
     return identity
@@ -175,7 +175,7 @@ def _folders(bucket: Any, folder: str) -> str:
     """The names of the first folders in `folder` as text, empty where there are none."""
     client = bucket.meta.client
     page = client.list_objects_v2(Bucket=bucket.name, Prefix=folder, Delimiter="/")
-    return few([entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])])
+    return shortened([entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])])
 
 
 def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.ndarray:
@@ -198,7 +198,7 @@ def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.nd
         )
 
     n_bytes = math.prod(shape) * dtype.itemsize
-    if n_bytes > MOST_BYTES:
+    if n_bytes > MAX_BYTES:
         raise BadFile(too_large(where, "its array", n_bytes))
     array = memoryview(_decompressed(content, metadata["compression"], n_bytes, where))
     if array.nbytes != n_bytes:
@@ -212,7 +212,7 @@ def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.nd
 
 def _dtype(text: str, where: str) -> np.dtype:
     with contextlib.suppress(TypeError):  # a number of a size that NumPy does not have
-        if NUMBER.fullmatch(text):
+        if NUMERIC_DTYPE.fullmatch(text):
             return np.dtype(text)
     raise BadFile(
         f"{where} must hold plain numbers such as <f4, got dtype {text!r}, which is not read "
@@ -232,8 +232,8 @@ def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) ->
         if compression in ("False", "None"):
             return content
         codec = compression.lower()
-        if codec in STREAMS:
-            stream = STREAMS[codec]()
+        if codec in DECOMPRESSORS:
+            stream = DECOMPRESSORS[codec]()
             array = stream.decompress(content, n_bytes + 1)
             if len(array) <= n_bytes and not stream.eof:
                 raise EOFError("the end is missing")
@@ -264,7 +264,7 @@ def endpoint() -> str:
 
 
 @contextlib.contextmanager
-def _explained(where: str) -> Iterator[None]:
+def _boto_errors(where: str) -> Iterator[None]:
     """Turn what boto says about `where` into a UserError."""
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError

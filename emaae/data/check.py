@@ -17,7 +17,7 @@ from emaae.data.features import (
     CHANNELS,
     FRAME_RATE_HZ,
     HOP_SAMPLES,
-    LOUDNESS,
+    LOUDNESS_COLUMN,
     SAMPLE_RATE_HZ,
     WINDOW_SAMPLES,
     check_features,
@@ -25,11 +25,11 @@ from emaae.data.features import (
     find_features,
     read_times,
 )
-from emaae.data.npz import MOST_BYTES, load_npz
+from emaae.data.npz import MAX_BYTES, load_npz
 from emaae.data.reading import digest_of
 from emaae.data.split import speaker_of
-from emaae.system.errors import BadFile, plainly
-from emaae.system.files import plain_file
+from emaae.system.errors import BadFile, one_line
+from emaae.system.files import regular_file
 from emaae.system.progress import progress
 
 PITCH_HZ = (50, 550)
@@ -91,9 +91,9 @@ class Tree:
     low: np.ndarray = field(default_factory=lambda: np.full(len(CHANNELS), np.inf))
     high: np.ndarray = field(default_factory=lambda: np.full(len(CHANNELS), -np.inf))
     speakers: set[str] = field(default_factory=set)
-    found: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    findings: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+    def mean_and_sd(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each channel (14,); NaN without frames."""
         n = sum(self.lengths) or np.nan
         mean = self.total / n
@@ -101,7 +101,7 @@ class Tree:
 
     def lip_correlation(self) -> float:
         """Pearson correlation of LLX and LLY over all frames; NaN when one never moves."""
-        mean, sd = self.moments()
+        mean, sd = self.mean_and_sd()
         if not sd[LLX] * sd[LLY] > 0:
             return float("nan")
         covariance = self.products[LLX, LLY] / sum(self.lengths) - mean[LLX] * mean[LLY]
@@ -131,9 +131,9 @@ def check(roots: Sequence[str | Path], recursive: bool, keep_loudness: bool = Fa
             keys = (identity, _check_file(tree, identity, path) or identity)
             other, twin = next((seen[key] for key in keys if key in seen), (None, ""))
             if other is tree:
-                tree.found["twice"].append(f"{identity} ({twin})")
+                tree.findings["twice"].append(f"{identity} ({twin})")
             elif other is not None:
-                tree.found["shared"].append(f"{identity} ({other.root}: {twin})")
+                tree.findings["shared"].append(f"{identity} ({other.root}: {twin})")
             for key in keys:
                 seen.setdefault(key, (tree, identity))
         _check_names(tree, [file.identity for file in files])
@@ -148,12 +148,12 @@ def _check_file(tree: Tree, identity: str, path: str) -> str | None:
     try:
         check_identity(identity, path)
         kind = "unreadable"
-        with plain_file(path, MOST_BYTES) as file:
+        with regular_file(path, MAX_BYTES) as file:
             array = load_npz(file, path)
         kind = "numbers" if array.ndim == 2 and array.shape[1] == len(CHANNELS) else "columns"
         features = check_features(array, path)
     except BadFile as error:
-        tree.found[kind].append(str(error))
+        tree.findings[kind].append(str(error))
         return None
     tree.add(features)
     _check_values(tree, identity, features)
@@ -165,37 +165,37 @@ def _check_file(tree: Tree, identity: str, path: str) -> str | None:
 
 def _check_values(tree: Tree, identity: str, features: np.ndarray) -> None:
     n_frames = len(features)
-    negative = int((features[:, LOUDNESS] < 0).sum())
+    negative = int((features[:, LOUDNESS_COLUMN] < 0).sum())
     if negative:
         kind = "loudness" if tree.keep_loudness else "unused"
-        tree.found[kind].append(f"{identity} ({negative} of {n_frames} frames)")
+        tree.findings[kind].append(f"{identity} ({negative} of {n_frames} frames)")
     pitch = features[:, PITCH]
     outside = int(((pitch < PITCH_HZ[0]) | (pitch > PITCH_HZ[1])).sum())
     if outside:
         some = f"{outside} of {n_frames} frames, {pitch.min():g} to {pitch.max():g} Hz"
-        tree.found["pitch"].append(f"{identity} ({some})")
+        tree.findings["pitch"].append(f"{identity} ({some})")
     if n_frames > 1:
         still = [c for c, r in zip(CHANNELS, np.ptp(features, axis=0)) if r == 0]
         if still:
-            tree.found["constant"].append(f"{identity} ({' '.join(still)})")
+            tree.findings["constant"].append(f"{identity} ({' '.join(still)})")
     if n_frames < SHORT_FRAMES:
-        tree.found["short"].append(f"{identity} ({n_frames})")
+        tree.findings["short"].append(f"{identity} ({n_frames})")
     elif n_frames > LONG_S * FRAME_RATE_HZ:
-        tree.found["long"].append(f"{identity} ({n_frames / FRAME_RATE_HZ:.0f} s)")
+        tree.findings["long"].append(f"{identity} ({n_frames / FRAME_RATE_HZ:.0f} s)")
 
 
 def _check_times(tree: Tree, identity: str, path: str, n_frames: int) -> None:
     try:
         times = read_times(path)
     except BadFile as error:
-        tree.found["times"].append(str(error))
+        tree.findings["times"].append(str(error))
         return
     if times is None:
-        tree.found["missing"].append(identity)
+        tree.findings["missing"].append(identity)
         return
     if times.shape != (n_frames, 2) or times.dtype.kind not in "fiu":
         what = f"{times.dtype} of shape {times.shape} for {n_frames} frames"
-        tree.found["times"].append(f"{identity} ({what})")
+        tree.findings["times"].append(f"{identity} ({what})")
         return
     times = times.astype(np.float64)
     (start, end), middle = times[0], times.mean(1)
@@ -208,10 +208,10 @@ def _check_times(tree: Tree, identity: str, path: str, n_frames: int) -> None:
         wrong = abs(rate / FRAME_RATE_HZ - 1) > 0.01
     else:
         first, last = (f"[{a:g}, {b:g}]" for a, b in (times[0], times[-1]))
-        tree.found["times"].append(f"{identity} ({first} to {last})")
+        tree.findings["times"].append(f"{identity} ({first} to {last})")
         return
     if wrong:
-        tree.found["rate"].append(f"{identity} ({rate:.1f} a second)")
+        tree.findings["rate"].append(f"{identity} ({rate:.1f} a second)")
 
 
 def _check_names(tree: Tree, identities: Iterable[str]) -> None:
@@ -221,20 +221,20 @@ def _check_names(tree: Tree, identities: Iterable[str]) -> None:
         last[identity.rpartition("/")[2]].append(identity)
     for group in (*alike.values(), *last.values()):
         if len(group) > 1:
-            tree.found["collision"].append(" = ".join(group[:3]))
+            tree.findings["collision"].append(" = ".join(group[:3]))
 
 
 def _check_whole(tree: Tree, others: Sequence[Tree]) -> None:
-    sd = tree.moments()[1][: len(ARTICULATORS)]
+    sd = tree.mean_and_sd()[1][: len(ARTICULATORS)]
     wrong = [f"{c} {s:.3g}" for c, s in zip(ARTICULATORS, sd) if not SCALE[0] <= s <= SCALE[1]]
     if wrong and tree.lengths:
-        tree.found["scale"].append(f"{tree.root} ({', '.join(wrong)})")
+        tree.findings["scale"].append(f"{tree.root} ({', '.join(wrong)})")
     r = tree.lip_correlation()
     if r > FORWARDS:
-        tree.found["sign"].append(f"{tree.root} (r = {r:.2f})")
+        tree.findings["sign"].append(f"{tree.root} (r = {r:.2f})")
     for other in others:
         for speaker in sorted(tree.speakers & other.speakers, key=int):
-            tree.found["speakers"].append(f"{speaker} ({tree.root} and {other.root})")
+            tree.findings["speakers"].append(f"{speaker} ({tree.root} and {other.root})")
 
 
 # ---- the report
@@ -242,7 +242,7 @@ def _check_whole(tree: Tree, others: Sequence[Tree]) -> None:
 
 def exit_status(trees: Sequence[Tree]) -> int:
     """0 when nothing is wrong, 1 for warnings alone, 2 with an error."""
-    kinds = {kind for tree in trees for kind in tree.found}
+    kinds = {kind for tree in trees for kind in tree.findings}
     return 2 if kinds & ERRORS.keys() else 1 if kinds else 0
 
 
@@ -250,12 +250,14 @@ def report(trees: Sequence[Tree]) -> Iterator[str]:
     """Lines: the findings, errors first and then the most frequent, and a table of the trees."""
     counts = []
     for level, kinds in (("error", ERRORS), ("warning", WARNINGS)):
-        places = {kind: [w for tree in trees for w in tree.found.get(kind, ())] for kind in kinds}
+        places = {
+            kind: [w for tree in trees for w in tree.findings.get(kind, ())] for kind in kinds
+        }
         counts.append(sum(map(len, places.values())))
         for kind, where in sorted(places.items(), key=lambda item: -len(item[1])):
             if where:
                 yield f"{level} ({len(where)}): {kinds[kind]}"
-                yield from (f"    {plainly(one)}" for one in where[:EXAMPLES])
+                yield from (f"    {one_line(one)}" for one in where[:EXAMPLES])
                 if len(where) > EXAMPLES:
                     yield f"    and {len(where) - EXAMPLES} more"
     yield from ("", *_table(trees), "", *_channels(trees), "")
@@ -285,7 +287,7 @@ def _table(trees: Sequence[Tree]) -> Iterator[str]:
 
 def _channels(trees: Sequence[Tree]) -> Iterator[str]:
     rows = [("channel", *(f"{tree.root.name}: mean (sd), min to max" for tree in trees))]
-    moments = [tree.moments() for tree in trees]
+    moments = [tree.mean_and_sd() for tree in trees]
     for i, channel in enumerate(CHANNELS):
         cells = (
             f"{mean[i]:.2f} ({sd[i]:.2f}), {tree.low[i]:.2f} to {tree.high[i]:.2f}"
@@ -298,6 +300,6 @@ def _channels(trees: Sequence[Tree]) -> Iterator[str]:
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
-        first, *others = (plainly(cell) for cell in row)
+        first, *others = (one_line(cell) for cell in row)
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:]))
         yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()

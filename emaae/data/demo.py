@@ -19,13 +19,13 @@ import numpy as np
 
 from emaae.data.phones import Gesture, Phone
 from emaae.data.synthesis import (
-    Utterance,
-    draw_score,
+    GeneratedUtterance,
+    draw_phones,
     draw_speaker,
-    gestures_of,
     make_utterance,
-    move,
-    random_of,
+    plan_gestures,
+    random_stream,
+    simulate_movement,
 )
 from emaae.system.errors import BadFile, UserError
 from emaae.system.files import read_json
@@ -33,8 +33,8 @@ from emaae.system.progress import progress
 
 MIN_DURATION_S = 0.4  # the shortest utterance that holds a syllable and silence on both sides
 
-CHAPTER_UTTERANCES = 5
-UTTERANCES_AT_ONCE = 32  # bounds memory; each utterance is the same whatever its neighbours
+UTTERANCES_PER_CHAPTER = 5
+CHUNK_UTTERANCES = 32  # bounds memory; each utterance is the same whatever its neighbours
 
 
 class Recipe(NamedTuple):
@@ -57,13 +57,13 @@ TRAIN_CLEAN_100 = (1.41, 4.24, 11.62, 14.00, 15.16, 16.08, 24.52)
 DEV_CLEAN = (1.44, 2.37, 3.76, 5.92, 9.27, 16.41, 32.65)
 TEST_CLEAN = (1.28, 2.31, 3.68, 5.79, 9.60, 17.84, 34.96)
 
-SPLITS: Mapping[str, Recipe] = {
+DEMO_SPLITS: Mapping[str, Recipe] = {
     "train": Recipe(range(101, 109), 64, TRAIN_CLEAN_100),
     "val": Recipe(range(201, 205), 28, DEV_CLEAN),
     "test": Recipe(range(301, 305), 28, TEST_CLEAN),
 }
 CORPORA: Mapping[str, Corpus] = {
-    "demo": Corpus(SPLITS, scale=0.3),
+    "demo": Corpus(DEMO_SPLITS, scale=0.3),
     # As many speakers and utterances as LibriSpeech has, of the same durations.
     "librispeech-100h": Corpus(
         {
@@ -82,7 +82,7 @@ def generate(
     n_utterances: int | None = None,
     scale: float | None = None,
     like: str = "demo",
-) -> list[Utterance]:
+) -> list[GeneratedUtterance]:
     """The utterances of one split; the same arguments give the same numbers.
 
     split: train, val or test.
@@ -92,11 +92,11 @@ def generate(
         12.7 s on average in train and 7.4 s elsewhere.
     like: a key of CORPORA.
     """
-    parts = _parts(split, seed, n_utterances, scale, like)
+    parts = _chunks(split, seed, n_utterances, scale, like)
     return [utterance for part in parts for utterance in part.generate()]
 
 
-class _Part(NamedTuple):
+class _Chunk(NamedTuple):
     """Some utterances of a split: numbers first, first + 1, ... as many as there are durations."""
 
     split: str
@@ -105,25 +105,25 @@ class _Part(NamedTuple):
     first: int
     durations_s: list[float]
 
-    def generate(self) -> list[Utterance]:
+    def generate(self) -> list[GeneratedUtterance]:
         """The utterances, simulated together; each is what it would be alone."""
         drafts = []
         for i, duration_s in enumerate(self.durations_s, self.first):
             # Neighbours have different speakers: a few utterances already span the speakers.
             number = self.speakers[i % len(self.speakers)]
             speaker = draw_speaker(number, self.seed)
-            rng = random_of(self.seed, self.split, "utterance", i)
-            phones = draw_score(rng, duration_s, speaker.rate)
-            tokens = gestures_of(rng, phones)
+            rng = random_stream(self.seed, self.split, "utterance", i)
+            phones = draw_phones(rng, duration_s, speaker.rate)
+            tokens = plan_gestures(rng, phones)
             name = _name(number, i // len(self.speakers))
             drafts.append((name, rng, speaker, phones, tokens))
-        movements = move([tokens for *_, tokens in drafts], self.durations_s)
+        movements = simulate_movement([tokens for *_, tokens in drafts], self.durations_s)
         return [make_utterance(*draft, movement) for draft, movement in zip(drafts, movements)]
 
 
-def _parts(
+def _chunks(
     split: str, seed: int, n_utterances: int | None, scale: float | None, like: str
-) -> list[_Part]:
+) -> list[_Chunk]:
     """A split in parts that can be made in any order, by any process."""
     corpus = CORPORA[like]
     if split not in corpus.splits:
@@ -139,8 +139,8 @@ def _parts(
         raise ValueError(f"seed must be 0 or more, got {seed}")
     durations_s = _durations(split, seed, n_utterances, scale, recipe.durations_s)
     return [
-        _Part(split, recipe.speakers, seed, i, durations_s[i : i + UTTERANCES_AT_ONCE].tolist())
-        for i in range(0, n_utterances, UTTERANCES_AT_ONCE)
+        _Chunk(split, recipe.speakers, seed, i, durations_s[i : i + CHUNK_UTTERANCES].tolist())
+        for i in range(0, n_utterances, CHUNK_UTTERANCES)
     ]
 
 
@@ -164,8 +164,8 @@ def write_tree(
     counts = {}
     with contextlib.ExitStack() as stack:
         each = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs)).map
-        for split in SPLITS:
-            parts = _parts(split, seed, n_utterances, scale, like)
+        for split in DEMO_SPLITS:
+            parts = _chunks(split, seed, n_utterances, scale, like)
             done = progress(
                 each(_write, parts, [Path(out_dir)] * len(parts)),
                 f"writing {split}",
@@ -182,7 +182,7 @@ def write_tree(
     return counts
 
 
-def _write(part: _Part, out_dir: Path) -> list[tuple[str, int]]:
+def _write(part: _Chunk, out_dir: Path) -> list[tuple[str, int]]:
     """Write a part; returns speaker and number of frames of each utterance."""
     utterances = part.generate()
     for utterance in utterances:
@@ -228,8 +228,8 @@ def read_score(path: str | Path) -> tuple[list[Phone], list[Gesture]]:
 
 def _name(speaker: int, number: int) -> str:
     """LibriSpeech's speaker/chapter/speaker-chapter-number, CHAPTER_UTTERANCES to a chapter."""
-    chapter = 1000 * speaker + number // CHAPTER_UTTERANCES
-    return f"{speaker}/{chapter}/{speaker}-{chapter}-{number % CHAPTER_UTTERANCES:04d}"
+    chapter = 1000 * speaker + number // UTTERANCES_PER_CHAPTER
+    return f"{speaker}/{chapter}/{speaker}-{chapter}-{number % UTTERANCES_PER_CHAPTER:04d}"
 
 
 def _durations(
@@ -240,7 +240,7 @@ def _durations(
     The probabilities step by the golden ratio: any first n of them cover 0..1 evenly, so that even
     a small corpus has LibriSpeech's durations and, nearly, its total.
     """
-    start = random_of(seed, split, "durations").uniform()
+    start = random_stream(seed, split, "durations").uniform()
     probability = (start + np.arange(n_utterances) * (np.sqrt(5) - 1) / 2) % 1
     durations_s = np.interp(probability, DURATION_QUANTILES, quantiles_s)
     return np.maximum(scale * durations_s, MIN_DURATION_S)

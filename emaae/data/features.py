@@ -9,9 +9,9 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from emaae.data.npz import MOST_BYTES, load_npz
+from emaae.data.npz import MAX_BYTES, load_npz
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import is_data, plain_file
+from emaae.system.files import is_data, regular_file
 
 # Tongue dorsum, body and tip, lower incisor, upper and lower lip.
 ARTICULATORS = (
@@ -21,7 +21,7 @@ ARTICULATORS = (
 # Columns of a feature file. Articulators are z-scores of the extractor's template speaker (X grows
 # backwards, Y upwards), loudness is dimensionless and >= 0, pitch is in Hz.
 CHANNELS = (*ARTICULATORS, "loudness", "pitch")
-LOUDNESS = CHANNELS.index("loudness")
+LOUDNESS_COLUMN = CHANNELS.index("loudness")
 # The extractor sees the audio through windows of 400 samples at 16 kHz, one every 320.
 SAMPLE_RATE_HZ, WINDOW_SAMPLES, HOP_SAMPLES = 16_000, 400, 320
 FRAME_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
@@ -129,7 +129,7 @@ def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) 
 
     stamp: of the file when it was listed; a file that has changed since is refused.
     """
-    with plain_file(path, MOST_BYTES) as file:
+    with regular_file(path, MAX_BYTES) as file:
         now = os.fstat(file.fileno())
         if stamp is not None and stamp != (now.st_size, now.st_mtime_ns):
             raise UserError(f"{path} has changed since it was listed: start again")
@@ -141,7 +141,7 @@ def read_times(path: str | Path) -> np.ndarray | None:
     beside = times_beside(str(path))
     if not os.path.exists(beside):
         return None
-    with plain_file(beside, MOST_BYTES) as file:
+    with regular_file(beside, MAX_BYTES) as file:
         return load_npz(file, beside, "times")
 
 

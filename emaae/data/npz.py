@@ -1,7 +1,7 @@
 """Reading an untrusted .npz: its headers first, then one array of numbers.
 
 An archive may claim any size, hold any number of arrays, and inflate a thousandfold. So nothing is
-inflated before the headers of archive and array agree on a size that is within `MOST_BYTES`, and no
+inflated before the headers of archive and array agree on a size that is within `MAX_BYTES`, and no
 array is inflated that is not asked for. Nothing is unpickled.
 """
 
@@ -14,17 +14,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from emaae.system.errors import BadFile, few
-from emaae.system.files import PIECE, Pieces
+from emaae.system.errors import BadFile, shortened
+from emaae.system.files import MAX_READ, BoundedReader
 
 # One utterance of 4 hours: 50 frames a second of 14 float64. The longest one of LibriSpeech has
 # 35 s, the longest stories of brain recordings an hour or two.
-MOST_FRAMES = 4 * 3600 * 50
-MOST_BYTES = MOST_FRAMES * 14 * 8
+MAX_FRAMES = 4 * 3600 * 50
+MAX_BYTES = MAX_FRAMES * 14 * 8
 # NumPy's headers of plain arrays have 128 bytes.
-MOST_HEADER = 1024
+MAX_HEADER = 1024
 
-AGAIN = "extract or copy it again"
+RETRY = "extract or copy it again"
 
 
 def load_npz(file: BinaryIO, where: str, key: str = "features") -> np.ndarray:
@@ -37,7 +37,7 @@ def load_npz(file: BinaryIO, where: str, key: str = "features") -> np.ndarray:
 
 
 @contextlib.contextmanager
-def open_npz(file: BinaryIO, where: str, at_most: int = MOST_BYTES) -> Iterator[zipfile.ZipFile]:
+def open_npz(file: BinaryIO, where: str, at_most: int = MAX_BYTES) -> Iterator[zipfile.ZipFile]:
     """The archive in a file of at most so many bytes.
 
     Each of the many ways to fail while it is open is a BadFile, one line that names the file.
@@ -47,35 +47,35 @@ def open_npz(file: BinaryIO, where: str, at_most: int = MOST_BYTES) -> Iterator[
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if not size:
-            raise BadFile(f"{where} is empty: {AGAIN}")
+            raise BadFile(f"{where} is empty: {RETRY}")
         if begins.startswith(b"\x93NUMPY"):
             raise BadFile(f"{where} is a bare array: expected an .npz, as np.savez writes it")
         if begins.startswith(b"\x80"):
             raise BadFile(_pickled(where))
         if not begins.startswith(b"PK"):
-            raise BadFile(f"{where} is not an .npz (it begins {begins!r}): {AGAIN}")
+            raise BadFile(f"{where} is not an .npz (it begins {begins!r}): {RETRY}")
         if size > at_most:
             raise BadFile(too_large(where, "it", size))
-        with zipfile.ZipFile(Pieces(file, where)) as archive:
+        with zipfile.ZipFile(BoundedReader(file, where)) as archive:
             yield archive
     except BadFile:
         raise
     except EOFError:
-        raise BadFile(f"{where} is truncated: {AGAIN}") from None
+        raise BadFile(f"{where} is truncated: {RETRY}") from None
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise BadFile(f"{where} is not a readable .npz ({reason}): {AGAIN}") from None
+        raise BadFile(f"{where} is not a readable .npz ({reason}): {RETRY}") from None
 
 
 def read_member(
-    archive: zipfile.ZipFile, key: str, where: str, at_most: int = MOST_BYTES
+    archive: zipfile.ZipFile, key: str, where: str, at_most: int = MAX_BYTES
 ) -> np.ndarray:
     """The array `key` in an open archive, of at most so many bytes. Raises BadFile."""
     info = _member(archive, where, key)
     with _opened(archive, info, where) as member:
         shape, fortran, dtype = _header(member, info, where, at_most)
         content = bytearray()
-        while piece := member.read(PIECE):  # the last one comes with the check of the sum
+        while piece := member.read(MAX_READ):  # the last one comes with the check of the sum
             content += piece
     array = np.frombuffer(content, dtype)
     return array.reshape(shape, order="F" if fortran else "C")
@@ -85,20 +85,20 @@ def _member(archive: zipfile.ZipFile, where: str, key: str) -> zipfile.ZipInfo:
     """The member that is the array `key`, or else the only 2-D array by the headers."""
     members = {info.filename: info for info in archive.infolist()}
     if len(members) < len(archive.infolist()):
-        raise BadFile(f"{where} has two members of one name: expected an .npz; {AGAIN}")
+        raise BadFile(f"{where} has two members of one name: expected an .npz; {RETRY}")
     if f"{key}.npy" in members:
         return members[f"{key}.npy"]
     arrays = {n.removesuffix(".npy"): info for n, info in members.items() if n.endswith(".npy")}
     matrices = []
     for info in arrays.values():
         with _opened(archive, info, where) as member:
-            if len(_header(member, info, where, MOST_BYTES)[0]) == 2:
+            if len(_header(member, info, where, MAX_BYTES)[0]) == 2:
                 matrices.append(info)
     if len(matrices) == 1:
         return matrices[0]
     raise BadFile(
         f"{where} has no key `{key}` and {len(matrices)} 2-D arrays among its keys "
-        f"({few(list(arrays)) or 'none'}): save the matrix under the key `{key}`"
+        f"({shortened(list(arrays)) or 'none'}): save the matrix under the key `{key}`"
     )
 
 
@@ -122,7 +122,7 @@ def _header(
     }.get(version)
     if read is None:
         raise BadFile(f"{where} has an array of format {version}: expected plain numbers")
-    shape, fortran, dtype = read(member, max_header_size=MOST_HEADER)
+    shape, fortran, dtype = read(member, max_header_size=MAX_HEADER)
     if dtype.hasobject:
         raise BadFile(_pickled(where))
     claimed = math.prod(shape) * dtype.itemsize
@@ -132,7 +132,7 @@ def _header(
     if claimed != held or min(shape, default=0) < 0:
         raise BadFile(
             f"{where} holds {held} bytes of the array {info.filename!r}, whose header says "
-            f"{dtype} of shape {shape}: {AGAIN}"
+            f"{dtype} of shape {shape}: {RETRY}"
         )
     return shape, fortran, dtype
 
@@ -149,5 +149,5 @@ def too_large(where: str, what: str, n_bytes: int) -> str:
     size = f"{n_bytes / 1e9:.1f} GB" if n_bytes < 1e15 else "more than any disk holds"
     return (
         f"{where} is too large for one utterance: {what} has {size}, and 4 hours have "
-        f"{MOST_BYTES / 1e9:.2f} GB; cut it, or extract it again"
+        f"{MAX_BYTES / 1e9:.2f} GB; cut it, or extract it again"
     )

@@ -48,7 +48,7 @@ LOUDNESS_BY_CLASS = {
     "P T K B D G": 0.05,
     SILENCE: 0.02,
 }
-LOUDNESS = {phone: level for k, level in LOUDNESS_BY_CLASS.items() for phone in k.split()}
+PHONE_LOUDNESS = {phone: level for k, level in LOUDNESS_BY_CLASS.items() for phone in k.split()}
 VOICELESS = ("P", "T", "K", "F", "S", "SH")
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from emaae.data.features import CHANNELS, LOUDNESS, FeatureFile, check_identity
+from emaae.data.features import CHANNELS, LOUDNESS_COLUMN, FeatureFile, check_identity
 from emaae.system.errors import BadFile, UserError
 from emaae.system.signals import SIGNALS
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 Reader = Callable[[FeatureFile], np.ndarray]
 
 
-class Form(NamedTuple):
+class FrameFormat(NamedTuple):
     """How frames are kept: with or without loudness, and as float32 or float16."""
 
     keep_loudness: bool = False
@@ -34,7 +34,7 @@ class Form(NamedTuple):
     @property
     def columns(self) -> list[int]:
         """The columns of a feature file that are kept."""
-        return [i for i in range(len(CHANNELS)) if self.keep_loudness or i != LOUDNESS]
+        return [i for i in range(len(CHANNELS)) if self.keep_loudness or i != LOUDNESS_COLUMN]
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -50,14 +50,14 @@ class Utterance(NamedTuple):
     digest: str
 
 
-def utterance(name: str, features: np.ndarray, form: Form) -> Utterance:
+def to_utterance(name: str, features: np.ndarray, form: FrameFormat) -> Utterance:
     """Features (T, 14) in the form that a split keeps. Raises UserError beyond float16's range."""
     kept = features[:, form.columns]
-    frames = narrowed(kept, form.dtype, f"{name} has values up to", "--data_dtype float32")
+    frames = cast_frames(kept, form.dtype, f"{name} has values up to", "--data_dtype float32")
     return Utterance(name, frames, digest_of(frames.data))
 
 
-def narrowed(array: np.ndarray, dtype: str, what: str, way_out: str) -> np.ndarray:
+def cast_frames(array: np.ndarray, dtype: str, what: str, way_out: str) -> np.ndarray:
     """The array in another dtype and in C order. Raises UserError beyond float16's range.
 
     what: the beginning of the message, which the largest value follows. way_out: the flags to use.
@@ -75,7 +75,7 @@ def digest_of(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def each(
+def read_files(
     files: Sequence[FeatureFile],
     connect: Callable[[], Callable[[FeatureFile], T]],
     broken: dict[str, str] | None = None,
@@ -130,7 +130,7 @@ def _in_processes(
             reader, writer = fork.Pipe(duplex=False)
             readers.append(reader)
             args = (parts[i::n], connect, writer, readers)
-            processes.append(fork.Process(target=_work, args=args, daemon=True))
+            processes.append(fork.Process(target=_read_worker, args=args, daemon=True))
             processes[-1].start()
             writer.close()
         for i in range(len(parts)):
@@ -152,7 +152,7 @@ def _in_processes(
             reader.close()
 
 
-def _work(
+def _read_worker(
     parts: Sequence[Sequence[FeatureFile]],
     connect: Callable[[], Callable[[FeatureFile], T]],
     writer: Connection,

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emaae.data.reading import Form, Utterance, digest_of, utterance
-from emaae.system.errors import UserError, few
+from emaae.data.reading import FrameFormat, Utterance, digest_of, to_utterance
+from emaae.system.errors import UserError, shortened
 
 # Frames whose moments are summed at a time: a float64 copy of all would be twice the data.
-MOMENTS_AT_ONCE = 1 << 16
+CHUNK_FRAMES = 1 << 16
 
 # Frames that take more of a GPU's free memory than this stay outside: a step needs some too.
-MOST_OF_DEVICE = 0.5
+MAX_GPU_FRACTION = 0.5
 
 
-class Known(NamedTuple):
+class Precomputed(NamedTuple):
     """Digests and moments of frames, kept from when they were read.
 
     digests: of each utterance (U,). mean, sd: float64 (D,), of each channel, in raw units.
@@ -48,7 +48,7 @@ class Split:
     frames: Tensor
     offsets: np.ndarray
     channels: tuple[str, ...]
-    known: Known | None = None
+    precomputed: Precomputed | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     device: torch.device = torch.device("cpu")
 
@@ -57,17 +57,19 @@ class Split:
         cls, utterances: Iterable[tuple[str, np.ndarray]], keep_loudness: bool = False
     ) -> "Split":
         """From (identity, features (T, 14)) pairs; loudness, column 12, is dropped by default."""
-        form = Form(keep_loudness)
-        return cls.of(form, (utterance(name, features, form) for name, features in utterances))
+        form = FrameFormat(keep_loudness)
+        return cls.from_formatted(
+            form, (to_utterance(name, features, form) for name, features in utterances)
+        )
 
     @classmethod
-    def of(cls, form: Form, utterances: Iterable[Utterance]) -> "Split":
+    def from_formatted(cls, form: FrameFormat, utterances: Iterable[Utterance]) -> "Split":
         """From utterances that have this form already."""
         names, arrays, digests = zip(*utterances)
         frames = np.concatenate(arrays)
-        known = Known(digests, *moments(frames))
+        known = Precomputed(digests, *mean_and_sd(frames))
         lengths = [len(array) for array in arrays]
-        return cls(names, torch.from_numpy(frames), edges(lengths), form.channels, known)
+        return cls(names, torch.from_numpy(frames), offsets_of(lengths), form.channels, known)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -88,29 +90,31 @@ class Split:
         where they are, and each batch is sent.
         """
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
-        if self.frames.nbytes > MOST_OF_DEVICE * free:
+        if self.frames.nbytes > MAX_GPU_FRACTION * free:
             return replace(self, device=device)
         frames = self.frames.to(device)
         return replace(self, frames=frames, device=frames.device)
 
-    def pick(self, indices: Iterable[int]) -> "Split":
+    def subset(self, indices: Iterable[int]) -> "Split":
         """The utterances at these indices, in that order; at least one."""
         picked = [self[i] for i in indices]
         names = tuple(self.names[i] for i in indices)
-        offsets = edges([len(frames) for frames in picked])
+        offsets = offsets_of([len(frames) for frames in picked])
         return Split(names, torch.cat(picked), offsets, self.channels, device=self.device)
 
-    def moments(self) -> tuple[Tensor, Tensor]:
+    def mean_and_sd(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel (D,), in raw units."""
-        known = self.known
-        mean, sd = moments(self.frames.cpu().numpy()) if known is None else (known.mean, known.sd)
+        known = self.precomputed
+        mean, sd = (
+            mean_and_sd(self.frames.cpu().numpy()) if known is None else (known.mean, known.sd)
+        )
         return torch.from_numpy(mean).float(), torch.from_numpy(sd).float()
 
     @functools.cached_property
     def digests(self) -> tuple[str, ...]:
         """A digest of the content of each utterance."""
-        if self.known is not None:
-            return self.known.digests
+        if self.precomputed is not None:
+            return self.precomputed.digests
         frames = self.frames.cpu().numpy()
         return tuple(digest_of(frames[a:b].data) for a, b in itertools.pairwise(self.offsets))
 
@@ -121,14 +125,14 @@ class Split:
         return digest_of(whole.encode(errors="surrogateescape"))
 
 
-def edges(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     """Offsets (U + 1,) of utterances of these lengths that lie end to end, and the end."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
-def moments(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_sd(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (D,) float64 of the columns of frames (N, D)."""
-    parts = [frames[i : i + MOMENTS_AT_ONCE] for i in range(0, len(frames), MOMENTS_AT_ONCE)]
+    parts = [frames[i : i + CHUNK_FRAMES] for i in range(0, len(frames), CHUNK_FRAMES)]
     mean = sum(part.sum(0, dtype=np.float64) for part in parts) / len(frames)
     squares = sum(np.square(part - mean).sum(0) for part in parts)
     return mean, np.sqrt(squares / len(frames))
@@ -165,7 +169,7 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
         shared = sorted(speakers[first] & speakers[second], key=int)
         if shared:
             warnings.warn(
-                f"{len(shared)} speaker(s) are in both {first} and {second} ({few(shared)}): "
+                f"{len(shared)} speaker(s) are in both {first} and {second} ({shortened(shared)}): "
                 "scores will say little about new speakers; split by speaker",
                 stacklevel=2,
             )

@@ -21,8 +21,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from emaae.data.reading import Form, Utterance, digest_of
-from emaae.data.split import Known, Split, edges, moments
+from emaae.data.reading import FrameFormat, Utterance, digest_of
+from emaae.data.split import Precomputed, Split, mean_and_sd, offsets_of
 
 # Raised when what lies in a store changes, so that older stores are built again.
 FORMAT = 3
@@ -39,10 +39,10 @@ class Source:
     the reading.
     """
 
-    where: str
-    place: tuple[Any, ...]
-    state: str
-    form: Form
+    label: str
+    location: tuple[Any, ...]
+    content_key: str
+    form: FrameFormat
     read: Callable[[], Iterator[Utterance]]
     broken: dict[str, str] | None = None
 
@@ -55,31 +55,31 @@ def load(source: Source, cache: Path | None) -> Split:
     """
     if cache is not None:
         columns = (source.form.channels, source.form.dtype)
-        folder = cache / key(source.place, columns) / key(FORMAT, source.state)
+        folder = cache / hash_key(source.location, columns) / hash_key(FORMAT, source.content_key)
         try:
             split = _open(folder, source)
-            return _packed(folder, source) if split is None else split
+            return _open_or_build(folder, source) if split is None else split
         except OSError as error:
             warnings.warn(
-                f"{cache} cannot hold {source.where} ({error.strerror or error}), which is read "
+                f"{cache} cannot hold {source.label} ({error.strerror or error}), which is read "
                 "into memory instead: free some space there, or name another folder by --cache_dir",
                 stacklevel=2,
             )
-    split = Split.of(source.form, source.read())
+    split = Split.from_formatted(source.form, source.read())
     return replace(split, skipped=dict(source.broken or {}))
 
 
-def key(*parts: Any) -> str:
+def hash_key(*parts: Any) -> str:
     """A name for a folder that differs when any of the parts does."""
     return digest_of(json.dumps(parts).encode())
 
 
-def _packed(folder: Path, source: Source) -> Split:
+def _open_or_build(folder: Path, source: Source) -> Split:
     """The split in `folder`, which is built there unless another process has just done it."""
     shelf = folder.parent
     shelf.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     shelf.mkdir(mode=0o700, exist_ok=True)
-    with _alone(shelf, source.where):
+    with _locked(shelf, source.label):
         split = _open(folder, source)
         if split is not None:
             return split
@@ -94,7 +94,7 @@ def _packed(folder: Path, source: Source) -> Split:
         built = _open(folder, source)
         assert built is not None
         print(
-            f"packed {source.where}: {built.frames.nbytes / 1e6:.1f} MB in {shelf.parent}"
+            f"packed {source.label}: {built.frames.nbytes / 1e6:.1f} MB in {shelf.parent}"
             + (", in place of what it was before" if replaced else ""),
             flush=True,
         )
@@ -102,7 +102,7 @@ def _packed(folder: Path, source: Source) -> Split:
 
 
 @contextlib.contextmanager
-def _alone(shelf: Path, where: str) -> Iterator[None]:
+def _locked(shelf: Path, where: str) -> Iterator[None]:
     """Hold the lock of a shelf, which ends with this process however that ends."""
     with open(shelf / ".lock", "w") as file:
         try:
@@ -123,9 +123,9 @@ def _build(folder: Path, source: Source) -> None:
             digests.append(content)
             file.write(frames.data)
         _flush(file)
-    mean, sd = moments(_map(folder / "frames", source.form, sum(lengths)))
+    mean, sd = mean_and_sd(_map(folder / "frames", source.form, sum(lengths)))
     index = {
-        "where": source.where,
+        "where": source.label,
         "names": names,
         "lengths": lengths,
         "digests": digests,
@@ -135,7 +135,7 @@ def _build(folder: Path, source: Source) -> None:
     }
     text = json.dumps(index, allow_nan=False)
     with open(folder / "index.json", "w", encoding="ascii") as file:
-        file.write(f"{key(text)}\n{text}")
+        file.write(f"{hash_key(text)}\n{text}")
         _flush(file)
 
 
@@ -149,7 +149,7 @@ def _open(folder: Path, source: Source) -> Split | None:
     """The split in `folder`; None where it is missing, broken, or lacks files that are wanted."""
     try:
         digest, _, text = (folder / "index.json").read_text(encoding="latin1").partition("\n")
-        if digest != key(text):
+        if digest != hash_key(text):
             return None
         index = json.loads(text)
         if index["skipped"] and source.broken is None:
@@ -157,18 +157,18 @@ def _open(folder: Path, source: Source) -> Split | None:
         frames = _map(folder / "frames", source.form, sum(index["lengths"]))
     except (FileNotFoundError, BlockingIOError, ValueError):  # locked by who removes it, cut short
         return None
-    known = Known(tuple(index["digests"]), np.array(index["mean"]), np.array(index["sd"]))
+    known = Precomputed(tuple(index["digests"]), np.array(index["mean"]), np.array(index["sd"]))
     return Split(
         tuple(index["names"]),
         torch.from_numpy(frames),
-        edges(index["lengths"]),
+        offsets_of(index["lengths"]),
         source.form.channels,
         known,
         index["skipped"],
     )
 
 
-def _map(path: Path, form: Form, n_frames: int) -> np.ndarray:
+def _map(path: Path, form: FrameFormat, n_frames: int) -> np.ndarray:
     """Frames (N, D) in pages that all processes share; one that writes gets a copy of the page.
 
     The file is locked against removal as long as it is mapped: a network disk would take it away

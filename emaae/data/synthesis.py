@@ -22,8 +22,8 @@ from emaae.data.features import (
 from emaae.data.phones import (
     CODAS,
     CONSONANTS,
-    LOUDNESS,
     ONSETS,
+    PHONE_LOUDNESS,
     SILENCE,
     VOICELESS,
     VOWELS,
@@ -58,7 +58,7 @@ POSITION_SCALE = 1.48
 
 
 @dataclass(frozen=True)
-class Utterance:
+class GeneratedUtterance:
     """One generated utterance.
 
     name: path below the split's folder, without suffix: `103/103000/103-103000-0000`.
@@ -85,7 +85,7 @@ class Speaker:
 
 
 @dataclass(frozen=True)
-class Token:
+class PhoneGestures:
     """One phone's gestures: which articulators it pulls, where to, how hard, from when to when."""
 
     phone: str
@@ -97,7 +97,7 @@ class Token:
     end_s: float
 
 
-def random_of(seed: int, *stream: str | int) -> np.random.Generator:
+def random_stream(seed: int, *stream: str | int) -> np.random.Generator:
     """An independent generator for each named stream of random numbers."""
     words = (int.from_bytes(w.encode(), "big") if isinstance(w, str) else w for w in stream)
     return np.random.default_rng([seed, *words])
@@ -105,7 +105,7 @@ def random_of(seed: int, *stream: str | int) -> np.random.Generator:
 
 def draw_speaker(number: int, seed: int) -> Speaker:
     """Speakers with an odd number are men."""
-    rng = random_of(seed, "speaker", number)
+    rng = random_stream(seed, "speaker", number)
     n = len(ARTICULATORS)
     mixing = np.eye(n) + 0.05 * rng.standard_normal((n, n))
     return Speaker(
@@ -116,7 +116,7 @@ def draw_speaker(number: int, seed: int) -> Speaker:
     )
 
 
-def draw_score(rng: np.random.Generator, duration_s: float, rate: float) -> list[Phone]:
+def draw_phones(rng: np.random.Generator, duration_s: float, rate: float) -> list[Phone]:
     """Phones that fill 0..duration_s: phrases of syllables, pauses, silence at both ends."""
     margin_s = duration_s / 5  # a very short utterance still has room to speak
     lead_s, tail_s = np.minimum(rng.uniform(0.2, 0.5, 2), margin_s).tolist()
@@ -153,7 +153,7 @@ def draw_score(rng: np.random.Generator, duration_s: float, rate: float) -> list
     return phones
 
 
-def gestures_of(rng: np.random.Generator, phones: list[Phone]) -> list[Token]:
+def plan_gestures(rng: np.random.Generator, phones: list[Phone]) -> list[PhoneGestures]:
     """The gestures of the phones of a score; silence has none."""
     tokens = []
     for i, (label, start_s, end_s) in enumerate(phones):
@@ -167,11 +167,13 @@ def gestures_of(rng: np.random.Generator, phones: list[Phone]) -> list[Token]:
             start_s -= CONSONANT_LEAD_S
             posture, dynamics = CONSONANTS[label], CONSONANT_DYNAMICS
         target = posture.target + rng.normal(0, 0.2, len(ARTICULATORS))
-        tokens.append(Token(label, target, posture.weight, *dynamics, start_s, end_s))
+        tokens.append(PhoneGestures(label, target, posture.weight, *dynamics, start_s, end_s))
     return tokens
 
 
-def move(tokens: list[list[Token]], durations_s: list[float]) -> list[np.ndarray]:
+def simulate_movement(
+    tokens: list[list[PhoneGestures]], durations_s: list[float]
+) -> list[np.ndarray]:
     """Movement of several utterances: (instants, 12) each, in standard deviations from rest.
 
     Saltzman & Munhall (1989): each articulator is a critically damped mass on a spring,
@@ -235,9 +237,9 @@ def make_utterance(
     rng: np.random.Generator,
     speaker: Speaker,
     phones: list[Phone],
-    tokens: list[Token],
+    tokens: list[PhoneGestures],
     movement: np.ndarray,
-) -> Utterance:
+) -> GeneratedUtterance:
     """The utterance that one movement (instants, 12) of a speaker's articulators makes."""
     n_samples = round(phones[-1].end_s * SAMPLE_RATE_HZ)
     n_frames = (n_samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1
@@ -263,13 +265,15 @@ def make_utterance(
             gestures.append(
                 Gesture(ARTICULATORS[i], token.phone, target, weight, token.start_s, token.end_s)
             )
-    return Utterance(name, features.astype(np.float32), frame_times(n_frames), phones, gestures)
+    return GeneratedUtterance(
+        name, features.astype(np.float32), frame_times(n_frames), phones, gestures
+    )
 
 
 def _loudness(phones: list[Phone], n_instants: int) -> np.ndarray:
     """(n_instants,) relative amplitude: one level per kind of sound, smoothed."""
     instants_s = FIRST_INSTANT_S + STEP_S * np.arange(n_instants)
-    levels = np.array([LOUDNESS[phone.label] for phone in phones])
+    levels = np.array([PHONE_LOUDNESS[phone.label] for phone in phones])
     levels = levels[phone_at(phones, instants_s)]
     return ndimage.uniform_filter1d(levels, round(LOUDNESS_SMOOTHING_S / STEP_S), mode="nearest")
 

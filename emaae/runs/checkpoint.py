@@ -16,7 +16,7 @@ from emaae import command_line
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.runs import original
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import PIECE, Pieces, open_plain
+from emaae.system.files import MAX_READ, BoundedReader, open_regular
 
 # The format of last.pt; raised when an older program could no longer read it.
 FORMAT = 3
@@ -127,7 +127,7 @@ def load_last(folder: Path) -> dict[str, Any]:
 def load(path: str | Path, at_most: int = 1 << 40) -> dict[str, Any]:
     """Read what `save` wrote, with `weights_only=True`, of at most so many bytes. UserError."""
     try:
-        file = open_plain(path, at_most)
+        file = open_regular(path, at_most)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     with file:
@@ -182,7 +182,7 @@ def _check_archive(file: BinaryIO, path: str | Path) -> None:
     torch.load compares no sums, and allocates whatever size a file claims.
     """
     size = file.seek(0, os.SEEK_END)
-    with zipfile.ZipFile(Pieces(file, str(path))) as archive:
+    with zipfile.ZipFile(BoundedReader(file, str(path))) as archive:
         members = archive.infolist()
         compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if compressed or size < sum(member.file_size for member in members):
@@ -197,7 +197,7 @@ def _check_archive(file: BinaryIO, path: str | Path) -> None:
             )
         for member in members:
             with archive.open(member) as content:
-                while content.read(PIECE):
+                while content.read(MAX_READ):
                     pass
     file.seek(0)
 
@@ -256,7 +256,7 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
 
 def load_model_file(path: Path) -> CNNAutoEncoder:
     """The model in a .pth beside its model_config.json, in evaluation mode. Raises UserError."""
-    config = command_line.completed({"model_config": str(path.parent / "model_config.json")})
+    config = command_line.config_from({"model_config": str(path.parent / "model_config.json")})
     # A model_config.json may say any size: memory is taken when the weights have it too.
     with torch.device("meta"):
         model = build_model(**config.architecture)

@@ -8,7 +8,7 @@ from typing import Any
 from emaae.config import Config
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
-from emaae.metric_table import SHORT, SHORT_AT_END
+from emaae.metric_table import SUMMARY, SUMMARY_AT_END
 from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import Follower
 
@@ -62,13 +62,13 @@ class Terminal(Follower):
         splits = [s for s in ("train", "val", "test") if f"{s}/fvu" in metrics]
         if splits:
             print(f"{'':<26}" + "".join(f"{split:>12}" for split in splits))
-            for name in SHORT:
+            for name in SUMMARY:
                 values = "".join(f"{metrics[f'{split}/{name}']:>12.4f}" for split in splits)
                 print(f"{name:<26}{values}")
         if curves:
             own, of_input = metrics["shift/half_life_ms"], metrics["shift/input_half_life_ms"]
             why = f"   ({curves['split']}: half-life {own:.0f} ms, the input's {of_input:.0f} ms)"
-            for name in SHORT_AT_END:
+            for name in SUMMARY_AT_END:
                 print(f"{name:<26}{metrics[name]:>12.4f}{why}")
                 why = ""
         if "select/score" in metrics:

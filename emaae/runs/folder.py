@@ -16,15 +16,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from emaae.config import KNOBS, PLACES, Config
+from emaae.config import KNOBS, LOCATION_GROUPS, Config
 from emaae.data import Split
 from emaae.metric_table import SELECTED
 from emaae.models import CNNAutoEncoder, weight_bytes
 from emaae.runs import checkpoint, read, reconstructions
-from emaae.system.distributed import first, shared
+from emaae.system.distributed import broadcast, is_main_process
 from emaae.system.errors import UserError
-from emaae.system.files import own, read_json
-from emaae.system.signals import Interrupted, uninterrupted
+from emaae.system.files import lock_folder, read_json
+from emaae.system.signals import Interrupted, defer_interrupts
 from emaae.training import Selection
 
 # last.pt is four times as large as the weights (model, best, two moments of Adam), and an epoch may
@@ -65,9 +65,9 @@ def check_space(config: Config) -> None:
 def ended(config: Config) -> str:
     """The status of the run to resume when nothing is left to do; else ""."""
     status = ""
-    if first() and (config.resume or _of_agent()):
+    if is_main_process() and (config.resume or _of_agent()):
         status = read.metrics(_path(config)).get("status", "")
-    status = shared(status)
+    status = broadcast(status)
     return status if status in read.ENDED else ""
 
 
@@ -101,7 +101,7 @@ class RunFolder:
         self.path, self.config = path, config
         self._followers: tuple[Follower, ...] = ()
         self.last: dict[str, Any] | None = None  # the state to go on with
-        self._lock = own(path)
+        self._lock = lock_folder(path)
         # Whether leaving the context ends the run: not once it has finished, nor one that is
         # resumed, until settings and data are known to be the same.
         self._unfinished = True
@@ -115,10 +115,10 @@ class RunFolder:
         A name whose run failed before its first epoch may be given again. Of several processes the
         first has the folder.
         """
-        if not first():
-            return NoFolder(*shared((Path(), None)))
+        if not is_main_process():
+            return NoFolder(*broadcast((Path(), None)))
         run = cls._open(config)
-        shared((run.path, run.last))
+        broadcast((run.path, run.last))
         return run
 
     @classmethod
@@ -166,7 +166,7 @@ class RunFolder:
         if self._unfinished:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
             # On a full disk not even the end can be written; the first error is the one to print.
-            with contextlib.suppress(UserError, Interrupted), uninterrupted():
+            with contextlib.suppress(UserError, Interrupted), defer_interrupts():
                 self.finish(self._selected, "preempted" if interrupted else "failed", {})
         if self._lock is not None:
             self._lock.close()
@@ -211,7 +211,7 @@ class RunFolder:
         before = {"data": {}} | read_json(path)
         if not isinstance(before["data"], dict):
             raise UserError(f"{path}: data must be an object, got {before['data']!r}")
-        names = [name for name, knob in KNOBS.items() if knob.group not in PLACES]
+        names = [name for name, knob in KNOBS.items() if knob.group not in LOCATION_GROUPS]
         changed = {f"--{n}": (before.get(n), now[n]) for n in names if before.get(n) != now[n]}
         for split in before["data"].keys() | now["data"].keys():
             was, is_now = (_same(kept["data"].get(split)) for kept in (before, now))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from emaae import command_line
-from emaae.metric_table import BY_NAME, SHORT
-from emaae.metrics import aim
+from emaae.metric_table import BY_NAME, SUMMARY
+from emaae.metrics import score_description
 from emaae.system.files import read_json
 
 CARD = "MODEL_CARD.md"
@@ -17,7 +17,7 @@ def model_card(folder: Path, run: str) -> str:
     """Markdown of the model in a folder: its model_config.json and metrics.json; `run` made it."""
     config, metrics = read_json(folder / "model_config.json"), read_json(folder / "metrics.json")
     # The knobs of an older or foreign file may be fewer; what it lacks has its default.
-    knobs = command_line.completed({"model_config": str(folder / "model_config.json")})
+    knobs = command_line.config_from({"model_config": str(folder / "model_config.json")})
     get = {**vars(knobs), **config}.get
     split = "test" if "test/fvu" in metrics else "val"
     channels = "13 channels (12 articulator coordinates and pitch, without loudness)"
@@ -65,7 +65,7 @@ or `python -m emaae encode --model FOLDER --features DIR --out DIR` for a whole 
 
 On the {split} split ({where}).
 The validation score is {_number(metrics.get("select/score"))}, lower is better.
-It asks for {aim(config)}.
+It asks for {score_description(config)}.
 
 | metric | value | |
 |---|---|---|
@@ -83,10 +83,10 @@ this training found, not a known gesture.
 
 
 def _rows(metrics: Mapping[str, Any], split: str) -> str:
-    names = [f"{split}/{name}" for name in SHORT]
+    names = [f"{split}/{name}" for name in SUMMARY]
     names += sorted(name for name in metrics if name.startswith(("shift/", "lowpass/")))
     return "\n".join(
-        f"| `{name}` | {_number(metrics[name])} | {BY_NAME[name].words} |"
+        f"| `{name}` | {_number(metrics[name])} | {BY_NAME[name].short_description} |"
         for name in names
         if isinstance(metrics.get(name), (int, float)) or metrics.get(name, 0) is None
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from emaae.models import CNNAutoEncoder
 from emaae.runs.checkpoint import make_folder, write_json, write_whole
-from emaae.system.errors import UserError, extra
+from emaae.system.errors import UserError, needs_extra
 
 TORCH_FILES = ("encoder.pt2", "decoder.pt2")
 AGREES = 1e-5  # with PyTorch, of the largest value
@@ -65,7 +65,7 @@ def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
     It is a fraction of the largest value. Raises UserError when it is above 1e-5, or when a package
     is missing.
     """
-    with extra("export"):
+    with needs_extra("export"):
         import onnxruntime
         import onnxscript  # noqa: F401
     make_folder(out)
@@ -107,7 +107,7 @@ def _check(model: CNNAutoEncoder, out: Path, form: Callable[[str, Tensor], Any])
 
 def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
     """Write a folder that `hf upload` takes, with the card as its README. Raises UserError."""
-    with extra("export"):
+    with needs_extra("export"):
         from safetensors.torch import save
 
         from emaae.runs import standalone

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from emaae.metric_table import SCORE
-from emaae.metrics import aim
+from emaae.metrics import score_description
 from emaae.system.errors import UserError
 from emaae.system.files import read_json
 
@@ -23,7 +23,7 @@ K = TypeVar("K")
 GOOD = ("finished", "early_stopped")
 ENDED = (*GOOD, "diverged")
 # In the copy of a promoted model: which run's it is.
-PROMOTED = "promoted.json"
+PROMOTED_FILE = "promoted.json"
 
 
 def read_or_empty(path: Path) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, however far it got; a promoted model's copy is not."""
     names = ("config.json", "history.jsonl", "metrics.json")
     left = any((folder / name).is_file() for name in names)
-    return left and not (folder / PROMOTED).is_file()
+    return left and not (folder / PROMOTED_FILE).is_file()
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -123,14 +123,14 @@ def best_run(folder: Path) -> tuple[Path, float]:
         )
     configs = [read_or_empty(r / "config.json") for r, of in found.items() if score(of) is not None]
     way_out = "put those of one kind into a folder of their own"
-    check_comparable(str(folder), map(aim, configs), map(data_of, configs), way_out)
+    check_comparable(str(folder), map(score_description, configs), map(data_of, configs), way_out)
     return run, found[run][SCORE]
 
 
 def check_comparable(where: str, aims: Iterable[str], data: Iterable[str], way_out: str) -> None:
     """Raise UserError when scores ask for more than one thing, or are of different data.
 
-    aims: see `metrics.aim`; data: see `data_of`.
+    aims: see `metrics.score_description`; data: see `data_of`.
     """
     asked, prints = set(aims), Counter(data)
     del prints[""]

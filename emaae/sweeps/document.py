@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from emaae.system.errors import plainly
+from emaae.system.errors import one_line
 
 # Values in a file with all aliases expanded; nine lines of aliases can mean a billion.
 MOST_VALUES = 200_000
@@ -28,7 +28,7 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         kind = "warning: " if self.warning else ""
         key = f"{self.key}: " if self.key else ""
-        return plainly(f"{self.path}:{self.line}: {kind}{key}{self.message}")
+        return one_line(f"{self.path}:{self.line}: {kind}{key}{self.message}")
 
 
 class Document:

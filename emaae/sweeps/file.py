@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from emaae.config import KNOBS, Config
-from emaae.knobs import nearest
-from emaae.metric_table import BY_NAME, COUNTS, SCORE, each_epoch
+from emaae.knobs import did_you_mean
+from emaae.metric_table import BY_NAME, COUNTS, SCORE, logged_each_epoch
 from emaae.sweeps.document import Document, Finding
 from emaae.sweeps.space import DISTRIBUTIONS, ENDS, Parameter, Sweep, combinations
 from emaae.system.errors import UserError
@@ -163,12 +163,12 @@ class _Examiner:
     def _check_keys(self, where: tuple, given: Iterable[str], known: Sequence[str]) -> None:
         for key in given:
             if key not in known:
-                self.report((*where, key), f"unknown key{nearest(key, known)}")
+                self.report((*where, key), f"unknown key{did_you_mean(key, known)}")
 
     def _one_of(self, where: tuple, value: Any, choices: Sequence[str]) -> str | None:
         if value in choices:
             return value
-        hint = nearest(str(value), choices) if value is not None else ""
+        hint = did_you_mean(str(value), choices) if value is not None else ""
         self.report(where, f"must be one of {', '.join(choices)}, got {value!r}{hint}")
         return None
 
@@ -191,10 +191,10 @@ class _Examiner:
         where = ("metric", "name")
         metric = BY_NAME.get(name)
         if metric is None or metric.range == COUNTS:
-            hint = nearest(name, BY_NAME)
+            hint = did_you_mean(name, BY_NAME)
             self.report(where, f"{name!r} is not logged by runs; use {SCORE}{hint}")
             return
-        if each_epoch(name) and not self.content.get("early_terminate"):
+        if logged_each_epoch(name) and not self.content.get("early_terminate"):
             message = f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is "
             self.report(where, message + "logged once, for the selected weights", warning=True)
         if name.startswith("test/"):
@@ -224,7 +224,7 @@ class _Examiner:
             self.report(where, "needs `value`, `values`, or `min` and `max`")
             return None
         if str(kind) not in DISTRIBUTIONS:
-            hint = nearest(str(kind), DISTRIBUTIONS)
+            hint = did_you_mean(str(kind), DISTRIBUTIONS)
             self.report(where, f"unknown distribution {kind!r}{hint}")
             return None
         distribution = DISTRIBUTIONS[kind]
@@ -232,7 +232,7 @@ class _Examiner:
         before = len(self.document.findings)
         for key in spec:
             if key not in known:
-                self.report((*where, key), f"{kind} takes no {key!r}{nearest(key, known)}")
+                self.report((*where, key), f"{kind} takes no {key!r}{did_you_mean(key, known)}")
         for key in distribution.needs:
             if key not in spec:
                 self.report(where, f"{kind} needs `{key}`")
@@ -258,7 +258,7 @@ class _Examiner:
                 f"EMAAE_{name.upper()} or give --{name} after `--`"
             )
         else:
-            message = f"unknown parameter{nearest(name, Config.sweepable())}"
+            message = f"unknown parameter{did_you_mean(name, Config.sweepable())}"
         self.report(where, message)
 
     def _check_numbers(self, values: dict, kind: str, where: tuple) -> None:
@@ -295,7 +295,7 @@ class _Examiner:
                 if re.fullmatch(r"envvar:[A-Z0-9_]+", macro):
                     continue
                 if macro not in MACROS:
-                    hint = nearest(macro, MACROS)
+                    hint = did_you_mean(macro, MACROS)
                     self.report(("command", i), f"unknown macro ${{{macro}}}{hint}")
                 elif item != f"${{{macro}}}":
                     message = f"${{{macro}}} expands only when it is an item of its own"
@@ -321,7 +321,7 @@ class _Examiner:
                 return None
         if "strict" not in spec:
             self.report(where, "say `strict: true` or `false`: W&B documents both", warning=True)
-        if metric in BY_NAME and not each_epoch(metric):
+        if metric in BY_NAME and not logged_each_epoch(metric):
             message = f"{metric} is logged once, at the end, so that hyperband never stops a run; "
             self.report(where, message + "take val/score as the metric", warning=True)
         return spec

@@ -27,9 +27,9 @@ from emaae.sweeps.judging import best_of, curve, falls_behind, judge
 from emaae.sweeps.queue import DONE, Attempt, Queue, held, hold, latest, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import Screen, over_seeds, ranked, table, text, write_csv
-from emaae.system.errors import INTERRUPTED, UserError, last_words
-from emaae.system.files import packaged
-from emaae.system.signals import caught
+from emaae.system.errors import EXIT_INTERRUPTED, UserError, last_error
+from emaae.system.files import find_packaged
+from emaae.system.signals import signal_handlers
 
 FAILED = 1  # exit status when a point failed
 LOOK_EVERY_S = 0.25  # at the children and the terminal
@@ -57,7 +57,7 @@ def run(
     jobs: runs at the same time (default: one per GPU, else one), out: folder of the sweep, storage:
     database URL or journal file of the queue, flags: passed on to the program. Raises UserError.
     """
-    path = packaged(path)
+    path = find_packaged(path)
     sweep = sweep_file.read(path)
     for finding in sweep_file.check(path):
         print(finding, file=sys.stderr)
@@ -76,7 +76,10 @@ def run(
     queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
     runner = Runner(sweep, queue, folder, jobs, devices, flags)
     try:
-        with caught(("SIGINT", "SIGTERM", "SIGHUP"), runner.interrupt), queue.errors_named():
+        with (
+            signal_handlers(("SIGINT", "SIGTERM", "SIGHUP"), runner.interrupt),
+            queue.errors_named(),
+        ):
             runner.work()
             return runner.report()
     finally:
@@ -107,7 +110,7 @@ def _check(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
             raise UserError(f"--{name} belongs to the sweep, which names its runs; leave it out")
         if name in [p.name for p in sweep.parameters]:
             raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out after `--`")
-    if "${program}" in sweep.command and not packaged(sweep.program).is_file():
+    if "${program}" in sweep.command and not find_packaged(sweep.program).is_file():
         raise UserError(
             f"{sweep.path}: program {sweep.program} is not in {Path.cwd()}; start the sweep from "
             "the folder that holds it"
@@ -224,13 +227,13 @@ class Runner:
         failed = [a for a in attempts if a.state == "failed"]
         for a in failed:
             log = self.logs / f"{a.run}.txt"
-            why = last_words(log) or "printed nothing"
+            why = last_error(log) or "printed nothing"
             self.screen.say(f"failed: point {a.point + 1:04d} ({why}); see {log}")
         if self.interrupts:
             done = sum(a.state in DONE for a in attempts)
             of = f"{done} of {self.queue.n_points} points are done"
             self.screen.say(f"interrupted: {of}; the same command goes on")
-            return INTERRUPTED
+            return EXIT_INTERRUPTED
         return FAILED if failed else 0
 
     def _so_far(self, job: Job) -> Attempt:
@@ -310,7 +313,7 @@ class Runner:
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
         self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))
         best = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
-        why = f"  ({last_words(self.logs / f'{run}.txt')})" if outcome == "failed" else ""
+        why = f"  ({last_error(self.logs / f'{run}.txt')})" if outcome == "failed" else ""
         self.screen.happened(f"{run} {outcome}{best}{why}")
 
     def _stop_early(self) -> None:
@@ -339,7 +342,7 @@ def expand(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str
     macros = {
         "${env}": ["/usr/bin/env"],
         "${interpreter}": [sys.executable],
-        "${program}": [str(packaged(sweep.program))],
+        "${program}": [str(find_packaged(sweep.program))],
         "${args}": [f"--{name}={value}" for name, value in items],
         "${args_no_equals}": [x for name, value in items for x in (f"--{name}", str(value))],
         "${args_no_hyphens}": [f"{name}={value}" for name, value in items],

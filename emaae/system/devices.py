@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import nn
 
-from emaae.system.distributed import launched, local_rank
+from emaae.system.distributed import is_distributed, local_rank
 from emaae.system.errors import UserError
 
 
@@ -34,10 +34,10 @@ def pick_device(name: str) -> torch.device:
             f"--device {name} is not there: this machine shows {torch.cuda.device_count()} CUDA "
             "device(s); use --device auto or cpu"
         )
-    return _own_gpu(device) if launched() and device.type == "cuda" else device
+    return _gpu_of_process(device) if is_distributed() and device.type == "cuda" else device
 
 
-def _own_gpu(device: torch.device) -> torch.device:
+def _gpu_of_process(device: torch.device) -> torch.device:
     if device.index is not None:
         raise UserError(
             f"--device {device} is one GPU, and every process takes another: use --device cuda"
@@ -66,7 +66,7 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-def repeat_bitwise() -> None:
+def make_deterministic() -> None:
     """Let a GPU add in the same order every time; call it before the first computation there.
 
     What cannot be repeated raises RuntimeError instead of differing.
@@ -95,7 +95,7 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
     model.compile(dynamic=True)  # one program for all lengths
 
 
-def keep_heap() -> None:
+def keep_freed_memory() -> None:
     """Let the C library keep freed memory instead of giving it back to the system.
 
     The activations of each step are hundreds of MB, and pages that come fresh from the system are

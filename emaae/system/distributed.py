@@ -1,11 +1,11 @@
-"""The other processes of a run that torchrun started, if it did.
+"""Training in several processes, which torchrun starts.
 
     torchrun --nproc_per_node=4 train.py ...
 
-Each process holds the whole model and takes its share of the utterances of every batch. What a
-batch adds up is added up over the processes before anything is divided (`pooled`), so that all of
-them have the loss of the whole batch, and the mean of their gradients is its gradient. The first
-process alone keeps files, talks to W&B and prints. In a run of one process nothing here does
+Each process holds the whole model and takes its share of the utterances of every batch. Sums over
+a batch are summed over the processes before anything is divided (`sum_over_processes`), so that all
+of them have the loss of the whole batch, and the mean of their gradients is its gradient. Only the
+main process writes files, talks to W&B and prints. In a run of one process nothing here does
 anything.
 """
 
@@ -32,9 +32,9 @@ from emaae.system.errors import UserError
 T = TypeVar("T")
 
 # The others may wait that long for the first one, while it reads a large corpus.
-PATIENCE = timedelta(days=1)
+TIMEOUT = timedelta(days=1)
 # The key under which the first process that fails says so.
-ENDED = "emaae/ended"
+FAILED_KEY = "emaae/ended"
 
 
 class _Group:
@@ -43,17 +43,17 @@ class _Group:
     rank, size = 0, 1
 
 
-def launched() -> bool:
+def is_distributed() -> bool:
     """Whether torchrun started this process and others."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def local_rank() -> int:
     """Which of the processes on this machine it is, from 0 on; so that each takes another GPU."""
-    return int(os.environ["LOCAL_RANK"]) if launched() else 0
+    return int(os.environ["LOCAL_RANK"]) if is_distributed() else 0
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that keeps files, talks to W&B and prints."""
     return _Group.rank == 0
 
@@ -62,54 +62,54 @@ def first() -> bool:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Compute together with the processes that torchrun started, if it did, until the block ends.
 
     Only the first one prints. An error that ends them all is raised in one process, the first
     that met it; in the others it is the end of the program, without a word, with exit status 0.
     """
-    if not launched():
+    if not is_distributed():
         yield
         return
     launcher = os.getppid()
     _end_with_the_launcher()
-    store, _Group.rank, _Group.size = next(rendezvous("env://", timeout=PATIENCE))
+    store, _Group.rank, _Group.size = next(rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(
         # Messages between processes are in main memory, tensors on the device.
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=store,
         rank=_Group.rank,
         world_size=_Group.size,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     try:
-        with contextlib.nullcontext() if first() else _unheard():
+        with contextlib.nullcontext() if is_main_process() else _silenced():
             yield
     except SystemExit as end:
-        _end(end.code)
+        _exit(end.code)
     except BaseException as error:
         # Without torchrun there is no store either.
-        if first() if os.getppid() != launcher else _speaks(store, error):
-            raise _plainly(error) from None
-        _end(0)
+        if is_main_process() if os.getppid() != launcher else _is_first_to_fail(store, error):
+            raise _explained(error) from None
+        _exit(0)
     finally:
-        leave()
+        leave_process_group()
 
 
-def _end(status: Any) -> NoReturn:
+def _exit(status: Any) -> NoReturn:
     """End this process with an exit status; all but the first at once.
 
     After DistributedDataParallel gloo's threads go on (torch 2.13), and a thread that asks for the
     GIL while the interpreter ends aborts the process. The first process computes on alone, while
     its threads come to rest.
     """
-    if first():
+    if is_main_process():
         raise SystemExit(status)
-    leave()
+    leave_process_group()
     os._exit(status or 0)
 
 
-def leave() -> None:
+def leave_process_group() -> None:
     """Compute alone from now on; to be called by all."""
     if _Group.size > 1:
         _Group.size = 1
@@ -117,25 +117,25 @@ def leave() -> None:
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """Print nothing, and leave it to the first process to react to signals."""
     with (
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
-        signals.uninterrupted(),
+        signals.defer_interrupts(),
     ):
         yield
 
 
-def _speaks(store: Any, error: BaseException) -> bool:
+def _is_first_to_fail(store: Any, error: BaseException) -> bool:
     """Whether the error is this process's to tell: what the others met may be its consequence."""
-    if isinstance(error, KeyboardInterrupt) and not first():
+    if isinstance(error, KeyboardInterrupt) and not is_main_process():
         return False
-    return store.compare_set(ENDED, "", str(_Group.rank)).decode() == str(_Group.rank)
+    return store.compare_set(FAILED_KEY, "", str(_Group.rank)).decode() == str(_Group.rank)
 
 
-def _plainly(error: BaseException) -> BaseException:
+def _explained(error: BaseException) -> BaseException:
     """The error to show when the connection broke because another process was killed."""
     if not (isinstance(error, RuntimeError) and "gloo" in str(error)):
         return error
@@ -155,7 +155,7 @@ def _end_with_the_launcher() -> None:
 # ---- what they tell each other
 
 
-def shared(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process's value, in every process; the others wait for it."""
     if _Group.size == 1:
         return value
@@ -165,33 +165,33 @@ def shared(value: T) -> T:
 
 
 @contextlib.contextmanager
-def after_the_first() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """A block that the first process leaves before the others enter it."""
-    if not first():
-        shared(None)
+    if not is_main_process():
+        broadcast(None)
     yield
-    if first():
-        shared(None)
+    if is_main_process():
+        broadcast(None)
 
 
-def stop_together() -> None:
+def stop_if_interrupted() -> None:
     """Raise `Interrupted` in every process when one got a signal, so that none waits.
 
-    To be called within `signals.uninterrupted`, where nothing is half done.
+    To be called within `signals.defer_interrupts`, where nothing is half done.
     """
-    asked = signals.pending()
+    asked = signals.interrupt_pending()
     if _Group.size > 1:
         flag = torch.tensor(int(asked))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         asked = bool(flag)
     if asked:
-        signals.interrupt()
+        signals.raise_interrupted()
 
 
 # ---- what they compute together
 
 
-def share(order: Sequence[np.ndarray]) -> list[np.ndarray]:
+def local_share(order: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The share of this process of each batch of utterances; of the last ones it may be empty."""
     return [batch[_Group.rank :: _Group.size] for batch in order]
 
@@ -210,12 +210,12 @@ class _SumOverProcesses(torch.autograd.Function):
         return _SumOverProcesses.forward(ctx, gradient)
 
 
-def pooled(tensor: Tensor) -> Tensor:
+def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of a tensor of any shape over the processes, for each; gradients are summed too."""
     return tensor if _Group.size == 1 else _SumOverProcesses.apply(tensor)
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def all_gather(tensor: Tensor) -> Tensor:
     """The tensors of all processes, of one shape, joined in the last dimension; no gradient."""
     if _Group.size == 1:
         return tensor
@@ -224,14 +224,14 @@ def gathered(tensor: Tensor) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def pool(sums: object) -> None:
+def sum_attributes(sums: object) -> None:
     """Make every attribute of an object, all of them sums, that of all processes."""
     if _Group.size > 1:
         for name, value in vars(sums).items():
-            setattr(sums, name, pooled(value))
+            setattr(sums, name, sum_over_processes(value))
 
 
-def parallel(model: nn.Module) -> nn.Module:
+def wrap_ddp(model: nn.Module) -> nn.Module:
     """The model to call in training, whose gradients are the mean of those of all processes.
 
     Weights and state stay those of `model`, and start as those of the first process.

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from emaae.system.signals import listening
+from emaae.system.signals import handle_signals
 
-LONGEST = 2000  # of a message, whatever a file made it quote
-INTERRUPTED = 130  # the shell's exit status of a program that Ctrl-C ended
-UNREAD = 141  # ... and of one whose reader has gone, as in `| head -1`
+MAX_MESSAGE = 2000  # of a message, whatever a file made it quote
+EXIT_INTERRUPTED = 130  # the shell's exit status of a program that Ctrl-C ended
+EXIT_BROKEN_PIPE = 141  # ... and of one whose reader has gone, as in `| head -1`
 
 
 class UserError(Exception):
@@ -30,7 +30,7 @@ class BadFile(UserError):
 
 
 @contextlib.contextmanager
-def extra(name: str) -> Iterator[None]:
+def needs_extra(name: str) -> Iterator[None]:
     """Around the imports of an optional extra: without its packages, says how to install them."""
     try:
         yield
@@ -42,43 +42,43 @@ def extra(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def speaking_plainly(program: str) -> Iterator[None]:
+def reporting_errors(program: str) -> Iterator[None]:
     """Turn a `UserError` into one line and exit status 2, and a warning into one line.
 
     A signal to stop ends the program with one line too, see `emaae.system.signals`; a reader that
     has gone ends it without one. Streams that the parent has closed, or that take ASCII alone, are
     made usable.
     """
-    _cope_with_parent()
+    _repair_streams()
     as_usual = warnings.formatwarning
 
-    def one_line(message, category, *where, **more) -> str:
+    def formatted(message, category, *where, **more) -> str:
         if category is UserWarning:  # ours
-            return f"warning: {plainly(str(message))}\n"
+            return f"warning: {one_line(str(message))}\n"
         return as_usual(message, category, *where, **more)
 
-    warnings.formatwarning = one_line
+    warnings.formatwarning = formatted
     try:
         try:
-            with listening():
+            with handle_signals():
                 yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        if _is_read(sys.stdout):
+        if _has_reader(sys.stdout):
             raise
-        raise SystemExit(UNREAD) from None
+        raise SystemExit(EXIT_BROKEN_PIPE) from None
     except UserError as error:
-        print(f"{program}: error: {plainly(str(error))}", file=sys.stderr)
+        print(f"{program}: error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
     finally:
         warnings.formatwarning = as_usual
 
 
-def _cope_with_parent() -> None:
+def _repair_streams() -> None:
     """Make usable what the parent process left: closed streams, ASCII, a notebook's matplotlib."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
@@ -90,7 +90,7 @@ def _cope_with_parent() -> None:
     os.environ["MPLBACKEND"] = "agg"
 
 
-def _is_read(stream: TextIO) -> bool:
+def _has_reader(stream: TextIO) -> bool:
     """Whether a stream has a reader; if not, what else is written there goes nowhere."""
     ready = select.poll()
     ready.register(stream.fileno(), select.POLLOUT)
@@ -100,7 +100,7 @@ def _is_read(stream: TextIO) -> bool:
     return True
 
 
-def last_words(log: Path) -> str:
+def last_error(log: Path) -> str:
     """The last error in what a program printed into a file, else its last line; "" without one."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -111,14 +111,14 @@ def last_words(log: Path) -> str:
     return next((line for line in last if ": error: " in line), last[0] if last else "")
 
 
-def few(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
     """The first five names, and dots where there are more."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def plainly(message: str) -> str:
+def one_line(message: str) -> str:
     """The message as one line of readable length, in which nothing can steer a terminal."""
     line = " ".join(message.split())
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    if len(line) > MAX_MESSAGE:
+        line = f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

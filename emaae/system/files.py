@@ -14,13 +14,13 @@ from typing import IO, Any, BinaryIO
 from emaae.system.errors import BadFile, UserError
 
 # Settings, metrics and sweep files are some kilobytes.
-MOST_TEXT = 1 << 20
+MAX_TEXT = 1 << 20
 # What is read of an archive at once. The list of its members is one such piece, so that there are
 # some thousands at most; zipfile looks for it in the last 64 KiB.
-PIECE = 1 << 17
+MAX_READ = 1 << 17
 
 
-def packaged(path: str | Path) -> Path:
+def find_packaged(path: str | Path) -> Path:
     """The path; when nothing is there, train.py or sweeps/FILE as they come with this package."""
     path, package = Path(path), Path(__file__).parents[1]
     known = {"train.py": [package.parent / "train.py"]}
@@ -30,7 +30,7 @@ def packaged(path: str | Path) -> Path:
     return next((p for p in (path, *known.get(str(path), [])) if p.is_file()), path)
 
 
-def expanded(args: argparse.Namespace) -> argparse.Namespace:
+def expand_home(args: argparse.Namespace) -> argparse.Namespace:
     """The arguments of a program, where a leading ~ is the home, as shells have it."""
 
     def at_home(value: Any) -> Any:
@@ -44,19 +44,19 @@ def expanded(args: argparse.Namespace) -> argparse.Namespace:
 
 
 # Folders in which file managers, archives and network disks keep what is no data.
-NO_DATA = ("__MACOSX", "$RECYCLE.BIN", "lost+found", "@eaDir", "#recycle")
+IGNORED_FOLDERS = ("__MACOSX", "$RECYCLE.BIN", "lost+found", "@eaDir", "#recycle")
 
 
 def is_data(path: str) -> bool:
-    """Whether no part of a path, relative to the root of what is listed, is hidden or of `NO_DATA`.
+    """Whether no part of a path, relative to the listed root, is hidden or of `IGNORED_FOLDERS`.
 
     Hidden are names with a leading dot, as `._x` of macOS and `.Trash-1000`. Every listing of
     features, audio, weights, encodings and objects goes by it.
     """
-    return not any(part[:1] == "." or part in NO_DATA for part in path.split("/"))
+    return not any(part[:1] == "." or part in IGNORED_FOLDERS for part in path.split("/"))
 
 
-def open_plain(path: str | Path, at_most: int) -> BinaryIO:
+def open_regular(path: str | Path, at_most: int) -> BinaryIO:
     """Open a plain file of at most so many bytes to read it; a link to one is followed.
 
     Pipes and devices, which may never end, are refused without waiting for them. Raises OSError,
@@ -75,10 +75,10 @@ def open_plain(path: str | Path, at_most: int) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def plain_file(path: str | Path, at_most: int) -> Iterator[BinaryIO]:
-    """`open_plain` of a file that is read inside the block, where OSErrors become BadFile."""
+def regular_file(path: str | Path, at_most: int) -> Iterator[BinaryIO]:
+    """`open_regular` of a file that is read inside the block, where OSErrors become BadFile."""
     try:
-        with open_plain(path, at_most) as file:
+        with open_regular(path, at_most) as file:
             yield file
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror or error}") from None
@@ -86,11 +86,11 @@ def plain_file(path: str | Path, at_most: int) -> Iterator[BinaryIO]:
 
 def read_text(path: str | Path) -> str:
     """The text of a small plain file in UTF-8. Raises OSError, UnicodeDecodeError, BadFile."""
-    with open_plain(path, MOST_TEXT) as file:
+    with open_regular(path, MAX_TEXT) as file:
         return file.read().decode("utf-8")
 
 
-def own(folder: Path) -> IO[str] | None:
+def lock_folder(folder: Path) -> IO[str] | None:
     """A lock on the folder, which ends with this process however that ends. Raises UserError."""
     file = open(folder / ".lock", "w")  # noqa: SIM115 - open for as long as the lock is held
     try:
@@ -108,8 +108,8 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Pieces:
-    """An archive for zipfile, which is refused when its list of members is longer than a `PIECE`.
+class BoundedReader:
+    """An archive for zipfile, which is refused when its list of members is longer than `MAX_READ`.
 
     `where` names it in the BadFile.
     """
@@ -120,11 +120,11 @@ class Pieces:
 
     def read(self, n: int | None = -1) -> bytes:
         """Bytes of the file, n of them or all that are left. Raises BadFile for many."""
-        n = PIECE + 1 if n is None or n < 0 else min(n, PIECE + 1)
+        n = MAX_READ + 1 if n is None or n < 0 else min(n, MAX_READ + 1)
         content = self._file.read(n)
-        if len(content) > PIECE:
+        if len(content) > MAX_READ:
             raise BadFile(
-                f"{self._where} lists its members in more than {PIECE} bytes: expected some arrays"
+                f"{self._where} lists its members in over {MAX_READ} bytes: expected some arrays"
             )
         return content
 

@@ -1,7 +1,7 @@
 """Stopping on a signal, where nothing is half done.
 
 Job schedulers send SIGTERM or SIGUSR1 some time before they kill, closed terminals SIGHUP, Ctrl-C
-SIGINT. Each becomes `Interrupted`, at once or at the end of the `uninterrupted` block that the
+SIGINT. Each becomes `Interrupted`, at once or at the end of the `defer_interrupts` block that the
 program is in. A second Ctrl-C ends the program at once.
 """
 
@@ -20,13 +20,13 @@ class Interrupted(KeyboardInterrupt):
     """A signal asked the program to stop; nothing is half done."""
 
 
-class _Asked:
+class _StopRequest:
     """Whether and when a signal asked the program to stop."""
 
     def __init__(self) -> None:
         self.at: float | None = None
-        self.pending = False  # a signal came inside an `uninterrupted` block
-        self.depth = 0  # of `uninterrupted` blocks
+        self.pending = False  # a signal came inside an `defer_interrupts` block
+        self.depth = 0  # of `defer_interrupts` blocks
 
     def handle(self, number: int, frame: Any) -> None:
         now = time.monotonic()
@@ -40,23 +40,23 @@ class _Asked:
             raise KeyboardInterrupt
 
 
-_asked = _Asked()
+_request = _StopRequest()
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """Turn the signals to stop into `Interrupted`; only the main thread may."""
-    global _asked
-    _asked = _Asked()
-    with caught(SIGNALS, _asked.handle):
+    global _request
+    _request = _StopRequest()
+    with signal_handlers(SIGNALS, _request.handle):
         try:
             yield
         finally:
-            _asked = _Asked()
+            _request = _StopRequest()
 
 
 @contextlib.contextmanager
-def caught(names: Sequence[str], handle: Callable[[int, Any], None]) -> Iterator[None]:
+def signal_handlers(names: Sequence[str], handle: Callable[[int, Any], None]) -> Iterator[None]:
     """Call `handle` on signals, but for those that the parent ignores, as nohup does SIGHUP."""
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
@@ -69,9 +69,9 @@ def caught(names: Sequence[str], handle: Callable[[int, Any], None]) -> Iterator
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
+def defer_interrupts() -> Iterator[None]:
     """Keep `Interrupted` waiting until the block is over: what it changes belongs together."""
-    asked = _asked
+    asked = _request
     asked.depth += 1
     try:
         yield
@@ -82,13 +82,13 @@ def uninterrupted() -> Iterator[None]:
         raise Interrupted
 
 
-def pending() -> bool:
-    """Whether a signal came inside the current `uninterrupted` block."""
-    return _asked.pending
+def interrupt_pending() -> bool:
+    """Whether a signal came inside the current `defer_interrupts` block."""
+    return _request.pending
 
 
-def interrupt() -> NoReturn:
-    """Stop here, inside an `uninterrupted` block, as if a signal had just come."""
-    _asked.at = _asked.at or time.monotonic()
-    _asked.pending = False
+def raise_interrupted() -> NoReturn:
+    """Stop here, inside an `defer_interrupts` block, as if a signal had just come."""
+    _request.at = _request.at or time.monotonic()
+    _request.pending = False
     raise Interrupted

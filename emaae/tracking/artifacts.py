@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from emaae.data.features import FRAME_RATE_HZ
-from emaae.metrics import aim
+from emaae.metrics import score_description
 from emaae.runs import read
 from emaae.runs.model_card import model_card
 from emaae.system.files import read_json, sha256
@@ -49,7 +49,7 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     )
     metadata = {
         "score": metrics["select/score"],
-        "aim": aim(config),
+        "aim": score_description(config),
         "data": read.data_of(config),
         "epoch": metrics["select/epoch"],
         "status": metrics["status"],

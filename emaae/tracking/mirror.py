@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from emaae.config import Config
-from emaae.metric_table import BY_NAME, each_epoch
+from emaae.metric_table import BY_NAME, logged_each_epoch
 from emaae.metrics import DENSITY_EDGES
 from emaae.runs import read
 from emaae.runs.checkpoint import write_json
 from emaae.runs.folder import Follower
-from emaae.system.distributed import first
+from emaae.system.distributed import is_main_process
 from emaae.system.errors import UserError
 from emaae.system.files import read_json
 from emaae.tracking import agent, client
@@ -191,7 +191,7 @@ def start(config: Config, folder: Path) -> Follower:
     An online start that fails goes on offline, unless it was asked for by name. Of several
     processes the first has the W&B run. Raises UserError.
     """
-    if not first():
+    if not is_main_process():
         return Follower()
     mode = client.mode_of(config.wandb)
     if mode == "disabled":
@@ -348,7 +348,7 @@ def _define_axes(run: Any, sweep: Mapping[str, Any] | None) -> None:
     aim = ((sweep or {}).get("metric") or {}).get("name")
     for name, metric in BY_NAME.items() if sweep is None or aim else ():
         single = metric.better and "CHANNEL" not in metric.names
-        if single and each_epoch(name) and name != aim:
+        if single and logged_each_epoch(name) and name != aim:
             best = "min" if metric.better == "lower" else "max"
             run.define_metric(name, step_metric="epoch", step_sync=False, summary=best)
     for axis, *metrics in (names.values() for names in CURVES.values()):

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from emaae.metric_table import SCORE
-from emaae.metrics import aim
+from emaae.metrics import score_description
 from emaae.runs import read
 from emaae.runs.checkpoint import load_model_file, make_folder, write_json
 from emaae.runs.model_card import CARD, model_card
 from emaae.runs.portable import TORCH_FILES, to_torch
-from emaae.runs.read import PROMOTED
+from emaae.runs.read import PROMOTED_FILE
 from emaae.system.errors import UserError
 from emaae.system.files import read_json, sha256
 from emaae.tracking.artifacts import MODEL
@@ -85,11 +85,11 @@ def _promote_local(folder: Path) -> Best:
         run, score = read.best_run(folder)
         chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
         best = folder / "best"
-        if not (best / PROMOTED).is_file() or read_json(best / PROMOTED) != chosen:
+        if not (best / PROMOTED_FILE).is_file() or read_json(best / PROMOTED_FILE) != chosen:
             beside = Path(tempfile.mkdtemp(prefix=".best-", dir=folder))
             for name in _files(run):
                 shutil.copyfile(run / name, beside / name)
-            write_json(beside / PROMOTED, chosen)
+            write_json(beside / PROMOTED_FILE, chosen)
             (beside / CARD).write_text(model_card(beside, run.name), encoding="utf-8")
             to_torch(load_model_file(beside / "best.pth"), beside)
             # Renamed into place, so that no reader sees half of it.
@@ -102,8 +102,8 @@ def _promote_local(folder: Path) -> Best:
 
 
 def _local_model(folder: Path) -> tuple[Path, str]:
-    if (folder / "best" / PROMOTED).is_file():
-        return folder / "best", read_json(folder / "best" / PROMOTED)["sha256"]
+    if (folder / "best" / PROMOTED_FILE).is_file():
+        return folder / "best", read_json(folder / "best" / PROMOTED_FILE)["sha256"]
     run = folder if (folder / "best.pth").is_file() else read.best_run(folder)[0]
     return run, sha256(run / "best.pth")
 
@@ -169,7 +169,7 @@ def _best_on_wandb(api: Any, path: str) -> tuple[Any, str]:
     metadata = [artifact.metadata for artifact in models.values()]
     read.check_comparable(
         where,
-        (one.get("aim", aim({})) for one in metadata),
+        (one.get("aim", score_description({})) for one in metadata),
         (one.get("data", "") for one in metadata),
         "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind",
     )

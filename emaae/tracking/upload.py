@@ -14,7 +14,7 @@ from emaae.runs import read
 from emaae.runs.checkpoint import write_json
 from emaae.sweeps.file import question_of
 from emaae.system.errors import UserError
-from emaae.system.files import own
+from emaae.system.files import lock_folder
 from emaae.system.progress import progress
 from emaae.tracking import client
 from emaae.tracking.mirror import RECORD, read_record, upload
@@ -46,7 +46,7 @@ def _upload_all(
     there, missing = {}, []
     for run in progress(folders, "uploading", unit="runs"):
         try:
-            with own(run) or contextlib.nullcontext():  # the lock of a run that goes on
+            with lock_folder(run) or contextlib.nullcontext():  # the lock of a run that goes on
                 there[run] = send(run)
         except UserError as error:
             missing.append(f"{run}: {error}")

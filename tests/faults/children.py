@@ -8,7 +8,7 @@ import torch
 
 import train
 from emaae.runs import folder as run_folder
-from emaae.system.errors import speaking_plainly
+from emaae.system.errors import reporting_errors
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
@@ -32,5 +32,5 @@ def _run(work, arguments):
 def training(argv: list[str]) -> None:
     """`python train.py ARGV`, keeping its state often enough to be interrupted often."""
     run_folder.KEEP_LAST_EVERY_S = 0.02
-    with speaking_plainly("train.py"):
+    with reporting_errors("train.py"):
         sys.exit(train.main(argv))

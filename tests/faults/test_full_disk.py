@@ -17,7 +17,7 @@ from emaae import command_line
 from emaae.runs import folder as run_folder
 from emaae.runs import reconstructions
 from emaae.runs.folder import RunFolder
-from emaae.system.errors import speaking_plainly
+from emaae.system.errors import reporting_errors
 from emaae.system.files import read_json
 
 
@@ -116,7 +116,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_loses_nothing(
     argv = [*flags(trees, disk.folder), "--run_name=r"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, method, while_full)
-        with pytest.raises(SystemExit) as ended, speaking_plainly("train.py"):
+        with pytest.raises(SystemExit) as ended, reporting_errors("train.py"):
             train.main(argv)
     output, errors = capsys.readouterr()
     said = errors.splitlines()
@@ -140,7 +140,7 @@ def test_a_disk_that_is_clearly_too_small_is_refused_before_anything_is_read(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000_000))
     argv = [f for f in small_run(trees, tmp_path) if "inner_size" not in f]
     argv.append("--train_dir=/nowhere")
-    with pytest.raises(SystemExit) as ended, speaking_plainly("train.py"):
+    with pytest.raises(SystemExit) as ended, reporting_errors("train.py"):
         train.main([*argv, "--inner_size=1024"])
     assert ended.value.code == 2
     said = r"needs about \d+ MB \(weights 13 times, and reconstructions\), .* has 100 MB free"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from emaae.config import Config
 from emaae.data.features import check_features
-from emaae.data.npz import MOST_BYTES, load_npz
+from emaae.data.npz import MAX_BYTES, load_npz
 from emaae.models import CNNAutoEncoder
 from emaae.runs import checkpoint
 from emaae.sweeps import file as sweep_file
@@ -90,7 +90,7 @@ ARRAY = hostile.npy((20, 14), content=X.tobytes())
 def npz_gives_numbers_or_one_line(content: bytes) -> None:
     try:
         array = load_npz(io.BytesIO(content), "FILE")
-        assert array.nbytes <= MOST_BYTES
+        assert array.nbytes <= MAX_BYTES
         assert check_features(array, "FILE").dtype == np.float32
     except BadFile as error:
         hostile.names(error, "FILE")
