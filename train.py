@@ -21,7 +21,7 @@ DIVERGED = 3
 def main(argv: list[str] | None = None) -> int:
     """One run; returns the exit status."""
     # A sweep's values come from its agent, whether or not they stand on the command line.
-    config = command_line.from_args(agent.flags(argv), sweep=agent.values())
+    config = command_line.from_args(agent.without_agent_flags(argv), sweep=agent.sweep_values())
 
     # torch takes seconds to import: a mistake in a flag is answered before that
     import torch
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from emaae.models import build_model
     from emaae.runs import checkpoint
     from emaae.runs.console import Terminal
-    from emaae.runs.folder import RunFolder, check_space, ended
+    from emaae.runs.folder import RunFolder, check_space, status_if_ended
     from emaae.shift import shift_tolerance
     from emaae.system import distributed
     from emaae.system.devices import (
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         make_deterministic()
     if device.type == "cpu":
         keep_freed_memory()
-    if status := ended(config):
+    if status := status_if_ended(config):
         print(f"the run is {status} already: nothing is left to do", flush=True)
         return 0
     # Before anything is made: a run with broken data leaves nothing, here or on W&B.
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     splits = load_splits(config)
     with RunFolder.open(config) as run:
         print(f"run {run.path}", flush=True)
-        run.follow(mirror.start(config, run.path), Terminal(run.path, config))
+        run.observe(mirror.start(config, run.path), Terminal(run.path, config))
 
         torch.manual_seed(config.seed)
         model = build_model(**config.architecture)
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             checkpoint.load_weights(model, config.checkpoint)  # with the scale they learnt on
         else:
             model.normalise(*splits["train"].mean_and_sd())
-        run.describe(model, splits)
+        run.write_config(model, splits)
 
         model.to(device)
         if config.compile:

@@ -30,7 +30,7 @@ from analysis.runs import Run, number, read_comparable
 from analysis.summary import markdown
 from analysis.tables import frame, write
 from emaae.config import Config
-from emaae.corpus.regressors import delayed, lanczos, zscored
+from emaae.corpus.regressors import delayed, lanczos_resample, zscored
 from emaae.data import Split, load_splits
 from emaae.data.demo import generate
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
@@ -127,7 +127,7 @@ def design(one: Story, view: View, jitter_s: float, random: np.random.Generator)
         onset + (np.arange(len(frames)) + 0.5) / FRAME_RATE_HZ
         for frames, onset in zip(parts, one.onsets_s + wrong)
     ]
-    values = lanczos(np.concatenate(parts), np.concatenate(times), one.tr_times_s)
+    values = lanczos_resample(np.concatenate(parts), np.concatenate(times), one.tr_times_s)
     return delayed(zscored(values), DELAYS)
 
 

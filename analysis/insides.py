@@ -41,7 +41,7 @@ def reconstruction(found: Reconstruction) -> list[Panel]:
     """Truth and reconstruction of every channel of an utterance, a panel each, in its own unit."""
     panels = []
     span = (0, len(found.truth) / FRAME_RATE_HZ)
-    for i, (name, r) in enumerate(zip(found.channels, found.r())):
+    for i, (name, r) in enumerate(zip(found.channels, found.correlations())):
         truth, prediction = found.truth[:, i], found.prediction[:, i]
         agreement = "undefined" if math.isnan(r) else f"{r:.3f}"
         unit = " z" if name in ARTICULATORS else " Hz" if name == "pitch" else ""
@@ -58,7 +58,7 @@ def reconstruction(found: Reconstruction) -> list[Panel]:
 
 def traces(found: Reconstruction) -> Panel:
     """Truth and reconstruction of `SHOWN`, one above the other, each in units of its sd."""
-    items, notes, r = [], [], found.r()
+    items, notes, r = [], [], found.correlations()
     for row, name in enumerate(SHOWN):
         i = found.channels.index(name)
         mean, sd = found.truth[:, i].mean(), max(found.truth[:, i].std(), 1e-12)

@@ -39,7 +39,7 @@ from analysis.runs import (
 )
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import BY_NAME, SUMMARY, SUMMARY_AT_END
-from emaae.sweeps.file import question_of
+from emaae.sweeps.file import description_of
 from emaae.system.errors import reporting_errors
 from emaae.system.files import expand_home
 
@@ -379,7 +379,7 @@ def title_of(ref: str) -> str:
     if not os.path.isdir(ref):
         return ref
     file = Path(ref) / "sweep.yaml"
-    return (question_of(file) if file.is_file() else "") or Path(ref).resolve().name
+    return (description_of(file) if file.is_file() else "") or Path(ref).resolve().name
 
 
 def main(argv: Sequence[str] | None = None) -> None:

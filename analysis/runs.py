@@ -111,9 +111,9 @@ def read_runs(ref: str | os.PathLike) -> list[Run]:
     On W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP. Raises UserError when there is no run.
     """
     folder = Path(ref).expanduser()
-    from emaae.tracking.client import is_folder
+    from emaae.tracking.client import is_local
 
-    if not is_folder(folder):
+    if not is_local(folder):
         return _read_wandb(str(ref))
     folders = [folder] if read.is_run(folder) else read.run_folders(folder)
     if not folders:
@@ -130,7 +130,7 @@ def read_comparable(*refs: str | os.PathLike) -> list[Run]:
     Numbers of other data do not compare: a warning names those runs. Raises UserError.
     """
     runs = [run for ref in refs for run in read_runs(ref)]
-    data = [read.data_of(run.config) for run in runs]
+    data = [read.data_fingerprint(run.config) for run in runs]
     (most, _), *_ = Counter(filter(None, data)).most_common(1) or [("", 0)]
     left = [run.name for run, of in zip(runs, data) if of not in ("", most)]
     if left:
@@ -193,7 +193,7 @@ def grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Ru
 
 def best(runs: Sequence[Run]) -> Run | None:
     """The run that ended well with the lowest `select/score`; None when there is none."""
-    return read.best({run: run.metrics for run in runs})
+    return read.best_by_score({run: run.metrics for run in runs})
 
 
 def aims(runs: Sequence[Run]) -> str:

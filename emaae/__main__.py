@@ -250,12 +250,12 @@ def publish(args: argparse.Namespace) -> None:
 )
 def encode(args: argparse.Namespace) -> None:
     """Write the encodings of all utterances of a feature tree or a bucket; again to go on."""
-    from emaae.corpus.encode import encode_tree, opened, upload_tree
+    from emaae.corpus.encode import encode_tree, open_model, upload_tree
     from emaae.data import list_source
 
     listing = list_source(args.features, args.recursive, args.bucket)
     skip = args.on_bad_file == "skip"
-    with opened(args.model, args.device or "auto") as (model, made_by):
+    with open_model(args.model, args.device or "auto") as (model, made_by):
         done = encode_tree(model, listing, Path(args.out), args.format, made_by, skip_broken=skip)
         print(done.summary(args.out))
         if args.upload:
@@ -306,14 +306,14 @@ def regressors(args: argparse.Namespace) -> None:
         raise UserError(f"--trim must be TRs, 0 or more at each end, got {min(args.trim)}")
     if len(set(args.delays)) < len(args.delays):
         raise UserError(f"--delays must differ, got {' '.join(map(str, args.delays))}")
-    stories = regress.stories(args.encodings, args.onsets)
+    stories = regress.read_stories(args.encodings, args.onsets)
     times = regress.read_tr_times(args.tr_times, list(stories)) if args.tr_times else None
     known_by = args.units_of or args.encodings
     units = regress.read_manifest(known_by)["fired"]
     if not units:
         raise UserError(f"no unit fires in {known_by}: nothing to regress on")
     design = regress.Design(units, args.tr, times, args.delays, tuple(args.trim))
-    lengths = regress.write(args.encodings, Path(args.out), design, stories, args.format)
+    lengths = regress.write_regressors(args.encodings, Path(args.out), design, stories, args.format)
     size = f"{sum(lengths.values())} TRs, {len(units)} units at {len(args.delays)} delays"
     print(f"{args.out}: {len(lengths)} stories, {size}")
 
@@ -326,9 +326,9 @@ def regressors(args: argparse.Namespace) -> None:
 )
 def decode(args: argparse.Namespace) -> None:
     """Write the features that a tree of encodings stands for; again to go on."""
-    from emaae.corpus.encode import decode_tree, opened
+    from emaae.corpus.encode import decode_tree, open_model
 
-    with opened(args.model, args.device or "auto") as (model, made_by):
+    with open_model(args.model, args.device or "auto") as (model, made_by):
         done = decode_tree(model, args.encodings, Path(args.out), made_by, recursive=args.recursive)
     print(done.summary(args.out))
 
@@ -342,15 +342,15 @@ def decode(args: argparse.Namespace) -> None:
 )
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a model on a feature tree or a bucket, by the loss of the run that made it."""
-    from emaae.corpus.evaluate import evaluate_ref
+    from emaae.corpus.evaluate import evaluate_model
     from emaae.runs.checkpoint import write_json
     from emaae.runs.console import metric_lines
-    from emaae.runs.folder import plain
+    from emaae.runs.folder import json_safe
 
     knobs = {name: getattr(args, name) for name in EVALUATE_KNOBS}
     # Messages about the data are no part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
-        row = plain(evaluate_ref(args.model, args.features, **knobs))
+        row = json_safe(evaluate_model(args.model, args.features, **knobs))
     if args.out:
         write_json(Path(args.out), row)
     print(json.dumps(row, allow_nan=False) if args.json else metric_lines(row))
@@ -385,7 +385,7 @@ def export(args: argparse.Namespace) -> None:
             portable.to_huggingface(model, out, model_card(path.parent, str(args.model)))
         else:
             out = export_original(model, out, original.settings_beside(path))
-            if not original.decodes_the_same(model):
+            if not original.has_same_reconstructions(model):
                 note = "reconstructions end in a ReLU there: below 0 they are 0"
                 print(f"encodings are the same; {note}")
     print(f"model: {out}")

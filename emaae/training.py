@@ -39,10 +39,10 @@ DIVERGED_MSE = 1e6
 class Run(Protocol):
     """Receives the events of a training; this one does nothing with them."""
 
-    def keep_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
+    def save_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """The weights have just become the best; `selected` are the metrics of the selection."""
 
-    def keep_last(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
+    def save_last(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         """It is time to keep what `state` gives, all that is needed to continue; `now` it must."""
 
     def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
@@ -238,7 +238,7 @@ def fit(
         with defer_interrupts():
             status = _epochs(state, train, val, config, run)
     except Interrupted:
-        run.keep_last(state.state_dict, now=True)
+        run.save_last(state.state_dict, now=True)
         raise
     return FitResult(status, state.selection, state.best)
 
@@ -295,8 +295,8 @@ def _epochs(state: TrainingState, train: Split, val: Split, config: Config, run:
             run.reconstruct(model, val, state.epoch)
         run.log(row, seconds)
         if improved:
-            run.keep_best(model, selection.metrics())
-        run.keep_last(state.state_dict, now=over)
+            run.save_best(model, selection.metrics())
+        run.save_last(state.state_dict, now=over)
         note = (
             f"fvu {validated['fvu']:.4f}, sparsity {validated['sparsity']:.3f}, alpha {alpha:.3f}"
         )
@@ -329,7 +329,7 @@ def train_epoch(
         active = sum_over_processes(out.z.detach().count_nonzero())
         state.active = active if state.active is None else state.active + active
         state.batch += 1
-        run.keep_last(state.state_dict)
+        run.save_last(state.state_dict)
         stop_if_interrupted()
     assert state.sums is not None, "a split has at least one batch"
     assert state.active is not None

@@ -42,24 +42,26 @@ def hand(monkeypatch, tmp_path):
 
 def test_without_an_agent_nothing_is_handed_over(monkeypatch):
     monkeypatch.delenv("WANDB_SWEEP_PARAM_PATH", raising=False)
-    assert agent.values() == {}
-    assert agent.flags(["--alpha=0.1", "{}"]) == ["--alpha=0.1", "{}"]
+    assert agent.sweep_values() == {}
+    assert agent.without_agent_flags(["--alpha=0.1", "{}"]) == ["--alpha=0.1", "{}"]
 
 
 def test_parameters_are_handed_over_as_they_are_and_their_mistakes_are_told(hand):
     argv = hand(POINT)
-    assert agent.values() == POINT
-    assert agent.flags(argv) == argv
+    assert agent.sweep_values() == POINT
+    assert agent.without_agent_flags(argv) == argv
     hand(POINT | {"alhpa": 1})
     with pytest.raises(UserError, match="alhpa"):
-        command_line.from_args([], sweep=agent.values())
+        command_line.from_args([], sweep=agent.sweep_values())
 
 
 def test_of_a_whole_config_the_knobs_of_a_sweep_are_taken_and_the_rest_is_left(hand):
     argv = hand(POINT | REST)
-    assert agent.values() == POINT
+    assert agent.sweep_values() == POINT
     here = ["--out_dir=here", "--train_dir=a", "--val_dir=b"]
-    config = command_line.from_args(agent.flags(here + argv), sweep=agent.values())
+    config = command_line.from_args(
+        agent.without_agent_flags(here + argv), sweep=agent.sweep_values()
+    )
     assert (config.alpha, config.seed, config.update) == (0.3, 7, True)
     assert (config.out_dir, config.train_dir, config.wandb) == ("here", "a", "auto")
 
@@ -67,19 +69,23 @@ def test_of_a_whole_config_the_knobs_of_a_sweep_are_taken_and_the_rest_is_left(h
 def test_what_the_command_of_a_sweep_says_itself_stays(hand):
     argv = hand(POINT | REST)
     command = ["--out_dir=/elsewhere/runs", *argv]  # the same as the agent says again
-    assert agent.flags(command).count("--out_dir=/elsewhere/runs") == 1
+    assert agent.without_agent_flags(command).count("--out_dir=/elsewhere/runs") == 1
 
 
 def test_the_command_of_a_sweep_may_have_flags_of_two_words_and_files(hand):
     argv = hand(POINT | REST | {"model_config": "/elsewhere/m.json"})
     command = ["--out_dir", "here", "--train_dir", "a", "--val_dir", "b"]
-    assert agent.flags([*command, "--model_config", "m.json", *argv])[:8] == [
+    assert agent.without_agent_flags([*command, "--model_config", "m.json", *argv])[:8] == [
         *command,
         "--model_config",
         "m.json",
     ]
-    assert "--model_config=~/m.json" in agent.flags(["--model_config=~/m.json", *argv])
-    config = command_line.from_args(agent.flags([*command, *argv]), sweep=agent.values())
+    assert "--model_config=~/m.json" in agent.without_agent_flags(
+        ["--model_config=~/m.json", *argv]
+    )
+    config = command_line.from_args(
+        agent.without_agent_flags([*command, *argv]), sweep=agent.sweep_values()
+    )
     assert (config.out_dir, config.train_dir, config.alpha) == ("here", "a", 0.3)
 
 
@@ -93,7 +99,7 @@ def test_each_way_in_which_agents_say_a_config_is_read(hand, tmp_path):
         [str(tmp_path / "args.json")],  # args_json_file
         [f"--{n}" if v is True else f"--{n}={v}" for n, v in whole.items() if v is not False],
     ):
-        config = command_line.from_args(["--out_dir=here", *agent.flags(argv)])
+        config = command_line.from_args(["--out_dir=here", *agent.without_agent_flags(argv)])
         assert (config.alpha, config.seed, config.update) == (0.3, 7, True)
         assert (config.out_dir, config.train_dir) == ("here", None)
 
@@ -101,7 +107,7 @@ def test_each_way_in_which_agents_say_a_config_is_read(hand, tmp_path):
 def test_a_whole_config_of_ours_is_the_same_config_again(hand):
     before = Config.from_mapping({"alpha": 0.3, "norm": "layer", "epochs": 7})
     argv = hand(before.asdict() | REST)
-    again = command_line.from_args(agent.flags(argv), sweep=agent.values())
+    again = command_line.from_args(agent.without_agent_flags(argv), sweep=agent.sweep_values())
     assert again.asdict() == before.asdict()
 
 
@@ -111,4 +117,4 @@ def test_a_file_that_no_agent_wrote_is_one_line(monkeypatch, tmp_path, content):
     path.write_text(content)
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(path))
     with pytest.raises(UserError, match="WANDB_SWEEP_PARAM_PATH=.*cannot be read"):
-        agent.values()
+        agent.sweep_values()

@@ -48,7 +48,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     checkpoint.save(path, {"a": torch.ones(3)})
     before = path.read_bytes()
     with pytest.raises(ZeroDivisionError):
-        checkpoint.write_whole(path, lambda file: file.write(b"half") / 0)
+        checkpoint.write_atomically(path, lambda file: file.write(b"half") / 0)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["best.pth"]
 

@@ -16,7 +16,7 @@ from forked import forked
 import train
 from emaae.__main__ import main
 from emaae.corpus import encodings
-from emaae.corpus.encode import Source, decode, decode_each, encode, encode_each
+from emaae.corpus.encode import NamedFrames, decode, decode_each, encode, encode_each
 from emaae.data.features import frame_times
 from emaae.loading import load_model
 from emaae.models import NORMS, CNNAutoEncoder
@@ -102,7 +102,7 @@ def test_an_encoding_does_not_depend_on_what_else_is_in_the_batch(norm, training
     utterances = [raw(n, seed=n) for n in lengths]
 
     for at_once in (40, 500):
-        done = encode_each(model, [Source(len(x), x) for x in utterances], at_once)
+        done = encode_each(model, [NamedFrames(len(x), x) for x in utterances], at_once)
         together = [(source.name, np.concatenate(list(parts))) for source, parts in done]
         assert [name for name, _ in together] == list(lengths)
         for x, (_, z) in zip(utterances, together):
@@ -111,7 +111,7 @@ def test_an_encoding_does_not_depend_on_what_else_is_in_the_batch(norm, training
 
 def test_windows_of_several_utterances_share_a_batch(monkeypatch):
     model, calls = random_model(), []
-    sources = [Source(n, whole(model.encode, raw(n))) for n in (10, 9, 8)]
+    sources = [NamedFrames(n, whole(model.encode, raw(n))) for n in (10, 9, 8)]
     once = model.decode
     monkeypatch.setattr(model, "decode", lambda x, mask: calls.append(x.shape[0]) or once(x, mask))
     assert len([list(parts) for _, parts in decode_each(model, sources, 100)]) == 3
@@ -122,9 +122,9 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from emaae.data import list_source
-from emaae.corpus.encode import encode_tree, opened
+from emaae.corpus.encode import encode_tree, open_model
 root = Path(sys.argv[1])
-with opened(root / "model", "cpu") as (model, made_by):
+with open_model(root / "model", "cpu") as (model, made_by):
     peaks = []
     for n in ("short", "long"):
         encode_tree(model, list_source(str(root / n), False), root / "out" / n, "sparse", made_by)

@@ -15,7 +15,7 @@ from tiny_sparc import as_published, voice, write_hub
 
 from emaae.__main__ import main
 from emaae.corpus.extract import (
-    INSTALL,
+    INSTALL_COMMAND,
     Audio,
     _batches,
     _import_sparc,
@@ -28,8 +28,8 @@ from emaae.system.errors import UserError
 
 Said = namedtuple("Said", "status stdout stderr")
 
-soundfile = pytest.importorskip("soundfile", reason=INSTALL)
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("sparc") is None, reason=INSTALL)
+soundfile = pytest.importorskip("soundfile", reason=INSTALL_COMMAND)
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("sparc") is None, reason=INSTALL_COMMAND)
 
 RATE = 16_000
 # CREPE's pitch is dithered by up to 20 cents either way.
@@ -139,7 +139,7 @@ def test_bad_files_are_counted_and_named_with_the_reason(extracted):
 
 def test_the_check_of_feature_trees_finds_nothing_wrong_in_the_columns(extracted):
     (tree,) = check.check([extracted[1]], True)
-    assert not set(tree.found) - {"sign", "scale", "twice"}  # of random weights; mixed is stereo
+    assert not set(tree.findings) - {"sign", "scale", "twice"}  # of random weights; mixed is stereo
     assert 90 < features(extracted[1], "mixed")[:, 13].mean() < 150  # a voice of 120 Hz
 
 

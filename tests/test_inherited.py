@@ -180,7 +180,7 @@ def test_a_locked_database_is_one_line_after_patience(sweep, tmp_path, monkeypat
     holder = sqlite3.connect(database, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     code = (
-        "from emaae.sweeps import queue; queue.PATIENCE_S = 1; import sys;"
+        "from emaae.sweeps import queue; queue.DATABASE_TIMEOUT_S = 1; import sys;"
         "from emaae.system.errors import reporting_errors; from emaae.sweeps.runner import run\n"
         "with reporting_errors('sweep'): sys.exit(run('s.yaml', out='out'))"
     )

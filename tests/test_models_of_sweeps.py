@@ -85,9 +85,13 @@ def test_scores_of_different_data_are_not_compared(sweep):
 def test_the_test_split_is_no_part_of_what_a_run_was_selected_on():
     config = of_data("real")
     with_test = {"data": config["data"] | {"test": {"fingerprint": "x"}}}
-    assert read.data_of(config) == read.data_of(with_test) != read.data_of(of_data("demo"))
-    assert len(read.data_of(config)) == 8
-    assert read.data_of({}) == read.data_of({"data": {"test": {}}}) == ""
+    assert (
+        read.data_fingerprint(config)
+        == read.data_fingerprint(with_test)
+        != read.data_fingerprint(of_data("demo"))
+    )
+    assert len(read.data_fingerprint(config)) == 8
+    assert read.data_fingerprint({}) == read.data_fingerprint({"data": {"test": {}}}) == ""
 
 
 def test_scores_of_two_kinds_on_wandb_are_not_compared():

@@ -118,7 +118,7 @@ def test_each_form_equals_ours_at_every_length_without_this_package(tmp_path, ki
 
 def test_a_form_that_differs_is_refused(tmp_path, monkeypatch):
     model = saved(tmp_path / "m")
-    monkeypatch.setattr(portable, "AGREES", 0.0)
+    monkeypatch.setattr(portable, "TOLERANCE", 0.0)
     with pytest.raises(UserError, match="differs from PyTorch by .* expected at most 0"):
         portable.to_onnx(model, tmp_path / "out")
     monkeypatch.setattr(standalone.Model, "_sparse", lambda self, h: h)  # no ReLU

@@ -13,7 +13,14 @@ from forked import forked
 
 from emaae.__main__ import main
 from emaae.corpus import regressors
-from emaae.corpus.regressors import Design, Spoken, delayed, lanczos, lanczos_window, zscored
+from emaae.corpus.regressors import (
+    Design,
+    StoryUtterance,
+    delayed,
+    lanczos_resample,
+    lanczos_window,
+    zscored,
+)
 from emaae.models import build_model
 from emaae.system.errors import UserError
 
@@ -34,7 +41,7 @@ def test_the_window_is_one_at_zero_and_zero_at_whole_trs():
 
 def test_a_constant_stays_what_it_is_and_silence_is_zero():
     frames, times = np.ones((1000, 1)), (np.arange(1000) + 0.5) / 50
-    values = lanczos(frames, times, np.arange(0.5, 40, 1))
+    values = lanczos_resample(frames, times, np.arange(0.5, 40, 1))
     assert values[4:16, 0] == pytest.approx(1, abs=0.01)
     assert values[24:, 0] == pytest.approx(0, abs=1e-6)
 
@@ -43,10 +50,10 @@ def test_what_is_slower_than_the_trs_is_kept_and_what_is_faster_is_not():
     times, trs = (np.arange(3000) + 0.5) / 50, np.arange(0.5, 60, 1)
     inside = slice(5, -5)
     slow = np.sin(2 * np.pi * 0.1 * times)
-    kept = lanczos(slow[:, None], times, trs)[inside, 0]
+    kept = lanczos_resample(slow[:, None], times, trs)[inside, 0]
     assert kept == pytest.approx(np.sin(2 * np.pi * 0.1 * trs[inside]), abs=0.02)
     fast = np.sin(2 * np.pi * 3.0 * times)
-    assert np.abs(lanczos(fast[:, None], times, trs)[inside]).max() < 0.02
+    assert np.abs(lanczos_resample(fast[:, None], times, trs)[inside]).max() < 0.02
 
 
 def test_delays_are_the_same_rows_later():
@@ -72,7 +79,7 @@ def test_scores_are_of_the_rows_that_are_kept_and_constants_are_zero():
 @pytest.mark.parametrize("times", [[0, 0.02, 0.02], [0, 0.02, 0.01], [0, np.nan, 1], [1, 1, 1]])
 def test_times_that_are_constant_or_go_back_are_refused(times):
     with pytest.raises(UserError, match="must be finite and each later than the one before"):
-        lanczos(np.ones((3, 1)), np.array(times), np.array([0.5, 1.5]))
+        lanczos_resample(np.ones((3, 1)), np.array(times), np.array([0.5, 1.5]))
 
 
 def test_columns_are_named_by_unit_and_delay_in_their_order():
@@ -129,15 +136,15 @@ def test_what_a_process_did_not_tell_before_it_was_killed_is_read_again(encoded,
 
 def test_a_story_is_its_utterances_at_their_onsets(encoded):
     spoken = [
-        Spoken(str(encoded / "z/s/a.npz"), 1.0),
-        Spoken(str(encoded / "z/s/b.npz"), 7.0),
+        StoryUtterance(str(encoded / "z/s/a.npz"), 1.0),
+        StoryUtterance(str(encoded / "z/s/b.npz"), 7.0),
     ]
     design = Design([3, 4, 5], tr_s=0.5, delays=(0, 2), trim=(2, 1))
-    times, matrix = regressors.story("x", spoken, N_UNITS, design)
+    times, matrix = regressors.design_matrix("x", spoken, N_UNITS, design)
     (a, at_a), (b, at_b) = encoding(encoded, "s/a"), encoding(encoded, "s/b")
     frames, at = np.concatenate([a, b]), np.concatenate([1 + at_a, 7 + at_b])
     trs = (np.arange(26) + 0.5) * 0.5  # 7 s and 300 frames
-    whole = lanczos(frames[:, 3:6], at, trs)
+    whole = lanczos_resample(frames[:, 3:6], at, trs)
     kept = slice(2, -1)
     scored = (whole - whole[kept].mean(0)) / whole[kept].std(0)
     np.testing.assert_allclose(times, trs[kept])
@@ -147,9 +154,11 @@ def test_a_story_is_its_utterances_at_their_onsets(encoded):
 
 
 def test_utterances_that_overlap_are_refused(encoded):
-    spoken = [Spoken(str(encoded / f"z/s/{n}.npz"), onset) for n, onset in (("a", 0), ("b", 2))]
+    spoken = [
+        StoryUtterance(str(encoded / f"z/s/{n}.npz"), onset) for n, onset in (("a", 0), ("b", 2))
+    ]
     with pytest.raises(UserError, match="the story x, whose utterances must not overlap"):
-        regressors.story("x", spoken, N_UNITS, Design([0], tr_s=0.5))
+        regressors.design_matrix("x", spoken, N_UNITS, Design([0], tr_s=0.5))
 
 
 # ---- the command
@@ -246,10 +255,10 @@ def test_a_long_story_takes_memory_for_one_utterance_at_a_time(tmp_path):
         rows.append(f"u{i:02d},{i * 31}")
     (tmp_path / "manifest.json").write_text(json.dumps({"units": 64, "fired": list(range(64))}))
     (tmp_path / "o.csv").write_text("\n".join(rows))
-    told = regressors.stories(tmp_path, tmp_path / "o.csv")
+    told = regressors.read_stories(tmp_path, tmp_path / "o.csv")
     tracemalloc.start()
     design = Design(range(64), tr_s=2.0, delays=(1,))
-    _, matrix = regressors.story("story", told["story"], 64, design)
+    _, matrix = regressors.design_matrix("story", told["story"], 64, design)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert matrix.shape == (620, 64)

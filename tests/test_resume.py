@@ -55,7 +55,7 @@ class Stopping(Notes):
         super().__init__()
         self.left, self.kept = after, None
 
-    def keep_last(self, state, *, now=False):
+    def save_last(self, state, *, now=False):
         if self.left is not None:
             self.left -= 1
             if self.left == 0:
@@ -315,7 +315,7 @@ def test_a_broken_last_state_falls_back_to_the_one_before(trees, tmp_path):
     train.main(flags(small_run(trees, whole), whole, epochs=6))
     stopped(trees, tmp_path, 2)
     run = stopped(trees, tmp_path, 4)
-    states = [checkpoint.load(run / name) for name in checkpoint.LAST]
+    states = [checkpoint.load(run / name) for name in checkpoint.STATE_FILES]
     assert [state["epoch"] for state in states] == [4, 2]
     (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:5000])
     with pytest.warns(UserWarning, match=r"going on from last\.previous\.pt"):

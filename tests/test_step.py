@@ -235,7 +235,7 @@ def test_on_a_gpu_no_step_waits_for_the_one_before(monkeypatch):
     train_epoch(state, split, 0.1, config, Silent())
 
     class Strict(Silent):
-        def keep_last(self, state, *, now=False):
+        def save_last(self, state, *, now=False):
             torch.cuda.set_sync_debug_mode("error" if next(left, None) else "default")
 
     state.end_epoch()

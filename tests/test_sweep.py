@@ -20,7 +20,7 @@ from emaae.metric_table import logged_each_epoch
 from emaae.runs import read
 from emaae.sweeps import file as sweep_file
 from emaae.sweeps import judging, runner
-from emaae.sweeps.queue import Queue, held, hold, lock_path
+from emaae.sweeps.queue import Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.system.errors import UserError
 
@@ -253,14 +253,14 @@ def test_ctrl_c_twice_ends_at_once_and_the_same_command_goes_on(place):
     out, _ = process.communicate(timeout=10)
     assert process.returncode == 130
     assert out.splitlines()[-1] == "python -m emaae: interrupted"
-    assert not any(held(path.stem) for path in lock_path("x").parent.iterdir())
+    assert not any(is_locked(path.stem) for path in lock_path("x").parent.iterdir())
 
 
 def test_a_runner_elsewhere_is_dead_when_it_has_been_silent(place):
     path = write("parameters: {x: {values: [1]}}")
     storage = f"sqlite:///{place}/study.db"
     mine, other = (Queue(sweep_file.read(path), storage) for _ in range(2))
-    assert mine.alive(other.runner)
+    assert mine.is_alive(other.runner)
     claimed = other.claim()
     assert mine.claim() is None
     now = time.time()
@@ -289,9 +289,9 @@ def test_of_two_claims_to_one_attempt_the_first_holds(place):
 
 
 def test_a_lock_is_held_until_it_is_given_back(place):
-    with hold("a test"):
-        assert held("a test")
-    assert not held("a test")
+    with acquire_lock("a test"):
+        assert is_locked("a test")
+    assert not is_locked("a test")
 
 
 # ---- what is started
@@ -301,7 +301,7 @@ def expanded(command: list[str], config: dict, tmp_path: Path) -> list[str]:
     path = tmp_path / "sweep.yaml"
     content = {"method": "grid", "metric": {"name": "s"}, "parameters": {"x": {"value": 1}}}
     path.write_text(json.dumps(content | {"program": "play.py", "command": command}))
-    return runner.expand(sweep_file.read(path), config, tmp_path / "args.json")
+    return runner.expand_command(sweep_file.read(path), config, tmp_path / "args.json")
 
 
 @pytest.mark.parametrize(
@@ -403,9 +403,9 @@ def test_a_bayesian_search_learns_from_its_scores(place):
 def test_a_run_whose_score_is_no_number_has_failed(place):
     Path("metrics.json").write_text('{"status": "finished", "val/score": NaN}')
     spec = hyperband(type="hyperband", min_iter=1)
-    assert judging.judge(place, spec) == ("failed", None)
+    assert judging.outcome_of(place, spec) == ("failed", None)
     Path("history.jsonl").write_text('{"epoch": 1, "val/score": 2.0}\n')
-    assert judging.judge(place, spec) == ("finished", 2.0)
+    assert judging.outcome_of(place, spec) == ("finished", 2.0)
 
 
 def hyperband(**spec) -> Sweep:
@@ -417,18 +417,18 @@ def hyperband(**spec) -> Sweep:
 
 
 def test_bands_are_those_of_wandb():
-    assert judging.bands({"min_iter": 3}, 100) == [3, 9, 27, 81]
-    assert judging.bands({"max_iter": 27, "s": 2, "eta": 3}, 100) == [3, 9]
-    assert judging.bands({"max_iter": 27, "s": 5, "eta": 3}, 100) == [1, 3, 9]
+    assert judging.hyperband_epochs({"min_iter": 3}, 100) == [3, 9, 27, 81]
+    assert judging.hyperband_epochs({"max_iter": 27, "s": 2, "eta": 3}, 100) == [3, 9]
+    assert judging.hyperband_epochs({"max_iter": 27, "s": 5, "eta": 3}, 100) == [1, 3, 9]
 
 
 def test_hyperband_keeps_the_best_fraction_of_the_runs_at_a_band(place):
     curves = {"a": [3.0, 3.0], "b": [2.0, 2.0], "c": [1.0, 1.0], "d": [4.0, 0.5], "e": [9.0]}
     strict = hyperband(type="hyperband", min_iter=2, eta=2, strict=True)
-    behind = {name for name, c in curves.items() if judging.falls_behind(c, curves, strict)}
+    behind = {name for name, c in curves.items() if judging.should_stop_early(c, curves, strict)}
     assert behind == {"a"}
     loose = hyperband(type="hyperband", min_iter=1, eta=4, strict=False)
-    behind = {name for name, c in curves.items() if judging.falls_behind(c, curves, loose)}
+    behind = {name for name, c in curves.items() if judging.should_stop_early(c, curves, loose)}
     assert behind == {"a", "e"}
 
 
@@ -494,7 +494,7 @@ def test_a_storage_that_breaks_is_one_line_and_leaves_no_process(place):
     assert process.returncode == 2, out
     assert out.splitlines()[-1].startswith("python -m emaae: error: the storage sqlite:///")
     assert "Traceback" not in out
-    assert not any(held(path.stem) for path in lock_path("x").parent.iterdir())
+    assert not any(is_locked(path.stem) for path in lock_path("x").parent.iterdir())
 
 
 # ---- the real program

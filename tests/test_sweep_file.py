@@ -186,7 +186,7 @@ def test_a_search_needs_a_run_cap(write):
     ],
 )
 def test_distributions_have_wandbs_quartiles(kind, spec, values):
-    found = [Parameter("x", kind, spec).at(u) for u in (0.25, 0.5, 0.75)]
+    found = [Parameter("x", kind, spec).quantile(u) for u in (0.25, 0.5, 0.75)]
     if isinstance(values[0], str):
         assert found == values
     else:
@@ -468,7 +468,7 @@ def test_lint_can_be_satisfied_with_hyperband(write):
 
 
 def test_the_question_is_the_description_or_else_the_first_comment(write):
-    assert sweep_file.question_of(write("", head="# What?\nmethod: grid\n")) == "What?"
+    assert sweep_file.description_of(write("", head="# What?\nmethod: grid\n")) == "What?"
     text = "# not this\ndescription: Which one?\nmethod: grid\n"
-    assert sweep_file.question_of(write("", head=text)) == "Which one?"
-    assert sweep_file.question_of(write("", head="method: grid\n")) == ""
+    assert sweep_file.description_of(write("", head=text)) == "Which one?"
+    assert sweep_file.description_of(write("", head="method: grid\n")) == ""

@@ -23,7 +23,7 @@ from emaae import command_line, training
 from emaae.data import load_splits
 from emaae.evaluation import evaluate
 from emaae.runs import checkpoint
-from emaae.runs.folder import plain
+from emaae.runs.folder import json_safe
 from emaae.shift import epoch_metrics, shift_tolerance
 from emaae.system.errors import UserError
 
@@ -104,7 +104,7 @@ def test_shift_tolerance_is_measured_once_on_the_best_weights_and_a_little_after
     for name, value in row.items():
         assert metrics[name] == pytest.approx(value, rel=1e-4), name
     assert kept.pop("split") == "test"
-    assert kept == plain(curves)
+    assert kept == json_safe(curves)
     cheap = epoch_metrics(emaae.load_model(run), splits["val"])
     for name, value in cheap.items():
         assert history(run)[1][f"val/{name}"] == pytest.approx(value, rel=1e-3), name

@@ -26,11 +26,11 @@ class Notes:
         assert seconds > 0
         self.rows.append(row)
 
-    def keep_best(self, model, selected):
+    def save_best(self, model, selected):
         assert selected["select/epoch"] == self.rows[-1]["epoch"]
         self.best.append(model.encoder[0].conv.weight.detach().clone())
 
-    def keep_last(self, state, *, now=False):
+    def save_last(self, state, *, now=False):
         if now:
             self.last.append(state()["epoch"])
 
@@ -345,11 +345,11 @@ def test_evaluation_leaves_the_mode_and_the_weights_alone():
 
 
 def test_the_typical_utterances_are_the_same_every_time_and_of_middling_length():
-    from emaae.runs.reconstructions import typical
+    from emaae.runs.reconstructions import indices_of_median_length
 
     split = split_of(10, 200, 50, 60, 55, 400)
-    assert typical(split) == typical(split) == [2, 3, 4]
-    assert typical(split_of(10)) == [0]
+    assert indices_of_median_length(split) == indices_of_median_length(split) == [2, 3, 4]
+    assert indices_of_median_length(split_of(10)) == [0]
 
 
 def test_r_of_a_reconstruction_is_pearsons():
@@ -357,6 +357,6 @@ def test_r_of_a_reconstruction_is_pearsons():
 
     truth = speech(50, seed=3)[:, :3]
     prediction = np.stack([truth[:, 0], -2 * truth[:, 1] + 3, np.ones(50)], 1)
-    r = Reconstruction("x", ("a", "b", "c"), truth, prediction).r()
+    r = Reconstruction("x", ("a", "b", "c"), truth, prediction).correlations()
     assert r[:2] == pytest.approx([1, -1])
     assert math.isnan(r[2])

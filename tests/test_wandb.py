@@ -27,7 +27,7 @@ from emaae.system.errors import UserError
 from emaae.system.files import lock_folder
 from emaae.tracking import client
 from emaae.tracking.mirror import _name
-from emaae.tracking.upload import _finish, _known
+from emaae.tracking.upload import _finish, _published_sweep
 
 TINY = ["--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--epochs=3", "--batch_sz=4"]
 GRID = {
@@ -185,7 +185,7 @@ def test_runs_are_named_by_what_their_sweep_varies():
     assert _name(config, ("alpha", "norm", "seed", "gone")) == f"{_name(config)} norm=none"
     parameters = {"norm": {"values": ["none", "layer"]}, "lr": {"min": 0, "max": 1}}
     parameters |= {"seed": {"value": 1}, "alpha": {"values": [0.1]}}
-    assert client.varied({"parameters": parameters}) == ("norm", "lr")
+    assert client.varying_names({"parameters": parameters}) == ("norm", "lr")
 
 
 def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
@@ -199,9 +199,9 @@ def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "public_api", Silent)
     error: Exception = CommError("HTTP 502")
     with pytest.raises(UserError, match="did not say whether e/p/s is there .HTTP 502"):
-        _known(tmp_path, "p", None)
+        _published_sweep(tmp_path, "p", None)
     error = ValueError("Could not find sweep")
-    assert _known(tmp_path, "p", None) is None
+    assert _published_sweep(tmp_path, "p", None) is None
 
 
 def test_a_sweep_that_cannot_be_finished_is_told(monkeypatch):
@@ -217,13 +217,13 @@ def test_a_folder_that_a_client_made_is_no_run_of_ours(tmp_path, monkeypatch, ke
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", key)
     Path("lab/speech/run").mkdir(parents=True)  # ENTITY/PROJECT/RUN
-    assert client.is_folder("lab/speech") == (not key), "who has no key means what is here"
-    assert not client.is_folder("wandb:lab/speech/emaae-x:best")
-    assert not client.is_folder("lab/other")
+    assert client.is_local("lab/speech") == (not key), "who has no key means what is here"
+    assert not client.is_local("wandb:lab/speech/emaae-x:best")
+    assert not client.is_local("lab/other")
     write_run(Path("lab/speech/mine"), epochs=1)
-    assert client.is_folder("lab/speech")
-    assert client.is_folder("lab/speech/mine")
-    assert client.is_folder(str(tmp_path))
+    assert client.is_local("lab/speech")
+    assert client.is_local("lab/speech/mine")
+    assert client.is_local(str(tmp_path))
 
 
 def test_the_curves_are_rows_over_axes_of_their_own(swept):

@@ -11,7 +11,7 @@ import train
 from analysis import workspace
 from emaae.system.errors import UserError
 from emaae.system.files import read_json
-from emaae.tracking.download import CURVES
+from emaae.tracking.download import CURVE_COLUMNS
 
 # Runs the module as a program that cannot open a connection.
 OFFLINE = """
@@ -37,7 +37,7 @@ def logged(trees, tmp_path_factory) -> tuple[set[str], set[str]]:
     folder = out_dir / "one"
     row = json.loads((folder / "history.jsonl").read_text())
     metrics = {*row, *read_json(folder / "metrics.json")}
-    curves = {name for columns in CURVES.values() for name in columns.values()}
+    curves = {name for columns in CURVE_COLUMNS.values() for name in columns.values()}
     return set(read_json(folder / "config.json")), metrics | curves
 
 

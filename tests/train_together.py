@@ -47,7 +47,7 @@ class Notes(Run):
     def log(self, row, seconds):
         self.rows.append(row)
 
-    def keep_last(self, state, *, now=False):
+    def save_last(self, state, *, now=False):
         if self.left is not None:
             self.left -= 1
             if self.left == 0 and not distributed.is_main_process():

@@ -45,7 +45,7 @@ from emaae.system.progress import progress
 
 # Frames in a batch, padding included, and in a window. At 1024 units the widest activations of a
 # batch are 16 MB on a CPU, about its cache, and 256 MB on a GPU.
-FRAMES_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 16}
+WINDOW_FRAMES = {"cpu": 1 << 12, "cuda": 1 << 16}
 # Utterances longer than five minutes show progress of their own.
 LONG_FRAMES = 5 * 60 * FRAME_RATE_HZ
 
@@ -54,7 +54,7 @@ LONG_FRAMES = 5 * 60 * FRAME_RATE_HZ
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class NamedFrames:
     """A sequence (T, D) and what it is called. Raises ValueError for any other shape."""
 
     name: Any
@@ -68,7 +68,7 @@ class Source:
 
 
 class _Window(NamedTuple):
-    source: Source
+    source: NamedFrames
     frames: np.ndarray  # (t, D), its own and what those see
     own: slice
 
@@ -76,49 +76,49 @@ class _Window(NamedTuple):
 def encode(model: CNNAutoEncoder, features: np.ndarray, at_once: int | None = None) -> np.ndarray:
     """The encoding (T, units) float32 of one utterance of raw features (T, D), on model's device.
 
-    at_once: frames in a window (default: `FRAMES_AT_ONCE`); the result does not depend on it.
+    at_once: frames in a window (default: `WINDOW_FRAMES`); the result does not depend on it.
     """
-    _, parts = next(encode_each(model, [Source(None, features)], at_once))
+    _, parts = next(encode_each(model, [NamedFrames(None, features)], at_once))
     return np.concatenate(list(parts))
 
 
 def decode(model: CNNAutoEncoder, z: np.ndarray, at_once: int | None = None) -> np.ndarray:
     """The raw features (T, D) float32 that an encoding (T, units) stands for, as `encode`."""
-    _, parts = next(decode_each(model, [Source(None, z)], at_once))
+    _, parts = next(decode_each(model, [NamedFrames(None, z)], at_once))
     return np.concatenate(list(parts))
 
 
 def encode_each(
-    model: CNNAutoEncoder, sources: Iterable[Source], at_once: int | None = None
-) -> Iterator[tuple[Source, Iterator[np.ndarray]]]:
+    model: CNNAutoEncoder, sources: Iterable[NamedFrames], at_once: int | None = None
+) -> Iterator[tuple[NamedFrames, Iterator[np.ndarray]]]:
     """Each source of raw features (T, D) with the parts (t, units) of its encoding, in order.
 
     The parts of one must be taken before the next. Sources of similar length that follow each other
     share batches best.
     """
-    return _through(model, model.encode, model.receptive_field(), sources, at_once)
+    return _run_in_windows(model, model.encode, model.receptive_field(), sources, at_once)
 
 
 def decode_each(
-    model: CNNAutoEncoder, sources: Iterable[Source], at_once: int | None = None
-) -> Iterator[tuple[Source, Iterator[np.ndarray]]]:
+    model: CNNAutoEncoder, sources: Iterable[NamedFrames], at_once: int | None = None
+) -> Iterator[tuple[NamedFrames, Iterator[np.ndarray]]]:
     """Each source of encodings (T, units) with the parts (t, D) of raw features, see above."""
-    return _through(model, model.decode, model.decoder_receptive_field(), sources, at_once)
+    return _run_in_windows(model, model.decode, model.decoder_receptive_field(), sources, at_once)
 
 
-def _through(
+def _run_in_windows(
     model: CNNAutoEncoder,
     run: Callable[[Tensor, Tensor], Tensor],
     receptive_field: int,
-    sources: Iterable[Source],
+    sources: Iterable[NamedFrames],
     at_once: int | None,
-) -> Iterator[tuple[Source, Iterator[np.ndarray]]]:
+) -> Iterator[tuple[NamedFrames, Iterator[np.ndarray]]]:
     device, dtype = model.mean.device, model.mean.dtype
-    at_once = at_once or FRAMES_AT_ONCE[device.type]
+    at_once = at_once or WINDOW_FRAMES[device.type]
     reach = receptive_field // 2
     windows = (w for source in sources for w in _windows(source, reach, at_once))
 
-    def parts() -> Iterator[tuple[Source, np.ndarray]]:
+    def parts() -> Iterator[tuple[NamedFrames, np.ndarray]]:
         for batch in _batches(windows, at_once + 2 * reach):
             x, mask = _padded([w.frames for w in batch])
             with torch.inference_mode():
@@ -130,7 +130,7 @@ def _through(
         yield source, (part for _, part in group)
 
 
-def _windows(source: Source, reach: int, size: int) -> Iterator[_Window]:
+def _windows(source: NamedFrames, reach: int, size: int) -> Iterator[_Window]:
     """Windows with at most `size` frames of their own and `reach` more on either side."""
     frames = source.frames
     for begin in range(0, len(frames), size):
@@ -167,7 +167,7 @@ def _padded(arrays: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Written:
+class TreeResult:
     """Counts of utterances: written now, there before, left out and why."""
 
     written: int
@@ -183,7 +183,7 @@ class Written:
 
 
 @contextlib.contextmanager
-def opened(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder, dict[str, Any]]]:
+def open_model(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder, dict[str, Any]]]:
     """The model of a reference on a device, and what the manifest of a tree says of it. UserError.
 
     ref: see `loading.model_file`.
@@ -194,7 +194,7 @@ def opened(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder, dic
         yield model, {"model": entry, "versions": versions(), "git_commit": git_commit()}
 
 
-class _Item(NamedTuple):
+class _FileAndTimes(NamedTuple):
     """The name of a source in a tree: its file, and what a times file says of it."""
 
     file: FeatureFile
@@ -209,7 +209,7 @@ def encode_tree(
     made_by: Mapping[str, Any],
     *,
     skip_broken: bool = False,
-) -> Written:
+) -> TreeResult:
     """Write the encodings of all utterances of a listing (`emaae.data.list_source`) into a tree.
 
     form: of `config.ENCODING_FORMATS`. made_by: the `model`, with its `sha256`, and what else the
@@ -221,12 +221,12 @@ def encode_tree(
     broken: dict[str, str] | None = {} if skip_broken else None
     fired = np.zeros(model.inner_size, bool)
 
-    def connect() -> Callable[[FeatureFile], Source]:
+    def connect() -> Callable[[FeatureFile], NamedFrames]:
         read, times = listing.connect(), listing.connect_times()
 
-        def source(file: FeatureFile) -> Source:
+        def source(file: FeatureFile) -> NamedFrames:
             frames = to_utterance(file.identity, read(file), columns).frames
-            return Source(_Item(file, times(file)), frames)
+            return NamedFrames(_FileAndTimes(file, times(file)), frames)
 
         return source
 
@@ -236,8 +236,8 @@ def encode_tree(
             yield part
 
     files, manifest = listing.files, {"made": "encodings", "form": form} | dict(made_by)
-    with _claimed(out, listing.root, manifest) as before:
-        todo, kept = _todo(files, out)
+    with _locked_output(out, listing.root, manifest) as before:
+        todo, kept = _pending(files, out)
         if todo:  # which units fire is not known while files come
             write_json(out / encodings.MANIFEST, before | {"fired": None})
         encoded = ((s, noted(z)) for s, z in encode_each(model, read_files(todo, connect, broken)))
@@ -250,7 +250,7 @@ def encode_tree(
                 fired |= (encodings.read_encoding(_path(out, file), model.inner_size) > 0).any(0)
         names = np.flatnonzero(fired).tolist()
         write_json(out / encodings.MANIFEST, before | {"fired": names, "units": model.inner_size})
-    return Written(written, kept, broken or {})
+    return TreeResult(written, kept, broken or {})
 
 
 def upload_tree(out: Path, where: str, n_units: int) -> int:
@@ -269,7 +269,7 @@ def upload_tree(out: Path, where: str, n_units: int) -> int:
     bucket = open_bucket(name)
     n_new = 0
     for file in progress(find_features(str(out), recursive=True), "uploading", unit="utterances"):
-        state = encodings.made_from(Path(file.path)) or ""
+        state = encodings.read_stamp(Path(file.path)) or ""
         key = f"{prefix}/{file.identity}".strip("/")
         z = encodings.read_encoding(file.path, n_units)
         times = frame_times(len(z), read_times(file.path))
@@ -280,7 +280,7 @@ def upload_tree(out: Path, where: str, n_units: int) -> int:
 
 def decode_tree(
     model: CNNAutoEncoder, root: str, out: Path, made_by: Mapping[str, Any], *, recursive: bool
-) -> Written:
+) -> TreeResult:
     """Write the features (T, 14) that a tree of encodings stands for, as a tree of features.
 
     A model that does not see loudness gives none: it is 0 there. Times are those of the encodings.
@@ -288,9 +288,9 @@ def decode_tree(
     """
     columns = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS)).columns
 
-    def source(file: FeatureFile) -> Source:
+    def source(file: FeatureFile) -> NamedFrames:
         z = encodings.read_encoding(file.path, model.inner_size)
-        return Source(_Item(file, read_times(file.path)), z)
+        return NamedFrames(_FileAndTimes(file, read_times(file.path)), z)
 
     def widened(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for part in parts:
@@ -299,16 +299,16 @@ def decode_tree(
             yield features
 
     files = find_features(root, recursive)
-    with _claimed(out, root, {"made": "features", "form": "float32"} | dict(made_by)):
-        todo, kept = _todo(files, out)
+    with _locked_output(out, root, {"made": "features", "form": "float32"} | dict(made_by)):
+        todo, kept = _pending(files, out)
         decoded = ((s, widened(y)) for s, y in decode_each(model, map(source, todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
         written = _write(done, out, "float32", len(CHANNELS))
-    return Written(written, kept, {})
+    return TreeResult(written, kept, {})
 
 
 def _write(
-    done: Iterable[tuple[Source, Iterator[np.ndarray]]], out: Path, form: str, n_columns: int
+    done: Iterable[tuple[NamedFrames, Iterator[np.ndarray]]], out: Path, form: str, n_columns: int
 ) -> int:
     """Write what is done into a tree; returns the number of utterances."""
     n = 0
@@ -318,13 +318,15 @@ def _write(
             parts = progress(parts, file.identity, unit="windows")
         path = _path(out, file)
         encodings.write_times(path, frame_times(n_frames, times))
-        encodings.write_encoding(path, parts, (n_frames, n_columns), form, _state(file))
+        encodings.write_encoding(path, parts, (n_frames, n_columns), form, _source_stamp(file))
         n += 1
     return n
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, root: str | None, manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _locked_output(
+    out: Path, root: str | None, manifest: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
     """The folder `out` for this process alone, with nothing half done; gives its manifest.
 
     root: the tree that is read, in which it must not be.
@@ -342,15 +344,15 @@ def _claimed(out: Path, root: str | None, manifest: Mapping[str, Any]) -> Iterat
             f"--out {out} cannot be written ({error.strerror or error}): name another folder"
         ) from None
     with lock or contextlib.nullcontext():
-        found = encodings.claim(out, manifest)
+        found = encodings.open_manifest(out, manifest)
         for stray in out.rglob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
         yield found
 
 
-def _todo(files: list[FeatureFile], out: Path) -> tuple[list[FeatureFile], int]:
+def _pending(files: list[FeatureFile], out: Path) -> tuple[list[FeatureFile], int]:
     """The files that still have to be done, the largest first, and how many are done."""
-    todo = [file for file in files if encodings.made_from(_path(out, file)) != _state(file)]
+    todo = [file for file in files if encodings.read_stamp(_path(out, file)) != _source_stamp(file)]
     # By size, so that neighbours are of similar length, and what needs most memory comes first.
     return sorted(todo, key=lambda file: -file.stamp[0]), len(files) - len(todo)
 
@@ -359,6 +361,6 @@ def _path(out: Path, file: FeatureFile) -> Path:
     return out / f"{file.identity}.npz"
 
 
-def _state(file: FeatureFile) -> str:
+def _source_stamp(file: FeatureFile) -> str:
     """A text that differs when the file does."""
     return json.dumps([file.identity, *file.stamp])

@@ -21,14 +21,14 @@ import scipy.sparse
 from emaae.data.features import times_beside
 from emaae.data.npz import MAX_BYTES, MAX_FRAMES, open_npz, read_member
 from emaae.data.reading import cast_frames
-from emaae.runs.checkpoint import not_written, write_json, write_whole
+from emaae.runs.checkpoint import write_atomically, write_error, write_json
 from emaae.system.errors import BadFile, UserError
 from emaae.system.files import is_data, read_json, regular_file
 
 MANIFEST = "manifest.json"
 # The longest utterance in the largest encoding there can be.
-MOST_ENCODED = MAX_FRAMES * 65536 * 4
-CSR = ("format", "shape", "indptr", "indices", "data")
+MAX_ENCODING = MAX_FRAMES * 65536 * 4
+CSR_KEYS = ("format", "shape", "indptr", "indices", "data")
 
 
 # ---- one utterance
@@ -39,7 +39,7 @@ def write_encoding(
 ) -> None:
     """Write the rows (t, C) in `parts`, an array of `shape` in all, as `form`. Raises UserError.
 
-    made_from: what the function `made_from` returns of the file once it is whole.
+    made_from: what `read_stamp` returns for the file once it is whole.
     """
     if form == "sparse":
         matrix = scipy.sparse.vstack([scipy.sparse.csr_matrix(part) for part in parts], "csr")
@@ -58,7 +58,7 @@ def write_encoding(
         with zipfile.ZipFile(file, "a") as archive:
             archive.comment = made_from.encode()
 
-    write_whole(path, write, flushed=False)
+    write_atomically(path, write, flushed=False)
 
 
 def write_times(path: Path, times: np.ndarray) -> None:
@@ -66,19 +66,19 @@ def write_times(path: Path, times: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(not_written(path, error)) from None
+        raise UserError(write_error(path, error)) from None
     beside = Path(times_beside(str(path)))
-    write_whole(beside, lambda file: np.savez(file, times=times), flushed=False)
+    write_atomically(beside, lambda file: np.savez(file, times=times), flushed=False)
 
 
-def made_from(path: Path) -> str | None:
+def read_stamp(path: Path) -> str | None:
     """The stamp of the source of the file at `path`; None unless it is whole and has its times."""
     with contextlib.suppress(BadFile, UnicodeDecodeError):
         with regular_file(times_beside(str(path)), MAX_BYTES) as file, open_npz(file, str(path)):
             pass
         with (
-            regular_file(path, MOST_ENCODED) as file,
-            open_npz(file, str(path), MOST_ENCODED) as archive,
+            regular_file(path, MAX_ENCODING) as file,
+            open_npz(file, str(path), MAX_ENCODING) as archive,
         ):
             return archive.comment.decode()
     return None
@@ -89,8 +89,8 @@ def read_encoding(path: str | Path, n_units: int) -> np.ndarray:
     where, at_most = str(path), MAX_FRAMES * n_units * 8
     with regular_file(path, 2 * at_most) as file, open_npz(file, where, 2 * at_most) as archive:
         if "indptr.npy" in archive.namelist():
-            arrays = {key: read_member(archive, key, where, at_most) for key in CSR}
-            z = _dense(arrays, n_units, where)
+            arrays = {key: read_member(archive, key, where, at_most) for key in CSR_KEYS}
+            z = _from_csr(arrays, n_units, where)
         else:
             z = read_member(archive, "features", where, at_most)
     if z.ndim != 2 or z.shape[1] != n_units or not len(z) or z.dtype.kind not in "fiu":
@@ -103,8 +103,8 @@ def read_encoding(path: str | Path, n_units: int) -> np.ndarray:
     return z.astype(np.float32, copy=False)
 
 
-def _dense(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.ndarray:
-    form, shape, begins, columns, numbers = (arrays[key] for key in CSR)
+def _from_csr(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.ndarray:
+    form, shape, begins, columns, numbers = (arrays[key] for key in CSR_KEYS)
     try:
         n_frames, width = shape.tolist()
         if form.tobytes() != b"csr" or width != n_units or n_frames > MAX_FRAMES:
@@ -122,7 +122,7 @@ def _dense(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.nda
 # ---- the tree
 
 
-def claim(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a tree, which is written where the folder is new. Raises UserError.
 
     What was made, by which model and in which form must be as given; the rest may differ.
@@ -130,7 +130,7 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     path = out / MANIFEST
     if path.is_file():
         found = read_json(path)
-        was, now = _identity(found), _identity(manifest)
+        was, now = _description(found), _description(manifest)
         if was != now:
             raise UserError(
                 f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
@@ -147,7 +147,7 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _identity(manifest: Mapping[str, Any]) -> str:
+def _description(manifest: Mapping[str, Any]) -> str:
     """The entries of a manifest that are the same for all files of a tree."""
     model = manifest.get("model")
     sha256 = str(model.get("sha256") if isinstance(model, dict) else model)[:12]

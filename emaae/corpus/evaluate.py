@@ -10,7 +10,7 @@ from emaae.shift import shift_tolerance
 from emaae.system.devices import pick_device
 
 
-def evaluate_ref(ref: str, features: str, **knobs: Any) -> dict[str, float | list[int]]:
+def evaluate_model(ref: str, features: str, **knobs: Any) -> dict[str, float | list[int]]:
     """Every metric of a model on features, shift tolerance too, as `train.py --eval_only` has them.
 
     ref: see `loading.model_file`; its run says by which loss. knobs: of `Config`, such as

@@ -41,7 +41,7 @@ from emaae.data.features import (
     read_times,
     times_beside,
 )
-from emaae.runs.checkpoint import write_whole
+from emaae.runs.checkpoint import write_atomically
 from emaae.system.devices import pick_device
 from emaae.system.errors import BadFile, UserError
 from emaae.system.files import read_text, regular_file
@@ -49,12 +49,12 @@ from emaae.system.progress import progress
 
 MODEL = "en"
 SUFFIXES = (".flac", ".wav")
-INSTALL = (
+INSTALL_COMMAND = (
     "pip install -r requirements-audio.txt && "
     "pip install --no-deps -r requirements-audio-nodeps.txt"
 )
 # The repositories on the Hugging Face hub that hold the weights, with the files that are needed.
-FETCH = (
+DOWNLOAD_COMMAND = (
     "hf download cheoljun95/Speech-Articulatory-Coding model_english_1500k.yaml "
     "model_english_1500k.ckpt && hf download microsoft/wavlm-large config.json pytorch_model.bin"
 )
@@ -66,8 +66,8 @@ FEWEST_FRAMES = 19
 # WavLM's attention takes memory with the square of the length: 3.6 GB here, 0.8 GB at 15 s.
 LONGEST_S = 60.0
 # Eight channels of the longest at 192 kHz.
-MOST_VALUES = 100_000_000
-MOST_BYTES = 4 * MOST_VALUES
+MAX_SAMPLES = 100_000_000
+MAX_AUDIO = 4 * MAX_SAMPLES
 
 
 class Audio(NamedTuple):
@@ -104,9 +104,9 @@ def extract(
     Raises UserError: no audio, no SPARC, no weights, a full disk.
     """
     out, result = Path(out_dir), Extracted()
-    paths = _find(audio_dir, result.broken)
+    paths = _find_audio(audio_dir, result.broken)
     looked_for = progress(paths, "looking for features", unit="files")
-    missing = [identity for identity in looked_for if not _is_there(out, identity)]
+    missing = [identity for identity in looked_for if not _is_extracted(out, identity)]
     result.n_kept = len(paths) - len(missing)
     if not missing:
         return result
@@ -141,7 +141,7 @@ def _seconds(batch: Sequence[Audio]) -> int:
 # ---- files
 
 
-def _find(root: str | Path, broken: dict[str, str]) -> dict[str, str]:
+def _find_audio(root: str | Path, broken: dict[str, str]) -> dict[str, str]:
     """The audio below the root, identity -> path; notes names that cannot be those of features."""
     root = str(Path(root))
     if not Path(root).is_dir():
@@ -169,7 +169,7 @@ def _find(root: str | Path, broken: dict[str, str]) -> dict[str, str]:
     return good
 
 
-def _is_there(out: Path, identity: str) -> bool:
+def _is_extracted(out: Path, identity: str) -> bool:
     """Whether features and times of an utterance are there, and whole."""
     path = out / f"{identity}.npz"
     try:
@@ -186,18 +186,18 @@ def _write(out: Path, identity: str, features: np.ndarray, times: np.ndarray) ->
     except OSError as error:
         raise UserError(f"--out_dir {out} cannot be written: {error.strerror or error}") from None
     # In this order: who finds features finds their times.
-    write_whole(Path(times_beside(str(path))), lambda file: np.savez(file, times=times))
-    write_whole(path, lambda file: np.savez(file, features=features))
+    write_atomically(Path(times_beside(str(path))), lambda file: np.savez(file, times=times))
+    write_atomically(path, lambda file: np.savez(file, features=features))
 
 
 def _n_samples(path: str) -> int:
     """Samples at 16 kHz that the file says it holds. Raises BadFile for what cannot be used."""
     import soundfile
 
-    with _open(path) as file:
+    with _open_audio(path) as file:
         header = soundfile.info(file)
     seconds = header.frames / header.samplerate
-    if seconds > LONGEST_S or header.frames * header.channels > MOST_VALUES:
+    if seconds > LONGEST_S or header.frames * header.channels > MAX_SAMPLES:
         raise BadFile(
             f"{path} has {seconds:.1f} s, {header.channels} channel(s) and {header.samplerate} Hz: "
             f"expected at most {LONGEST_S:.0f} s; cut it at pauses"
@@ -214,12 +214,12 @@ def _n_samples(path: str) -> int:
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[BinaryIO]:
+def _open_audio(path: str) -> Iterator[BinaryIO]:
     """Open a file of audio; errors while it is read become a BadFile."""
     import soundfile
 
     try:
-        with regular_file(path, MOST_BYTES) as file:
+        with regular_file(path, MAX_AUDIO) as file:
             yield file
     except soundfile.SoundFileError as error:
         raise BadFile(f"{path} is no audio that can be read ({_reason(error)})") from None
@@ -245,7 +245,9 @@ def _import_sparc() -> types.ModuleType:
             import torchcrepe  # noqa: F401
     except ImportError as error:
         missing = error.name or str(error)
-        raise UserError(f"features from audio need {missing}, not installed: {INSTALL}") from None
+        raise UserError(
+            f"features from audio need {missing}, not installed: {INSTALL_COMMAND}"
+        ) from None
     return sparc
 
 
@@ -273,8 +275,8 @@ def load_coder(sparc: types.ModuleType, device: torch.device) -> Any:
     except Exception as error:  # of the hub, HTTP, YAML, torch and transformers
         raise UserError(
             f"SPARC's model cannot be loaded ({_reason(error)}): with a network it is downloaded "
-            f"once; without one, fetch it on another machine ({FETCH}), copy that machine's "
-            "~/.cache/huggingface and set HF_HUB_OFFLINE=1"
+            f"once; without one, fetch it on another machine ({DOWNLOAD_COMMAND}), copy that "
+            "machine's ~/.cache/huggingface and set HF_HUB_OFFLINE=1"
         ) from error
 
 
@@ -309,7 +311,7 @@ def _features(
     waves, seeds = {}, {}
     for audio in batch:
         try:
-            waves[audio], seeds[audio] = _read(coder, audio)
+            waves[audio], seeds[audio] = _read_waveform(coder, audio)
         except BadFile as error:
             broken[audio.path] = str(error)
     for audio, ema in _articulators(coder, waves, broken):
@@ -326,10 +328,10 @@ def _features(
             broken[audio.path] = str(error)
 
 
-def _read(coder: Any, audio: Audio) -> tuple[Any, int]:
+def _read_waveform(coder: Any, audio: Audio) -> tuple[Any, int]:
     """The waveform as SPARC reads it, (1, N) at 16 kHz, of mean 0 and sd 1, and a seed. BadFile."""
     path = audio.path
-    with _open(path) as file, np.errstate(all="ignore"):
+    with _open_audio(path) as file, np.errstate(all="ignore"):
         content = file.read()
         wave = coder.process_wavfiles([io.BytesIO(content)])
     n_samples = int(wave.input_lens[0])

@@ -29,15 +29,15 @@ from emaae.data.features import (
     frame_times,
     read_times,
 )
-from emaae.runs.checkpoint import write_json, write_whole
+from emaae.runs.checkpoint import write_atomically, write_json
 from emaae.system.errors import UserError, needs_extra
 from emaae.system.files import read_json, read_text
 from emaae.system.progress import progress
 
-LOBES = 3  # of the window on either side
+LANCZOS_LOBES = 3  # of the window on either side
 
 
-class Spoken(NamedTuple):
+class StoryUtterance(NamedTuple):
     """An utterance in a story: the file of its encoding, and when it begins there, in seconds."""
 
     path: str
@@ -76,16 +76,16 @@ class Design:
 def lanczos_window(x: np.ndarray, cutoff_hz: float) -> np.ndarray:
     """w at distances x in seconds: 1 at 0, 0 at whole multiples of 1 / cutoff_hz and beyond."""
     t = x * cutoff_hz
-    return np.where(np.abs(t) < LOBES, np.sinc(t) * np.sinc(t / LOBES), 0.0)
+    return np.where(np.abs(t) < LANCZOS_LOBES, np.sinc(t) * np.sinc(t / LANCZOS_LOBES), 0.0)
 
 
-def lanczos(frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.ndarray) -> np.ndarray:
+def lanczos_resample(frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.ndarray) -> np.ndarray:
     """Frames (T, C), 20 ms each, at times_s (T,) as values (n, C) float32 at TR times (n,).
 
     There must be two TRs or more, and times must increase. Raises UserError.
     """
-    increasing("the frames", times_s)
-    increasing("the TRs", tr_times_s)
+    check_increasing("the frames", times_s)
+    check_increasing("the TRs", tr_times_s)
     cutoff = 1 / float(np.mean(np.diff(tr_times_s)))
     weights = lanczos_window(tr_times_s[:, None] - times_s, cutoff) * (cutoff / FRAME_RATE_HZ)
     return (weights @ frames).astype(np.float32)
@@ -115,7 +115,7 @@ def delayed(values: np.ndarray, delays: Sequence[int]) -> np.ndarray:
     return found.reshape(len(values), -1)
 
 
-def increasing(what: str, times_s: np.ndarray) -> None:
+def check_increasing(what: str, times_s: np.ndarray) -> None:
     """Raise UserError unless the times (n,) are finite and each is later than the one before."""
     if not np.isfinite(times_s).all() or (np.diff(times_s) <= 0).any():
         wrong = int(np.argmax(~(np.diff(times_s) > 0))) if len(times_s) > 1 else 0
@@ -145,14 +145,14 @@ def read_onsets(path: str | Path) -> list[dict[str, str]]:
     return rows
 
 
-def stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[Spoken]]:
+def read_stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[StoryUtterance]]:
     """The utterances of each story in order, from a tree of encodings. Raises UserError.
 
     onsets: of `read_onsets`; without them each utterance is a story of its own, named by it.
     """
     files = {file.identity: file.path for file in find_features(root, recursive=True)}
     if onsets is None:
-        return {identity: [Spoken(path, 0.0)] for identity, path in files.items()}
+        return {identity: [StoryUtterance(path, 0.0)] for identity, path in files.items()}
     found = defaultdict(list)
     for number, row in enumerate(read_onsets(onsets), 2):
         where = f"--onsets {onsets}:{number}"
@@ -167,7 +167,7 @@ def stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[Spoke
             raise UserError(f"{where}: onset {row['onset']!r}, expected seconds")
         story = row.get("story") or "story"
         check_identity(story, where)
-        found[story].append(Spoken(files[name], onset))
+        found[story].append(StoryUtterance(files[name], onset))
     return {story: sorted(some, key=lambda one: one.onset_s) for story, some in found.items()}
 
 
@@ -183,7 +183,7 @@ def read_tr_times(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarra
             raise UserError(
                 f"--tr_times {file} cannot be read ({error}): expected seconds, one a line"
             ) from None
-        increasing(f"--tr_times {file}", found[name])
+        check_increasing(f"--tr_times {file}", found[name])
         if len(found[name]) < 2:
             raise UserError(f"--tr_times {file} has {len(found[name])} times: expected two or more")
     return found
@@ -201,15 +201,17 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     return found
 
 
-def story(
-    name: str, spoken: Sequence[Spoken], n_units: int, design: Design
+def design_matrix(
+    name: str, spoken: Sequence[StoryUtterance], n_units: int, design: Design
 ) -> tuple[np.ndarray, np.ndarray]:
     """TR times (n,) in seconds and design matrix (n, units len(delays)) float32 of one story.
 
     Memory holds one utterance and the story's values. Raises UserError.
     """
     centres = [one.onset_s + _times_of(one, n_units).mean(1) for one in spoken]
-    increasing(f"the story {name}, whose utterances must not overlap", np.concatenate(centres))
+    check_increasing(
+        f"the story {name}, whose utterances must not overlap", np.concatenate(centres)
+    )
     times = design.times(name, float(centres[-1][-1]))
     kept = slice(design.trim[0], len(times) - design.trim[1])
     if len(times[kept]) < 2:
@@ -221,31 +223,31 @@ def story(
     values = np.zeros((len(times), len(design.units)))
     for one, at in zip(spoken, centres):
         z = read_encoding(one.path, n_units)[:, design.units]
-        near = (times > at[0] - LOBES / cutoff) & (times < at[-1] + LOBES / cutoff)
+        near = (times > at[0] - LANCZOS_LOBES / cutoff) & (times < at[-1] + LANCZOS_LOBES / cutoff)
         weights = lanczos_window(times[near, None] - at, cutoff)
         values[near] += weights @ z * (cutoff / FRAME_RATE_HZ)
     return times[kept], delayed(zscored(values, kept), design.delays)[kept]
 
 
-def _times_of(one: Spoken, n_units: int) -> np.ndarray:
+def _times_of(one: StoryUtterance, n_units: int) -> np.ndarray:
     times = read_times(one.path)
     n_frames = len(read_encoding(one.path, n_units) if times is None else times)
     return frame_times(n_frames, times).astype(np.float64)
 
 
 def column_names(units: Sequence[int], delays: Sequence[int]) -> list[str]:
-    """unit_17_tr2 is unit 17 two TRs ago; in the order of the columns of `story`."""
+    """unit_17_tr2 is unit 17 two TRs ago; in the order of the columns of `design_matrix`."""
     return [f"unit_{unit}_tr{delay}" for delay in delays for unit in units]
 
 
 # ---- files
 
 
-def write(
+def write_regressors(
     root: str | Path,
     out: Path,
     design: Design,
-    spoken: Mapping[str, Sequence[Spoken]],
+    spoken: Mapping[str, Sequence[StoryUtterance]],
     form: str,
 ) -> dict[str, int]:
     """Write the design matrix of each story; returns their TRs.
@@ -258,7 +260,7 @@ def write(
     names = column_names(design.units, design.delays)
     lengths = {}
     for name in progress(spoken, "regressors", unit="stories"):
-        times, matrix = story(name, spoken[name], made["units"], design)
+        times, matrix = design_matrix(name, spoken[name], made["units"], design)
         try:
             _write_story(out / f"{name}.{form}", times, matrix, names)
         except OSError as error:
@@ -274,7 +276,7 @@ def write(
         "tr_s": design.tr_s,
         "delays_trs": list(design.delays),
         "trim_trs": list(design.trim),
-        "lanczos_lobes": LOBES,
+        "lanczos_lobes": LANCZOS_LOBES,
         "zscored": "within stories",
         "units": list(design.units),
         "units_left_out": sorted(set(range(made["units"])) - set(design.units)),
@@ -288,7 +290,7 @@ def _write_story(path: Path, times: np.ndarray, matrix: np.ndarray, names: Seque
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
         arrays: dict[str, Any] = {"X": matrix, "tr_times": times, "columns": np.array(names)}
-        write_whole(path, lambda file: np.savez(file, **arrays))
+        write_atomically(path, lambda file: np.savez(file, **arrays))
         return
     with needs_extra("analysis"):
         import pandas

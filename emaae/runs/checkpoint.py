@@ -21,19 +21,21 @@ from emaae.system.files import MAX_READ, BoundedReader, open_regular
 # The format of last.pt; raised when an older program could no longer read it.
 FORMAT = 3
 # The state that an interrupted run goes on from, and its predecessor in case it is broken.
-LAST = ("last.pt", "last.previous.pt")
+STATE_FILES = ("last.pt", "last.previous.pt")
 # The entries that it must have, and their types.
-STATE = {"format": int, "epoch": int, "batch": int, "stopped": bool, "model": dict}
-STATE |= {"optimizer": list, "selection": dict, "phase": dict, "schedule": dict}
+STATE_TYPES = {"format": int, "epoch": int, "batch": int, "stopped": bool, "model": dict}
+STATE_TYPES |= {"optimizer": list, "selection": dict, "phase": dict, "schedule": dict}
 
 # A file of weights may hold them as float64, or all that last.pt has.
-MOST_OF_WEIGHTS = 8
+MAX_WEIGHTS_RATIO = 8
 # The pickle in a checkpoint says where the tensors are, in 25 KB for the largest model. Nested
 # 250,000 deep, one crashes the interpreter.
-MOST_PICKLE = 60_000
+MAX_PICKLE = 60_000
 
 
-def write_whole(path: Path, write: Any, keep: Path | None = None, *, flushed: bool = True) -> None:
+def write_atomically(
+    path: Path, write: Any, keep: Path | None = None, *, flushed: bool = True
+) -> None:
     """Call write(file) on a file beside `path`, flush it to disk and rename it over `path`.
 
     A reader finds the old file or the new one, never half of one, whenever the power fails.
@@ -61,13 +63,13 @@ def write_whole(path: Path, write: Any, keep: Path | None = None, *, flushed: bo
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise UserError(not_written(path, cause)) from None
+        raise UserError(write_error(path, cause)) from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
 
 
-def not_written(path: Path, error: OSError) -> str:
+def write_error(path: Path, error: OSError) -> str:
     """The message about a disk that is full or gone."""
     return (
         f"{path} cannot be written ({error.strerror or error}): make room; what was written before "
@@ -88,23 +90,23 @@ def make_folder(path: Path) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
     text = json.dumps(content, indent=2, allow_nan=False)
-    write_whole(path, lambda file: file.write(text.encode() + b"\n"))
+    write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
 
 
 def save(path: Path, content: Mapping[str, Any], keep: Path | None = None) -> None:
-    """Write tensors and plain values, whole or not at all; `keep`, see `write_whole`."""
-    write_whole(path, lambda file: torch.save(dict(content), file), keep)
+    """Write tensors and plain values, whole or not at all; `keep`, see `write_atomically`."""
+    write_atomically(path, lambda file: torch.save(dict(content), file), keep)
 
 
 def save_last(folder: Path, state: Mapping[str, Any]) -> None:
     """Write last.pt into a run's folder, keeping the one before."""
-    last, previous = (folder / name for name in LAST)
+    last, previous = (folder / name for name in STATE_FILES)
     save(last, {"format": FORMAT, **state}, keep=previous)
 
 
 def load_last(folder: Path) -> dict[str, Any]:
     """The state in last.pt or, with a warning, the one before if that is broken. UserError."""
-    path, previous = (folder / name for name in LAST)
+    path, previous = (folder / name for name in STATE_FILES)
     try:
         state = load(path)
     except UserError as error:
@@ -119,7 +121,7 @@ def load_last(folder: Path) -> dict[str, Any]:
             f"{path} has format {form}, this program reads {FORMAT}: go on with the version that "
             "wrote it, or begin another run"
         )
-    if any(not isinstance(state.get(key), kind) for key, kind in STATE.items()):
+    if any(not isinstance(state.get(key), kind) for key, kind in STATE_TYPES.items()):
         raise UserError(f"{path} is not the state of a training: remove the run")
     return state
 
@@ -153,7 +155,7 @@ def load(path: str | Path, at_most: int = 1 << 40) -> dict[str, Any]:
 
 
 # First bytes of files that are mistaken for checkpoints, and what these files are.
-KINDS = {
+FOREIGN_FORMATS = {
     b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` gets the file itself",
     b"\x80": "a pickle, perhaps a checkpoint of PyTorch before 1.6: load it where it was made, and "
     "save its state_dict again by torch.save",
@@ -171,7 +173,7 @@ def _check_kind(file: BinaryIO, path: str | Path) -> None:
         raise BadFile(f"{path} is a file of safetensors: expected one that torch.save wrote")
     if not head:
         raise BadFile(f"{path} is empty: copy it again")
-    for start, kind in KINDS.items():
+    for start, kind in FOREIGN_FORMATS.items():
         if head.startswith(start):
             raise BadFile(f"{path} is {kind}")
 
@@ -190,10 +192,10 @@ def _check_archive(file: BinaryIO, path: str | Path) -> None:
                 f"{path} is not a checkpoint as torch.save writes it: expected an archive whose "
                 "members are not compressed and do not overlap"
             )
-        if any(m.filename.endswith(".pkl") and m.file_size > MOST_PICKLE for m in members):
+        if any(m.filename.endswith(".pkl") and m.file_size > MAX_PICKLE for m in members):
             raise BadFile(
                 f"{path} is not a checkpoint of a model: its list of tensors has more than "
-                f"{MOST_PICKLE} bytes"
+                f"{MAX_PICKLE} bytes"
             )
         for member in members:
             with archive.open(member) as content:
@@ -211,12 +213,12 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
         raise UserError(f"{path} is a directory: name the weights in it, such as {path}/best.pth")
     expected = model.state_dict()
     n_bytes = sum(tensor.nbytes for tensor in expected.values())
-    found = load(path, at_most=MOST_OF_WEIGHTS * n_bytes + 2**20)
+    found = load(path, at_most=MAX_WEIGHTS_RATIO * n_bytes + 2**20)
     if "format" in found and "optimizer" in found:
         raise UserError(
             f"{path} holds the whole state of a run, not weights alone: use the best.pth beside it"
         )
-    found = original.renamed(unwrapped(found), model.input_dim)
+    found = original.from_original_names(unwrap_state_dict(found), model.input_dim)
     kind = f"{model.get_type()} with norm {model.norm}"
     for name, tensor in expected.items():
         if name not in found:
@@ -264,7 +266,7 @@ def load_model_file(path: Path) -> CNNAutoEncoder:
     return model.eval()
 
 
-def unwrapped(found: Mapping[str, Any]) -> dict[str, Any]:
+def unwrap_state_dict(found: Mapping[str, Any]) -> dict[str, Any]:
     """The state_dict inside of what a trainer has saved.
 
     It may be an entry `state_dict` or `model_state_dict` among others, and its names may begin with

@@ -10,16 +10,16 @@ from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import SUMMARY, SUMMARY_AT_END
 from emaae.models import CNNAutoEncoder
-from emaae.runs.folder import Follower
+from emaae.runs.folder import Observer
 
 
-class Terminal(Follower):
+class Terminal(Observer):
     """Prints a run: its data and model, a line for each epoch, a table at the end."""
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
 
-    def began(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
+    def on_start(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """Print what is trained on what."""
         if self.config.uses_demo:
             print("data: generated for demonstration; give --train_dir and --val_dir for your own")
@@ -29,13 +29,13 @@ class Terminal(Follower):
         n_parameters = sum(p.numel() for p in model.parameters())
         print(f"model {model.get_type()}, {n_parameters / 1e6:.2f} M parameters", flush=True)
 
-    def resumed(self, last: Mapping[str, Any]) -> None:
+    def on_resume(self, last: Mapping[str, Any]) -> None:
         """Print where training goes on."""
         batches = f" and {last['batch']} batches" if last["batch"] else ""
         settings = f"with the settings of {self.folder / 'config.json'}"
         print(f"going on after {last['epoch']} epochs{batches}, {settings}", flush=True)
 
-    def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
+    def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """Print what a person wants to know of an epoch, in one line."""
         epochs = self.config.epochs
         print(
@@ -49,7 +49,7 @@ class Terminal(Follower):
             flush=True,
         )
 
-    def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
+    def on_end(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
         """Print the main numbers of each split that was measured, and the model's path.
 
         Nothing of a run that was interrupted or failed.

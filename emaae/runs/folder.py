@@ -32,9 +32,9 @@ from emaae.training import Selection
 KEEP_LAST_EVERY_S = 30.0
 # Copies of the weights on disk while last.pt is written: four each in the new file, in the old one
 # and in last.previous.pt, and one in best.pth.
-KEPT_WEIGHTS = 13
+WEIGHT_COPIES = 13
 # As measured: three reconstructions of 14 s with their pictures, and twice a row of the history.
-DRAWN_BYTES = 900_000
+RECONSTRUCTION_BYTES = 900_000
 ROW_BYTES = 3000
 
 
@@ -44,49 +44,49 @@ def space_needed(config: Config) -> int:
         return 0
     every = config.reconstruction_every or max(1, round(config.epochs / 10))
     drawn = min(config.epochs, config.epochs // every + 2)
-    weights = KEPT_WEIGHTS * weight_bytes(**config.architecture)
-    return weights + drawn * DRAWN_BYTES + config.epochs * ROW_BYTES
+    weights = WEIGHT_COPIES * weight_bytes(**config.architecture)
+    return weights + drawn * RECONSTRUCTION_BYTES + config.epochs * ROW_BYTES
 
 
 def check_space(config: Config) -> None:
     """Raise UserError when the disk has clearly too little room for what a run leaves."""
-    path = _path(config)
+    path = _run_path(config)
     there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     disk = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
     free, needed = shutil.disk_usage(disk).free, space_needed(config)
     if free + there < needed:
         raise UserError(
-            f"{path} needs about {needed / 1e6:.0f} MB (weights {KEPT_WEIGHTS} times, and "
+            f"{path} needs about {needed / 1e6:.0f} MB (weights {WEIGHT_COPIES} times, and "
             f"reconstructions), and its disk has {free / 1e6:.0f} MB free: make room, name "
             "another --out_dir, or lower --inner_size"
         )
 
 
-def ended(config: Config) -> str:
+def status_if_ended(config: Config) -> str:
     """The status of the run to resume when nothing is left to do; else ""."""
     status = ""
-    if is_main_process() and (config.resume or _of_agent()):
-        status = read.metrics(_path(config)).get("status", "")
+    if is_main_process() and (config.resume or _started_by_agent()):
+        status = read.metrics(_run_path(config)).get("status", "")
     status = broadcast(status)
     return status if status in read.ENDED else ""
 
 
-class Follower:
+class Observer:
     """Receives what a run writes, as the terminal and W&B do. Each method may be left out."""
 
-    def settings(self, values: Mapping[str, Any]) -> None:
+    def on_config(self, values: Mapping[str, Any]) -> None:
         """The content of config.json."""
 
-    def began(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
+    def on_start(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """The model that is trained, and its data."""
 
-    def resumed(self, last: Mapping[str, Any]) -> None:
+    def on_resume(self, last: Mapping[str, Any]) -> None:
         """Training goes on from the state `last`; the history holds the rows before it."""
 
-    def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
+    def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """A new row of history.jsonl, and how long its epoch took."""
 
-    def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
+    def on_end(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
         """The content of metrics.json and curves.json; {} without curves."""
 
 
@@ -99,7 +99,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
-        self._followers: tuple[Follower, ...] = ()
+        self._followers: tuple[Observer, ...] = ()
         self.last: dict[str, Any] | None = None  # the state to go on with
         self._lock = lock_folder(path)
         # Whether leaving the context ends the run: not once it has finished, nor one that is
@@ -123,14 +123,14 @@ class RunFolder:
 
     @classmethod
     def _open(cls, config: Config) -> "RunFolder":
-        path, again = _path(config), config.resume or _of_agent()
-        if config.resume and not (config.run_name or _of_agent()):
+        path, again = _run_path(config), config.resume or _started_by_agent()
+        if config.resume and not (config.run_name or _started_by_agent()):
             raise UserError("--resume needs --run_name NAME, the run to go on with")
         # Runs that start in the same second get folders of their own; a given name is kept.
         numbers = () if config.run_name else range(2, 1000)
         try:
             if again and path.is_dir():
-                return cls(path, config)._as_it_was_left()
+                return cls(path, config)._restore()
             path.parent.mkdir(parents=True, exist_ok=True)
             for attempt in (path, *(path.with_name(f"{path.name}-{i}") for i in numbers)):
                 with contextlib.suppress(FileExistsError):
@@ -149,10 +149,10 @@ class RunFolder:
             "it by --resume"
         )
 
-    def _as_it_was_left(self) -> "RunFolder":
+    def _restore(self) -> "RunFolder":
         for stray in self.path.glob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
-        if any((self.path / name).is_file() for name in checkpoint.LAST):
+        if any((self.path / name).is_file() for name in checkpoint.STATE_FILES):
             self.last, self._unfinished = checkpoint.load_last(self.path), False
         else:
             # It stopped before anything was kept, and begins again.
@@ -171,25 +171,25 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
-    def follow(self, *followers: Follower) -> None:
+    def observe(self, *followers: Observer) -> None:
         """Tell these followers everything from now on."""
         self._followers = followers
 
-    def _tell(self, what: str, *values: Any) -> None:
+    def _notify(self, what: str, *values: Any) -> None:
         for follower in self._followers:
             getattr(follower, what)(*values)
 
-    def describe(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
+    def write_config(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """Write config.json and model_config.json.
 
         A run that is resumed has them: it is compared with them, and goes back to the epoch of
         last.pt. Raises UserError when settings or data have changed.
         """
-        data = {name: _of_data(split) for name, split in splits.items()}
+        data = {name: _data_entry(split) for name, split in splits.items()}
         found = {"data": data, "versions": versions(), "git_commit": git_commit()}
         # These follow from the knobs, and help to compare many runs.
         found |= {"schedule": self.config.schedule_name, "demo": self.config.uses_demo}
-        found["data_fingerprint"] = read.data_of(found)
+        found["data_fingerprint"] = read.data_fingerprint(found)
         knobs = self.config.asdict()
         if self.last is None:
             checkpoint.write_json(self.path / "config.json", knobs | found)
@@ -199,14 +199,14 @@ class RunFolder:
                 knobs | model.architecture() | {"learning_rate": self.config.lr},
             )
         else:
-            self._refuse_changes(knobs | found)
-        self._tell("settings", knobs | found)
-        self._tell("began", model, splits)
+            self._check_unchanged(knobs | found)
+        self._notify("on_config", knobs | found)
+        self._notify("on_start", model, splits)
         if self.last is not None:
-            self._go_back(self.last)
-            self._tell("resumed", self.last)
+            self._restore_epoch(self.last)
+            self._notify("on_resume", self.last)
 
-    def _refuse_changes(self, now: Mapping[str, Any]) -> None:
+    def _check_unchanged(self, now: Mapping[str, Any]) -> None:
         path = self.path / "config.json"
         before = {"data": {}} | read_json(path)
         if not isinstance(before["data"], dict):
@@ -214,7 +214,7 @@ class RunFolder:
         names = [name for name, knob in KNOBS.items() if knob.group not in LOCATION_GROUPS]
         changed = {f"--{n}": (before.get(n), now[n]) for n in names if before.get(n) != now[n]}
         for split in before["data"].keys() | now["data"].keys():
-            was, is_now = (_same(kept["data"].get(split)) for kept in (before, now))
+            was, is_now = (_without_skipped(kept["data"].get(split)) for kept in (before, now))
             if was != is_now:
                 changed[f"the {split} split"] = (was, is_now)
         for what, (was, is_now) in changed.items():
@@ -231,7 +231,7 @@ class RunFolder:
                 stacklevel=2,
             )
 
-    def _go_back(self, last: Mapping[str, Any]) -> None:
+    def _restore_epoch(self, last: Mapping[str, Any]) -> None:
         """Go back to the epoch of the state `last`."""
         self._unfinished = True
         self._rewind(last["epoch"])
@@ -252,7 +252,7 @@ class RunFolder:
                 "was changed; begin another run with another --run_name"
             )
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        checkpoint.write_whole(history, lambda file: file.write(text.encode()))
+        checkpoint.write_atomically(history, lambda file: file.write(text.encode()))
         for name in ("metrics.json", "curves.json", "best.pth"):
             (self.path / name).unlink(missing_ok=True)
         for folder in self.path.glob("reconstructions/epoch-*"):
@@ -265,21 +265,21 @@ class RunFolder:
         before = path.stat().st_size if path.exists() else 0
         try:
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(row), allow_nan=False) + "\n")
+                file.write(json.dumps(json_safe(row), allow_nan=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.truncate(path, before)  # rather than half a line
-            raise UserError(checkpoint.not_written(path, error)) from None
-        self._tell("epoch", row, seconds)
+            raise UserError(checkpoint.write_error(path, error)) from None
+        self._notify("on_epoch", row, seconds)
 
-    def keep_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
+    def save_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """Write best.pth, a bare state_dict."""
         self._selected = dict(selected)
         checkpoint.save(self.path / "best.pth", model.state_dict())
 
-    def keep_last(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
+    def save_last(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         """Write last.pt, everything to continue; unless `now`, at most every 30 seconds."""
         if now or time.monotonic() - self._kept_last >= KEEP_LAST_EVERY_S:
             checkpoint.save_last(self.path, state())
@@ -287,7 +287,7 @@ class RunFolder:
 
     def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
         """Keep and draw the same few validation utterances under reconstructions/epoch-N."""
-        for index in reconstructions.typical(val):
+        for index in reconstructions.indices_of_median_length(val):
             found = reconstructions.reconstruct(model, val, index)
             stem = self.path / "reconstructions" / f"epoch-{epoch:04d}" / found.name
             reconstructions.save(found, stem, f"epoch {epoch}")
@@ -299,20 +299,20 @@ class RunFolder:
         `shift.shift_tolerance` and the name of their `split`, or {}.
         """
         self._unfinished = False
-        metrics = dict(metrics) | self._of_selected(metrics.get("select/epoch"))
-        final = plain(metrics) | {"status": status}
+        metrics = dict(metrics) | self._selected_metrics(metrics.get("select/epoch"))
+        final = json_safe(metrics) | {"status": status}
         try:
             if curves:
-                checkpoint.write_json(self.path / "curves.json", plain(curves))
+                checkpoint.write_json(self.path / "curves.json", json_safe(curves))
             checkpoint.write_json(self.path / "metrics.json", final)
         except UserError:
             # Followers must not hear of an end that is not on disk.
             status = "preempted" if status == "preempted" else "failed"
             raise
         finally:
-            self._tell("ended", metrics, status, curves)
+            self._notify("on_end", metrics, status, curves)
 
-    def _of_selected(self, epoch: int | None) -> dict[str, float]:
+    def _selected_metrics(self, epoch: int | None) -> dict[str, float]:
         """The other metrics of the selected epoch, for tables that have only the end of runs."""
         row = next((row for row in read.history(self.path) if row["epoch"] == epoch), {})
         found = {name: row.get(name.replace("select/", "val/")) for name in SELECTED}
@@ -331,11 +331,11 @@ class NoFolder:
     def _nothing(self, *_: Any, **more: Any) -> None:
         """The first process does it."""
 
-    __exit__ = follow = describe = _nothing
-    log = keep_best = keep_last = reconstruct = finish = _nothing
+    __exit__ = observe = write_config = _nothing
+    log = save_best = save_last = reconstruct = finish = _nothing
 
 
-def _of_data(split: Split) -> dict[str, Any]:
+def _data_entry(split: Split) -> dict[str, Any]:
     found = {
         "utterances": len(split),
         "frames": len(split.frames),
@@ -346,24 +346,24 @@ def _of_data(split: Split) -> dict[str, Any]:
     return found
 
 
-def _same(data: Any) -> Any:
+def _without_skipped(data: Any) -> Any:
     """The part of a split's entry that must not change: all but the broken files left out."""
     return {k: v for k, v in data.items() if k != "skipped"} if isinstance(data, dict) else data
 
 
-def _of_agent() -> bool:
+def _started_by_agent() -> bool:
     """Whether W&B's agent runs this, which gives a run that is queued again the same id."""
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
-def _path(config: Config) -> Path:
-    return Path(config.out_dir) / (config.run_name or _name(config))
+def _run_path(config: Config) -> Path:
+    return Path(config.out_dir) / (config.run_name or _default_run_name(config))
 
 
-def _name(config: Config) -> str:
+def _default_run_name(config: Config) -> str:
     """A name that tells runs apart at a glance, e.g. step-a0.25-i1024-e5d3-s0-20260131-120000."""
     # An agent's run is found again by what W&B calls it.
-    if _of_agent():
+    if _started_by_agent():
         return f"{os.environ['WANDB_SWEEP_ID']}-{os.environ['WANDB_RUN_ID']}"
     what = "eval" if config.eval_only else config.schedule_name
     return (
@@ -372,12 +372,12 @@ def _name(config: Config) -> str:
     )
 
 
-def plain(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """Replace undefined numbers by None at any depth: JSON has no NaN and no infinity."""
     if isinstance(value, Mapping):
-        return {name: plain(inner) for name, inner in value.items()}
+        return {name: json_safe(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [plain(inner) for inner in value]
+        return [json_safe(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

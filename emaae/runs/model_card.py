@@ -10,7 +10,7 @@ from emaae.metric_table import BY_NAME, SUMMARY
 from emaae.metrics import score_description
 from emaae.system.files import read_json
 
-CARD = "MODEL_CARD.md"
+CARD_FILE = "MODEL_CARD.md"
 
 
 def model_card(folder: Path, run: str) -> str:

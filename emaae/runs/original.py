@@ -22,7 +22,7 @@ from emaae.config import Config
 from emaae.models import Block, CNNAutoEncoder, MaskedBatchNorm
 from emaae.system.errors import UserError
 
-THEIRS = re.compile(r"model\.(encoder|decoder)\.block(\d)\.(batchnorm|conv)\.(\w+)")
+ORIGINAL_NAME = re.compile(r"model\.(encoder|decoder)\.block(\d)\.(batchnorm|conv)\.(\w+)")
 LAYERS = {"batchnorm": "norm", "conv": "conv"}
 # Entries of their model_config.json besides the architecture; lr is `learning_rate` there.
 SETTINGS = (
@@ -34,9 +34,9 @@ SIZES = ("input_dim", "inner_size", "n_encoder", "n_decoder")
 EPS = 1e-5  # of their batch normalisation, PyTorch's default
 
 
-def renamed(state: Mapping[str, Any], input_dim: int) -> dict[str, Any]:
+def from_original_names(state: Mapping[str, Any], input_dim: int) -> dict[str, Any]:
     """A state_dict of theirs by our names; every other one as it is."""
-    names = {name: THEIRS.fullmatch(name) for name in state if isinstance(name, str)}
+    names = {name: ORIGINAL_NAME.fullmatch(name) for name in state if isinstance(name, str)}
     if not any(names.values()):
         return dict(state)
     ours = {"mean": torch.zeros(input_dim), "sd": torch.ones(input_dim)}
@@ -66,7 +66,7 @@ def model_config(model: CNNAutoEncoder, settings: Mapping[str, Any]) -> dict[str
     return {"model_type": "cnn"} | sizes | theirs
 
 
-def decodes_the_same(model: CNNAutoEncoder) -> bool:
+def has_same_reconstructions(model: CNNAutoEncoder) -> bool:
     """Whether the reconstructions of their class, which end in a ReLU, equal those of the model.
 
     They do for a model that came from there; those of any other are 0 where ours are negative.
@@ -96,7 +96,10 @@ def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
     state = {}
     for stack in ("encoder", "decoder"):
         for i, block in enumerate(getattr(model, stack)):
-            layers = {"batchnorm": _norm_before(model, block), "conv": _conv(model, block)}
+            layers = {
+                "batchnorm": _norm_before(model, block),
+                "conv": _folded_convolution(model, block),
+            }
             for layer, tensors in layers.items():
                 for name, tensor in tensors.items():
                     tensor = tensor.float() if tensor.is_floating_point() else tensor
@@ -126,7 +129,7 @@ def _norm_before(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
     }
 
 
-def _conv(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
+def _folded_convolution(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
     """The convolution, with all that is linear between it and the ReLU after it."""
     assert block.conv.bias is not None
     weight, bias = block.conv.weight.double(), block.conv.bias.double()

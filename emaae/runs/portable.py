@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from emaae.models import CNNAutoEncoder
-from emaae.runs.checkpoint import make_folder, write_json, write_whole
+from emaae.runs.checkpoint import make_folder, write_atomically, write_json
 from emaae.system.errors import UserError, needs_extra
 
 TORCH_FILES = ("encoder.pt2", "decoder.pt2")
-AGREES = 1e-5  # with PyTorch, of the largest value
-LENGTHS = (1, 40, 333)  # frames, by which it is checked
+TOLERANCE = 1e-5  # with PyTorch, of the largest value
+TEST_LENGTHS = (1, 40, 333)  # frames, by which it is checked
 
 
-class _Half(nn.Module):
+class _Coder(nn.Module):
     """One direction of a model, for input (batch, channels, time)."""
 
     def __init__(self, model: CNNAutoEncoder, decodes: bool):
@@ -38,11 +38,11 @@ class _Half(nn.Module):
         return self.model.decode(x) if self.decodes else self.model.encode(x)
 
 
-def _halves(model: CNNAutoEncoder) -> dict[str, _Half]:
-    return {"encoder": _Half(model, decodes=False), "decoder": _Half(model, decodes=True)}
+def _coders(model: CNNAutoEncoder) -> dict[str, _Coder]:
+    return {"encoder": _Coder(model, decodes=False), "decoder": _Coder(model, decodes=True)}
 
 
-def _exported(half: _Half) -> torch.export.ExportedProgram:
+def _exported(half: _Coder) -> torch.export.ExportedProgram:
     dims = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("time", min=1)}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -53,10 +53,10 @@ def _exported(half: _Half) -> torch.export.ExportedProgram:
 def to_torch(model: CNNAutoEncoder, out: Path) -> None:
     """Write encoder.pt2 and decoder.pt2, for this or a later torch. Raises UserError."""
     make_folder(out)
-    for name, half in _halves(model).items():
+    for name, half in _coders(model).items():
         program = _exported(half)
         # torch.export.save takes a file that is open too.
-        write_whole(out / f"{name}.pt2", lambda file, it=program: torch.export.save(it, file))
+        write_atomically(out / f"{name}.pt2", lambda file, it=program: torch.export.save(it, file))
 
 
 def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
@@ -70,7 +70,7 @@ def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
         import onnxscript  # noqa: F401
     make_folder(out)
     sessions = {}
-    for name, half in _halves(model).items():
+    for name, half in _coders(model).items():
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -78,29 +78,33 @@ def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
                 _exported(half), input_names=["x"], output_names=[name], verbose=False
             )
         content = made.model_proto.SerializeToString()
-        write_whole(out / f"{name}.onnx", lambda file, it=content: file.write(it))
+        write_atomically(out / f"{name}.onnx", lambda file, it=content: file.write(it))
         sessions[name] = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return _check(model, out, lambda name, x: sessions[name].run(None, {"x": x.numpy()})[0])
+    return _check_against_pytorch(
+        model, out, lambda name, x: sessions[name].run(None, {"x": x.numpy()})[0]
+    )
 
 
-def _check(model: CNNAutoEncoder, out: Path, form: Callable[[str, Tensor], Any]) -> float:
+def _check_against_pytorch(
+    model: CNNAutoEncoder, out: Path, form: Callable[[str, Tensor], Any]
+) -> float:
     """The largest difference between a form in `out` and the model, over the largest value.
 
     form: takes "encoder" or "decoder" and a batch, and gives its result. Raises UserError for more
     than 1e-5.
     """
     furthest = 0.0
-    for name, half in _halves(model).items():
-        for n in LENGTHS:
+    for name, half in _coders(model).items():
+        for n in TEST_LENGTHS:
             x = torch.randn(2, half.channels, n, generator=torch.Generator().manual_seed(n))
             with torch.no_grad():
                 expected = half(x).numpy()
             scale = max(1.0, float(np.abs(expected).max()))
             furthest = max(furthest, float(np.abs(form(name, x) - expected).max()) / scale)
-    if furthest > AGREES:
+    if furthest > TOLERANCE:
         raise UserError(
             f"{out}: its model differs from PyTorch by {furthest:.1g} of the largest value, "
-            f"expected at most {AGREES:g}: do not use it"
+            f"expected at most {TOLERANCE:g}: do not use it"
         )
     return furthest
 
@@ -114,12 +118,12 @@ def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
     make_folder(out)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     content = save(state, metadata={"format": "pt"})
-    write_whole(out / "model.safetensors", lambda file: file.write(content))
+    write_atomically(out / "model.safetensors", lambda file: file.write(content))
     write_json(out / "config.json", model.architecture())
     alone = standalone.Model(out)
     ways = {"encoder": alone.encode, "decoder": alone.decode}
     try:
-        _check(model, out, lambda name, x: ways[name](x).numpy())
+        _check_against_pytorch(model, out, lambda name, x: ways[name](x).numpy())
     except KeyError as error:  # of a norm or activation that others have added
         raise UserError(
             f"modeling.py has no norm {model.architecture()['norm']} with activation "
@@ -134,4 +138,4 @@ def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
         "z = model.encode(x)\n```\n"
     )
     for name, text in {"modeling.py": source, "README.md": front + card + use}.items():
-        write_whole(out / name, lambda file, text=text: file.write(text.encode()))
+        write_atomically(out / name, lambda file, text=text: file.write(text.encode()))

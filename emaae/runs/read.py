@@ -89,7 +89,7 @@ def score(found: Mapping[str, Any]) -> float | None:
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def best(found: Mapping[K, Mapping[str, Any]]) -> K | None:
+def best_by_score(found: Mapping[K, Mapping[str, Any]]) -> K | None:
     """The run with the lowest score among those that ended well, from metrics by run.
 
     None when there is none; the first one of equal scores.
@@ -98,7 +98,7 @@ def best(found: Mapping[K, Mapping[str, Any]]) -> K | None:
     return min(scored, key=lambda run: scored[run], default=None)
 
 
-def data_of(config: Mapping[str, Any]) -> str:
+def data_fingerprint(config: Mapping[str, Any]) -> str:
     """8 letters that tell apart the data a run was trained and selected on; "" when unknown.
 
     The test split does not count: a run without one is selected by the same scores.
@@ -115,7 +115,7 @@ def best_run(folder: Path) -> tuple[Path, float]:
     Scores that ask for different things do not compare.
     """
     found = {run: metrics(run) for run in run_folders(folder)}
-    run = best(found)
+    run = best_by_score(found)
     if run is None:
         raise UserError(
             f"{folder} holds no finished run with a score: expected the folder of a sweep, or an "
@@ -123,14 +123,16 @@ def best_run(folder: Path) -> tuple[Path, float]:
         )
     configs = [read_or_empty(r / "config.json") for r, of in found.items() if score(of) is not None]
     way_out = "put those of one kind into a folder of their own"
-    check_comparable(str(folder), map(score_description, configs), map(data_of, configs), way_out)
+    check_comparable(
+        str(folder), map(score_description, configs), map(data_fingerprint, configs), way_out
+    )
     return run, found[run][SCORE]
 
 
 def check_comparable(where: str, aims: Iterable[str], data: Iterable[str], way_out: str) -> None:
     """Raise UserError when scores ask for more than one thing, or are of different data.
 
-    aims: see `metrics.score_description`; data: see `data_of`.
+    aims: see `metrics.score_description`; data: see `data_fingerprint`.
     """
     asked, prints = set(aims), Counter(data)
     del prints[""]

@@ -10,7 +10,7 @@ import torch
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
-from emaae.runs.checkpoint import make_folder, write_whole
+from emaae.runs.checkpoint import make_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Reconstruction:
     truth: np.ndarray
     prediction: np.ndarray
 
-    def r(self) -> np.ndarray:
+    def correlations(self) -> np.ndarray:
         """Pearson correlation of each channel (D,); NaN where truth or prediction is constant."""
         truth, prediction = self.truth.astype(np.float64), self.prediction.astype(np.float64)
         truth, prediction = truth - truth.mean(0), prediction - prediction.mean(0)
@@ -32,7 +32,7 @@ class Reconstruction:
         return r
 
 
-def typical(split: Split, n: int = 3) -> list[int]:
+def indices_of_median_length(split: Split, n: int = 3) -> list[int]:
     """Indices of the n utterances whose lengths are nearest to the median: the same every epoch."""
     distance = np.abs(split.lengths - np.median(split.lengths))
     return sorted(int(i) for i in np.argsort(distance, kind="stable")[:n])
@@ -57,13 +57,13 @@ def save(reconstruction: Reconstruction, stem: Path, title: str) -> None:
         "truth": reconstruction.truth,
         "prediction": reconstruction.prediction,
         "channels": np.array(reconstruction.channels),
-        "r": reconstruction.r(),
+        "r": reconstruction.correlations(),
         "name": np.array(reconstruction.name),
     }
     figure = draw(reconstruction, title)
     make_folder(stem.parent)
-    write_whole(stem.with_name(f"{stem.name}.npz"), lambda file: np.savez(file, **arrays))
-    write_whole(
+    write_atomically(stem.with_name(f"{stem.name}.npz"), lambda file: np.savez(file, **arrays))
+    write_atomically(
         stem.with_name(f"{stem.name}.png"),
         lambda file: figure.savefig(file, format="png", dpi=100),
     )
@@ -103,7 +103,7 @@ def draw(reconstruction: Reconstruction, title: str):
     axes.tick_params(labelsize=8)
     axes.spines[["left", "top", "right"]].set_visible(False)
     beside = axes.get_yaxis_transform()
-    for i, r in enumerate(reconstruction.r()):
+    for i, r in enumerate(reconstruction.correlations()):
         channel = reconstruction.channels[i]
         name = "pitch (Hz)" if channel == "pitch" else channel
         limits = f"{low[i]:.3g} to {high[i]:.3g}"

@@ -8,12 +8,12 @@ import yaml
 from emaae.system.errors import one_line
 
 # Values in a file with all aliases expanded; nine lines of aliases can mean a billion.
-MOST_VALUES = 200_000
+MAX_VALUES = 200_000
 # Characters of an unquoted scalar: a number of a million digits takes minutes to read.
-LONGEST_SCALAR = 1000
-YAML = "tag:yaml.org,2002:"
-PLAIN = ("map", "seq", "str", "int", "float", "bool", "null")
-QUOTE = "quote it if it is text"
+MAX_SCALAR = 1000
+TAG_PREFIX = "tag:yaml.org,2002:"
+ALLOWED_TAGS = ("map", "seq", "str", "int", "float", "bool", "null")
+QUOTE_HINT = "quote it if it is text"
 
 
 class Finding(NamedTuple):
@@ -44,8 +44,8 @@ class Document:
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
                 self.report((), "a sweep file is a mapping: `method: grid` and so on")
-            elif _size(node, {}) > MOST_VALUES:
-                self.report((), f"says more than {MOST_VALUES} values, with aliases written out")
+            elif _n_values(node, {}) > MAX_VALUES:
+                self.report((), f"says more than {MAX_VALUES} values, with aliases written out")
             else:
                 self.content = self._plain(loader, node, ())
         except yaml.YAMLError as error:
@@ -71,12 +71,12 @@ class Document:
 
     def _plain(self, loader: yaml.SafeLoader, node: yaml.Node, where: tuple) -> Any:
         self.lines.setdefault(where, node.start_mark.line + 1)
-        kind = node.tag.removeprefix(YAML)
-        if kind not in PLAIN:
-            self.report(where, f"has the tag {node.tag}; write a plain value, or {QUOTE}")
+        kind = node.tag.removeprefix(TAG_PREFIX)
+        if kind not in ALLOWED_TAGS:
+            self.report(where, f"has the tag {node.tag}; write a plain value, or {QUOTE_HINT}")
             return ""
         if isinstance(node, yaml.MappingNode):
-            n_own = sum(key.tag != f"{YAML}merge" for key, _ in node.value)
+            n_own = sum(key.tag != f"{TAG_PREFIX}merge" for key, _ in node.value)
             loader.flatten_mapping(node)  # what `<<` merges in now stands before what is written
             n_merged = len(node.value) - n_own
             out: dict[str, Any] = {}
@@ -99,14 +99,14 @@ class Document:
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(loader, v, (*where, i)) for i, v in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
-        if node.style is None and len(node.value) > LONGEST_SCALAR:
-            self.report(where, f"is longer than {LONGEST_SCALAR} characters; {QUOTE}")
+        if node.style is None and len(node.value) > MAX_SCALAR:
+            self.report(where, f"is longer than {MAX_SCALAR} characters; {QUOTE_HINT}")
             return ""
         try:
             value = loader.construct_object(node, deep=True)
         except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError):
             # PyYAML does not catch what is only shaped like a number or a date.
-            self.report(where, f"{node.value[:40]!r} cannot be read as {kind}; {QUOTE}")
+            self.report(where, f"{node.value[:40]!r} cannot be read as {kind}; {QUOTE_HINT}")
             return ""
         if isinstance(value, int) and abs(value) >= 2**63:
             self.report(where, f"{node.value[:40]} is too large for a number")
@@ -125,7 +125,7 @@ class Document:
             self.report(where, f"{message} for the word")
 
 
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
+def _n_values(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values a node is with its aliases written out; RecursionError within itself."""
     if id(node) not in known:
         parts = []
@@ -133,5 +133,5 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
             parts = [value for pair in node.value for value in pair]
         elif isinstance(node, yaml.SequenceNode):
             parts = node.value
-        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+        known[id(node)] = 1 + sum(_n_values(part, known) for part in parts)
     return known[id(node)]

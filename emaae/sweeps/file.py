@@ -16,22 +16,22 @@ from emaae.config import KNOBS, Config
 from emaae.knobs import did_you_mean
 from emaae.metric_table import BY_NAME, COUNTS, SCORE, logged_each_epoch
 from emaae.sweeps.document import Document, Finding
-from emaae.sweeps.space import DISTRIBUTIONS, ENDS, Parameter, Sweep, combinations
+from emaae.sweeps.space import DISTRIBUTIONS, RANGE_KEYS, Parameter, Sweep, combinations
 from emaae.system.errors import UserError
 from emaae.system.files import read_text
 
 # Keys of distributions that hold numbers, and those whose numbers must be above 0.
-NUMBERS = ("min", "max", "mu", "sigma", "q", "a", "b")
-POSITIVE = ("sigma", "q", "a", "b")
+NUMERIC_KEYS = ("min", "max", "mu", "sigma", "q", "a", "b")
+POSITIVE_KEYS = ("sigma", "q", "a", "b")
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
 # The keys that W&B's schema allows at the top, and those that a local sweep uses.
-KEYS = (
+TOP_LEVEL_KEYS = (
     *("program", "method", "metric", "parameters", "command", "name", "description", "run_cap"),
     *("early_terminate", "project", "entity"),
 )
-KEYS_OF_WANDB = ("apiVersion", "kind", "controller", "job", "image_uri", "metrics", "scheduler")
+WANDB_ONLY_KEYS = ("apiVersion", "kind", "controller", "job", "image_uri", "metrics", "scheduler")
 METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 
@@ -39,9 +39,9 @@ MACROS = (
     *("env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens"),
     *("args_no_boolean_flags", "args_json", "args_json_file"),
 )
-COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
+DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 
-MOST_POINTS = 100_000
+MAX_POINTS = 100_000
 # Every combination is tried on Config; beyond this many the first ones stand for the rest.
 COMBINATIONS_CHECKED = 10_000
 
@@ -64,11 +64,11 @@ def check(path: str | Path) -> list[Finding]:
 def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
     """The sweep and what is wrong with it; without a sweep when too much is."""
     document = _document(path)
-    sweep = _Examiner(document, document.content).sweep() if document.content is not None else None
+    sweep = _Checker(document, document.content).sweep() if document.content is not None else None
     return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
 
 
-def question_of(path: str | Path) -> str:
+def description_of(path: str | Path) -> str:
     """The question of a sweep file: its description, its first line if a comment, or ""."""
     document = _document(path)
     description = (document.content or {}).get("description")
@@ -87,7 +87,7 @@ def _document(path: str | Path) -> Document:
         raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
 
 
-class _Examiner:
+class _Checker:
     """Makes a sweep of a document, and reports to it what is wrong."""
 
     def __init__(self, document: Document, content: dict[str, Any]):
@@ -99,9 +99,9 @@ class _Examiner:
         """The sweep; None when a part of it cannot be made sense of."""
         content = self.content
         for key in content:
-            if key in KEYS_OF_WANDB:
+            if key in WANDB_ONLY_KEYS:
                 self.report((key,), "is W&B's own, ignored without a server", warning=True)
-        self._check_keys((), [key for key in content if key not in KEYS_OF_WANDB], KEYS)
+        self._check_keys((), [key for key in content if key not in WANDB_ONLY_KEYS], TOP_LEVEL_KEYS)
         self._text("description", "")
         method = self._one_of(("method",), content.get("method"), METHODS)
         metric, goal = self._metric(content.get("metric"))
@@ -130,9 +130,9 @@ class _Examiner:
             early_terminate=early_terminate,
         )
         if method == "grid":
-            n = math.prod(p.size() for p in parameters)
-            if n > MOST_POINTS:
-                size = n if n < 10**12 else f"more than {MOST_POINTS}"
+            n = math.prod(p.grid_size() for p in parameters)
+            if n > MAX_POINTS:
+                size = n if n < 10**12 else f"more than {MAX_POINTS}"
                 message = f"a grid of {size} points; leave some out, or take method: random"
                 self.report(("parameters",), message)
                 return None
@@ -144,7 +144,7 @@ class _Examiner:
             not f.warning and f.key.startswith("parameters") for f in self.document.findings
         ):
             self._check_configs(sweep)
-        if early_terminate and any(p.name == "update" and True in p.ends() for p in parameters):
+        if early_terminate and any(p.name == "update" and True in p.extremes() for p in parameters):
             message = "hyperband stops runs by the phase of their alpha schedule; leave it out"
             self.report(("early_terminate",), message, warning=True)
         return sweep
@@ -242,7 +242,7 @@ class _Examiner:
             return None
         parameter = Parameter(name, kind, values)
         try:
-            parameter.ends()
+            parameter.extremes()
         except (OverflowError, ValueError):
             hint = f"; to give them, write {kind}_values" if kind.endswith("log_uniform") else ""
             self.report(where, f"{kind} reaches values that are too large for a number{hint}")
@@ -263,11 +263,13 @@ class _Examiner:
 
     def _check_numbers(self, values: dict, kind: str, where: tuple) -> None:
         for key, value in values.items():
-            if key in NUMBERS:
+            if key in NUMERIC_KEYS:
                 if not _is_number(value):
                     self.report((*where, key), f"must be a finite number, got {value!r}")
                     return
-                above_0 = key in POSITIVE or key == "min" and kind.endswith("log_uniform_values")
+                above_0 = (
+                    key in POSITIVE_KEYS or key == "min" and kind.endswith("log_uniform_values")
+                )
                 if above_0 and value <= 0:
                     self.report((*where, key), f"must be above 0 for {kind}, got {value}")
             elif key in ("values", "probabilities") and not (isinstance(value, list) and value):
@@ -275,7 +277,7 @@ class _Examiner:
                 return
         if "min" in values and "max" in values and not values["min"] < values["max"]:
             self.report(where, f"min {values['min']} must be below max {values['max']}")
-        if kind == "int_uniform" and not all(type(values.get(k, 0)) is int for k in ENDS):
+        if kind == "int_uniform" and not all(type(values.get(k, 0)) is int for k in RANGE_KEYS):
             self.report(where, "int_uniform takes whole numbers; write 1, not 1.0")
         if "probabilities" in values:
             p = values["probabilities"]
@@ -286,10 +288,12 @@ class _Examiner:
 
     def _command(self, command: Any) -> tuple[str, ...]:
         if command is None:
-            return COMMAND
+            return DEFAULT_COMMAND
         if not isinstance(command, list) or not command:
-            self.report(("command",), f"must be a list such as {list(COMMAND)}, got {command!r}")
-            return COMMAND
+            self.report(
+                ("command",), f"must be a list such as {list(DEFAULT_COMMAND)}, got {command!r}"
+            )
+            return DEFAULT_COMMAND
         for i, item in enumerate(command):
             for macro in re.findall(r"\$\{([^}]*)\}", str(item)):
                 if re.fullmatch(r"envvar:[A-Z0-9_]+", macro):
@@ -330,7 +334,7 @@ class _Examiner:
 
     def _check_configs(self, sweep: Sweep) -> None:
         choices = {
-            p.name: (p.grid() if sweep.method == "grid" else None) or p.ends()
+            p.name: (p.grid() if sweep.method == "grid" else None) or p.extremes()
             for p in sweep.parameters
         }
         for point in itertools.islice(combinations(choices), COMBINATIONS_CHECKED):
@@ -348,7 +352,7 @@ def _inferred(spec: Mapping[str, Any]) -> str | None:
     if "values" in spec:
         return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
     if "min" in spec or "max" in spec:
-        whole = all(type(spec.get(key)) is int for key in ENDS)
+        whole = all(type(spec.get(key)) is int for key in RANGE_KEYS)
         return "int_uniform" if whole else "uniform"
     return None
 

@@ -9,7 +9,7 @@ from emaae.runs import read
 from emaae.sweeps.space import Sweep
 
 
-def judge(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
+def outcome_of(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
     """How a run ended and its score, from metrics.json or else its best epoch.
 
     A run that did not say how it ended, or has no score, has failed.
@@ -18,32 +18,32 @@ def judge(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
     status = metrics.get("status")
     if status == "diverged":
         return status, None
-    score = best_of([metrics], sweep)
+    score = best_value([metrics], sweep)
     if score is None:
-        score = best_of(read.history(folder), sweep)
+        score = best_value(read.history(folder), sweep)
     return (status, score) if status in read.GOOD and score is not None else ("failed", None)
 
 
-def curve(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+def metric_values(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     """A metric epoch by epoch, where it is a number."""
     values = [row.get(name) for row in history]
     return [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
 
 
-def best_of(
+def best_value(
     history: Sequence[Mapping[str, Any]], sweep: Sweep, instead: str | None = None
 ) -> float | None:
     """The best value of the metric in a history, or of `instead` when it is not logged there."""
-    values = curve(history, sweep.metric)
+    values = metric_values(history, sweep.metric)
     if not values and instead is not None:
-        values = curve(history, instead)
+        values = metric_values(history, instead)
     return min(values, key=lambda value: sweep.sign * value, default=None)
 
 
 # ---- early termination
 
 
-def bands(spec: Mapping[str, Any], longest: int) -> list[int]:
+def hyperband_epochs(spec: Mapping[str, Any], longest: int) -> list[int]:
     """The epochs after which hyperband compares runs."""
     eta = spec.get("eta", 3)
     if "max_iter" in spec:
@@ -55,7 +55,7 @@ def bands(spec: Mapping[str, Any], longest: int) -> list[int]:
     return [int(band) for band in found]
 
 
-def falls_behind(
+def should_stop_early(
     values: Sequence[float], curves: Mapping[str, Sequence[float]], sweep: Sweep
 ) -> bool:
     """Whether a run is not among the best 1/eta at the last band that it has passed.
@@ -63,7 +63,7 @@ def falls_behind(
     Strict compares its value at the band, otherwise its best so far counts, as on W&B.
     """
     spec = sweep.early_terminate or {}
-    passed = [band for band in bands(spec, len(values)) if band <= len(values)]
+    passed = [band for band in hyperband_epochs(spec, len(values)) if band <= len(values)]
     if not passed:
         return False
     band, sign = passed[-1], sweep.sign

@@ -33,12 +33,12 @@ from emaae.sweeps.space import Sweep
 from emaae.system.errors import UserError
 
 # A runner on another machine without a sign of life for this long is dead.
-BEAT_EVERY_S = 30.0
-SILENT_S = 300.0
+HEARTBEAT_S = 30.0
+DEAD_AFTER_S = 300.0
 # How long to wait for a database that others have locked.
-PATIENCE_S = 60
+DATABASE_TIMEOUT_S = 60
 # How often a point is tried when its run fails; an interruption is not a failure.
-TRIES = 2
+MAX_FAILURES = 2
 
 # Outcomes after which a point is done; the others are tried again.
 DONE = (*ENDED, "stopped")
@@ -78,8 +78,8 @@ class Queue:
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage
-        opened = _open(storage)
-        with self.errors_named():
+        opened = _open_storage(storage)
+        with self.storage_errors():
             self._study = optuna.create_study(
                 study_name=sweep.name,
                 storage=opened,
@@ -87,11 +87,11 @@ class Queue:
                 load_if_exists=True,
             )
             self._storage = self._study._storage  # `opened` behind a cache
-            self._refuse_changes(sweep.meaning() | {"flags after --": list(flags)})
+            self._refuse_changes(sweep.definition() | {"flags after --": list(flags)})
             self.runner = uuid.uuid4().hex[:12]
-            self._lock = hold(self.runner)
+            self._lock = acquire_lock(self.runner)
             self._last_beat = 0.0
-            self.beat()
+            self.heartbeat()
 
     def close(self) -> None:
         """Leave: what this runner had claimed and not finished is free for others."""
@@ -104,7 +104,7 @@ class Queue:
             self._lock.close()
 
     @contextlib.contextmanager
-    def errors_named(self) -> Iterator[None]:
+    def storage_errors(self) -> Iterator[None]:
         """A storage that fails, at the beginning or in the middle of a sweep, becomes one line."""
         try:
             yield
@@ -114,10 +114,10 @@ class Queue:
                 "command goes on with what was interrupted"
             ) from None
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Tell other machines, now and then, that this runner lives."""
         now = time.time()
-        if now - self._last_beat >= BEAT_EVERY_S:
+        if now - self._last_beat >= HEARTBEAT_S:
             self._last_beat = now
             beat = {"machine": socket.gethostname(), "seen": now}
             self._study.set_user_attr(f"runner {self.runner}", beat)
@@ -141,12 +141,12 @@ class Queue:
     def claim(self) -> Attempt | None:
         """The next point for this runner: an interrupted or failed one, else a fresh one."""
         while True:
-            self._bury()
+            self._release_dead_runners()
             attempts = self.attempts()
-            tried = latest(attempts)
+            tried = latest_attempts(attempts)
             attrs: dict[str, Any] = {"runner": self.runner}
             suggested: dict[str, Any] = {}
-            last = next((a for a in tried if _again(a, attempts)), None)
+            last = next((a for a in tried if _needs_retry(a, attempts)), None)
             if last is not None:
                 attrs |= {"again": [last.point, last.n + 1], "config": last.config}
                 if last.state == "interrupted":
@@ -163,12 +163,12 @@ class Queue:
             if mine is not None:
                 if not mine.config:
                     mine = replace(mine, config=self._config(mine))
-                    self.note(mine, "config")
+                    self.store_fields(mine, "config")
                 return mine
             # Another runner was first.
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
-    def note(self, attempt: Attempt, *names: str) -> None:
+    def store_fields(self, attempt: Attempt, *names: str) -> None:
         """Write fields of an attempt into the storage."""
         with contextlib.suppress(UpdateFinishedTrialError):
             for name in names:
@@ -181,7 +181,7 @@ class Queue:
         state = TrialState.PRUNED if ended.state in DONE else TrialState.FAIL
         if ended.state in GOOD:
             state = TrialState.COMPLETE
-        self.note(ended, "score", "epoch", "seconds")
+        self.store_fields(ended, "score", "epoch", "seconds")
         with contextlib.suppress(UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(trial_id, "outcome", ended.state)
             if ended.state == "stopped" and score is not None:
@@ -192,23 +192,27 @@ class Queue:
     def done(self) -> bool:
         """Whether nothing is left to run or to wait for."""
         attempts = self.attempts()
-        ended = [a for a in latest(attempts) if a.state != "running" and not _again(a, attempts)]
+        ended = [
+            a
+            for a in latest_attempts(attempts)
+            if a.state != "running" and not _needs_retry(a, attempts)
+        ]
         return len(ended) == self.n_points
 
-    def alive(self, runner: str) -> bool:
+    def is_alive(self, runner: str) -> bool:
         """Whether a runner still works: by its lock on this machine, by its beat on others."""
         beat = self._study.user_attrs.get(f"runner {runner}")
         if beat is None:
             return False
         if beat["machine"] == socket.gethostname() and lock_path(runner).exists():
-            return held(runner)
-        return time.time() - beat["seen"] < SILENT_S
+            return is_locked(runner)
+        return time.time() - beat["seen"] < DEAD_AFTER_S
 
-    def _bury(self) -> None:
+    def _release_dead_runners(self) -> None:
         """Interrupt the attempts of dead runners."""
         running = [a for a in self.attempts() if a.state == "running"]
         for runner in {a.runner for a in running} - {self.runner}:
-            if not self.alive(runner):
+            if not self.is_alive(runner):
                 for attempt in running:
                     if attempt.runner == runner:
                         self.finish(replace(attempt, state="interrupted"))
@@ -237,13 +241,13 @@ class Queue:
         config = {}
         for p in self.sweep.parameters:
             if not p.varies:
-                config[p.name] = p.ends()[0]
+                config[p.name] = p.extremes()[0]
             elif p.distribution == "categorical":
                 choices = list(range(len(p.spec["values"])))
-                config[p.name] = p.ends()[trial.suggest_categorical(p.name, choices)]
+                config[p.name] = p.extremes()[trial.suggest_categorical(p.name, choices)]
             else:
                 u = trial.suggest_float(p.name, 0, 1)
-                config[p.name] = p.at(min(max(u, 1e-9), 1 - 1e-9))
+                config[p.name] = p.quantile(min(max(u, 1e-9), 1 - 1e-9))
         return config
 
     def _refuse_changes(self, meaning: dict[str, Any]) -> None:
@@ -260,28 +264,28 @@ class Queue:
                 )
 
 
-def latest(attempts: Sequence[Attempt]) -> list[Attempt]:
+def latest_attempts(attempts: Sequence[Attempt]) -> list[Attempt]:
     """The last attempt at each point that was tried, by point."""
     by_point = {a.point: a for a in sorted(attempts, key=lambda a: a.n)}
     return [by_point[point] for point in sorted(by_point)]
 
 
-def _again(last: Attempt, attempts: Sequence[Attempt]) -> bool:
+def _needs_retry(last: Attempt, attempts: Sequence[Attempt]) -> bool:
     """Whether a point is to be tried again after its last attempt."""
     if last.state == "failed":
-        return sum(a.point == last.point and a.state == "failed" for a in attempts) < TRIES
+        return sum(a.point == last.point and a.state == "failed" for a in attempts) < MAX_FAILURES
     return last.state == "interrupted"
 
 
-JOURNAL = b'{"op_code":'  # how each line of optuna's journals begins
+JOURNAL_START = b'{"op_code":'  # how each line of optuna's journals begins
 
 
-def _open(storage: str) -> optuna.storages.BaseStorage:
+def _open_storage(storage: str) -> optuna.storages.BaseStorage:
     """Optuna's storage behind a URL or the path of a journal file. Raises UserError."""
     if "://" not in storage:
         try:
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
-            _mend_journal(Path(storage))
+            _repair_journal(Path(storage))
             return optuna.storages.JournalStorage(JournalFileBackend(storage))
         except OSError as error:
             raise UserError(f"--storage {storage} cannot be written: {error.strerror}") from None
@@ -290,7 +294,9 @@ def _open(storage: str) -> optuna.storages.BaseStorage:
                 f"--storage {storage} is not a journal of a sweep ({_reason(error)}): name another "
                 "file, or put back a copy of it"
             ) from None
-    patient = {"connect_args": {"timeout": PATIENCE_S}} if storage.startswith("sqlite") else {}
+    patient = (
+        {"connect_args": {"timeout": DATABASE_TIMEOUT_S}} if storage.startswith("sqlite") else {}
+    )
     for attempt in count(1):
         try:
             return optuna.storages.RDBStorage(storage, engine_kwargs=patient)
@@ -306,7 +312,7 @@ def _open(storage: str) -> optuna.storages.BaseStorage:
     raise AssertionError
 
 
-def _mend_journal(path: Path) -> None:
+def _repair_journal(path: Path) -> None:
     """Take off a last line that was cut short: what it would have said never came to be.
 
     Raises ValueError for a file of something else, to which optuna would add.
@@ -318,7 +324,7 @@ def _mend_journal(path: Path) -> None:
     try:
         content = path.read_bytes()
         first, end, _ = content.partition(b"\n")
-        if not (first.startswith(JOURNAL) or JOURNAL.startswith(first)):
+        if not (first.startswith(JOURNAL_START) or JOURNAL_START.startswith(first)):
             raise ValueError(f"it begins with {first[:40]!r}")
         if end:
             json.loads(first)
@@ -342,7 +348,7 @@ def lock_path(name: str) -> Path:
     return Path(tempfile.gettempdir(), f"emaae-{os.getuid()}", f"{name}.lock")
 
 
-def hold(name: str) -> IO[str]:
+def acquire_lock(name: str) -> IO[str]:
     """Hold a lock until the file is closed by all processes that have it. Raises UserError."""
     try:
         path = lock_path(name)
@@ -357,7 +363,7 @@ def hold(name: str) -> IO[str]:
     return file
 
 
-def held(name: str) -> bool:
+def is_locked(name: str) -> bool:
     """Whether a process on this machine holds the lock."""
     with contextlib.suppress(FileNotFoundError), open(lock_path(name)) as file:
         try:

@@ -23,24 +23,32 @@ from typing import Any
 
 from emaae.runs import read
 from emaae.sweeps import file as sweep_file
-from emaae.sweeps.judging import best_of, curve, falls_behind, judge
-from emaae.sweeps.queue import DONE, Attempt, Queue, held, hold, latest, lock_path
+from emaae.sweeps.judging import best_value, metric_values, outcome_of, should_stop_early
+from emaae.sweeps.queue import (
+    DONE,
+    Attempt,
+    Queue,
+    acquire_lock,
+    is_locked,
+    latest_attempts,
+    lock_path,
+)
 from emaae.sweeps.space import Sweep
-from emaae.sweeps.table import Screen, over_seeds, ranked, table, text, write_csv
+from emaae.sweeps.table import Screen, format_value, mean_over_seeds, ranked, table, write_csv
 from emaae.system.errors import EXIT_INTERRUPTED, UserError, last_error
 from emaae.system.files import find_packaged
 from emaae.system.signals import signal_handlers
 
 FAILED = 1  # exit status when a point failed
-LOOK_EVERY_S = 0.25  # at the children and the terminal
-SAY_EVERY_S = 60.0  # how far the runs are, without a terminal
-ASK_EVERY_S = 2.0  # the storage, for a point when there was none
+POLL_S = 0.25  # at the children and the terminal
+STATUS_S = 60.0  # how far the runs are, without a terminal
+CLAIM_S = 2.0  # the storage, for a point when there was none
 # Between the request to stop and the end of the patience with a run that was stopped early.
 KILL_AFTER_S = 60.0
 # What W&B replaces by a variable of the environment, inside an item of the command too.
 ENVVAR = r"\$\{envvar:([A-Z0-9_]+)\}"
 # How W&B's agent tells a program which run it is.
-OF_AGENT = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
+AGENT_VARIABLES = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
 def run(
@@ -67,7 +75,7 @@ def run(
     folder = Path(out if out is not None else Path("runs") / Path(path).stem).resolve()
     devices = gpus()
     jobs = jobs if jobs is not None else max(1, len(devices))
-    _check(sweep, flags, jobs)
+    _check_options(sweep, flags, jobs)
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,13 +86,13 @@ def run(
     try:
         with (
             signal_handlers(("SIGINT", "SIGTERM", "SIGHUP"), runner.interrupt),
-            queue.errors_named(),
+            queue.storage_errors(),
         ):
-            runner.work()
+            runner.run_until_done()
             return runner.report()
     finally:
         runner.kill()
-        with queue.errors_named():
+        with queue.storage_errors():
             queue.close()
 
 
@@ -101,7 +109,7 @@ def _plan(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _check(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
+def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
     for flag in [flag for flag in flags if flag.startswith("-") or "=" in flag]:
@@ -130,12 +138,12 @@ class Job:
 
     attempt: Attempt
     process: subprocess.Popen | None
-    stopped_at: float | None = None  # when hyperband asked it to stop
+    stop_requested_at: float | None = None  # when hyperband asked it to stop
     began: float = field(default_factory=time.monotonic)
 
     def running(self) -> bool:
         """Whether its process lives."""
-        return self.process.poll() is None if self.process else held(self.attempt.lock)
+        return self.process.poll() is None if self.process else is_locked(self.attempt.lock)
 
     def send(self, number: int) -> None:
         """Signal the process; SIGKILL goes to all that it started too."""
@@ -168,42 +176,50 @@ class Runner:
         if self.interrupts > 1:
             raise KeyboardInterrupt
 
-    def work(self) -> None:
+    def run_until_done(self) -> None:
         """Until all points are done, or until interrupted."""
-        self.screen.say(f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}")
+        self.screen.print_line(
+            f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}"
+        )
         stopping = waiting = done = False
         ended: list[Attempt] = []
-        ask_at, say_at = 0.0, time.monotonic() + SAY_EVERY_S
+        ask_at, say_at = 0.0, time.monotonic() + STATUS_S
         while not (done or stopping) or self.jobs:
             if self.interrupts and not stopping:
                 stopping = True
-                self.screen.say("stopping: the runs are asked to end; Ctrl-C again kills them")
+                self.screen.print_line(
+                    "stopping: the runs are asked to end; Ctrl-C again kills them"
+                )
                 for job in self.jobs:
                     job.send(signal.SIGTERM)
             for job in [job for job in self.jobs if not job.running()]:
-                self._end(job)
+                self._finish_run(job)
                 ask_at = 0.0
             if not stopping and len(self.jobs) < self.n_jobs and time.monotonic() >= ask_at:
                 attempt = self.queue.claim()
-                ended = [a for a in latest(self.queue.attempts()) if a.state != "running"]
+                ended = [a for a in latest_attempts(self.queue.attempts()) if a.state != "running"]
                 if attempt is not None:
-                    self._begin(attempt)
+                    self._start_run(attempt)
                     continue
-                ask_at = time.monotonic() + ASK_EVERY_S
+                ask_at = time.monotonic() + CLAIM_S
                 done = not self.jobs and self.queue.done()
                 if not (self.jobs or done or waiting):
                     waiting = True
-                    self.screen.say("the last points are with other runners; waiting for them")
+                    self.screen.print_line(
+                        "the last points are with other runners; waiting for them"
+                    )
             self._stop_early()
-            self.queue.beat()
+            self.queue.heartbeat()
             if self.screen.live:
-                self.screen.draw(ended, [self._so_far(job) for job in self.jobs])
+                self.screen.draw(ended, [self._with_progress(job) for job in self.jobs])
             elif time.monotonic() >= say_at:
-                say_at = time.monotonic() + SAY_EVERY_S
-                for a in map(self._so_far, self.jobs):
-                    self.screen.say(f"{a.run} epoch {text(a.epoch)}  score {text(a.score)}")
+                say_at = time.monotonic() + STATUS_S
+                for a in map(self._with_progress, self.jobs):
+                    self.screen.print_line(
+                        f"{a.run} epoch {format_value(a.epoch)}  score {format_value(a.score)}"
+                    )
             if self.jobs or not done:
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(POLL_S)
 
     def kill(self) -> None:
         """End what still runs, at once."""
@@ -215,54 +231,54 @@ class Runner:
 
     def report(self) -> int:
         """Print the final table, write table.csv; returns the exit status."""
-        attempts = ranked(self.sweep, latest(self.queue.attempts()))
+        attempts = ranked(self.sweep, latest_attempts(self.queue.attempts()))
         write_csv(self.folder / "table.csv", self.sweep, attempts, self.runs)
-        self.screen.say("\n" + "\n".join(table(self.sweep, attempts)))
+        self.screen.print_line("\n" + "\n".join(table(self.sweep, attempts)))
         scored = [a for a in attempts if a.score is not None]
         if scored and any(p.name == "seed" for p in self.sweep.varying):
-            self.screen.say("\n" + "\n".join(over_seeds(self.sweep, attempts)))
-        self.screen.say(f"\ntable: {self.folder / 'table.csv'}")
+            self.screen.print_line("\n" + "\n".join(mean_over_seeds(self.sweep, attempts)))
+        self.screen.print_line(f"\ntable: {self.folder / 'table.csv'}")
         if scored:
-            self.screen.say(f"best model: {self.runs / scored[0].run / 'best.pth'}")
+            self.screen.print_line(f"best model: {self.runs / scored[0].run / 'best.pth'}")
         failed = [a for a in attempts if a.state == "failed"]
         for a in failed:
             log = self.logs / f"{a.run}.txt"
             why = last_error(log) or "printed nothing"
-            self.screen.say(f"failed: point {a.point + 1:04d} ({why}); see {log}")
+            self.screen.print_line(f"failed: point {a.point + 1:04d} ({why}); see {log}")
         if self.interrupts:
             done = sum(a.state in DONE for a in attempts)
             of = f"{done} of {self.queue.n_points} points are done"
-            self.screen.say(f"interrupted: {of}; the same command goes on")
+            self.screen.print_line(f"interrupted: {of}; the same command goes on")
             return EXIT_INTERRUPTED
         return FAILED if failed else 0
 
-    def _so_far(self, job: Job) -> Attempt:
+    def _with_progress(self, job: Job) -> Attempt:
         """The attempt of a job with the epoch and the score that it has reached."""
         history = read.history(self.runs / job.attempt.run)
-        score = best_of(history, self.sweep, "val/score")
+        score = best_value(history, self.sweep, "val/score")
         return replace(job.attempt, epoch=history[-1]["epoch"] if history else None, score=score)
 
-    def _begin(self, attempt: Attempt) -> None:
+    def _start_run(self, attempt: Attempt) -> None:
         """Start the run of an attempt, unless an earlier one goes on or has just ended well."""
         folder = self.runs / attempt.run
         if attempt.run:  # of the attempt before, which was interrupted
-            running = held(attempt.lock)
+            running = is_locked(attempt.lock)
             if running:
-                self.screen.happened(f"{attempt.run} goes on after its runner died")
-            if running or judge(folder, self.sweep)[0] in DONE:
+                self.screen.log_event(f"{attempt.run} goes on after its runner died")
+            if running or outcome_of(folder, self.sweep)[0] in DONE:
                 self.jobs.append(Job(attempt, None))
                 return
             lock_path(attempt.lock).unlink(missing_ok=True)
         # An interrupted run is resumed; a failed one begins afresh.
         resume = bool(attempt.run) and (folder / "config.json").is_file()
         name = attempt.run if resume else run_name(attempt, self.runs)
-        command = expand(self.sweep, attempt.config, self.logs / f"{name}.json")
+        command = expand_command(self.sweep, attempt.config, self.logs / f"{name}.json")
         lock, gpu = f"{attempt.runner}-{attempt.trial_id}", self._free_gpu()
         attempt = replace(attempt, run=name, lock=lock, gpu=gpu)
         # The lock passes to the child and lives as long as it: a run whose runner was killed is
         # found by it.
-        with open(self.logs / f"{name}.txt", "ab") as log, hold(lock) as file:
-            self.queue.note(attempt, "lock", "gpu", "run")
+        with open(self.logs / f"{name}.txt", "ab") as log, acquire_lock(lock) as file:
+            self.queue.store_fields(attempt, "lock", "gpu", "run")
             process = None
             try:
                 process = subprocess.Popen(
@@ -279,7 +295,7 @@ class Runner:
                 log.write(f"{command[0]}: {error.strerror}\n".encode())
         self.jobs.append(Job(attempt, process))
         values = " ".join(f"{p.name}={attempt.config.get(p.name)}" for p in self.sweep.varying)
-        self.screen.happened(f"{name} {'goes on' if resume else 'started'}  {values}")
+        self.screen.log_event(f"{name} {'goes on' if resume else 'started'}  {values}")
 
     def _environment(self, name: str, gpu: str | None, resume: bool) -> dict[str, str]:
         given = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": self.sweep.name}
@@ -291,7 +307,7 @@ class Runner:
         if gpu is not None:
             where["CUDA_VISIBLE_DEVICES"] = gpu
         # A runner that was itself started by an agent is not that agent's run.
-        outside = {k: v for k, v in os.environ.items() if k not in OF_AGENT}
+        outside = {k: v for k, v in os.environ.items() if k not in AGENT_VARIABLES}
         return given | outside | where
 
     def _free_gpu(self) -> str | None:
@@ -300,43 +316,43 @@ class Runner:
         busy = [job.attempt.gpu for job in self.jobs]
         return min(self.devices, key=busy.count)
 
-    def _end(self, job: Job) -> None:
+    def _finish_run(self, job: Job) -> None:
         """Judge a run whose process is gone."""
         self.jobs.remove(job)
-        run, reached = job.attempt.run, self._so_far(job)
+        run, reached = job.attempt.run, self._with_progress(job)
         lock_path(job.attempt.lock).unlink(missing_ok=True)
-        outcome, score = judge(self.runs / run, self.sweep)
-        if outcome not in DONE and job.stopped_at is not None:
+        outcome, score = outcome_of(self.runs / run, self.sweep)
+        if outcome not in DONE and job.stop_requested_at is not None:
             outcome, score = "stopped", reached.score
         elif outcome not in DONE and self.interrupts:
             outcome = "interrupted"
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
         self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))
-        best = f"  {self.sweep.metric} {text(score)}" if score is not None else ""
+        best = f"  {self.sweep.metric} {format_value(score)}" if score is not None else ""
         why = f"  ({last_error(self.logs / f'{run}.txt')})" if outcome == "failed" else ""
-        self.screen.happened(f"{run} {outcome}{best}{why}")
+        self.screen.log_event(f"{run} {outcome}{best}{why}")
 
     def _stop_early(self) -> None:
         """Ask runs to stop that hyperband gives no more epochs; kill those that do not."""
         if self.sweep.early_terminate is None:
             return
         curves = {
-            path.parent.name: curve(read.history(path.parent), self.sweep.metric)
+            path.parent.name: metric_values(read.history(path.parent), self.sweep.metric)
             for path in self.runs.glob("*/history.jsonl")
         }
         for job in self.jobs:
             own = curves.get(job.attempt.run, [])
-            if job.stopped_at is None and falls_behind(own, curves, self.sweep):
-                job.stopped_at = time.monotonic()
+            if job.stop_requested_at is None and should_stop_early(own, curves, self.sweep):
+                job.stop_requested_at = time.monotonic()
                 job.send(signal.SIGTERM)
-            elif job.stopped_at and time.monotonic() - job.stopped_at > KILL_AFTER_S:
+            elif job.stop_requested_at and time.monotonic() - job.stop_requested_at > KILL_AFTER_S:
                 job.send(signal.SIGKILL)
 
 
 # ---- what is started
 
 
-def expand(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str]:
+def expand_command(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str]:
     """The command of a run: W&B's macros filled in, each a whole item of the list."""
     items = config.items()
     macros = {

@@ -53,7 +53,9 @@ def _choice(u: float, p: Mapping[str, Any]) -> Any:
     return next((v for v, c in zip(p["values"], reached) if u < c), p["values"][-1])
 
 
-def _family(name: str, needs: tuple[str, ...], takes: Mapping[str, float], at: Callable) -> dict:
+def _with_quantised(
+    name: str, needs: tuple[str, ...], takes: Mapping[str, float], at: Callable
+) -> dict:
     """A distribution, and the same rounded to multiples of q."""
 
     def rounded(u: float, p: Mapping[str, Any]) -> float:
@@ -65,25 +67,27 @@ def _family(name: str, needs: tuple[str, ...], takes: Mapping[str, float], at: C
     }
 
 
-ENDS = ("min", "max")
-_BELL = {"mu": 0, "sigma": 1}
+RANGE_KEYS = ("min", "max")
+_NORMAL_DEFAULTS = {"mu": 0, "sigma": 1}
 DISTRIBUTIONS: dict[str, Distribution] = {
     "constant": Distribution(("value",), {}, lambda u, p: p["value"]),
     "categorical": Distribution(("values",), {}, _choice),
     "categorical_w_probabilities": Distribution(("values", "probabilities"), {}, _choice),
-    "int_uniform": Distribution(ENDS, {}, _int_uniform),
-    **_family("uniform", ENDS, {}, lambda u, p: _between(u, p["min"], p["max"])),
+    "int_uniform": Distribution(RANGE_KEYS, {}, _int_uniform),
+    **_with_quantised("uniform", RANGE_KEYS, {}, lambda u, p: _between(u, p["min"], p["max"])),
     # min and max are exponents of e here, values in the one after it
-    **_family("log_uniform", ENDS, {}, lambda u, p: math.exp(_between(u, p["min"], p["max"]))),
-    **_family("log_uniform_values", ENDS, {}, _log_uniform),
+    **_with_quantised(
+        "log_uniform", RANGE_KEYS, {}, lambda u, p: math.exp(_between(u, p["min"], p["max"]))
+    ),
+    **_with_quantised("log_uniform_values", RANGE_KEYS, {}, _log_uniform),
     # log(1/x) is uniform: the same draws as log_uniform
     "inv_log_uniform": Distribution(
-        ENDS, {}, lambda u, p: math.exp(_between(u, -p["max"], -p["min"]))
+        RANGE_KEYS, {}, lambda u, p: math.exp(_between(u, -p["max"], -p["min"]))
     ),
-    "inv_log_uniform_values": Distribution(ENDS, {}, _log_uniform),
-    **_family("normal", (), _BELL, _normal),
-    **_family("log_normal", (), _BELL, lambda u, p: math.exp(_normal(u, p))),
-    **_family("beta", (), {"a": 1, "b": 1}, _beta),
+    "inv_log_uniform_values": Distribution(RANGE_KEYS, {}, _log_uniform),
+    **_with_quantised("normal", (), _NORMAL_DEFAULTS, _normal),
+    **_with_quantised("log_normal", (), _NORMAL_DEFAULTS, lambda u, p: math.exp(_normal(u, p))),
+    **_with_quantised("beta", (), {"a": 1, "b": 1}, _beta),
 }
 
 
@@ -98,13 +102,13 @@ class Parameter:
     @property
     def varies(self) -> bool:
         """Whether runs can differ in it."""
-        return len(self.ends()) > 1
+        return len(self.extremes()) > 1
 
-    def at(self, u: float) -> Any:
+    def quantile(self, u: float) -> Any:
         """The value below which a fraction u of the draws lies, 0 < u < 1."""
-        return as_agents_say(DISTRIBUTIONS[self.distribution].at(u, self.spec))
+        return as_wandb_passes(DISTRIBUTIONS[self.distribution].at(u, self.spec))
 
-    def size(self) -> int:
+    def grid_size(self) -> int:
         """How many values a grid takes of it."""
         p = self.spec
         if self.distribution == "int_uniform":
@@ -126,31 +130,31 @@ class Parameter:
             return np.arange(p["min"], p["max"], p["q"]).tolist()  # without max, as W&B has it
         return None
 
-    def ends(self) -> list[Any]:
+    def extremes(self) -> list[Any]:
         """Values that Config must accept if it is to accept all: every choice, or both ends."""
         if "values" in self.spec:
             return list(self.spec["values"])
         if self.distribution == "constant":
             return [self.spec["value"]]
         bounded = "min" in self.spec
-        return [self.at(0.0 if bounded else 0.001), self.at(1.0 if bounded else 0.999)]
+        return [self.quantile(0.0 if bounded else 0.001), self.quantile(1.0 if bounded else 0.999)]
 
 
-def as_agents_say(value: Any) -> Any:
+def as_wandb_passes(value: Any) -> Any:
     """A value as it reaches a run: on its way through W&B 1.0 becomes 1."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
-        return [as_agents_say(v) for v in value]
+        return [as_wandb_passes(v) for v in value]
     if isinstance(value, dict):
-        return {k: as_agents_say(v) for k, v in value.items()}
+        return {k: as_wandb_passes(v) for k, v in value.items()}
     return value
 
 
 def combinations(choices: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """Every choice of a value for each name; the last name varies fastest."""
     for values in itertools.product(*choices.values()):
-        yield dict(zip(choices, map(as_agents_say, values)))
+        yield dict(zip(choices, map(as_wandb_passes, values)))
 
 
 # ---- the meaning
@@ -197,7 +201,7 @@ class Sweep:
             )
         return self.run_cap
 
-    def meaning(self) -> dict[str, Any]:
+    def definition(self) -> dict[str, Any]:
         """The parts that must stay the same when a sweep is continued, as plain values."""
         plain = asdict(self) | {"command": list(self.command)}
         del plain["path"], plain["parameters"]

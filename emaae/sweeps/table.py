@@ -23,12 +23,12 @@ class Screen:
         self.live = sys.stdout is not None and sys.stdout.isatty()
         self._drawn = 0
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """A line that stays."""
-        self._wipe()
+        self._erase()
         print(line, flush=True)
 
-    def happened(self, line: str) -> None:
+    def log_event(self, line: str) -> None:
         """Something that the table shows too: a line only where there is no table."""
         if not self.live:
             print(line, flush=True)
@@ -41,11 +41,11 @@ class Screen:
         shown = sorted([*ended[cut:], *running], key=attrgetter("point"))
         head = f"{self.sweep.name}: {len(ended)} of {self.n_points} points"
         lines = [head, *table(self.sweep, shown)]
-        self._wipe()
+        self._erase()
         print("\n".join(line[: width - 1] for line in lines), flush=True)
         self._drawn = len(lines)
 
-    def _wipe(self) -> None:
+    def _erase(self) -> None:
         if self._drawn:
             print(f"\x1b[{self._drawn}A\x1b[J", end="")
             self._drawn = 0
@@ -61,34 +61,38 @@ def table(sweep: Sweep, attempts: Sequence[Attempt]) -> list[str]:
     varying = [p.name for p in sweep.varying]
     cells = [["point", *varying, "epoch", sweep.metric, "status"]]
     for a in attempts:
-        values = [text(a.config.get(name)) for name in varying]
-        cells.append([f"{a.point + 1:04d}", *values, text(a.epoch), text(a.score), a.state])
-    return aligned(cells)
+        values = [format_value(a.config.get(name)) for name in varying]
+        cells.append(
+            [f"{a.point + 1:04d}", *values, format_value(a.epoch), format_value(a.score), a.state]
+        )
+    return align_columns(cells)
 
 
-def over_seeds(sweep: Sweep, attempts: Sequence[Attempt]) -> list[str]:
+def mean_over_seeds(sweep: Sweep, attempts: Sequence[Attempt]) -> list[str]:
     """Mean and standard deviation of the score over the seeds of each setting, the best first."""
     varying = [p.name for p in sweep.varying if p.name != "seed"]
     settings: dict[tuple, list[float]] = {}
     for a in attempts:
         if a.score is not None:
-            key = tuple(text(a.config.get(name)) for name in varying)
+            key = tuple(format_value(a.config.get(name)) for name in varying)
             settings.setdefault(key, []).append(a.score)
     cells = [[*varying, "seeds", f"mean {sweep.metric}", "sd"]]
     for key, scores in sorted(settings.items(), key=lambda s: sweep.sign * statistics.fmean(s[1])):
         sd = statistics.stdev(scores) if len(scores) > 1 else None
-        cells.append([*key, str(len(scores)), text(statistics.fmean(scores)), text(sd)])
-    return aligned(cells)
+        cells.append(
+            [*key, str(len(scores)), format_value(statistics.fmean(scores)), format_value(sd)]
+        )
+    return align_columns(cells)
 
 
 # Metrics of a run beside its score, on validation.
-MEASURED = ("select/fvu", "select/live_sparsity", "select/persistence_within")
+CSV_METRICS = ("select/fvu", "select/live_sparsity", "select/persistence_within")
 
 
 def write_csv(path: Path, sweep: Sweep, attempts: Sequence[Attempt], runs: Path) -> None:
     """All points with every parameter and what a run gives up, written beside and then renamed."""
     names = [p.name for p in sweep.parameters]
-    measured = [name for name in MEASURED if name != sweep.metric]
+    measured = [name for name in CSV_METRICS if name != sweep.metric]
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(beside, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
@@ -103,7 +107,7 @@ def write_csv(path: Path, sweep: Sweep, attempts: Sequence[Attempt], runs: Path)
     beside.replace(path)
 
 
-def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+def align_columns(cells: Sequence[Sequence[str]]) -> list[str]:
     """Cells as lines, columns to the right but the last one to the left."""
     widths = [max(map(len, column)) for column in zip(*cells)]
     return [
@@ -112,7 +116,7 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as a table shows it; four digits of a number, a dash for nothing."""
     if value is None:
         return "-"

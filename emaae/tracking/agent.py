@@ -20,10 +20,10 @@ from emaae.system.errors import UserError
 from emaae.system.files import read_json, read_text
 
 # Entries that only a run's config has: they tell it from the parameters of a sweep.
-WRITTEN = ("data", "versions", "git_commit")
+RUN_ONLY_KEYS = ("data", "versions", "git_commit")
 
 
-def handed() -> dict[str, Any]:
+def agent_config() -> dict[str, Any]:
     """All that the agent hands to this run, by name; {} for a run without an agent. UserError."""
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
     if not path:
@@ -42,17 +42,17 @@ def handed() -> dict[str, Any]:
         ) from None
 
 
-def values() -> dict[str, Any]:
+def sweep_values() -> dict[str, Any]:
     """The values that the sweep chose for this run."""
-    given = handed()
-    left = _left(given)
+    given = agent_config()
+    left = _not_sweepable(given)
     return {name: value for name, value in given.items() if name not in left}
 
 
-def flags(argv: Sequence[str] | None = None) -> list[str]:
+def without_agent_flags(argv: Sequence[str] | None = None) -> list[str]:
     """A command line without what the agent put there of a config, in any of its ways."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    left = _left(handed())
+    left = _not_sweepable(agent_config())
     kept: list[str] = []
     for token, before, after in zip(argv, ["", *argv], [*argv[1:], ""]):
         name, equals, value = token.lstrip("-").partition("=")
@@ -70,9 +70,9 @@ def flags(argv: Sequence[str] | None = None) -> list[str]:
     return kept
 
 
-def _left(given: Mapping[str, Any]) -> dict[str, Any]:
+def _not_sweepable(given: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a whole config that are no settings of a sweep; {} of parameters alone."""
-    if not any(name in WRITTEN or name.startswith("_") for name in given):
+    if not any(name in RUN_ONLY_KEYS or name.startswith("_") for name in given):
         return {}
     known = Config.sweepable()
     return {name: value for name, value in given.items() if name not in known}

@@ -12,7 +12,7 @@ from emaae.runs.model_card import model_card
 from emaae.system.files import read_json, sha256
 
 # As their collections are named: PREFIX-<id of the W&B run>.
-MODEL, RECONSTRUCTIONS = "emaae", "reconstructions"
+MODEL_PREFIX, RECONSTRUCTIONS_PREFIX = "emaae", "reconstructions"
 
 
 def log_artifacts(run: Any, folder: Path, wait_s: int | None) -> None:
@@ -50,7 +50,7 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     metadata = {
         "score": metrics["select/score"],
         "aim": score_description(config),
-        "data": read.data_of(config),
+        "data": read.data_fingerprint(config),
         "epoch": metrics["select/epoch"],
         "status": metrics["status"],
         "schedule": config["schedule"],
@@ -61,7 +61,7 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     }
     card = model_card(folder, run_id)
     artifact = wandb.Artifact(
-        f"{MODEL}-{run_id}", type="model", description=card, metadata=metadata
+        f"{MODEL_PREFIX}-{run_id}", type="model", description=card, metadata=metadata
     )
     for name in ("best.pth", "model_config.json", "metrics.json", "curves.json"):
         if (folder / name).is_file():  # a run that was interrupted has no curves
@@ -79,7 +79,7 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
     epochs = sorted((folder / "reconstructions").glob("epoch-*"))
     if not epochs:
         return None
-    artifact = wandb.Artifact(f"{RECONSTRUCTIONS}-{run_id}", type="reconstruction")
+    artifact = wandb.Artifact(f"{RECONSTRUCTIONS_PREFIX}-{run_id}", type="reconstruction")
     for epoch in epochs:
         table = wandb.Table(columns=["utterance", "channel", "r", "truth", "prediction"])
         for path in sorted(epoch.rglob("*.npz")):

@@ -62,7 +62,7 @@ def init(folder: Path, mode: Any, **given: Any) -> Any:
 
 
 @contextlib.contextmanager
-def variables(folder: Path, mode: str) -> Iterator[None]:
+def wandb_environment(folder: Path, mode: str) -> Iterator[None]:
     """Set what wandb reads from the environment alone, for one run and not for the next one."""
     ours = {
         # Read when wandb is imported: set later, an "offline" client asks the network twice.
@@ -88,11 +88,11 @@ def public_api() -> Any:
         return wandb.Api(timeout=INIT_TIMEOUT_S)
     except (wandb.Error, OSError) as error:
         raise UserError(
-            f"W&B cannot be asked ({line(error)[:200]}): check the network and `wandb login`"
+            f"W&B cannot be asked ({one_line(error)[:200]}): check the network and `wandb login`"
         ) from None
 
 
-def wants_stopped(path: str) -> bool:
+def stop_requested(path: str) -> bool:
     """Whether the server wants the run ENTITY/PROJECT/RUN stopped; False without an answer."""
     import wandb
 
@@ -120,7 +120,7 @@ def sweep_config(path: str) -> Mapping[str, Any]:
         return {}
 
 
-def varied(sweep: Mapping[str, Any]) -> tuple[str, ...]:
+def varying_names(sweep: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of those parameters of a sweep file that have more than one value."""
     return tuple(
         name
@@ -129,7 +129,7 @@ def varied(sweep: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def existing(ask: Callable[[str], Any], name: str) -> Any | None:
+def get_or_none(ask: Callable[[str], Any], name: str) -> Any | None:
     """The object of this name on W&B, or None. Raises UserError without an answer.
 
     ask: a method of the client, such as `public_api().artifact`.
@@ -142,10 +142,12 @@ def existing(ask: Callable[[str], Any], name: str) -> Any | None:
         # W&B has one error for a name that is not there and for a server that is not.
         if isinstance(error, ValueError) or "not found" in str(error):
             return None
-        raise UserError(f"W&B did not say whether {name} is there ({line(error)[:200]})") from None
+        raise UserError(
+            f"W&B did not say whether {name} is there ({one_line(error)[:200]})"
+        ) from None
 
 
-def is_folder(ref: str | os.PathLike) -> bool:
+def is_local(ref: str | os.PathLike) -> bool:
     """Whether a reference means a local folder, and not a path on W&B.
 
     W&B's client makes folders ENTITY/PROJECT/RUN where it is started: such a folder is ours if it
@@ -168,6 +170,6 @@ def split_path(path: str) -> tuple[str, str, str | None]:
     return parts[0], parts[1], parts[2] if len(parts) == 3 else None
 
 
-def line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -21,7 +21,7 @@ from emaae.metric_table import BY_NAME, logged_each_epoch
 from emaae.metrics import DENSITY_EDGES
 from emaae.runs import read
 from emaae.runs.checkpoint import write_json
-from emaae.runs.folder import Follower
+from emaae.runs.folder import Observer
 from emaae.system.distributed import is_main_process
 from emaae.system.errors import UserError
 from emaae.system.files import read_json
@@ -31,7 +31,7 @@ from emaae.tracking.artifacts import log_artifacts, model_artifact, reconstructi
 UPLOAD_TIMEOUT_S = 120
 PREEMPTED_TIMEOUT_S = 20  # of a node that is about to be taken
 # The curves of curves.json, column by column, as rows on W&B name them; the first is the axis.
-CURVES = {
+CURVE_COLUMNS = {
     "self_similarity": {
         "lag_ms": "shift/lag_ms",
         "encoding": "shift/self_similarity",
@@ -45,17 +45,17 @@ CURVES = {
     },
 }
 # Before the names of metrics of single channels, which have a section of their own on W&B's pages.
-OF_CHANNELS = "channels/"
+CHANNEL_PREFIX = "channels/"
 # Knobs that are part of every run's name.
-IN_NAMES = (
+KNOBS_IN_NAME = (
     *("penalty_scheduler", "update", "alpha", "alpha_max", "seed"),
     *("inner_size", "n_encoder", "n_decoder"),
 )
 # In a run's folder: which W&B run it is, and what of it W&B does not have yet.
-RECORD = "wandb.json"
+RECORD_FILE = "wandb.json"
 
 
-class Mirror(Follower):
+class Mirror(Observer):
     """A W&B run that gets what a run's folder has.
 
     sweep: the content of its sweep's file, {} when unknown; None for a run outside of sweeps.
@@ -63,16 +63,16 @@ class Mirror(Follower):
 
     def __init__(self, folder: Path, run: Any, mode: str, sweep: Mapping[str, Any] | None = None):
         self.folder, self.mode, self._run = folder, mode, run
-        self._varying = client.varied(sweep or {})  # which names the run
+        self._varying = client.varying_names(sweep or {})  # which names the run
         self._lost: Exception | None = None  # why the W&B run gets no more rows
         self._n_there = run.starting_step
         _define_axes(run, sweep)
         # Until its end is confirmed, all is pending: a process may be killed at any moment.
         self._record(["run", "artifacts"] if mode == "online" else ["run"])
 
-    def settings(self, values: Mapping[str, Any]) -> None:
+    def on_config(self, values: Mapping[str, Any]) -> None:
         """Give config.json to the W&B run, and name it by what it holds."""
-        locked = agent.handed()  # by the sweep
+        locked = agent.agent_config()  # by the sweep
         free = {k: v for k, v in values.items() if k not in locked}
         demo = ("demo",) if values.get("demo") else ()
         try:
@@ -80,18 +80,18 @@ class Mirror(Follower):
             self._run.name = _name(values, self._varying)
             self._run.tags = (values["schedule"], values["sparse_loss"], *demo)
         except Exception as error:  # wandb's own service is a process that may die
-            self._lose(error)
+            self._stop_sending(error)
 
-    def resumed(self, last: Mapping[str, Any]) -> None:
+    def on_resume(self, last: Mapping[str, Any]) -> None:
         """Send the epochs that the W&B run lacks."""
         self.send()
 
-    def epoch(self, row: Mapping[str, Any], seconds: float) -> None:
+    def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """Send a row; it holds `epoch`, which is the axis of every chart."""
         if row["epoch"] > self._n_there:
             self._send(row)
 
-    def ended(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
+    def on_end(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
         """Send the final metrics and the artifacts, and end the W&B run.
 
         No failure of W&B ends a run of ours: wandb.json says what is missing, and
@@ -99,20 +99,20 @@ class Mirror(Follower):
         """
         preempted = status == "preempted"
         # The page of a run and hyperband send a signal too, to end it for good.
-        stopped = preempted and self.mode == "online" and client.wants_stopped(self._path)
+        stopped = preempted and self.mode == "online" and client.stop_requested(self._path)
         if preempted and not stopped:
-            with contextlib.suppress(Exception):  # whatever it is, `complete` meets it again
+            with contextlib.suppress(Exception):  # if this fails, `finish` fails too and reports it
                 self._run.mark_preempting()  # a run of a sweep is queued again
-        missing = self.complete(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
+        missing = self.finish(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
         if missing:
-            reasons = "; ".join(dict.fromkeys(map(client.line, missing.values())))
+            reasons = "; ".join(dict.fromkeys(map(client.one_line, missing.values())))
             print(
                 f"W&B lacks the {' and the '.join(missing)} ({reasons}); nothing is lost, finish "
                 f"with: python -m emaae upload-pending {self.folder}",
                 flush=True,
             )
 
-    def complete(self, status: str, patience_s: int) -> dict[str, Exception]:
+    def finish(self, status: str, patience_s: int) -> dict[str, Exception]:
         """Send all that the folder has, and end the W&B run; returns what did not arrive, and why.
 
         patience_s: how long each artifact may take.
@@ -122,7 +122,7 @@ class Mirror(Follower):
         self.send()
         try:
             self._run.summary["status"] = status
-            with client.variables(self.folder, self.mode):
+            with client.wandb_environment(self.folder, self.mode):
                 log_artifacts(self._run, self.folder, patience_s if online else None)
         except Exception as error:  # whatever the network does
             missing["artifacts"] = error
@@ -149,11 +149,11 @@ class Mirror(Follower):
             self._run.log(_for_wandb(row) | self._pictures(row))
             self._n_there += 1
         except Exception as error:  # as above, in whichever way
-            self._lose(error)
+            self._stop_sending(error)
 
-    def _lose(self, error: Exception) -> None:
+    def _stop_sending(self, error: Exception) -> None:
         self._lost = error
-        print(f"W&B gets no more rows ({client.line(error)}); the run goes on", flush=True)
+        print(f"W&B gets no more rows ({client.one_line(error)}); the run goes on", flush=True)
 
     def _pictures(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The reconstructions of an epoch as images; beside the final metrics one as a table."""
@@ -182,24 +182,24 @@ class Mirror(Follower):
             "mode": self.mode,
             "pending": sorted(pending),
         }
-        write_json(self.folder / RECORD, record)
+        write_json(self.folder / RECORD_FILE, record)
 
 
-def start(config: Config, folder: Path) -> Follower:
+def start(config: Config, folder: Path) -> Observer:
     """Begin, or go on with, the W&B run of a folder; with --wandb disabled nothing follows it.
 
     An online start that fails goes on offline, unless it was asked for by name. Of several
     processes the first has the W&B run. Raises UserError.
     """
     if not is_main_process():
-        return Follower()
+        return Observer()
     mode = client.mode_of(config.wandb)
     if mode == "disabled":
         print("W&B disabled", flush=True)
-        return Follower()
+        return Observer()
     # W&B keeps a log of its own: on a full disk each line of it would print a traceback.
     logging.raiseExceptions = False
-    with client.variables(folder, mode):
+    with client.wandb_environment(folder, mode):
         import wandb
 
         try:
@@ -208,13 +208,13 @@ def start(config: Config, folder: Path) -> Follower:
             except (wandb.Error, OSError) as error:
                 if mode == "offline" or config.wandb == "online":
                     raise
-                reason = client.line(error)
+                reason = client.one_line(error)
                 print(f"W&B cannot be reached ({reason}); going on offline", flush=True)
                 mode = os.environ["WANDB_MODE"] = "offline"
                 run = _init(config, folder, mode)
         except (wandb.Error, ValueError, OSError) as error:
             raise UserError(
-                f"W&B refuses the run ({client.line(error)}): log in with `wandb login`, mend "
+                f"W&B refuses the run ({client.one_line(error)}): log in with `wandb login`, mend "
                 "--wandb_project or --wandb_entity, or use --wandb offline or disabled"
             ) from None
     later = f"offline; upload later with: python -m emaae upload-pending {folder}"
@@ -265,7 +265,7 @@ def upload(
     inside = sweep in (None, record.get("sweep"))
     if record and inside and not lacks_rows(folder, path) and not _lacks_model(folder, path):
         whole: dict[str, Any] = {"entity": entity, "project": project, "pending": []}
-        write_json(folder / RECORD, record | whole)
+        write_json(folder / RECORD_FILE, record | whole)
         return path
     run = client.init(
         folder,
@@ -282,10 +282,10 @@ def upload(
         sweep_config = {}
     mirror = Mirror(folder, run, "online", sweep_config)
     if config:
-        mirror.settings(config)
-    missing = mirror.complete(read.metrics(folder).get("status", "failed"), UPLOAD_TIMEOUT_S)
+        mirror.on_config(config)
+    missing = mirror.finish(read.metrics(folder).get("status", "failed"), UPLOAD_TIMEOUT_S)
     for what, reason in missing.items():
-        raise UserError(f"its {what} did not arrive ({client.line(reason)})")
+        raise UserError(f"its {what} did not arrive ({client.one_line(reason)})")
     path = f"{entity}/{project}/{run.id}"
     if _lacks_model(folder, path):
         raise UserError("its model did not arrive (W&B has another one)")
@@ -300,7 +300,7 @@ def _name(config: Mapping[str, Any], varying: Sequence[str] = ()) -> str:
     ramp = f"-{config['alpha_max']:g}" if config["update"] else ""
     blocks = f"e{config['n_encoder']}d{config['n_decoder']}"
     alpha, size = f"a{config['alpha']:g}{ramp}", f"i{config['inner_size']}"
-    rest = (f" {n}={config[n]}" for n in varying if n in config and n not in IN_NAMES)
+    rest = (f" {n}={config[n]}" for n in varying if n in config and n not in KNOBS_IN_NAME)
     return f"{config['schedule']} {alpha} {size} {blocks} s{config['seed']}{''.join(rest)}"
 
 
@@ -320,7 +320,7 @@ def _lacks_model(folder: Path, path: str) -> bool:
     mine = model_artifact(folder, run_id)
     if mine is None:
         return False
-    there = client.existing(client.public_api().artifact, f"{project}/{mine.name}:latest")
+    there = client.get_or_none(client.public_api().artifact, f"{project}/{mine.name}:latest")
     return there is None or there.metadata.get("sha256") != mine.metadata["sha256"]
 
 
@@ -330,7 +330,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     if "select/epoch" in final:  # whose weights they are of
         final["epoch"] = final["select/epoch"]
     found = read.history(folder) + ([final] if final else [])
-    for curve, names in CURVES.items() if final and curves else ():
+    for curve, names in CURVE_COLUMNS.items() if final and curves else ():
         for point in zip(*(curves[curve][column] for column in names)):
             row = dict(zip(names.values(), point))
             found.append({name: value for name, value in row.items() if value is not None})
@@ -351,7 +351,7 @@ def _define_axes(run: Any, sweep: Mapping[str, Any] | None) -> None:
         if single and logged_each_epoch(name) and name != aim:
             best = "min" if metric.better == "lower" else "max"
             run.define_metric(name, step_metric="epoch", step_sync=False, summary=best)
-    for axis, *metrics in (names.values() for names in CURVES.values()):
+    for axis, *metrics in (names.values() for names in CURVE_COLUMNS.values()):
         run.define_metric(axis, summary="none")
         for name in metrics:
             run.define_metric(name, step_metric=axis, step_sync=False, summary="none")
@@ -359,7 +359,7 @@ def _define_axes(run: Any, sweep: Mapping[str, Any] | None) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The content of wandb.json in a run's folder; {} for a run that was never on W&B."""
-    path = folder / RECORD
+    path = folder / RECORD_FILE
     return read_json(path) if path.is_file() else {}
 
 
@@ -373,5 +373,5 @@ def _for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
             import wandb
 
             value = wandb.Histogram(np_histogram=(np.array(value), np.array(DENSITY_EDGES)))
-        found[OF_CHANNELS + name if name.count("/") == 2 else name] = value
+        found[CHANNEL_PREFIX + name if name.count("/") == 2 else name] = value
     return found

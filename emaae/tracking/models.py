@@ -18,20 +18,20 @@ from emaae.metric_table import SCORE
 from emaae.metrics import score_description
 from emaae.runs import read
 from emaae.runs.checkpoint import load_model_file, make_folder, write_json
-from emaae.runs.model_card import CARD, model_card
+from emaae.runs.model_card import CARD_FILE, model_card
 from emaae.runs.portable import TORCH_FILES, to_torch
 from emaae.runs.read import PROMOTED_FILE
 from emaae.system.errors import UserError
 from emaae.system.files import read_json, sha256
-from emaae.tracking.artifacts import MODEL
-from emaae.tracking.client import existing, is_folder, line, public_api, split_path
+from emaae.tracking.artifacts import MODEL_PREFIX
+from emaae.tracking.client import get_or_none, is_local, one_line, public_api, split_path
 
-FILES = ("best.pth", "model_config.json", "metrics.json")
-MORE = ("curves.json", CARD, *TORCH_FILES)  # a model may lack them
+REQUIRED_FILES = ("best.pth", "model_config.json", "metrics.json")
+OPTIONAL_FILES = ("curves.json", CARD_FILE, *TORCH_FILES)  # a model may lack them
 
 
 @dataclass(frozen=True)
-class Best:
+class PromotedModel:
     """A model that was chosen: where it is, which run made it, its score on validation."""
 
     ref: str
@@ -39,9 +39,9 @@ class Best:
     score: float
 
 
-def promote(ref: str) -> Best:
+def promote(ref: str) -> PromotedModel:
     """Give the model with the lowest score the name `best`; may be repeated. Raises UserError."""
-    return _promote_local(Path(ref)) if is_folder(ref) else _promote_on_wandb(ref)
+    return _promote_local(Path(ref)) if is_local(ref) else _promote_on_wandb(ref)
 
 
 def pull(ref: str, out: Path) -> Path:
@@ -51,7 +51,7 @@ def pull(ref: str, out: Path) -> Path:
     ENTITY/PROJECT/RUN or ENTITY/PROJECT/NAME:ALIAS. Raises UserError.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        if is_folder(ref):
+        if is_local(ref):
             source, expected = _local_model(Path(ref))
         else:
             source, expected = _download(ref, Path(scratch))
@@ -62,7 +62,7 @@ def pull(ref: str, out: Path) -> Path:
                 "the file was changed or cut short; pull again, or promote again"
             )
         make_folder(out)
-        for name in MORE:
+        for name in OPTIONAL_FILES:
             (out / name).unlink(missing_ok=True)  # of another model
         for name in _files(source):
             shutil.copyfile(source / name, out / name)
@@ -71,13 +71,13 @@ def pull(ref: str, out: Path) -> Path:
 
 def _files(folder: Path) -> list[str]:
     """The files of the model in a folder."""
-    return [*FILES, *(name for name in MORE if (folder / name).is_file())]
+    return [*REQUIRED_FILES, *(name for name in OPTIONAL_FILES if (folder / name).is_file())]
 
 
 # ---- a local sweep
 
 
-def _promote_local(folder: Path) -> Best:
+def _promote_local(folder: Path) -> PromotedModel:
     with open(folder / ".promote.lock", "w") as lock:
         # One after the other, where the disk has locks: the last one has seen all runs.
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def _promote_local(folder: Path) -> Best:
             for name in _files(run):
                 shutil.copyfile(run / name, beside / name)
             write_json(beside / PROMOTED_FILE, chosen)
-            (beside / CARD).write_text(model_card(beside, run.name), encoding="utf-8")
+            (beside / CARD_FILE).write_text(model_card(beside, run.name), encoding="utf-8")
             to_torch(load_model_file(beside / "best.pth"), beside)
             # Renamed into place, so that no reader sees half of it.
             old = Path(tempfile.mkdtemp(prefix=".old-", dir=folder)) / "best"
@@ -98,7 +98,7 @@ def _promote_local(folder: Path) -> Best:
                 os.replace(best, old)
             os.replace(beside, best)
             shutil.rmtree(old.parent)
-    return Best(str(best), run.name, score)
+    return PromotedModel(str(best), run.name, score)
 
 
 def _local_model(folder: Path) -> tuple[Path, str]:
@@ -111,23 +111,23 @@ def _local_model(folder: Path) -> tuple[Path, str]:
 # ---- on W&B
 
 
-def _promote_on_wandb(path: str) -> Best:
+def _promote_on_wandb(path: str) -> PromotedModel:
     import wandb
 
     entity, project, sweep = split_path(path)
     api = public_api()
-    collection = f"{MODEL}-{sweep or project}"
+    collection = f"{MODEL_PREFIX}-{sweep or project}"
     target = f"{entity}/{project}/{collection}:best"
     # Another promotion may have seen fewer runs at the same moment: repeat until the best stays.
     for _ in range(5):
         source, run_id = _best_on_wandb(api, path)
-        now = existing(api.artifact, target)
+        now = get_or_none(api.artifact, target)
         if now is not None and now.metadata.get("sha256") == source.metadata["sha256"]:
-            return Best(target, now.metadata.get("run", run_id), source.metadata["score"])
+            return PromotedModel(target, now.metadata.get("run", run_id), source.metadata["score"])
         with tempfile.TemporaryDirectory() as scratch:
             files = Path(source.download(root=scratch))
             card = model_card(files, run_id)
-            (files / CARD).write_text(card, encoding="utf-8")
+            (files / CARD_FILE).write_text(card, encoding="utf-8")
             to_torch(load_model_file(files / "best.pth"), files)
             metadata = dict(source.metadata) | {"run": run_id}
             promoted = wandb.Artifact(collection, type="model", description=card, metadata=metadata)
@@ -154,17 +154,19 @@ def _best_on_wandb(api: Any, path: str) -> tuple[Any, str]:
     try:
         runs = list(api.sweep(where).runs if sweep else api.runs(where))
     except (wandb.Error, ValueError) as error:
-        raise UserError(f"{where} is not on W&B ({line(error)}): check the path") from None
+        raise UserError(f"{where} is not on W&B ({one_line(error)}): check the path") from None
     models = {}
     for run in sorted(runs, key=lambda run: run.id):
-        artifact = existing(api.artifact, f"{entity}/{project}/{MODEL}-{run.id}:latest")
+        artifact = get_or_none(api.artifact, f"{entity}/{project}/{MODEL_PREFIX}-{run.id}:latest")
         if artifact is not None and artifact.metadata.get("status") in read.GOOD:
             models[run.id] = artifact
-    best = read.best({i: a.metadata | {SCORE: a.metadata["score"]} for i, a in models.items()})
+    best = read.best_by_score(
+        {i: a.metadata | {SCORE: a.metadata["score"]} for i, a in models.items()}
+    )
     if best is None:
         raise UserError(
             f"{where} has no finished run with a model: expected at least one of {len(runs)} runs "
-            f"to have logged the artifact {MODEL}-RUN"
+            f"to have logged the artifact {MODEL_PREFIX}-RUN"
         )
     metadata = [artifact.metadata for artifact in models.values()]
     read.check_comparable(
@@ -182,15 +184,15 @@ def _download(ref: str, scratch: Path) -> tuple[Path, str]:
     else:
         entity, project, last = split_path(ref)
         # A last word names a sweep that was promoted, or a run.
-        name = f"{entity}/{project}/{MODEL}-{last or project}:best"
-    artifact = existing(public_api().artifact, name)
+        name = f"{entity}/{project}/{MODEL_PREFIX}-{last or project}:best"
+    artifact = get_or_none(public_api().artifact, name)
     if artifact is None:
         raise UserError(
             f"{ref} names no model on W&B (looked for {name}): for a sweep or a project run "
             "`python -m emaae promote` first"
         )
     source = Path(artifact.download(root=str(scratch)))
-    missing = [file for file in FILES if not (source / file).is_file()]
+    missing = [file for file in REQUIRED_FILES if not (source / file).is_file()]
     if missing or "sha256" not in artifact.metadata:
         lacks = ", ".join(missing) or "its sha256"
         raise UserError(f"{name} is not a model that a run logged: it lacks {lacks}")

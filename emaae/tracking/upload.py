@@ -12,15 +12,15 @@ import yaml
 
 from emaae.runs import read
 from emaae.runs.checkpoint import write_json
-from emaae.sweeps.file import question_of
+from emaae.sweeps.file import description_of
 from emaae.system.errors import UserError
 from emaae.system.files import lock_folder
 from emaae.system.progress import progress
 from emaae.tracking import client
-from emaae.tracking.mirror import RECORD, read_record, upload
+from emaae.tracking.mirror import RECORD_FILE, read_record, upload
 
 # In a sweep's folder: as which sweep it was published.
-PUBLISHED = "published.json"
+PUBLISHED_FILE = "published.json"
 
 
 def upload_pending(
@@ -31,10 +31,10 @@ def upload_pending(
     entity, project: where to, if not where the runs were meant to go. Returns the paths on W&B of
     what is there as a whole, and one line for each run that is not.
     """
-    folders = [folder] if (folder / RECORD).is_file() else read.run_folders(folder)
-    folders = [run for run in folders if (run / RECORD).is_file()]
+    folders = [folder] if (folder / RECORD_FILE).is_file() else read.run_folders(folder)
+    folders = [run for run in folders if (run / RECORD_FILE).is_file()]
     if not folders:
-        raise UserError(f"{folder} holds no run that W&B knows: expected {RECORD} in a run")
+        raise UserError(f"{folder} holds no run that W&B knows: expected {RECORD_FILE} in a run")
     return _upload_all(folders, partial(upload, entity=entity, project=project))
 
 
@@ -51,7 +51,7 @@ def _upload_all(
         except UserError as error:
             missing.append(f"{run}: {error}")
         except (wandb.Error, OSError, ValueError) as error:
-            missing.append(f"{run}: the run did not arrive ({client.line(error)})")
+            missing.append(f"{run}: the run did not arrive ({client.one_line(error)})")
     return there, missing
 
 
@@ -70,8 +70,8 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     config = yaml.safe_load(sweep_file.read_text(encoding="utf-8"))
     compare = f"Compare its runs: python -m analysis.workspace ENTITY/{project}/SWEEP"
     config = {"name": folder.resolve().name} | config
-    config["description"] = f"{question_of(sweep_file)}\n\n{compare}".strip()
-    sweep = _known(folder, project, entity)
+    config["description"] = f"{description_of(sweep_file)}\n\n{compare}".strip()
+    sweep = _published_sweep(folder, project, entity)
     send = partial(upload, entity=entity, project=project, sweep=sweep, sweep_config=config)
     there, missing = _upload_all(read.run_folders(folder), send)
     if missing or not there:
@@ -86,12 +86,12 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what we print
                 sweep = wandb.sweep(config, entity, project, prior_runs=ids)
         except (wandb.Error, ValueError) as error:
-            raise UserError(f"W&B refuses {sweep_file} ({client.line(error)})") from None
-        write_json(folder / PUBLISHED, {"sweep": sweep, "entity": entity, "project": project})
+            raise UserError(f"W&B refuses {sweep_file} ({client.one_line(error)})") from None
+        write_json(folder / PUBLISHED_FILE, {"sweep": sweep, "entity": entity, "project": project})
         for run in there:
-            write_json(run / RECORD, read_record(run) | {"sweep": sweep})
+            write_json(run / RECORD_FILE, read_record(run) | {"sweep": sweep})
     path = f"{entity}/{project}/{sweep}"
-    found = client.existing(client.public_api().sweep, path)
+    found = client.get_or_none(client.public_api().sweep, path)
     lacking = sorted(set(ids) - {run.id for run in found.runs}) if found else ids
     if found is None or lacking:
         raise UserError(f"{path} lacks the runs {', '.join(lacking)}: look at it on W&B")
@@ -109,11 +109,11 @@ def _finish(path: str) -> None:
         raise UserError(f"{path} is there and could not be finished: publish again") from None
 
 
-def _known(folder: Path, project: str, entity: str | None) -> str | None:
+def _published_sweep(folder: Path, project: str, entity: str | None) -> str | None:
     """The sweep as which a folder was published, if it is there still. Raises UserError."""
-    record = read.read_or_empty(folder / PUBLISHED)
+    record = read.read_or_empty(folder / PUBLISHED_FILE)
     if record.get("project") != project or entity not in (None, record.get("entity")):
         return None
     path = f"{record['entity']}/{project}/{record['sweep']}"
-    found = client.existing(client.public_api().sweep, path)
+    found = client.get_or_none(client.public_api().sweep, path)
     return found.id if found else None

@@ -91,8 +91,8 @@ def flags(trees, out):
     ("method", "written"),
     [
         ("log", "history.jsonl"),
-        ("keep_best", "best.pth"),
-        ("keep_last", "last.pt"),
+        ("save_best", "best.pth"),
+        ("save_last", "last.pt"),
         ("reconstruct", "v0.npz"),
         ("finish", "curves.json"),
     ],
@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_loses_nothing(
         seen.calls += 1
         if seen.calls == 1 and method != "finish":
             return real(self, *arguments, **more)
-        more |= {"now": True} if method == "keep_last" else {}
+        more |= {"now": True} if method == "save_last" else {}
         disk.fill()
         seen.before = files(run)
         value = real(self, *arguments, **more)
