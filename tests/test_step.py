@@ -243,6 +243,7 @@ def test_on_a_gpu_no_step_waits_for_the_one_before(monkeypatch):
     train_epoch(state, split, 0.1, config, Strict())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_model_learns_what_a_plain_one_does():
     model, rows = trained("fp32", epochs=2)
