@@ -13,6 +13,7 @@ from emaae.config import Config
 from emaae.models import CNNAutoEncoder
 from emaae.runs import checkpoint
 from emaae.system.errors import UserError
+from emaae.system.files import write_atomically, write_json
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def saved(tmp_path):
     model = CNNAutoEncoder(14, 20, 3, 2, norm="batch")
     model.normalise(torch.randn(14), torch.rand(14) + 0.1)
     checkpoint.save(tmp_path / "best.pth", model.state_dict())
-    checkpoint.write_json(tmp_path / "model_config.json", model.architecture())
+    write_json(tmp_path / "model_config.json", model.architecture())
     return tmp_path, model.eval()
 
 
@@ -48,7 +49,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     checkpoint.save(path, {"a": torch.ones(3)})
     before = path.read_bytes()
     with pytest.raises(ZeroDivisionError):
-        checkpoint.write_atomically(path, lambda file: file.write(b"half") / 0)
+        write_atomically(path, lambda file: file.write(b"half") / 0)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["best.pth"]
 

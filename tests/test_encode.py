@@ -361,7 +361,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_litter(place, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): make"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): check"):
         run("encode", place)
     assert not list((place / "out").rglob("*.tmp"))
 

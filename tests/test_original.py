@@ -17,8 +17,9 @@ from emaae.__main__ import main
 from emaae.corpus.encode import decode, encode
 from emaae.loading import load_model
 from emaae.models import NORMS, CNNAutoEncoder, stack_kernels, stack_widths
-from emaae.runs.checkpoint import export_original, save, write_json
+from emaae.runs.checkpoint import export_original, save
 from emaae.system.errors import UserError
+from emaae.system.files import write_json
 
 SHARED = ROOT.parent / "shared" / "data" / "original_checkpoint"
 N_BLOCKS = (2, 3, 4, 5)

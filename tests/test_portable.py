@@ -13,6 +13,7 @@ from emaae.__main__ import main
 from emaae.models import build_model
 from emaae.runs import checkpoint, portable, standalone
 from emaae.system.errors import UserError
+from emaae.system.files import write_json
 
 LENGTHS = (1, 60, 500)
 KINDS = [
@@ -78,8 +79,8 @@ def saved(folder, **architecture):
             model.train()(x)
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder / "best.pth", model.state_dict())
-    checkpoint.write_json(folder / "model_config.json", model.architecture())
-    checkpoint.write_json(folder / "metrics.json", {"status": "finished"})
+    write_json(folder / "model_config.json", model.architecture())
+    write_json(folder / "metrics.json", {"status": "finished"})
     return checkpoint.load_model_file(folder / "best.pth")
 
 
@@ -121,7 +122,7 @@ def test_a_form_that_differs_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(portable, "TOLERANCE", 0.0)
     with pytest.raises(UserError, match="differs from PyTorch by .* expected at most 0"):
         portable.to_onnx(model, tmp_path / "out")
-    monkeypatch.setattr(standalone.Model, "_sparse", lambda self, h: h)  # no ReLU
+    monkeypatch.setattr(standalone.Model, "_activation", lambda self, h: h)  # no ReLU
     with pytest.raises(UserError, match="differs from PyTorch by .* expected at most 0"):
         portable.to_huggingface(model, tmp_path / "hub", "")
     assert not (tmp_path / "hub" / "modeling.py").exists()

@@ -221,7 +221,7 @@ def test_tr_times_come_from_a_file_or_one_for_each_story(encoded, tmp_path):
         (
             "utterance,onset\ns/a,1\n",
             ["--tr=.5", "--out=/dev/null/r"],
-            "null/r cannot be written (Not",
+            "/dev/null/r cannot be made (Not",
         ),
         ("utterance,onset,story\ns/a,1,../x\n", ["--tr=1"], "onsets.csv:2: the name '../x' must"),
     ],

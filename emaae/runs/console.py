@@ -36,7 +36,7 @@ class Terminal(Observer):
         print(f"going on after {last['epoch']} epochs{batches}, {settings}", flush=True)
 
     def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
-        """Print what a person wants to know of an epoch, in one line."""
+        """Print one line about an epoch."""
         epochs = self.config.epochs
         print(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"

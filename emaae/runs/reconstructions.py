@@ -10,7 +10,7 @@ import torch
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
-from emaae.runs.checkpoint import make_folder, write_atomically
+from emaae.system.files import make_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def reconstruct(model: CNNAutoEncoder, split: Split, index: int) -> Reconstructi
 def save(reconstruction: Reconstruction, stem: Path, title: str) -> None:
     """Write `stem`.npz (truth, prediction, channels, r, name) and `stem`.png.
 
-    Raises UserError when the disk does not take them.
+    Raises UserError when they cannot be written.
     """
     arrays: dict[str, Any] = {
         "truth": reconstruction.truth,
@@ -72,8 +72,8 @@ def save(reconstruction: Reconstruction, stem: Path, title: str) -> None:
 def draw(reconstruction: Reconstruction, title: str):
     """A matplotlib figure: a lane per channel, truth over prediction.
 
-    Each lane is as high as the range of the truth, which stands under the channel's name; r stands
-    at its end.
+    Each lane is scaled to the range of the truth, printed under the channel's name; r is printed at
+    its right end.
     """
     # matplotlib takes a second to import; a Figure of its own needs no display.
     from matplotlib.figure import Figure
