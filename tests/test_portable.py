@@ -128,6 +128,13 @@ def test_a_form_that_differs_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "hub" / "modeling.py").exists()
 
 
+def test_a_form_that_gives_nan_is_refused(tmp_path, monkeypatch):
+    model = saved(tmp_path / "m")
+    monkeypatch.setattr(standalone.Model, "_activation", lambda self, h: h * float("nan"))
+    with pytest.raises(UserError, match="differs from PyTorch by nan"):
+        portable.to_huggingface(model, tmp_path / "hub", "")
+
+
 def test_a_norm_that_the_folder_for_the_hub_does_not_know_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(models.NORMS, "mine", models.FrameNorm)
     model = saved(tmp_path / "m", norm="layer")
@@ -170,3 +177,13 @@ def test_the_folder_for_the_hub_says_what_the_model_is(tmp_path):
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: pytorch\n")
     assert "from modeling import Model" in card
+
+
+def test_a_model_from_elsewhere_has_a_card_that_claims_nothing_of_its_training(tmp_path):
+    saved(tmp_path / "m")
+    (tmp_path / "m" / "metrics.json").unlink()
+    command = ["export", f"--model={tmp_path / 'm' / 'best.pth'}", "--format=huggingface"]
+    assert main([*command, f"--out={tmp_path / 'hub'}"]) == 0
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "| data | unknown data |" in card
+    assert "demo" not in card
