@@ -254,8 +254,7 @@ def encode(args: argparse.Namespace) -> None:
     from emaae.data import list_source
 
     listing = list_source(args.features, args.recursive, args.bucket)
-    # A bucket that cannot be reached is refused before anything is encoded.
-    target = open_upload(args.upload) if args.upload else None
+    target = open_upload(args.upload) if args.upload else None  # before anything is encoded
     skip = args.on_bad_file == "skip"
     with open_model(args.model, args.device or "auto") as (model, made_by):
         done = encode_tree(model, listing, Path(args.out), args.format, made_by, skip_broken=skip)

@@ -216,7 +216,7 @@ def test_without_a_test_directory_there_are_no_test_metrics(small):
     assert not any(name.startswith("test/") for name in metrics)
     assert json.loads((only_run(flags) / "curves.json").read_text())["split"] == "val"
     card = model_card(only_run(flags), "mine")
-    assert "On the validation split" in card
+    assert "On the val split" in card
     assert f"| `select/fvu` | {metrics['select/fvu']:.4g} |" in card
     assert f"| `select/sparsity` | {metrics['select/sparsity']:.4g} |" in card
 

@@ -76,25 +76,23 @@ class _Window(NamedTuple):
 Results: TypeAlias = Iterator[tuple[NamedFrames, Iterator[np.ndarray]]]
 
 
-def encode(
-    model: CNNAutoEncoder, features: np.ndarray, window_frames: int | None = None
-) -> np.ndarray:
+def encode(model: CNNAutoEncoder, features: np.ndarray, window_frames: int = 0) -> np.ndarray:
     """The encoding (T, units) float32 of one utterance of raw features (T, D), on model's device.
 
-    window_frames: frames in a window (default: `WINDOW_FRAMES`); the result does not depend on it.
+    window_frames: frames in a window, 0 for `WINDOW_FRAMES`; the result does not depend on it.
     """
     _, parts = next(encode_each(model, [NamedFrames(None, features)], window_frames))
     return np.concatenate(list(parts))
 
 
-def decode(model: CNNAutoEncoder, z: np.ndarray, window_frames: int | None = None) -> np.ndarray:
+def decode(model: CNNAutoEncoder, z: np.ndarray, window_frames: int = 0) -> np.ndarray:
     """The raw features (T, D) float32 that an encoding (T, units) stands for, as `encode`."""
     _, parts = next(decode_each(model, [NamedFrames(None, z)], window_frames))
     return np.concatenate(list(parts))
 
 
 def encode_each(
-    model: CNNAutoEncoder, sources: Iterable[NamedFrames], window_frames: int | None = None
+    model: CNNAutoEncoder, sources: Iterable[NamedFrames], window_frames: int = 0
 ) -> Results:
     """Each source of raw features (T, D) with the parts (t, units) of its encoding, in order.
 
@@ -106,7 +104,7 @@ def encode_each(
 
 
 def decode_each(
-    model: CNNAutoEncoder, sources: Iterable[NamedFrames], window_frames: int | None = None
+    model: CNNAutoEncoder, sources: Iterable[NamedFrames], window_frames: int = 0
 ) -> Results:
     """Each source of encodings (T, units) with the parts (t, D) of raw features, see above."""
     context = model.decoder_receptive_field() // 2
@@ -118,7 +116,7 @@ def _run_in_windows(
     run: Callable[[Tensor, Tensor], Tensor],
     context: int,
     sources: Iterable[NamedFrames],
-    window_frames: int | None,
+    window_frames: int,
 ) -> Results:
     device, dtype = model.mean.device, model.mean.dtype
     window_frames = window_frames or WINDOW_FRAMES[device.type]
@@ -160,9 +158,8 @@ def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
 
 def _padded(arrays: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """x (batch, D, time), zero where padded, and its mask (batch, 1, time)."""
-    longest = max(len(array) for array in arrays)
-    x = np.zeros((len(arrays), arrays[0].shape[1], longest), np.float32)
-    mask = np.zeros((len(arrays), 1, longest), np.float32)
+    shape = len(arrays), arrays[0].shape[1], max(len(array) for array in arrays)
+    x, mask = np.zeros(shape, np.float32), np.zeros((shape[0], 1, shape[2]), np.float32)
     for i, array in enumerate(arrays):
         x[i, :, : len(array)] = array.T
         mask[i, :, : len(array)] = 1
@@ -200,13 +197,6 @@ def open_model(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder,
         yield model, {"model": entry, "versions": versions(), "git_commit": git_commit()}
 
 
-class _FileAndTimes(NamedTuple):
-    """The name of a source in a tree: its file, and what a times file says of it."""
-
-    file: FeatureFile
-    times: np.ndarray | None
-
-
 def encode_tree(
     model: CNNAutoEncoder,
     listing: Listing,
@@ -232,7 +222,7 @@ def encode_tree(
 
         def source(file: FeatureFile) -> NamedFrames:
             frames = to_utterance(file.identity, read(file), columns).frames
-            return NamedFrames(_FileAndTimes(file, times(file)), frames)
+            return NamedFrames((file, times(file)), frames)
 
         return source
 
@@ -242,8 +232,8 @@ def encode_tree(
             yield part
 
     files, manifest = listing.files, {"made": "encodings", "form": form} | dict(made_by)
-    with _locked_output(out, listing.root, manifest) as before:
-        todo, kept = _pending(files, out)
+    with _locked_output(out, listing.root, manifest, files) as (before, todo):
+        kept = len(files) - len(todo)
         # Units may have fired only in what is replaced now.
         replaces = any(_path(out, file).exists() for file in todo)
         if todo:  # which units fire is not known while files come
@@ -305,7 +295,7 @@ def decode_tree(
 
     def source(file: FeatureFile) -> NamedFrames:
         z = encodings.read_encoding(file.path, model.inner_size)
-        return NamedFrames(_FileAndTimes(file, read_times(file.path)), z)
+        return NamedFrames((file, read_times(file.path)), z)
 
     def widened(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for part in parts:
@@ -314,8 +304,9 @@ def decode_tree(
             yield features
 
     files = find_features(root, recursive)
-    with _locked_output(out, root, {"made": "features", "form": "float32"} | dict(made_by)):
-        todo, kept = _pending(files, out)
+    manifest = {"made": "features", "form": "float32"} | dict(made_by)
+    with _locked_output(out, root, manifest, files) as (_, todo):
+        kept = len(files) - len(todo)
         decoded = ((s, widened(y)) for s, y in decode_each(model, map(source, todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
         written = _write(done, out, "float32", len(CHANNELS))
@@ -323,7 +314,7 @@ def decode_tree(
 
 
 def _write(done: Results, out: Path, form: str, n_columns: int) -> int:
-    """Write what is done into a tree; returns the number of utterances."""
+    """Write what is done, of sources named by (file, its times), into a tree; returns how many."""
     n = 0
     for source, parts in done:
         (file, times), n_frames = source.name, len(source.frames)
@@ -338,9 +329,9 @@ def _write(done: Results, out: Path, form: str, n_columns: int) -> int:
 
 @contextlib.contextmanager
 def _locked_output(
-    out: Path, root: str | None, manifest: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """The folder `out` for this process alone, with nothing half done; gives its manifest.
+    out: Path, root: str | None, manifest: Mapping[str, Any], files: list[FeatureFile]
+) -> Iterator[tuple[dict[str, Any], list[FeatureFile]]]:
+    """The folder `out` for this process alone: its manifest, and the files that are still to do.
 
     root: the tree that is read, in which it must not be.
     """
@@ -354,14 +345,9 @@ def _locked_output(
         found = encodings.open_manifest(out, manifest)
         for stray in out.rglob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
-        yield found
-
-
-def _pending(files: list[FeatureFile], out: Path) -> tuple[list[FeatureFile], int]:
-    """The files that still have to be done, the largest first, and how many are done."""
-    todo = [file for file in files if encodings.read_stamp(_path(out, file)) != _source_stamp(file)]
-    # By size, so that neighbours are of similar length, and what needs most memory comes first.
-    return sorted(todo, key=lambda file: -file.stamp[0]), len(files) - len(todo)
+        todo = [f for f in files if encodings.read_stamp(_path(out, f)) != _source_stamp(f)]
+        # By size, so that neighbours are of similar length, and what needs most memory comes first.
+        yield found, sorted(todo, key=lambda file: -file.stamp[0])
 
 
 def _path(out: Path, file: FeatureFile) -> Path:

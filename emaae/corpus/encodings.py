@@ -12,6 +12,7 @@ comment of its archive says which state of which file it was made from.
 import contextlib
 import zipfile
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,18 +43,17 @@ def write_encoding(
     """
     if form == "sparse":
         matrix = scipy.sparse.vstack([scipy.sparse.csr_matrix(part) for part in parts], "csr")
+        save = partial(scipy.sparse.save_npz, matrix=matrix, compressed=False)
     else:
         features, done = np.empty(shape, form), 0
         for part in parts:
             rows = cast_frames(part, form, f"{path} would hold", "--format float32 or sparse")
             features[done : done + len(part)] = rows
             done += len(part)
+        save = partial(np.savez, features=features)
 
     def write(file: BinaryIO) -> None:
-        if form == "sparse":
-            scipy.sparse.save_npz(file, matrix, compressed=False)
-        else:
-            np.savez(file, features=features)
+        save(file)
         with zipfile.ZipFile(file, "a") as archive:
             archive.comment = stamp.encode()
 
@@ -61,11 +61,7 @@ def write_encoding(
 
 
 def write_times(path: Path, times: np.ndarray, *, fsync: bool = True) -> None:
-    """Make the folder of `path` and write the times (T, 2) beside it. Raises UserError.
-
-    The file itself comes after them, so that whoever finds it finds its times. fsync: see
-    `write_atomically`.
-    """
+    """Write the times (T, 2) that belong beside `path`, before `path` itself. Raises UserError."""
     files.make_folder(path.parent)
     beside = Path(times_beside(str(path)))
     files.write_atomically(beside, lambda file: np.savez(file, times=times), fsync=fsync)
@@ -150,8 +146,8 @@ def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _description(manifest: Mapping[str, Any]) -> str:
     """The entries of a manifest that are the same for all files of a tree."""
-    model = model_sha256(manifest)[:12]
-    return f"{manifest.get('made')} by model {model} as {manifest.get('form')}"
+    made, form = manifest.get("made"), manifest.get("form")
+    return f"{made} by model {model_sha256(manifest)[:12]} as {form}"
 
 
 def model_sha256(manifest: Mapping[str, Any]) -> str:

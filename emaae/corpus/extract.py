@@ -22,6 +22,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -100,7 +101,6 @@ def extract(
     Per utterance `<out_dir>/<same path>.npz`, key `features`, (T, 14) float32, and beside it
     `_times.npz`, key `times`, (T, 2) float32, in seconds. What is there and whole is kept. Files
     that are broken are left out and named in the result. batch_s: seconds of audio at once.
-
     Raises UserError: no audio, no SPARC, no weights, a full disk.
     """
     out, result = Path(out_dir), Extracted()
@@ -130,7 +130,7 @@ def extract(
             times = frame_times(len(features)) - np.float32(_pad(coder) / SAMPLE_RATE_HZ)
             target = out / f"{audio.identity}.npz"
             write_times(target, times)
-            write_atomically(target, lambda file, it=features: np.savez(file, features=it))
+            write_atomically(target, partial(np.savez, features=features))
             result.n_new += 1
             result.seconds += audio.n_samples / SAMPLE_RATE_HZ
     return result
@@ -314,10 +314,7 @@ def _features(
 
 
 def _read_waveform(coder: Any, audio: Audio) -> tuple[Any, int]:
-    """The waveform as SPARC reads it, (1, N) at 16 kHz, of mean 0 and sd 1, and a seed.
-
-    Raises BadFile.
-    """
+    """The waveform as SPARC reads it (1, N), 16 kHz, mean 0, sd 1, and a seed. Raises BadFile."""
     path = audio.path
     with _open_audio(path) as file, np.errstate(all="ignore"):
         content = file.read()
@@ -336,10 +333,7 @@ def _read_waveform(coder: Any, audio: Audio) -> tuple[Any, int]:
 def _articulators(
     coder: Any, waves: dict[Audio, Any], broken: dict[str, str]
 ) -> Iterator[tuple[Audio, np.ndarray]]:
-    """Articulators (T, 12) of waveforms with the same number of frames.
-
-    A batch that does not fit into memory is halved.
-    """
+    """Articulators (T, 12) of waveforms with equally many frames; halves a batch beyond memory."""
     if not waves:
         return
     # They differ by less than a hop, and no window reaches into what is padded.

@@ -16,6 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,8 +129,7 @@ def check_increasing(what: str, times_s: np.ndarray) -> None:
 # ---- stories
 
 
-def read_onsets(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a table with the columns utterance, onset and perhaps story. Raises UserError."""
+def _read_onsets(path: str | Path) -> list[dict[str, str]]:
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -147,13 +147,14 @@ def read_onsets(path: str | Path) -> list[dict[str, str]]:
 def read_stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[StoryUtterance]]:
     """The utterances of each story in order, from a tree of encodings. Raises UserError.
 
-    onsets: of `read_onsets`; without them each utterance is a story of its own, named by it.
+    onsets: a table with the columns utterance, onset and perhaps story; without it each utterance
+    is a story of its own, named by it.
     """
     files = {file.identity: file.path for file in find_features(root, recursive=True)}
     if onsets is None:
         return {identity: [StoryUtterance(path, 0.0)] for identity, path in files.items()}
     found = defaultdict(list)
-    for number, row in enumerate(read_onsets(onsets), 2):
+    for number, row in enumerate(_read_onsets(onsets), 2):
         where = f"--onsets {onsets}:{number}"
         name = (row["utterance"] or "").removesuffix(".npz")
         if name not in files:
@@ -201,15 +202,11 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
 
 
 def live_units(root: str | Path, units_of: str | Path) -> list[int]:
-    """The units that fire in the encodings `units_of`, by the model of those in `root`.
-
-    Raises UserError for another model, and when no unit fires.
-    """
+    """The units that fire in the encodings `units_of`, of the model of `root`. Raises UserError."""
     known = read_manifest(units_of)
     if model_sha256(known) != model_sha256(read_manifest(root)):
         raise UserError(
-            f"--units_of {units_of} has encodings of another model than {root}: expected those of "
-            "the training set by the same model"
+            f"--units_of {units_of} has encodings of another model than {root}: expected the same"
         )
     if not known["fired"]:
         raise UserError(f"no unit fires in {units_of}: nothing to regress on")
@@ -278,7 +275,7 @@ def write_regressors(
         times, matrix = design_matrix(name, spoken[name], made["units"], design)
         _write_story(out / f"{name}.{form}", times, matrix, names)
         lengths[name] = len(times)
-    manifest: dict[str, Any] = {
+    manifest = {
         "made": "regressors",
         "encodings": str(root),
         "model": made.get("model"),
@@ -298,16 +295,14 @@ def write_regressors(
 def _write_story(path: Path, times: np.ndarray, matrix: np.ndarray, names: Sequence[str]) -> None:
     make_folder(path.parent)
     if path.suffix == ".npz":
-        arrays: dict[str, Any] = {"X": matrix, "tr_times": times, "columns": np.array(names)}
-        write_atomically(path, lambda file: np.savez(file, **arrays))
-        return
-    with needs_extra("analysis"):
-        import pandas
-    table = pandas.DataFrame(matrix, columns=list(names))
-    table.insert(0, "tr_time", times)
-    if path.suffix == ".csv":
-        write_atomically(path, lambda file: table.to_csv(file, index=False))
+        write = partial(np.savez, X=matrix, tr_times=times, columns=np.array(names))
     else:
-        with needs_extra("parquet"):
-            import pyarrow  # noqa: F401
-        write_atomically(path, lambda file: table.to_parquet(file, index=False))
+        with needs_extra("analysis"):
+            import pandas
+        if path.suffix == ".parquet":
+            with needs_extra("parquet"):
+                import pyarrow  # noqa: F401
+        table = pandas.DataFrame(matrix, columns=list(names))
+        table.insert(0, "tr_time", times)
+        write = partial(table.to_csv if path.suffix == ".csv" else table.to_parquet, index=False)
+    write_atomically(path, write)

@@ -123,8 +123,7 @@ def _build(folder: Path, source: Source) -> None:
             lengths.append(len(frames))
             digests.append(content)
             file.write(frames.data)
-        # Content only, here and below: a folder that a power cut takes back is built again.
-        flush_to_disk(file)
+        flush_to_disk(file)  # content only: a folder that a power cut takes back is built again
     mean, sd = mean_and_sd(_map(folder / "frames", source.form, sum(lengths)))
     index = {
         "where": source.label,

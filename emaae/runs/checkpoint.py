@@ -70,11 +70,7 @@ def load_last(folder: Path) -> dict[str, Any]:
 
 def load(path: str | Path, at_most: int = 1 << 40) -> dict[str, Any]:
     """What `save` wrote into a file of at most so many bytes; no code is run. Raises UserError."""
-    try:
-        file = files.open_regular(path, at_most)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    with file:
+    with files.regular_file(path, at_most) as file:
         try:
             _check_kind(file, path)
             _check_archive(file, path)
@@ -161,6 +157,7 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
         )
     found = original.from_original_names(unwrap_state_dict(found), model.input_dim)
     kind = f"{model.get_type()} with norm {model.norm}"
+    broken = "the model is broken, use another"
     for name, tensor in expected.items():
         if name not in found:
             raise UserError(
@@ -176,15 +173,14 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
             )
         if value.dtype.is_floating_point != tensor.dtype.is_floating_point:
             raise UserError(
-                f"{path}: {name} has dtype {value.dtype}, expected {tensor.dtype}: the model is "
-                "broken, use another"
+                f"{path}: {name} has dtype {value.dtype}, expected {tensor.dtype}: {broken}"
             )
         bad_sd = name == "sd" and (value <= 0).any()
         bad_variance = name.endswith("running_var") and (value < 0).any()
         if bad_sd or bad_variance or not torch.isfinite(value).all():
             raise UserError(
                 f"{path}: {name} holds numbers that are not finite, a standard deviation of 0, or "
-                "a negative variance: the model is broken, use another"
+                f"a negative variance: {broken}"
             )
     unknown = sorted(set(found) - set(expected), key=str)
     if unknown:

@@ -52,8 +52,7 @@ def check_space(config: Config) -> None:
     path = _run_path(config)
     # os.path.isdir says no where Path.is_dir fails, as it does on a name that is too long.
     disk = next(folder for folder in (path, *path.absolute().parents) if os.path.isdir(folder))
-    inside = path.rglob("*") if disk == path else ()
-    there = sum(file.stat().st_size for file in inside if file.is_file())
+    there = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if disk == path else 0
     free, needed = shutil.disk_usage(disk).free, space_needed(config)
     if free + there < needed:
         raise UserError(
@@ -73,10 +72,7 @@ def status_if_ended(config: Config) -> str:
 
 
 class Observer:
-    """Receives the events of a run, as the terminal and W&B do.
-
-    Subclasses override the methods they need.
-    """
+    """Receives the events of a run, as W&B does; subclasses override the methods they need."""
 
     def on_config(self, values: Mapping[str, Any]) -> None:
         """The content of config.json."""
@@ -340,11 +336,8 @@ class NoFolder:
 
 
 def _data_entry(split: Split) -> dict[str, Any]:
-    found = {
-        "utterances": len(split),
-        "frames": len(split.frames),
-        "fingerprint": split.fingerprint(),
-    }
+    found: dict[str, Any] = {"utterances": len(split), "frames": len(split.frames)}
+    found["fingerprint"] = split.fingerprint()
     if split.skipped:
         found["skipped"] = {"files": len(split.skipped), "first": [*split.skipped][:5]}
     return found
@@ -401,10 +394,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with `-dirty` when files differ from it; None outside git.
-
-    An installed copy inside another repository, such as in its .venv, is outside git too.
-    """
+    """The commit of this code, `-dirty` if files differ from it; None if git does not know it."""
     here = Path(__file__).resolve()
 
     def git(*command: str) -> str:

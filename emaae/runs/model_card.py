@@ -14,24 +14,20 @@ CARD_FILE = "MODEL_CARD.md"
 
 
 def model_card(folder: Path, run: str) -> str:
-    """The model card (Markdown) of the model in `folder`.
+    """The model card (Markdown) of the model in `folder`, which the run called `run` trained.
 
-    It is made from its model_config.json and, where there is one, its metrics.json. run: name of
-    the run that trained it. Raises UserError.
+    It is made from model_config.json and metrics.json, which may be missing. Raises UserError.
     """
     config, metrics = read_json(folder / "model_config.json"), read.metrics(folder)
     # An older or foreign file may lack knobs; these take their defaults.
     knobs = command_line.config_from({"model_config": str(folder / "model_config.json")})
     get = {**vars(knobs), **config}.get
     demo = "the generated demo data" if "train_dir" in config else "unknown data"
-    # A run without a test split has measured its selected epoch on the validation split.
-    split = next((s for s in ("test", "val") if f"{s}/fvu" in metrics), "select")
-    split_name = "test" if split == "test" else "validation"
+    split = "test" if "test/fvu" in metrics else "val"
     channels = "13 channels (12 articulator coordinates and pitch, without loudness)"
     if get("keep_loudness"):
         channels = "14 channels (12 articulator coordinates, loudness and pitch)"
-    where = get("test_dir" if split == "test" else "val_dir")
-    where = where or (demo if not get("train_dir") else "?")
+    where = get(f"{split}_dir") or (demo if not get("train_dir") else "?")
     kept, alpha = get("autoencoder_loss"), "constant,"
     if get("slow_coefficient"):
         kept = f"({kept} + {get('slow_coefficient')} {get('slow_loss')})"
@@ -71,7 +67,7 @@ or `python -m emaae encode --model FOLDER --features DIR --out DIR` for a whole 
 
 ## Measured
 
-On the {split_name} split ({where}).
+On the {split} split ({where}).
 The validation score is {_number(metrics.get("select/score"))}, lower is better.
 Its targets are {score_description(config)}.
 
@@ -91,7 +87,8 @@ this training found, not a known gesture.
 
 
 def _rows(metrics: Mapping[str, Any], split: str) -> str:
-    names = [f"{split}/{name}" for name in SUMMARY]
+    # The validation split is measured in every epoch, and the selected one is in metrics.json.
+    names = [f"{split}/{name}".replace("val/", "select/") for name in SUMMARY]
     names += sorted(name for name in metrics if name.startswith(("shift/", "lowpass/")))
     return "\n".join(
         f"| `{name}` | {_number(metrics[name])} | {BY_NAME[name].short_description} |"

@@ -127,11 +127,9 @@ def best_run(folder: Path) -> tuple[Path, float]:
             "--out_dir, with at least one run that ended well"
         )
     configs = [read_or_empty(r / "config.json") for r, of in found.items() if score(of) is not None]
+    advice = "put those of one kind into a folder of their own"
     check_comparable(
-        str(folder),
-        map(score_description, configs),
-        map(data_fingerprint, configs),
-        "put those of one kind into a folder of their own",
+        str(folder), map(score_description, configs), map(data_fingerprint, configs), advice
     )
     return run, found[run][SCORE]
 

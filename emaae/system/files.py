@@ -57,7 +57,7 @@ def is_data(path: str) -> bool:
 
 
 def check_folder(path: str | Path, name: str, content: str) -> None:
-    """Raise UserError unless the path, called `name`, is a directory, as one of `content` is."""
+    """Raise UserError, which calls the path `name`, unless it is a directory (of `content`)."""
     if not os.path.isdir(path):
         what = "is not a directory" if os.path.exists(path) else "does not exist (or is hidden)"
         raise UserError(f"{name} {what}: expected a directory of {content}")
@@ -150,9 +150,6 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold a JSON object, got {type(found).__name__}")
     return found
-
-
-# ---- writing
 
 
 def write_atomically(
