@@ -71,7 +71,7 @@ def files(run):
 def one_picture():
     """Instead of three: they take most of the time of such a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconstructions, "typical", lambda split: [0])
+        patch.setattr(reconstructions, "indices_of_median_length", lambda split: [0])
         yield
 
 
