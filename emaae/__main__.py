@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from emaae.config import ENCODING_FORMATS, KNOBS
 from emaae.system.errors import UserError, one_line, reporting_errors
-from emaae.system.files import expand_home, find_packaged
+from emaae.system.files import expand_home, find_packaged, make_folder, write_json
 
 # Knobs of a run that `evaluate` has too.
 EVALUATE_KNOBS = (
@@ -250,16 +250,17 @@ def publish(args: argparse.Namespace) -> None:
 )
 def encode(args: argparse.Namespace) -> None:
     """Write the encodings of all utterances of a feature tree or a bucket; again to go on."""
-    from emaae.corpus.encode import encode_tree, open_model, upload_tree
+    from emaae.corpus.encode import encode_tree, open_model, open_upload, upload_tree
     from emaae.data import list_source
 
     listing = list_source(args.features, args.recursive, args.bucket)
+    target = open_upload(args.upload) if args.upload else None  # before anything is encoded
     skip = args.on_bad_file == "skip"
     with open_model(args.model, args.device or "auto") as (model, made_by):
         done = encode_tree(model, listing, Path(args.out), args.format, made_by, skip_broken=skip)
         print(done.summary(args.out))
-        if args.upload:
-            n_new = upload_tree(Path(args.out), args.upload, model.inner_size)
+        if target:
+            n_new = upload_tree(Path(args.out), *target, model.inner_size)
             print(f"{args.upload}: {n_new} utterances uploaded")
 
 
@@ -308,10 +309,7 @@ def regressors(args: argparse.Namespace) -> None:
         raise UserError(f"--delays must differ, got {' '.join(map(str, args.delays))}")
     stories = regress.read_stories(args.encodings, args.onsets)
     times = regress.read_tr_times(args.tr_times, list(stories)) if args.tr_times else None
-    known_by = args.units_of or args.encodings
-    units = regress.read_manifest(known_by)["fired"]
-    if not units:
-        raise UserError(f"no unit fires in {known_by}: nothing to regress on")
+    units = regress.live_units(args.encodings, args.units_of or args.encodings)
     design = regress.Design(units, args.tr, times, args.delays, tuple(args.trim))
     lengths = regress.write_regressors(args.encodings, Path(args.out), design, stories, args.format)
     size = f"{sum(lengths.values())} TRs, {len(units)} units at {len(args.delays)} delays"
@@ -343,10 +341,13 @@ def decode(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a model on a feature tree or a bucket, by the loss of the run that made it."""
     from emaae.corpus.evaluate import evaluate_model
-    from emaae.runs.checkpoint import write_json
     from emaae.runs.console import metric_lines
     from emaae.runs.folder import json_safe
 
+    if args.out:  # before measuring, which takes a while
+        make_folder(Path(args.out).parent)
+        if Path(args.out).is_dir():
+            raise UserError(f"--out {args.out} is a directory: name a file for the metrics")
     knobs = {name: getattr(args, name) for name in EVALUATE_KNOBS}
     # Messages about the data are no part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
@@ -379,8 +380,8 @@ def export(args: argparse.Namespace) -> None:
         if args.format == "torch":
             portable.to_torch(model, out)
         elif args.format == "onnx":
-            furthest = portable.to_onnx(model, out)
-            print(f"as PyTorch to {furthest:.1g} of the largest value")
+            difference = portable.to_onnx(model, out)
+            print(f"as PyTorch to {difference:.1g} of the largest value")
         elif args.format == "huggingface":
             portable.to_huggingface(model, out, model_card(path.parent, str(args.model)))
         else:

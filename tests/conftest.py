@@ -13,6 +13,7 @@ from matplotlib import get_cachedir
 
 from emaae.models import CNNAutoEncoder
 from emaae.runs import checkpoint
+from emaae.system.files import write_json
 
 # Tests run side by side: more threads than that would wait for each other.
 torch.set_num_threads(1)
@@ -122,7 +123,7 @@ def saved(folder: Path, model: CNNAutoEncoder) -> Path:
     """A folder, which is made, with a model as runs leave it."""
     folder.mkdir(exist_ok=True, parents=True)
     checkpoint.save(folder / "best.pth", model.state_dict())
-    checkpoint.write_json(folder / "model_config.json", model.architecture())
+    write_json(folder / "model_config.json", model.architecture())
     return folder
 
 

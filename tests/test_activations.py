@@ -12,9 +12,10 @@ from emaae.config import KNOBS, Config
 from emaae.corpus.encode import encode
 from emaae.loading import load_model
 from emaae.models import CNNAutoEncoder, build_model
-from emaae.runs.checkpoint import export_original, save, write_json
+from emaae.runs.checkpoint import export_original, save
 from emaae.schedules import k_fraction
 from emaae.system.errors import UserError
+from emaae.system.files import write_json
 from emaae.training import fit
 
 H = torch.tensor([[[1.0, 5, 2, 8, 3, 7, 4, 6, 0, 9]]])

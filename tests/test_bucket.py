@@ -22,7 +22,6 @@ from scipy.sparse import load_npz
 
 from emaae.__main__ import main
 from emaae.config import Config
-from emaae.corpus.encode import upload_tree
 from emaae.data import load_splits
 from emaae.data.bucket import list_features, open_bucket, read_array, write_array
 from emaae.data.features import find_features, frame_times, read_features
@@ -614,6 +613,11 @@ def test_encodings_go_into_a_bucket_once(cc, handle, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("where", ["speech/z", "s3://", "gs://speech/z"])
-def test_where_encodings_go_is_a_bucket(tmp_path, where):
+def test_where_encodings_go_is_a_bucket_and_known_before_anything_is_encoded(tmp_path, where):
+    write_tree(tmp_path / "features", {"a": 30})
+    saved(tmp_path, build_model(inner_size=8, n_encoder=2, n_decoder=2))
+    command = ["encode", "--model", str(tmp_path / "best.pth"), "--out", str(tmp_path / "z")]
+    command += ["--features", str(tmp_path / "features"), "--upload", where]
     with pytest.raises(UserError, match=f"must be s3://BUCKET or s3://BUCKET/PREFIX, got {where}"):
-        upload_tree(tmp_path, where, 8)
+        main(command)
+    assert not (tmp_path / "z").exists()

@@ -10,9 +10,11 @@ import torch
 
 import emaae
 from emaae.config import Config
-from emaae.models import CNNAutoEncoder
+from emaae.models import CNNAutoEncoder, build_model
 from emaae.runs import checkpoint
 from emaae.system.errors import UserError
+from emaae.system.files import write_atomically, write_json
+from emaae.training import TrainingState
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def saved(tmp_path):
     model = CNNAutoEncoder(14, 20, 3, 2, norm="batch")
     model.normalise(torch.randn(14), torch.rand(14) + 0.1)
     checkpoint.save(tmp_path / "best.pth", model.state_dict())
-    checkpoint.write_json(tmp_path / "model_config.json", model.architecture())
+    write_json(tmp_path / "model_config.json", model.architecture())
     return tmp_path, model.eval()
 
 
@@ -48,7 +50,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     checkpoint.save(path, {"a": torch.ones(3)})
     before = path.read_bytes()
     with pytest.raises(ZeroDivisionError):
-        checkpoint.write_atomically(path, lambda file: file.write(b"half") / 0)
+        write_atomically(path, lambda file: file.write(b"half") / 0)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["best.pth"]
 
@@ -202,8 +204,6 @@ def test_a_config_that_says_a_huge_model_takes_no_memory(saved, monkeypatch):
 
 
 def test_a_model_larger_than_memory_is_refused(monkeypatch):
-    from emaae.models import build_model
-
     monkeypatch.setattr(os, "sysconf", lambda name: 1000)
     config = Config.from_mapping({"inner_size": 1024})
     with pytest.raises(UserError, match="has 0.0 GB of weights, more than .*: lower --inner_size"):
@@ -212,5 +212,17 @@ def test_a_model_larger_than_memory_is_refused(monkeypatch):
 
 def test_the_state_of_something_else_is_refused(tmp_path):
     checkpoint.save(tmp_path / "last.pt", {"format": checkpoint.FORMAT, "epoch": "many"})
+    with pytest.raises(UserError, match="last.pt is not the state of a training"):
+        checkpoint.load_last(tmp_path)
+
+
+@pytest.mark.parametrize("item", ["sums", "active", "best"])
+def test_a_state_that_lacks_an_item_which_may_be_none_is_refused(tmp_path, item):
+    config = Config.from_mapping({"inner_size": 8, "n_encoder": 2, "n_decoder": 2})
+    state = TrainingState.begin(build_model(**config.architecture), config).state_dict()
+    checkpoint.save_last(tmp_path, state)
+    assert checkpoint.load_last(tmp_path)[item] is None
+    del state[item]
+    checkpoint.save_last(tmp_path, state)
     with pytest.raises(UserError, match="last.pt is not the state of a training"):
         checkpoint.load_last(tmp_path)

@@ -289,6 +289,20 @@ def test_features_that_changed_are_encoded_again(place):
     assert len(np.load(place / "out/a/x.npz")["features"]) == 33
 
 
+def test_a_unit_that_fired_only_in_what_was_replaced_is_not_listed(place):
+    model = random_model()
+    with torch.no_grad():
+        model.encoder[-1].conv.bias[0] = -1e4  # never fires
+    saved(place / "model", model)
+    run("encode", place)
+    path = place / "out/manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"fired": [0, *manifest["fired"]]}))
+    write_tree(place / "features", {"a/x": 33}, seed=9)
+    run("encode", place)
+    assert 0 not in json.loads(path.read_text())["fired"]
+
+
 def test_an_interrupt_leaves_nothing_half_written_and_the_next_time_goes_on(place, monkeypatch):
     written = []
 
@@ -361,7 +375,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_litter(place, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): make"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): check"):
         run("encode", place)
     assert not list((place / "out").rglob("*.tmp"))
 
@@ -455,9 +469,10 @@ def test_evaluate_gives_the_numbers_of_the_run_that_made_the_model(trees, tmp_pa
     assert train.main([*flags, "--sparse_loss=l1_decoder_norm", "--weight_penalty"]) == 0
     command = ["evaluate", f"--model={tmp_path / 'runs/one'}", f"--features={trees['test']}"]
     capsys.readouterr()
-    assert main([*command, "--json", f"--out={tmp_path / 'metrics.json'}", "--batch_sz=1"]) == 0
+    out = tmp_path / "new" / "metrics.json"
+    assert main([*command, "--json", f"--out={out}", "--batch_sz=1"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == json.loads((tmp_path / "metrics.json").read_text())
+    assert told == json.loads(out.read_text())
     run_said = json.loads((tmp_path / "runs/one/metrics.json").read_text())
     expected = {n.removeprefix("test/"): v for n, v in run_said.items() if n.startswith("test/")}
     expected |= {n: v for n, v in run_said.items() if n.startswith(("shift/", "lowpass/"))}
@@ -480,6 +495,7 @@ def test_evaluate_gives_the_numbers_of_the_run_that_made_the_model(trees, tmp_pa
         (["--device=tpu"], "--device must be auto, cpu, cuda"),
         (["--model=nowhere"], "no model at nowhere"),
         (["--on_bad_file=ignore"], "invalid choice: 'ignore'"),
+        (["--out=."], "--out . is a directory: name a file"),
     ],
 )
 def test_a_mistake_is_one_line(place, more, message):

@@ -14,6 +14,7 @@ from emaae.__main__ import main
 from emaae.models import CNNAutoEncoder
 from emaae.runs import checkpoint, read
 from emaae.system.errors import UserError
+from emaae.system.files import write_json
 from emaae.tracking import models as tracking
 from emaae.tracking.models import promote, pull
 
@@ -25,9 +26,9 @@ def write_run(sweep, name, score, status="finished"):
     torch.manual_seed(int(name))
     model = CNNAutoEncoder(13, 8, 2, 2)
     checkpoint.save(run / "best.pth", model.state_dict())
-    checkpoint.write_json(run / "model_config.json", model.architecture())
-    checkpoint.write_json(run / "config.json", {})
-    checkpoint.write_json(run / "metrics.json", {"status": status, "select/score": score})
+    write_json(run / "model_config.json", model.architecture())
+    write_json(run / "config.json", {})
+    write_json(run / "metrics.json", {"status": status, "select/score": score})
     return model
 
 
@@ -63,8 +64,8 @@ def test_the_lowest_score_of_the_runs_that_ended_well_is_promoted(sweep):
 
 def test_scores_of_two_kinds_are_not_compared(sweep):
     folder, _ = sweep
-    checkpoint.write_json(folder / "runs/0002/config.json", {"target_persistence": 0.9})
-    with pytest.raises(UserError, match="whose scores do not compare, .* persistence 0.9"):
+    write_json(folder / "runs/0002/config.json", {"target_persistence": 0.9})
+    with pytest.raises(UserError, match="are not comparable: their targets are .* persistence 0.9"):
         promote(str(folder))
 
 
@@ -75,10 +76,10 @@ def of_data(name):
 def test_scores_of_different_data_are_not_compared(sweep):
     folder, _ = sweep
     for name in ("0000", "0001", "0002"):
-        checkpoint.write_json(folder / "runs" / name / "config.json", of_data("real"))
+        write_json(folder / "runs" / name / "config.json", of_data("real"))
     assert promote(str(folder)).run == "0001"
-    checkpoint.write_json(folder / "runs/0001/config.json", of_data("demo"))
-    with pytest.raises(UserError, match="do not compare, they are of different data .*2 of data"):
+    write_json(folder / "runs/0001/config.json", of_data("demo"))
+    with pytest.raises(UserError, match="not comparable: they are on different data .*2 of data"):
         promote(str(folder))
 
 
@@ -101,7 +102,7 @@ def test_scores_of_two_kinds_on_wandb_are_not_compared():
         runs=lambda where: [SimpleNamespace(id=name) for name in there],
         artifact=lambda name: SimpleNamespace(metadata=there[name.split("-")[1].split(":")[0]]),
     )
-    with pytest.raises(UserError, match="e/p holds runs .* do not compare, .* .an earlier score"):
+    with pytest.raises(UserError, match="runs in e/p are not comparable: .* .an earlier score"):
         tracking._best_on_wandb(api, "e/p")
     del there["b"]
     assert tracking._best_on_wandb(api, "e/p")[1] == "a"
@@ -160,7 +161,7 @@ def test_the_card_of_a_promoted_model_says_what_it_is_and_how_to_use_it(sweep, t
     folder, models = sweep
     measured = {"test/fvu": 0.0625, "test/sparsity": 0.875, "shift/half_life_ms": None}
     measured |= {"status": "early_stopped", "select/score": 0.2, "select/alpha": 0.125}
-    checkpoint.write_json(folder / "runs/0001/metrics.json", measured)
+    write_json(folder / "runs/0001/metrics.json", measured)
     promote(str(folder))
     pull(str(folder), tmp_path / "mine")
     card = (tmp_path / "mine" / "MODEL_CARD.md").read_text()

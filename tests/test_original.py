@@ -17,8 +17,9 @@ from emaae.__main__ import main
 from emaae.corpus.encode import decode, encode
 from emaae.loading import load_model
 from emaae.models import NORMS, CNNAutoEncoder, stack_kernels, stack_widths
-from emaae.runs.checkpoint import export_original, save, write_json
+from emaae.runs.checkpoint import export_original, save
 from emaae.system.errors import UserError
+from emaae.system.files import write_json
 
 SHARED = ROOT.parent / "shared" / "data" / "original_checkpoint"
 N_BLOCKS = (2, 3, 4, 5)
@@ -105,7 +106,7 @@ def test_a_checkpoint_of_the_original_project_gives_its_encoding_and_reconstruct
         np.testing.assert_allclose(z.numpy(), expected["encoding"], atol=1e-5)
         np.testing.assert_allclose(y.numpy(), expected["reconstruction"], atol=1e-5)
         assert weights.name == f"{model.get_type()}.pth"
-    z = encode(model, expected["input"][0].T, at_once=50)
+    z = encode(model, expected["input"][0].T, window_frames=50)
     np.testing.assert_allclose(z.T, expected["encoding"][0], atol=1e-5)
 
 

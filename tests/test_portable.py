@@ -13,6 +13,7 @@ from emaae.__main__ import main
 from emaae.models import build_model
 from emaae.runs import checkpoint, portable, standalone
 from emaae.system.errors import UserError
+from emaae.system.files import write_json
 
 LENGTHS = (1, 60, 500)
 KINDS = [
@@ -78,8 +79,8 @@ def saved(folder, **architecture):
             model.train()(x)
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder / "best.pth", model.state_dict())
-    checkpoint.write_json(folder / "model_config.json", model.architecture())
-    checkpoint.write_json(folder / "metrics.json", {"status": "finished"})
+    write_json(folder / "model_config.json", model.architecture())
+    write_json(folder / "metrics.json", {"status": "finished"})
     return checkpoint.load_model_file(folder / "best.pth")
 
 
@@ -121,10 +122,17 @@ def test_a_form_that_differs_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(portable, "TOLERANCE", 0.0)
     with pytest.raises(UserError, match="differs from PyTorch by .* expected at most 0"):
         portable.to_onnx(model, tmp_path / "out")
-    monkeypatch.setattr(standalone.Model, "_sparse", lambda self, h: h)  # no ReLU
+    monkeypatch.setattr(standalone.Model, "_activation", lambda self, h: h)  # no ReLU
     with pytest.raises(UserError, match="differs from PyTorch by .* expected at most 0"):
         portable.to_huggingface(model, tmp_path / "hub", "")
     assert not (tmp_path / "hub" / "modeling.py").exists()
+
+
+def test_a_form_that_gives_nan_is_refused(tmp_path, monkeypatch):
+    model = saved(tmp_path / "m")
+    monkeypatch.setattr(standalone.Model, "_activation", lambda self, h: h * float("nan"))
+    with pytest.raises(UserError, match="differs from PyTorch by nan"):
+        portable.to_huggingface(model, tmp_path / "hub", "")
 
 
 def test_a_norm_that_the_folder_for_the_hub_does_not_know_is_named(tmp_path, monkeypatch):
@@ -169,3 +177,13 @@ def test_the_folder_for_the_hub_says_what_the_model_is(tmp_path):
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: pytorch\n")
     assert "from modeling import Model" in card
+
+
+def test_a_model_from_elsewhere_has_a_card_that_claims_nothing_of_its_training(tmp_path):
+    saved(tmp_path / "m")
+    (tmp_path / "m" / "metrics.json").unlink()
+    command = ["export", f"--model={tmp_path / 'm' / 'best.pth'}", "--format=huggingface"]
+    assert main([*command, f"--out={tmp_path / 'hub'}"]) == 0
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "| data | unknown data |" in card
+    assert "demo" not in card

@@ -215,13 +215,14 @@ def test_tr_times_come_from_a_file_or_one_for_each_story(encoded, tmp_path):
         ("utterance,onset\ns/a,1\n", [], "give either --tr, seconds between TRs, or --tr_times"),
         ("utterance,onset\ns/a,1\n", ["--tr=nan"], "--tr must be a number of seconds above 0"),
         ("utterance,onset\ns/a,1\n", ["--tr=9"], "has 1 TRs, and --trim 0 0 leaves fewer than two"),
+        ("utterance,onset\ns/a,1\n", ["--tr=1", "--trim", "0", "7"], "leaves fewer than two"),
         ("utterance,onset\ns/a,1\n", ["--tr_times=gone"], "--tr_times gone cannot be read"),
         ("utterance,onset\ns/a,1\n", ["--tr=1", "--trim", "-1", "0"], "more at each end, got -1"),
         ("utterance,onset\ns/a,1\n", ["--tr=1", "--delays", "1", "1"], "must differ, got 1 1"),
         (
             "utterance,onset\ns/a,1\n",
             ["--tr=.5", "--out=/dev/null/r"],
-            "null/r cannot be written (Not",
+            "/dev/null/r cannot be made (Not",
         ),
         ("utterance,onset,story\ns/a,1,../x\n", ["--tr=1"], "onsets.csv:2: the name '../x' must"),
     ],
@@ -245,6 +246,29 @@ def test_units_are_those_of_the_training_set_when_it_is_named(encoded, tmp_path)
     with np.load(tmp_path / "r" / "s" / "a.npz") as made:
         assert list(made["columns"]) == ["unit_0_tr1", "unit_4_tr1"]
         assert not made["X"][:, 0].any(), "a unit that does not fire here is 0, and not undefined"
+
+
+def test_units_of_another_model_are_refused(encoded, tmp_path):
+    other = shutil.copytree(encoded / "z", tmp_path / "z")
+    found = json.loads((other / "manifest.json").read_text())
+    found["model"]["sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(found))
+    base = ["regressors", "--encodings", str(encoded / "z"), "--units_of", str(other)]
+    with pytest.raises(UserError, match="--units_of .* has encodings of another model than"):
+        main([*base, "--tr=0.5", "--out", str(tmp_path / "r")])
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_that_cannot_be_written_whole_is_not_there(encoded, tmp_path, monkeypatch, form):
+    def full(table, file, **more):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, f"to_{form}", full)
+    base = ["regressors", "--encodings", str(encoded / "z"), "--tr=0.5", "--format", form]
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        main([*base, "--out", str(tmp_path / "r")])
+    assert not [path for path in (tmp_path / "r").rglob("*") if path.is_file()]
 
 
 def test_a_long_story_takes_memory_for_one_utterance_at_a_time(tmp_path):

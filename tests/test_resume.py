@@ -314,7 +314,9 @@ def test_a_broken_last_state_falls_back_to_the_one_before(trees, tmp_path):
     whole = tmp_path / "whole"
     train.main(flags(small_run(trees, whole), whole, epochs=6))
     stopped(trees, tmp_path, 2)
+    (tmp_path / "r" / "reconstructions" / "epoch-best").mkdir()  # a user's own folder
     run = stopped(trees, tmp_path, 4)
+    assert (run / "reconstructions" / "epoch-best").is_dir()
     states = [checkpoint.load(run / name) for name in checkpoint.STATE_FILES]
     assert [state["epoch"] for state in states] == [4, 2]
     (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:5000])

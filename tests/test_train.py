@@ -20,10 +20,12 @@ from conftest import ROOT, program, small_run, speech, write_tree
 import emaae
 import train
 from emaae import command_line, training
+from emaae.config import Config
 from emaae.data import load_splits
 from emaae.evaluation import evaluate
-from emaae.runs import checkpoint
-from emaae.runs.folder import json_safe
+from emaae.runs import checkpoint, folder, read
+from emaae.runs.folder import RunFolder, check_space, git_commit, json_safe
+from emaae.runs.model_card import model_card
 from emaae.shift import epoch_metrics, shift_tolerance
 from emaae.system.errors import UserError
 
@@ -213,6 +215,10 @@ def test_without_a_test_directory_there_are_no_test_metrics(small):
     assert "select/score" in metrics
     assert not any(name.startswith("test/") for name in metrics)
     assert json.loads((only_run(flags) / "curves.json").read_text())["split"] == "val"
+    card = model_card(only_run(flags), "mine")
+    assert "On the val split" in card
+    assert f"| `select/fvu` | {metrics['select/fvu']:.4g} |" in card
+    assert f"| `select/sparsity` | {metrics['select/sparsity']:.4g} |" in card
 
 
 def test_undefined_numbers_are_null_in_json(small):
@@ -255,6 +261,37 @@ def test_a_name_may_be_given_again_when_its_run_failed_before_its_first_epoch(sm
     with pytest.raises(UserError, match="does not exist"):
         train.main([*named, f"--train_dir={tmp_path / 'nowhere'}"])
     assert train.main(named) == 0
+
+
+def test_a_name_that_is_given_again_has_no_metrics_of_the_run_that_failed(tmp_path):
+    config = Config.from_mapping({"out_dir": str(tmp_path), "run_name": "mine"})
+    with pytest.raises(ValueError, match="early"), RunFolder.open(config):
+        raise ValueError("early")
+    assert read.metrics(tmp_path / "mine")["status"] == "failed"
+    with RunFolder.open(config):
+        assert read.metrics(tmp_path / "mine") == {}
+
+
+def test_a_run_name_that_is_too_long_is_one_line(tmp_path):
+    config = Config.from_mapping({"out_dir": str(tmp_path), "run_name": "n" * 300})
+    check_space(config)
+    with pytest.raises(UserError, match="cannot hold the run folder n.*File name too long"):
+        RunFolder.open(config)
+
+
+def test_a_copy_of_this_code_inside_another_repository_has_no_commit(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    named = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["add", "."], [*named, "commit", "-qm", "theirs"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    installed = tmp_path / ".venv" / "folder.py"
+    installed.parent.mkdir()
+    installed.write_text("")
+    monkeypatch.setattr(folder, "__file__", str(installed))
+    assert git_commit() is None
+    monkeypatch.setattr(folder, "__file__", str(tmp_path / ".gitignore"))
+    assert len(git_commit()) == 40
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -36,11 +36,10 @@ from emaae.data.features import (
 from emaae.data.reading import FrameFormat, read_files, to_utterance
 from emaae.loading import load_model, model_file
 from emaae.models import CNNAutoEncoder
-from emaae.runs.checkpoint import write_json
 from emaae.runs.folder import git_commit, versions
 from emaae.system.devices import pick_device
 from emaae.system.errors import UserError, one_line
-from emaae.system.files import lock_folder, sha256
+from emaae.system.files import lock_folder, make_folder, sha256, write_json
 from emaae.system.progress import progress
 
 # Frames in a batch, padding included, and in a window. At 1024 units the widest activations of a
@@ -70,72 +69,77 @@ class NamedFrames:
 class _Window(NamedTuple):
     source: NamedFrames
     frames: np.ndarray  # (t, D), its own and what those see
-    own: slice
+    inner: slice  # its own
 
 
-def encode(model: CNNAutoEncoder, features: np.ndarray, at_once: int | None = None) -> np.ndarray:
+# Each source with the parts (t, C) of what the model makes of it, in order.
+Results: TypeAlias = Iterator[tuple[NamedFrames, Iterator[np.ndarray]]]
+
+
+def encode(model: CNNAutoEncoder, features: np.ndarray, window_frames: int = 0) -> np.ndarray:
     """The encoding (T, units) float32 of one utterance of raw features (T, D), on model's device.
 
-    at_once: frames in a window (default: `WINDOW_FRAMES`); the result does not depend on it.
+    window_frames: frames in a window, 0 for `WINDOW_FRAMES`; the result does not depend on it.
     """
-    _, parts = next(encode_each(model, [NamedFrames(None, features)], at_once))
+    _, parts = next(encode_each(model, [NamedFrames(None, features)], window_frames))
     return np.concatenate(list(parts))
 
 
-def decode(model: CNNAutoEncoder, z: np.ndarray, at_once: int | None = None) -> np.ndarray:
+def decode(model: CNNAutoEncoder, z: np.ndarray, window_frames: int = 0) -> np.ndarray:
     """The raw features (T, D) float32 that an encoding (T, units) stands for, as `encode`."""
-    _, parts = next(decode_each(model, [NamedFrames(None, z)], at_once))
+    _, parts = next(decode_each(model, [NamedFrames(None, z)], window_frames))
     return np.concatenate(list(parts))
 
 
 def encode_each(
-    model: CNNAutoEncoder, sources: Iterable[NamedFrames], at_once: int | None = None
-) -> Iterator[tuple[NamedFrames, Iterator[np.ndarray]]]:
+    model: CNNAutoEncoder, sources: Iterable[NamedFrames], window_frames: int = 0
+) -> Results:
     """Each source of raw features (T, D) with the parts (t, units) of its encoding, in order.
 
     The parts of one must be taken before the next. Sources of similar length that follow each other
     share batches best.
     """
-    return _run_in_windows(model, model.encode, model.receptive_field(), sources, at_once)
+    context = model.receptive_field() // 2
+    return _run_in_windows(model, model.encode, context, sources, window_frames)
 
 
 def decode_each(
-    model: CNNAutoEncoder, sources: Iterable[NamedFrames], at_once: int | None = None
-) -> Iterator[tuple[NamedFrames, Iterator[np.ndarray]]]:
+    model: CNNAutoEncoder, sources: Iterable[NamedFrames], window_frames: int = 0
+) -> Results:
     """Each source of encodings (T, units) with the parts (t, D) of raw features, see above."""
-    return _run_in_windows(model, model.decode, model.decoder_receptive_field(), sources, at_once)
+    context = model.decoder_receptive_field() // 2
+    return _run_in_windows(model, model.decode, context, sources, window_frames)
 
 
 def _run_in_windows(
     model: CNNAutoEncoder,
     run: Callable[[Tensor, Tensor], Tensor],
-    receptive_field: int,
+    context: int,
     sources: Iterable[NamedFrames],
-    at_once: int | None,
-) -> Iterator[tuple[NamedFrames, Iterator[np.ndarray]]]:
+    window_frames: int,
+) -> Results:
     device, dtype = model.mean.device, model.mean.dtype
-    at_once = at_once or WINDOW_FRAMES[device.type]
-    reach = receptive_field // 2
-    windows = (w for source in sources for w in _windows(source, reach, at_once))
+    window_frames = window_frames or WINDOW_FRAMES[device.type]
+    windows = (w for source in sources for w in _windows(source, context, window_frames))
 
     def parts() -> Iterator[tuple[NamedFrames, np.ndarray]]:
-        for batch in _batches(windows, at_once + 2 * reach):
+        for batch in _batches(windows, window_frames + 2 * context):
             x, mask = _padded([w.frames for w in batch])
             with torch.inference_mode():
                 out = run(x.to(device, dtype), mask.to(device))
             for window, one in zip(batch, out.float().cpu().numpy()):
-                yield window.source, one[:, window.own].T
+                yield window.source, one[:, window.inner].T
 
     for source, group in groupby(parts(), key=lambda part: part[0]):
         yield source, (part for _, part in group)
 
 
-def _windows(source: NamedFrames, reach: int, size: int) -> Iterator[_Window]:
-    """Windows with at most `size` frames of their own and `reach` more on either side."""
+def _windows(source: NamedFrames, context: int, size: int) -> Iterator[_Window]:
+    """Windows with at most `size` frames of their own and `context` more on either side."""
     frames = source.frames
     for begin in range(0, len(frames), size):
-        start, end = max(0, begin - reach), min(begin + size, len(frames))
-        yield _Window(source, frames[start : end + reach], slice(begin - start, end - start))
+        start, end = max(0, begin - context), min(begin + size, len(frames))
+        yield _Window(source, frames[start : end + context], slice(begin - start, end - start))
 
 
 def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
@@ -154,9 +158,8 @@ def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
 
 def _padded(arrays: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """x (batch, D, time), zero where padded, and its mask (batch, 1, time)."""
-    longest = max(len(array) for array in arrays)
-    x = np.zeros((len(arrays), arrays[0].shape[1], longest), np.float32)
-    mask = np.zeros((len(arrays), 1, longest), np.float32)
+    shape = len(arrays), arrays[0].shape[1], max(len(array) for array in arrays)
+    x, mask = np.zeros(shape, np.float32), np.zeros((shape[0], 1, shape[2]), np.float32)
     for i, array in enumerate(arrays):
         x[i, :, : len(array)] = array.T
         mask[i, :, : len(array)] = 1
@@ -184,21 +187,14 @@ class TreeResult:
 
 @contextlib.contextmanager
 def open_model(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder, dict[str, Any]]]:
-    """The model of a reference on a device, and what the manifest of a tree says of it. UserError.
+    """The model of a reference on a device, and what the manifest of a tree says of it.
 
-    ref: see `loading.model_file`.
+    ref: see `loading.model_file`. Raises UserError.
     """
     with model_file(ref) as path:
         model = load_model(path, pick_device(device))
         entry = {"ref": str(ref), "type": model.get_type(), "sha256": sha256(path)}
         yield model, {"model": entry, "versions": versions(), "git_commit": git_commit()}
-
-
-class _FileAndTimes(NamedTuple):
-    """The name of a source in a tree: its file, and what a times file says of it."""
-
-    file: FeatureFile
-    times: np.ndarray | None
 
 
 def encode_tree(
@@ -213,9 +209,9 @@ def encode_tree(
     """Write the encodings of all utterances of a listing (`emaae.data.list_source`) into a tree.
 
     form: of `config.ENCODING_FORMATS`. made_by: the `model`, with its `sha256`, and what else the
-    manifest should say; which units fire somewhere is said there too. What is there already, whole
-    and of the same state of its features, is kept; a tree of another model or form is refused.
-    skip_broken: leave broken files out instead of ending. Raises UserError.
+    manifest should say; it also says which units fire in some encoding of the listing. What is
+    there already, whole and of the same state of its features, is kept; a tree of another model or
+    form is refused. skip_broken: leave broken files out instead of ending. Raises UserError.
     """
     columns = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS))
     broken: dict[str, str] | None = {} if skip_broken else None
@@ -226,26 +222,29 @@ def encode_tree(
 
         def source(file: FeatureFile) -> NamedFrames:
             frames = to_utterance(file.identity, read(file), columns).frames
-            return NamedFrames(_FileAndTimes(file, times(file)), frames)
+            return NamedFrames((file, times(file)), frames)
 
         return source
 
-    def noted(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def record_active(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for part in parts:
             fired[(part > 0).any(0)] = True
             yield part
 
     files, manifest = listing.files, {"made": "encodings", "form": form} | dict(made_by)
-    with _locked_output(out, listing.root, manifest) as before:
-        todo, kept = _pending(files, out)
+    with _locked_output(out, listing.root, manifest, files) as (before, todo):
+        kept = len(files) - len(todo)
+        # Units may have fired only in what is replaced now.
+        replaces = any(_path(out, file).exists() for file in todo)
         if todo:  # which units fire is not known while files come
             write_json(out / encodings.MANIFEST, before | {"fired": None})
-        encoded = ((s, noted(z)) for s, z in encode_each(model, read_files(todo, connect, broken)))
+        sources = read_files(todo, connect, broken)
+        encoded = ((source, record_active(z)) for source, z in encode_each(model, sources))
         done = progress(encoded, "encoding", total=len(files), done=kept, unit="utterances")
         written = _write(done, out, form, model.inner_size)
-        if kept and before.get("fired") is not None:
+        if kept and before.get("fired") is not None and not replaces:
             fired[before["fired"]] = True
-        elif kept:  # of a process that was killed, or of an older program
+        elif kept:  # so too where a process was killed, or an older program made the tree
             for file in set(files) - set(todo):
                 fired |= (encodings.read_encoding(_path(out, file), model.inner_size) > 0).any(0)
         names = np.flatnonzero(fired).tolist()
@@ -253,20 +252,26 @@ def encode_tree(
     return TreeResult(written, kept, broken or {})
 
 
-def upload_tree(out: Path, where: str, n_units: int) -> int:
-    """Put a tree of encodings into a bucket as cottoncandy's raw arrays; returns how many were new.
-
-    where: s3://BUCKET or s3://BUCKET/PREFIX. PREFIX/103/1240/103-1240-0000 is an encoding
-    (T, n_units) float32, whatever the form of the tree, and ..._times its times (T, 2). Arrays that
-    are there already, of the same state, are left. Raises UserError.
-    """
-    from emaae.data.bucket import open_bucket, write_array
+def open_upload(where: str) -> tuple[Any, str]:
+    """The bucket and the prefix of s3://BUCKET or s3://BUCKET/PREFIX. Raises UserError."""
+    from emaae.data.bucket import open_bucket
 
     scheme, _, place = where.partition("://")
     name, _, prefix = place.strip("/").partition("/")
     if scheme != "s3" or not name:
         raise UserError(f"--upload must be s3://BUCKET or s3://BUCKET/PREFIX, got {where}")
-    bucket = open_bucket(name)
+    return open_bucket(name), prefix
+
+
+def upload_tree(out: Path, bucket: Any, prefix: str, n_units: int) -> int:
+    """Put a tree of encodings into a bucket as cottoncandy's raw arrays; returns how many were new.
+
+    PREFIX/103/1240/103-1240-0000 is an encoding (T, n_units) float32, whatever the form of the
+    tree, and ..._times its times (T, 2). Arrays that are there already, of the same state, are
+    left. Raises UserError.
+    """
+    from emaae.data.bucket import write_array
+
     n_new = 0
     for file in progress(find_features(str(out), recursive=True), "uploading", unit="utterances"):
         state = encodings.read_stamp(Path(file.path)) or ""
@@ -290,7 +295,7 @@ def decode_tree(
 
     def source(file: FeatureFile) -> NamedFrames:
         z = encodings.read_encoding(file.path, model.inner_size)
-        return NamedFrames(_FileAndTimes(file, read_times(file.path)), z)
+        return NamedFrames((file, read_times(file.path)), z)
 
     def widened(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for part in parts:
@@ -299,25 +304,24 @@ def decode_tree(
             yield features
 
     files = find_features(root, recursive)
-    with _locked_output(out, root, {"made": "features", "form": "float32"} | dict(made_by)):
-        todo, kept = _pending(files, out)
+    manifest = {"made": "features", "form": "float32"} | dict(made_by)
+    with _locked_output(out, root, manifest, files) as (_, todo):
+        kept = len(files) - len(todo)
         decoded = ((s, widened(y)) for s, y in decode_each(model, map(source, todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
         written = _write(done, out, "float32", len(CHANNELS))
     return TreeResult(written, kept, {})
 
 
-def _write(
-    done: Iterable[tuple[NamedFrames, Iterator[np.ndarray]]], out: Path, form: str, n_columns: int
-) -> int:
-    """Write what is done into a tree; returns the number of utterances."""
+def _write(done: Results, out: Path, form: str, n_columns: int) -> int:
+    """Write what is done, of sources named by (file, its times), into a tree; returns how many."""
     n = 0
     for source, parts in done:
         (file, times), n_frames = source.name, len(source.frames)
         if n_frames > LONG_FRAMES:
             parts = progress(parts, file.identity, unit="windows")
         path = _path(out, file)
-        encodings.write_times(path, frame_times(n_frames, times))
+        encodings.write_times(path, frame_times(n_frames, times), fsync=False)
         encodings.write_encoding(path, parts, (n_frames, n_columns), form, _source_stamp(file))
         n += 1
     return n
@@ -325,9 +329,9 @@ def _write(
 
 @contextlib.contextmanager
 def _locked_output(
-    out: Path, root: str | None, manifest: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """The folder `out` for this process alone, with nothing half done; gives its manifest.
+    out: Path, root: str | None, manifest: Mapping[str, Any], files: list[FeatureFile]
+) -> Iterator[tuple[dict[str, Any], list[FeatureFile]]]:
+    """The folder `out` for this process alone: its manifest, and the files that are still to do.
 
     root: the tree that is read, in which it must not be.
     """
@@ -336,25 +340,14 @@ def _locked_output(
             f"--out {out} is in {root}, which is read: what is written there would be read the "
             "next time; name a folder outside"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(out)
-    except OSError as error:
-        raise UserError(
-            f"--out {out} cannot be written ({error.strerror or error}): name another folder"
-        ) from None
-    with lock or contextlib.nullcontext():
+    make_folder(out)
+    with lock_folder(out) or contextlib.nullcontext():
         found = encodings.open_manifest(out, manifest)
         for stray in out.rglob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
-        yield found
-
-
-def _pending(files: list[FeatureFile], out: Path) -> tuple[list[FeatureFile], int]:
-    """The files that still have to be done, the largest first, and how many are done."""
-    todo = [file for file in files if encodings.read_stamp(_path(out, file)) != _source_stamp(file)]
-    # By size, so that neighbours are of similar length, and what needs most memory comes first.
-    return sorted(todo, key=lambda file: -file.stamp[0]), len(files) - len(todo)
+        todo = [f for f in files if encodings.read_stamp(_path(out, f)) != _source_stamp(f)]
+        # By size, so that neighbours are of similar length, and what needs most memory comes first.
+        yield found, sorted(todo, key=lambda file: -file.stamp[0])
 
 
 def _path(out: Path, file: FeatureFile) -> Path:

@@ -12,6 +12,7 @@ comment of its archive says which state of which file it was made from.
 import contextlib
 import zipfile
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,9 +22,8 @@ import scipy.sparse
 from emaae.data.features import times_beside
 from emaae.data.npz import MAX_BYTES, MAX_FRAMES, open_npz, read_member
 from emaae.data.reading import cast_frames
-from emaae.runs.checkpoint import write_atomically, write_error, write_json
+from emaae.system import files
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import is_data, read_json, regular_file
 
 MANIFEST = "manifest.json"
 # The longest utterance in the largest encoding there can be.
@@ -35,50 +35,47 @@ CSR_KEYS = ("format", "shape", "indptr", "indices", "data")
 
 
 def write_encoding(
-    path: Path, parts: Iterable[np.ndarray], shape: tuple[int, int], form: str, made_from: str
+    path: Path, parts: Iterable[np.ndarray], shape: tuple[int, int], form: str, stamp: str
 ) -> None:
-    """Write the rows (t, C) in `parts`, an array of `shape` in all, as `form`. Raises UserError.
+    """Write an array of this shape (T, C), given as consecutive parts (t, C), in the format `form`.
 
-    made_from: what `read_stamp` returns for the file once it is whole.
+    stamp: what `read_stamp` returns for the file once it is whole. Raises UserError.
     """
     if form == "sparse":
         matrix = scipy.sparse.vstack([scipy.sparse.csr_matrix(part) for part in parts], "csr")
+        save = partial(scipy.sparse.save_npz, matrix=matrix, compressed=False)
     else:
         features, done = np.empty(shape, form), 0
         for part in parts:
             rows = cast_frames(part, form, f"{path} would hold", "--format float32 or sparse")
             features[done : done + len(part)] = rows
             done += len(part)
+        save = partial(np.savez, features=features)
 
     def write(file: BinaryIO) -> None:
-        if form == "sparse":
-            scipy.sparse.save_npz(file, matrix, compressed=False)
-        else:
-            np.savez(file, features=features)
+        save(file)
         with zipfile.ZipFile(file, "a") as archive:
-            archive.comment = made_from.encode()
+            archive.comment = stamp.encode()
 
-    write_atomically(path, write, flushed=False)
+    files.write_atomically(path, write, fsync=False)
 
 
-def write_times(path: Path, times: np.ndarray) -> None:
-    """Write the times (T, 2) of the encoding at `path` beside it; makes the folder."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(write_error(path, error)) from None
+def write_times(path: Path, times: np.ndarray, *, fsync: bool = True) -> None:
+    """Write the times (T, 2) that belong beside `path`, before `path` itself. Raises UserError."""
+    files.make_folder(path.parent)
     beside = Path(times_beside(str(path)))
-    write_atomically(beside, lambda file: np.savez(file, times=times), flushed=False)
+    files.write_atomically(beside, lambda file: np.savez(file, times=times), fsync=fsync)
 
 
 def read_stamp(path: Path) -> str | None:
     """The stamp of the source of the file at `path`; None unless it is whole and has its times."""
+    where = str(path)
     with contextlib.suppress(BadFile, UnicodeDecodeError):
-        with regular_file(times_beside(str(path)), MAX_BYTES) as file, open_npz(file, str(path)):
+        with files.regular_file(times_beside(where), MAX_BYTES) as file, open_npz(file, where):
             pass
         with (
-            regular_file(path, MAX_ENCODING) as file,
-            open_npz(file, str(path), MAX_ENCODING) as archive,
+            files.regular_file(path, MAX_ENCODING) as file,
+            open_npz(file, where, MAX_ENCODING) as archive,
         ):
             return archive.comment.decode()
     return None
@@ -86,13 +83,13 @@ def read_stamp(path: Path) -> str | None:
 
 def read_encoding(path: str | Path, n_units: int) -> np.ndarray:
     """The encoding (T, n_units) float32 in a file of any form. Raises BadFile."""
-    where, at_most = str(path), MAX_FRAMES * n_units * 8
-    with regular_file(path, 2 * at_most) as file, open_npz(file, where, 2 * at_most) as archive:
+    where, limit = str(path), MAX_FRAMES * n_units * 8
+    with files.regular_file(path, 2 * limit) as file, open_npz(file, where, 2 * limit) as archive:
         if "indptr.npy" in archive.namelist():
-            arrays = {key: read_member(archive, key, where, at_most) for key in CSR_KEYS}
+            arrays = {key: read_member(archive, key, where, limit) for key in CSR_KEYS}
             z = _from_csr(arrays, n_units, where)
         else:
-            z = read_member(archive, "features", where, at_most)
+            z = read_member(archive, "features", where, limit)
     if z.ndim != 2 or z.shape[1] != n_units or not len(z) or z.dtype.kind not in "fiu":
         raise BadFile(
             f"{where} holds {z.dtype} of shape {z.shape}: expected frames of {n_units} units; name "
@@ -123,13 +120,13 @@ def _from_csr(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.
 
 
 def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a tree, which is written where the folder is new. Raises UserError.
+    """The manifest of a tree, written first if the folder is new. Raises UserError.
 
     What was made, by which model and in which form must be as given; the rest may differ.
     """
     path = out / MANIFEST
     if path.is_file():
-        found = read_json(path)
+        found = files.read_json(path)
         was, now = _description(found), _description(manifest)
         if was != now:
             raise UserError(
@@ -137,18 +134,23 @@ def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
                 "folder"
             )
         return found
-    others = sorted(entry.name for entry in out.iterdir() if is_data(entry.name))
+    others = sorted(entry.name for entry in out.iterdir() if files.is_data(entry.name))
     if others:
         raise UserError(
-            f"{out} holds {others[0]} and no {MANIFEST}, so that others made it: expected a "
-            "new or empty folder; give another --out"
+            f"{out} holds {others[0]} and no {MANIFEST}, so this program did not make it: expected "
+            "a new or empty folder; give another --out"
         )
-    write_json(path, manifest)
+    files.write_json(path, manifest)
     return dict(manifest)
 
 
 def _description(manifest: Mapping[str, Any]) -> str:
     """The entries of a manifest that are the same for all files of a tree."""
+    made, form = manifest.get("made"), manifest.get("form")
+    return f"{made} by model {model_sha256(manifest)[:12]} as {form}"
+
+
+def model_sha256(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of the model that made a tree, hexadecimal; "None" when the manifest lacks it."""
     model = manifest.get("model")
-    sha256 = str(model.get("sha256") if isinstance(model, dict) else model)[:12]
-    return f"{manifest.get('made')} by model {sha256} as {manifest.get('form')}"
+    return str(model.get("sha256") if isinstance(model, dict) else model)

@@ -5,7 +5,8 @@ the loudness. SPARC is an optional extra, imported when it is needed. Two things
 since an utterance's features must not depend on its neighbours in a batch:
 
 - it filters padded batches to their end and returns them uncut, which moves the last 25 frames of
-  the shorter ones by up to their own standard deviation: here a batch has one number of frames;
+  the shorter ones by up to their own standard deviation: here all utterances of a batch have the
+  same number of frames;
 - torchcrepe dithers the pitch with NumPy's global random numbers: here they begin anew with each
   utterance, from a sum over its file.
 """
@@ -21,6 +22,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,6 +30,7 @@ import numpy as np
 import torch
 import yaml
 
+from emaae.corpus.encodings import write_times
 from emaae.data.features import (
     FRAME_RATE_HZ,
     HOP_SAMPLES,
@@ -39,12 +42,10 @@ from emaae.data.features import (
     frame_times,
     read_features,
     read_times,
-    times_beside,
 )
-from emaae.runs.checkpoint import write_atomically
 from emaae.system.devices import pick_device
-from emaae.system.errors import BadFile, UserError
-from emaae.system.files import read_text, regular_file
+from emaae.system.errors import BadFile, UserError, reason
+from emaae.system.files import check_folder, read_text, regular_file, write_atomically
 from emaae.system.progress import progress
 
 MODEL = "en"
@@ -100,7 +101,6 @@ def extract(
     Per utterance `<out_dir>/<same path>.npz`, key `features`, (T, 14) float32, and beside it
     `_times.npz`, key `times`, (T, 2) float32, in seconds. What is there and whole is kept. Files
     that are broken are left out and named in the result. batch_s: seconds of audio at once.
-
     Raises UserError: no audio, no SPARC, no weights, a full disk.
     """
     out, result = Path(out_dir), Extracted()
@@ -110,7 +110,7 @@ def extract(
     result.n_kept = len(paths) - len(missing)
     if not missing:
         return result
-    target, sparc = pick_device(device), _import_sparc()
+    torch_device, sparc = pick_device(device), _import_sparc()
     found = []
     for identity in progress(missing, "looking at audio", unit="files"):
         path = paths[identity]
@@ -120,7 +120,7 @@ def extract(
             result.broken[path] = str(error)
     if not found:
         return result
-    coder = load_coder(sparc, target)
+    coder = load_coder(sparc, torch_device)
     batches = _batches(coder, found, batch_s)
     work = progress(
         batches, "extracting", total=sum(map(_seconds, batches)), unit="s of audio", size=_seconds
@@ -128,7 +128,9 @@ def extract(
     for batch in work:
         for audio, features in _features(coder, batch, result.broken):
             times = frame_times(len(features)) - np.float32(_pad(coder) / SAMPLE_RATE_HZ)
-            _write(out, audio.identity, features, times)
+            target = out / f"{audio.identity}.npz"
+            write_times(target, times)
+            write_atomically(target, partial(np.savez, features=features))
             result.n_new += 1
             result.seconds += audio.n_samples / SAMPLE_RATE_HZ
     return result
@@ -144,9 +146,7 @@ def _seconds(batch: Sequence[Audio]) -> int:
 def _find_audio(root: str | Path, broken: dict[str, str]) -> dict[str, str]:
     """The audio below the root, identity -> path; notes names that cannot be those of features."""
     root = str(Path(root))
-    if not Path(root).is_dir():
-        what = "is not a directory" if Path(root).exists() else "does not exist"
-        raise UserError(f"--audio_dir {root} {what}: expected a directory of .flac and .wav files")
+    check_folder(root, f"--audio_dir {root}", ".flac and .wav files")
     found = defaultdict(list)
     for name, path in files_below(root, True, lambda name: name.lower().endswith(SUFFIXES)):
         found[name.rpartition(".")[0]].append(path)
@@ -177,17 +177,6 @@ def _is_extracted(out: Path, identity: str) -> bool:
         return times is not None and times.shape == (len(read_features(path)), 2)
     except BadFile:
         return False
-
-
-def _write(out: Path, identity: str, features: np.ndarray, times: np.ndarray) -> None:
-    path = out / f"{identity}.npz"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out_dir {out} cannot be written: {error.strerror or error}") from None
-    # In this order: who finds features finds their times.
-    write_atomically(Path(times_beside(str(path))), lambda file: np.savez(file, times=times))
-    write_atomically(path, lambda file: np.savez(file, features=features))
 
 
 def _n_samples(path: str) -> int:
@@ -222,7 +211,7 @@ def _open_audio(path: str) -> Iterator[BinaryIO]:
         with regular_file(path, MAX_AUDIO) as file:
             yield file
     except soundfile.SoundFileError as error:
-        raise BadFile(f"{path} is no audio that can be read ({_reason(error)})") from None
+        raise BadFile(f"{path} is no audio that can be read ({reason(error)})") from None
 
 
 # ---- SPARC
@@ -274,14 +263,10 @@ def load_coder(sparc: types.ModuleType, device: torch.device) -> Any:
         return sparc.load_model(config=settings, device=str(device))
     except Exception as error:  # of the hub, HTTP, YAML, torch and transformers
         raise UserError(
-            f"SPARC's model cannot be loaded ({_reason(error)}): with a network it is downloaded "
+            f"SPARC's model cannot be loaded ({reason(error)}): with a network it is downloaded "
             f"once; without one, fetch it on another machine ({DOWNLOAD_COMMAND}), copy that "
             "machine's ~/.cache/huggingface and set HF_HUB_OFFLINE=1"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _pad(coder: Any) -> int:
@@ -293,7 +278,7 @@ def _n_frames(coder: Any, n_samples: int) -> int:
 
 
 def _batches(coder: Any, files: Sequence[Audio], batch_s: float) -> list[list[Audio]]:
-    """Utterances of one number of frames together, the longest first (so memory fails early)."""
+    """Utterances with the same number of frames together, the longest first: memory fails early."""
     alike = defaultdict(list)
     for audio in files:
         alike[_n_frames(coder, audio.n_samples)].append(audio)
@@ -329,7 +314,7 @@ def _features(
 
 
 def _read_waveform(coder: Any, audio: Audio) -> tuple[Any, int]:
-    """The waveform as SPARC reads it, (1, N) at 16 kHz, of mean 0 and sd 1, and a seed. BadFile."""
+    """The waveform as SPARC reads it (1, N), 16 kHz, mean 0, sd 1, and a seed. Raises BadFile."""
     path = audio.path
     with _open_audio(path) as file, np.errstate(all="ignore"):
         content = file.read()
@@ -348,7 +333,7 @@ def _read_waveform(coder: Any, audio: Audio) -> tuple[Any, int]:
 def _articulators(
     coder: Any, waves: dict[Audio, Any], broken: dict[str, str]
 ) -> Iterator[tuple[Audio, np.ndarray]]:
-    """Articulators (T, 12) of waveforms of one number of frames; halves a batch beyond memory."""
+    """Articulators (T, 12) of waveforms with equally many frames; halves a batch beyond memory."""
     if not waves:
         return
     # They differ by less than a hop, and no window reaches into what is padded.

@@ -7,7 +7,7 @@ The value of unit u at TR time t is sum_i w(t - t_i) z_iu c d, t_i the middle of
 frames' distance in seconds, and w the Lanczos window w(x) = sinc(c x) sinc(c x / a) for
 |c x| < a = 3, with the cutoff c = 1 / TR in Hz (Duchon 1979, "Lanczos filtering in one and two
 dimensions"; as in Huth et al. 2016, "Natural speech reveals the semantic maps that tile human
-cerebral cortex"). c d leaves a constant encoding what it is; where nobody speaks the encoding is 0.
+cerebral cortex"). The factor c d keeps a constant encoding unchanged; where nobody speaks it is 0.
 Delays let a linear model find the shape of the haemodynamic response (Nishimoto et al. 2011).
 """
 
@@ -16,12 +16,13 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from emaae.corpus.encodings import MANIFEST, read_encoding
+from emaae.corpus.encodings import MANIFEST, model_sha256, read_encoding
 from emaae.data.features import (
     FRAME_RATE_HZ,
     check_identity,
@@ -29,9 +30,8 @@ from emaae.data.features import (
     frame_times,
     read_times,
 )
-from emaae.runs.checkpoint import write_atomically, write_json
-from emaae.system.errors import UserError, needs_extra
-from emaae.system.files import read_json, read_text
+from emaae.system.errors import UserError, needs_extra, shortened
+from emaae.system.files import make_folder, read_json, read_text, write_atomically, write_json
 from emaae.system.progress import progress
 
 LANCZOS_LOBES = 3  # of the window on either side
@@ -63,7 +63,7 @@ class Design:
         """The TR times (n,) of a story whose last frame is at end_s. Raises UserError."""
         if self.tr_times is not None:
             if story not in self.tr_times:
-                known = ", ".join(sorted(self.tr_times)[:5])
+                known = shortened(sorted(self.tr_times))
                 raise UserError(f"--tr_times has no times of the story {story}: it has {known}")
             return self.tr_times[story]
         assert self.tr_s is not None
@@ -94,11 +94,11 @@ def lanczos_resample(frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.nda
 def zscored(values: np.ndarray, kept: slice = slice(None)) -> np.ndarray:
     """Columns (n, C) minus their mean, over their standard deviation, both of the kept rows.
 
-    A column that does not move there is 0.
+    A column that is constant there becomes 0.
     """
     mean, sd = values[kept].mean(0), values[kept].std(0)
-    moves = sd > 1e-6 * np.abs(mean) + 1e-12
-    return np.where(moves, (values - mean) / np.where(moves, sd, 1), 0).astype(np.float32)
+    varies = sd > 1e-6 * np.abs(mean) + 1e-12
+    return np.where(varies, (values - mean) / np.where(varies, sd, 1), 0).astype(np.float32)
 
 
 def delayed(values: np.ndarray, delays: Sequence[int]) -> np.ndarray:
@@ -129,8 +129,7 @@ def check_increasing(what: str, times_s: np.ndarray) -> None:
 # ---- stories
 
 
-def read_onsets(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a table with the columns utterance, onset and perhaps story. Raises UserError."""
+def _read_onsets(path: str | Path) -> list[dict[str, str]]:
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -148,13 +147,14 @@ def read_onsets(path: str | Path) -> list[dict[str, str]]:
 def read_stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[StoryUtterance]]:
     """The utterances of each story in order, from a tree of encodings. Raises UserError.
 
-    onsets: of `read_onsets`; without them each utterance is a story of its own, named by it.
+    onsets: a table with the columns utterance, onset and perhaps story; without it each utterance
+    is a story of its own, named by it.
     """
     files = {file.identity: file.path for file in find_features(root, recursive=True)}
     if onsets is None:
         return {identity: [StoryUtterance(path, 0.0)] for identity, path in files.items()}
     found = defaultdict(list)
-    for number, row in enumerate(read_onsets(onsets), 2):
+    for number, row in enumerate(_read_onsets(onsets), 2):
         where = f"--onsets {onsets}:{number}"
         name = (row["utterance"] or "").removesuffix(".npz")
         if name not in files:
@@ -201,6 +201,18 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     return found
 
 
+def live_units(root: str | Path, units_of: str | Path) -> list[int]:
+    """The units that fire in the encodings `units_of`, of the model of `root`. Raises UserError."""
+    known = read_manifest(units_of)
+    if model_sha256(known) != model_sha256(read_manifest(root)):
+        raise UserError(
+            f"--units_of {units_of} has encodings of another model than {root}: expected the same"
+        )
+    if not known["fired"]:
+        raise UserError(f"no unit fires in {units_of}: nothing to regress on")
+    return known["fired"]
+
+
 def design_matrix(
     name: str, spoken: Sequence[StoryUtterance], n_units: int, design: Design
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -213,7 +225,7 @@ def design_matrix(
         f"the story {name}, whose utterances must not overlap", np.concatenate(centres)
     )
     times = design.times(name, float(centres[-1][-1]))
-    kept = slice(design.trim[0], len(times) - design.trim[1])
+    kept = slice(design.trim[0], max(0, len(times) - design.trim[1]))
     if len(times[kept]) < 2:
         raise UserError(
             f"the story {name} has {len(times)} TRs, and --trim {design.trim[0]} {design.trim[1]} "
@@ -261,15 +273,9 @@ def write_regressors(
     lengths = {}
     for name in progress(spoken, "regressors", unit="stories"):
         times, matrix = design_matrix(name, spoken[name], made["units"], design)
-        try:
-            _write_story(out / f"{name}.{form}", times, matrix, names)
-        except OSError as error:
-            raise UserError(
-                f"--out {out} cannot be written ({error.strerror or error}): make room, or name "
-                "another folder"
-            ) from None
+        _write_story(out / f"{name}.{form}", times, matrix, names)
         lengths[name] = len(times)
-    manifest: dict[str, Any] = {
+    manifest = {
         "made": "regressors",
         "encodings": str(root),
         "model": made.get("model"),
@@ -287,18 +293,16 @@ def write_regressors(
 
 
 def _write_story(path: Path, times: np.ndarray, matrix: np.ndarray, names: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if path.suffix == ".npz":
-        arrays: dict[str, Any] = {"X": matrix, "tr_times": times, "columns": np.array(names)}
-        write_atomically(path, lambda file: np.savez(file, **arrays))
-        return
-    with needs_extra("analysis"):
-        import pandas
-    table = pandas.DataFrame(matrix, columns=list(names))
-    table.insert(0, "tr_time", times)
-    if path.suffix == ".csv":
-        table.to_csv(path, index=False)
+        write = partial(np.savez, X=matrix, tr_times=times, columns=np.array(names))
     else:
-        with needs_extra("parquet"):
-            import pyarrow  # noqa: F401
-        table.to_parquet(path, index=False)
+        with needs_extra("analysis"):
+            import pandas
+        if path.suffix == ".parquet":
+            with needs_extra("parquet"):
+                import pyarrow  # noqa: F401
+        table = pandas.DataFrame(matrix, columns=list(names))
+        table.insert(0, "tr_time", times)
+        write = partial(table.to_csv if path.suffix == ".csv" else table.to_parquet, index=False)
+    write_atomically(path, write)

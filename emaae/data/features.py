@@ -11,7 +11,7 @@ import numpy as np
 
 from emaae.data.npz import MAX_BYTES, load_npz
 from emaae.system.errors import BadFile, UserError
-from emaae.system.files import is_data, regular_file
+from emaae.system.files import check_folder, is_data, regular_file
 
 # Tongue dorsum, body and tip, lower incisor, upper and lower lip.
 ARTICULATORS = (
@@ -47,9 +47,7 @@ def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
     not take are left out. A link that leads nowhere is listed: reading it fails. Raises UserError.
     """
     root = str(Path(root))
-    if not os.path.isdir(root):
-        what = "is not a directory" if os.path.exists(root) else "does not exist (or is hidden)"
-        raise UserError(f"{root} {what}: expected a directory of .npz feature files")
+    check_folder(root, root, ".npz feature files")
     found = []
     for name, path in files_below(root, recursive, _is_features):
         stamp = (0, 0)

@@ -16,13 +16,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from emaae.data.reading import FrameFormat, Utterance, digest_of
 from emaae.data.split import Precomputed, Split, mean_and_sd, offsets_of
+from emaae.system.files import flush_to_disk
 
 # Raised when what lies in a store changes, so that older stores are built again.
 FORMAT = 3
@@ -122,7 +123,7 @@ def _build(folder: Path, source: Source) -> None:
             lengths.append(len(frames))
             digests.append(content)
             file.write(frames.data)
-        _flush(file)
+        flush_to_disk(file)  # content only: a folder that a power cut takes back is built again
     mean, sd = mean_and_sd(_map(folder / "frames", source.form, sum(lengths)))
     index = {
         "where": source.label,
@@ -136,13 +137,7 @@ def _build(folder: Path, source: Source) -> None:
     text = json.dumps(index, allow_nan=False)
     with open(folder / "index.json", "w", encoding="ascii") as file:
         file.write(f"{hash_key(text)}\n{text}")
-        _flush(file)
-
-
-def _flush(file: IO[Any]) -> None:
-    # Content only: a folder that a power cut takes back is built again.
-    file.flush()
-    os.fsync(file.fileno())
+        flush_to_disk(file)
 
 
 def _open(folder: Path, source: Source) -> Split | None:

@@ -1,7 +1,5 @@
-"""Weights and training states on disk: written whole or not at all, read with checks."""
+"""Weights and training states on disk, read with checks."""
 
-import contextlib
-import json
 import os
 import pickle
 import warnings
@@ -15,97 +13,41 @@ import torch
 from emaae import command_line
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.runs import original
-from emaae.system.errors import BadFile, UserError
-from emaae.system.files import MAX_READ, BoundedReader, open_regular
+from emaae.system import files
+from emaae.system.errors import BadFile, UserError, reason
 
 # The format of last.pt; raised when an older program could no longer read it.
 FORMAT = 3
 # The state that an interrupted run goes on from, and its predecessor in case it is broken.
 STATE_FILES = ("last.pt", "last.previous.pt")
 # The entries that it must have, and their types.
-STATE_TYPES = {"format": int, "epoch": int, "batch": int, "stopped": bool, "model": dict}
-STATE_TYPES |= {"optimizer": list, "selection": dict, "phase": dict, "schedule": dict}
+STATE_TYPES: dict[str, Any] = {
+    "format": int, "epoch": int, "batch": int, "sums": list | None, "active": torch.Tensor | None,
+    "stopped": bool, "model": dict, "best": dict | None, "optimizer": list, "selection": dict,
+    "phase": dict, "schedule": dict,
+}  # fmt: skip
 
-# A file of weights may hold them as float64, or all that last.pt has.
+# Largest file of weights, as a multiple of the model's size: it may hold float64, or be a whole
+# last.pt.
 MAX_WEIGHTS_RATIO = 8
 # The pickle in a checkpoint says where the tensors are, in 25 KB for the largest model. Nested
 # 250,000 deep, one crashes the interpreter.
 MAX_PICKLE = 60_000
 
 
-def write_atomically(
-    path: Path, write: Any, keep: Path | None = None, *, flushed: bool = True
-) -> None:
-    """Call write(file) on a file beside `path`, flush it to disk and rename it over `path`.
-
-    A reader finds the old file or the new one, never half of one, whenever the power fails.
-    keep: where the old file stays. flushed: wait for the disk; without it only a process may fail,
-    not the power. Raises UserError when the disk does not take it.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "w+b") as file:
-            write(file)
-            file.flush()
-            if flushed:
-                os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(beside, path)
-        if flushed:
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the names too
-            finally:
-                os.close(folder)
-    except (OSError, RuntimeError) as error:
-        # torch.save raises an error of its own, whose context is that of the disk.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise UserError(write_error(path, cause)) from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-
-
-def write_error(path: Path, error: OSError) -> str:
-    """The message about a disk that is full or gone."""
-    return (
-        f"{path} cannot be written ({error.strerror or error}): make room; what was written before "
-        "is intact, and the same command (--resume, of a run) goes on from it"
-    )
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, unless it is there. Raises UserError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be made ({error.strerror}): make room, or name another folder"
-        ) from None
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, whole or not at all."""
-    text = json.dumps(content, indent=2, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
-
-
-def save(path: Path, content: Mapping[str, Any], keep: Path | None = None) -> None:
-    """Write tensors and plain values, whole or not at all; `keep`, see `write_atomically`."""
-    write_atomically(path, lambda file: torch.save(dict(content), file), keep)
+def save(path: Path, content: Mapping[str, Any], backup: Path | None = None) -> None:
+    """Write tensors and plain values, whole or not at all; `backup`, see `write_atomically`."""
+    files.write_atomically(path, lambda file: torch.save(dict(content), file), backup)
 
 
 def save_last(folder: Path, state: Mapping[str, Any]) -> None:
     """Write last.pt into a run's folder, keeping the one before."""
     last, previous = (folder / name for name in STATE_FILES)
-    save(last, {"format": FORMAT, **state}, keep=previous)
+    save(last, {"format": FORMAT, **state}, backup=previous)
 
 
 def load_last(folder: Path) -> dict[str, Any]:
-    """The state in last.pt or, with a warning, the one before if that is broken. UserError."""
+    """The state in last.pt, or with a warning the one before if it is broken. Raises UserError."""
     path, previous = (folder / name for name in STATE_FILES)
     try:
         state = load(path)
@@ -121,18 +63,14 @@ def load_last(folder: Path) -> dict[str, Any]:
             f"{path} has format {form}, this program reads {FORMAT}: go on with the version that "
             "wrote it, or begin another run"
         )
-    if any(not isinstance(state.get(key), kind) for key, kind in STATE_TYPES.items()):
+    if any(not isinstance(state.get(key, ...), kind) for key, kind in STATE_TYPES.items()):
         raise UserError(f"{path} is not the state of a training: remove the run")
     return state
 
 
 def load(path: str | Path, at_most: int = 1 << 40) -> dict[str, Any]:
-    """Read what `save` wrote, with `weights_only=True`, of at most so many bytes. UserError."""
-    try:
-        file = open_regular(path, at_most)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    with file:
+    """What `save` wrote into a file of at most so many bytes; no code is run. Raises UserError."""
+    with files.regular_file(path, at_most) as file:
         try:
             _check_kind(file, path)
             _check_archive(file, path)
@@ -145,9 +83,8 @@ def load(path: str | Path, at_most: int = 1 << 40) -> dict[str, Any]:
                 "expected a state_dict saved with torch.save"
             ) from None
         except Exception as error:  # torch.load fails in many ways on a broken archive
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{path} is not a readable checkpoint ({reason}): copy it again"
+                f"{path} is not a readable checkpoint ({reason(error)}): copy it again"
             ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}: expected a state_dict")
@@ -179,12 +116,12 @@ def _check_kind(file: BinaryIO, path: str | Path) -> None:
 
 
 def _check_archive(file: BinaryIO, path: str | Path) -> None:
-    """Raise BadFile for a flipped bit, and for what would take more memory than the file's size.
+    """Raise BadFile for a corrupt archive, or one that would need more memory than its own size.
 
-    torch.load compares no sums, and allocates whatever size a file claims.
+    torch.load verifies no checksums and allocates whatever size the file claims.
     """
     size = file.seek(0, os.SEEK_END)
-    with zipfile.ZipFile(BoundedReader(file, str(path))) as archive:
+    with zipfile.ZipFile(files.BoundedReader(file, str(path))) as archive:
         members = archive.infolist()
         compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if compressed or size < sum(member.file_size for member in members):
@@ -199,7 +136,7 @@ def _check_archive(file: BinaryIO, path: str | Path) -> None:
             )
         for member in members:
             with archive.open(member) as content:
-                while content.read(MAX_READ):
+                while content.read(files.MAX_READ):
                     pass
     file.seek(0)
 
@@ -220,6 +157,7 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
         )
     found = original.from_original_names(unwrap_state_dict(found), model.input_dim)
     kind = f"{model.get_type()} with norm {model.norm}"
+    broken = "the model is broken, use another"
     for name, tensor in expected.items():
         if name not in found:
             raise UserError(
@@ -235,15 +173,14 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
             )
         if value.dtype.is_floating_point != tensor.dtype.is_floating_point:
             raise UserError(
-                f"{path}: {name} has dtype {value.dtype}, expected {tensor.dtype}: the model is "
-                "broken, use another"
+                f"{path}: {name} has dtype {value.dtype}, expected {tensor.dtype}: {broken}"
             )
         bad_sd = name == "sd" and (value <= 0).any()
         bad_variance = name.endswith("running_var") and (value < 0).any()
         if bad_sd or bad_variance or not torch.isfinite(value).all():
             raise UserError(
                 f"{path}: {name} holds numbers that are not finite, a standard deviation of 0, or "
-                "a negative variance: the model is broken, use another"
+                f"a negative variance: {broken}"
             )
     unknown = sorted(set(found) - set(expected), key=str)
     if unknown:
@@ -284,12 +221,12 @@ def unwrap_state_dict(found: Mapping[str, Any]) -> dict[str, Any]:
 def export_original(model: CNNAutoEncoder, out: Path, settings: Mapping[str, Any]) -> Path:
     """Write the files that the original class reads into the folder `out`; returns the weights'.
 
-    settings: of the run, see `emaae.runs.original.SETTINGS`. Raises UserError for what that class
-    cannot say, or the disk does not take.
+    settings: of the run, see `emaae.runs.original.SETTINGS`. Raises UserError for a model
+    that the original class cannot represent, and when a file cannot be written.
     """
     state, config = original.state_dict(model), original.model_config(model, settings)
-    make_folder(out)
-    write_json(out / "model_config.json", config)
+    files.make_folder(out)
+    files.write_json(out / "model_config.json", config)
     weights = out / f"{model.get_type()}.pth"
     save(weights, state)
     return weights

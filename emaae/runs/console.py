@@ -36,7 +36,7 @@ class Terminal(Observer):
         print(f"going on after {last['epoch']} epochs{batches}, {settings}", flush=True)
 
     def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
-        """Print what a person wants to know of an epoch, in one line."""
+        """Print one line about an epoch."""
         epochs = self.config.epochs
         print(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
@@ -80,8 +80,5 @@ class Terminal(Observer):
 def metric_lines(row: Mapping[str, Any]) -> str:
     """Every metric of a row on a line of its own; undefined ones are null."""
     width = max(len(name) for name in row)
-    return "\n".join(f"{name:<{width}}  {_number(value)}" for name, value in row.items())
-
-
-def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
+    texts = (f"{v:.6g}" if isinstance(v, float) else json.dumps(v) for v in row.values())
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in zip(row, texts))

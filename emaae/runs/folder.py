@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shutil
@@ -21,9 +20,9 @@ from emaae.data import Split
 from emaae.metric_table import SELECTED
 from emaae.models import CNNAutoEncoder, weight_bytes
 from emaae.runs import checkpoint, read, reconstructions
+from emaae.system import files
 from emaae.system.distributed import broadcast, is_main_process
 from emaae.system.errors import UserError
-from emaae.system.files import lock_folder, read_json
 from emaae.system.signals import Interrupted, defer_interrupts
 from emaae.training import Selection
 
@@ -51,8 +50,9 @@ def space_needed(config: Config) -> int:
 def check_space(config: Config) -> None:
     """Raise UserError when the disk has clearly too little room for what a run leaves."""
     path = _run_path(config)
-    there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    disk = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    # os.path.isdir says no where Path.is_dir fails, as it does on a name that is too long.
+    disk = next(folder for folder in (path, *path.absolute().parents) if os.path.isdir(folder))
+    there = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if disk == path else 0
     free, needed = shutil.disk_usage(disk).free, space_needed(config)
     if free + there < needed:
         raise UserError(
@@ -63,7 +63,7 @@ def check_space(config: Config) -> None:
 
 
 def status_if_ended(config: Config) -> str:
-    """The status of the run to resume when nothing is left to do; else ""."""
+    """The status of the run to resume if that run has already ended; else ""."""
     status = ""
     if is_main_process() and (config.resume or _started_by_agent()):
         status = read.metrics(_run_path(config)).get("status", "")
@@ -72,7 +72,7 @@ def status_if_ended(config: Config) -> str:
 
 
 class Observer:
-    """Receives what a run writes, as the terminal and W&B do. Each method may be left out."""
+    """Receives the events of a run, as W&B does; subclasses override the methods they need."""
 
     def on_config(self, values: Mapping[str, Any]) -> None:
         """The content of config.json."""
@@ -101,19 +101,20 @@ class RunFolder:
         self.path, self.config = path, config
         self._followers: tuple[Observer, ...] = ()
         self.last: dict[str, Any] | None = None  # the state to go on with
-        self._lock = lock_folder(path)
+        self._lock = files.lock_folder(path)
         # Whether leaving the context ends the run: not once it has finished, nor one that is
         # resumed, until settings and data are known to be the same.
         self._unfinished = True
-        self._selected: dict[str, float] = {}  # what a run that is interrupted knows of its best
+        # Metrics of the best epoch so far, written if the run is interrupted.
+        self._selected: dict[str, float] = {}
         self._kept_last = time.monotonic()
 
     @classmethod
     def open(cls, config: Config) -> "RunFolder | NoFolder":
         """Open OUT_DIR/RUN: a new folder, or the one to resume as it was left. Raises UserError.
 
-        A name whose run failed before its first epoch may be given again. Of several processes the
-        first has the folder.
+        The name of a run that failed before its first epoch may be reused. With several processes
+        only the main one writes the folder.
         """
         if not is_main_process():
             return NoFolder(*broadcast((Path(), None)))
@@ -138,7 +139,9 @@ class RunFolder:
                     return cls(attempt, config)
             failed = read.metrics(path).get("status") == "failed"
             if failed and not (path / "history.jsonl").exists():
-                return cls(path, config)
+                run = cls(path, config)
+                (path / "metrics.json").unlink()
+                return run
         except OSError as error:
             raise UserError(
                 f"--out_dir {config.out_dir} cannot hold the run folder {path.name} "
@@ -192,8 +195,8 @@ class RunFolder:
         found["data_fingerprint"] = read.data_fingerprint(found)
         knobs = self.config.asdict()
         if self.last is None:
-            checkpoint.write_json(self.path / "config.json", knobs | found)
-            checkpoint.write_json(
+            files.write_json(self.path / "config.json", knobs | found)
+            files.write_json(
                 self.path / "model_config.json",
                 # `learning_rate` is how published model configs spell `lr`.
                 knobs | model.architecture() | {"learning_rate": self.config.lr},
@@ -208,21 +211,18 @@ class RunFolder:
 
     def _check_unchanged(self, now: Mapping[str, Any]) -> None:
         path = self.path / "config.json"
-        before = {"data": {}} | read_json(path)
+        before = {"data": {}} | files.read_json(path)
         if not isinstance(before["data"], dict):
             raise UserError(f"{path}: data must be an object, got {before['data']!r}")
-        names = [name for name, knob in KNOBS.items() if knob.group not in LOCATION_GROUPS]
-        changed = {f"--{n}": (before.get(n), now[n]) for n in names if before.get(n) != now[n]}
-        for split in before["data"].keys() | now["data"].keys():
-            was, is_now = (_without_skipped(kept["data"].get(split)) for kept in (before, now))
-            if was != is_now:
-                changed[f"the {split} split"] = (was, is_now)
-        for what, (was, is_now) in changed.items():
-            raise UserError(
-                f"{what} was {was} when {self.path} began and is {is_now} now: a run goes on "
-                "only as it began, with the settings of its config.json where none are given; undo "
-                "that, or begin another run with another --run_name"
-            )
+        was, is_now = _what_must_stay(before), _what_must_stay(now)
+        for what in was | is_now:
+            if was.get(what) != is_now.get(what):
+                raise UserError(
+                    f"{what} was {was.get(what)} when {self.path} began and is {is_now.get(what)} "
+                    "now: a run can only be resumed with the settings and data it began with "
+                    "(settings that are not given are read from its config.json): undo the change, "
+                    "or start another run with another --run_name"
+                )
         versions_then = before.get("versions")
         if versions_then != now["versions"]:
             warnings.warn(
@@ -252,11 +252,12 @@ class RunFolder:
                 "was changed; begin another run with another --run_name"
             )
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        checkpoint.write_atomically(history, lambda file: file.write(text.encode()))
+        files.write_bytes(history, text.encode())
         for name in ("metrics.json", "curves.json", "best.pth"):
             (self.path / name).unlink(missing_ok=True)
         for folder in self.path.glob("reconstructions/epoch-*"):
-            if int(folder.name.removeprefix("epoch-")) > epoch:
+            number = folder.name.removeprefix("epoch-")
+            if number.isdecimal() and int(number) > epoch:
                 shutil.rmtree(folder)
 
     def log(self, row: Mapping[str, Any], seconds: float) -> None:
@@ -266,12 +267,11 @@ class RunFolder:
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(json_safe(row), allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+                files.flush_to_disk(file)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.truncate(path, before)  # rather than half a line
-            raise UserError(checkpoint.write_error(path, error)) from None
+            raise UserError(files.write_error(path, error)) from None
         self._notify("on_epoch", row, seconds)
 
     def save_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
@@ -303,8 +303,8 @@ class RunFolder:
         final = json_safe(metrics) | {"status": status}
         try:
             if curves:
-                checkpoint.write_json(self.path / "curves.json", json_safe(curves))
-            checkpoint.write_json(self.path / "metrics.json", final)
+                files.write_json(self.path / "curves.json", json_safe(curves))
+            files.write_json(self.path / "metrics.json", final)
         except UserError:
             # Followers must not hear of an end that is not on disk.
             status = "preempted" if status == "preempted" else "failed"
@@ -336,19 +336,20 @@ class NoFolder:
 
 
 def _data_entry(split: Split) -> dict[str, Any]:
-    found = {
-        "utterances": len(split),
-        "frames": len(split.frames),
-        "fingerprint": split.fingerprint(),
-    }
+    found: dict[str, Any] = {"utterances": len(split), "frames": len(split.frames)}
+    found["fingerprint"] = split.fingerprint()
     if split.skipped:
         found["skipped"] = {"files": len(split.skipped), "first": [*split.skipped][:5]}
     return found
 
 
-def _without_skipped(data: Any) -> Any:
-    """The part of a split's entry that must not change: all but the broken files left out."""
-    return {k: v for k, v in data.items() if k != "skipped"} if isinstance(data, dict) else data
+def _what_must_stay(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is resumed with, of its config.json: not its places, nor the broken files."""
+    found = {f"--{n}": config.get(n) for n, k in KNOBS.items() if k.group not in LOCATION_GROUPS}
+    for split, data in config["data"].items():
+        entries = data.items() if isinstance(data, dict) else ()
+        found[f"the {split} split"] = {k: v for k, v in entries if k != "skipped"}
+    return found
 
 
 def _started_by_agent() -> bool:
@@ -378,7 +379,7 @@ def json_safe(value: Any) -> Any:
         return {name: json_safe(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [json_safe(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not read.is_finite(value) else value
 
 
 def versions() -> dict[str, str]:
@@ -393,11 +394,15 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with `-dirty` when files differ from it; None outside git."""
-    here = str(Path(__file__).resolve().parent)
-    command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of this code, `-dirty` if files differ from it; None if git does not know it."""
+    here = Path(__file__).resolve()
+
+    def git(*command: str) -> str:
+        full = ["git", "-C", str(here.parent), *command]
+        return subprocess.run(full, capture_output=True, text=True, timeout=10, check=True).stdout
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None

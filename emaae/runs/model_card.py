@@ -1,6 +1,5 @@
 """The MODEL_CARD.md beside a promoted model."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,22 +7,27 @@ from typing import Any
 from emaae import command_line
 from emaae.metric_table import BY_NAME, SUMMARY
 from emaae.metrics import score_description
+from emaae.runs import read
 from emaae.system.files import read_json
 
 CARD_FILE = "MODEL_CARD.md"
 
 
 def model_card(folder: Path, run: str) -> str:
-    """Markdown of the model in a folder: its model_config.json and metrics.json; `run` made it."""
-    config, metrics = read_json(folder / "model_config.json"), read_json(folder / "metrics.json")
-    # The knobs of an older or foreign file may be fewer; what it lacks has its default.
+    """The model card (Markdown) of the model in `folder`, which the run called `run` trained.
+
+    It is made from model_config.json and metrics.json, which may be missing. Raises UserError.
+    """
+    config, metrics = read_json(folder / "model_config.json"), read.metrics(folder)
+    # An older or foreign file may lack knobs; these take their defaults.
     knobs = command_line.config_from({"model_config": str(folder / "model_config.json")})
     get = {**vars(knobs), **config}.get
+    demo = "the generated demo data" if "train_dir" in config else "unknown data"
     split = "test" if "test/fvu" in metrics else "val"
     channels = "13 channels (12 articulator coordinates and pitch, without loudness)"
     if get("keep_loudness"):
         channels = "14 channels (12 articulator coordinates, loudness and pitch)"
-    where = get(f"{split}_dir") or ("the generated demo data" if not get("train_dir") else "?")
+    where = get(f"{split}_dir") or (demo if not get("train_dir") else "?")
     kept, alpha = get("autoencoder_loss"), "constant,"
     if get("slow_coefficient"):
         kept = f"({kept} + {get('slow_coefficient')} {get('slow_loss')})"
@@ -56,7 +60,7 @@ or `python -m emaae encode --model FOLDER --features DIR --out DIR` for a whole 
 | loss | (1 - alpha) {kept} + alpha {get("sparse_loss")} |
 | alpha | {alpha} {_number(metrics.get("select/alpha"))} at the selected epoch |
 | selected | epoch {metrics.get("select/epoch")} of {get("epochs")}, by validation score |
-| data | {get("train_dir") or "the generated demo data"} |
+| data | {get("train_dir") or demo} |
 | seed, batch | {get("seed")}, {get("batch_sz")} |
 | optimiser, learning rate | {get("optimizer")}, {get("lr")}, {get("lr_schedule")} |
 | run ended | {metrics.get("status", "?")} |
@@ -65,7 +69,7 @@ or `python -m emaae encode --model FOLDER --features DIR --out DIR` for a whole 
 
 On the {split} split ({where}).
 The validation score is {_number(metrics.get("select/score"))}, lower is better.
-It asks for {score_description(config)}.
+Its targets are {score_description(config)}.
 
 | metric | value | |
 |---|---|---|
@@ -83,14 +87,15 @@ this training found, not a known gesture.
 
 
 def _rows(metrics: Mapping[str, Any], split: str) -> str:
-    names = [f"{split}/{name}" for name in SUMMARY]
+    # The validation split is measured in every epoch, and the selected one is in metrics.json.
+    names = [f"{split}/{name}".replace("val/", "select/") for name in SUMMARY]
     names += sorted(name for name in metrics if name.startswith(("shift/", "lowpass/")))
     return "\n".join(
         f"| `{name}` | {_number(metrics[name])} | {BY_NAME[name].short_description} |"
         for name in names
-        if isinstance(metrics.get(name), (int, float)) or metrics.get(name, 0) is None
+        if name in metrics and name in BY_NAME
     )
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None or not math.isfinite(value) else f"{value:.4g}"
+def _number(value: object) -> str:
+    return f"{value:.4g}" if read.is_finite(value) else "undefined"

@@ -1,7 +1,7 @@
 """The original project's files, read and written.
 
-There a block is batch normalisation, convolution, ReLU, the last one too, and nothing standardises
-the input. Its names of the tensors are ours, block by block:
+In the original project each block, the last one included, is batch normalisation, convolution and
+ReLU, and the input is not standardised. The tensor names correspond as follows:
 
     model.encoder.blockN.conv.NAME         encoder.N.conv.NAME      (decoder alike)
     model.encoder.blockN.batchnorm.NAME    encoder.N.norm.NAME
@@ -26,16 +26,15 @@ ORIGINAL_NAME = re.compile(r"model\.(encoder|decoder)\.block(\d)\.(batchnorm|con
 LAYERS = {"batchnorm": "norm", "conv": "conv"}
 # Entries of their model_config.json besides the architecture; lr is `learning_rate` there.
 SETTINGS = (
-    *("checkpoint", "epochs", "lr", "batch_sz", "optimizer", "autoencoder_loss"),
-    *("sparse_loss", "penalty_scheduler", "weight_penalty", "alpha", "alpha_epochs"),
-    *("update", "early_stop"),
-)
+    "checkpoint", "epochs", "lr", "batch_sz", "optimizer", "autoencoder_loss", "sparse_loss",
+    "penalty_scheduler", "weight_penalty", "alpha", "alpha_epochs", "update", "early_stop",
+)  # fmt: skip
 SIZES = ("input_dim", "inner_size", "n_encoder", "n_decoder")
 EPS = 1e-5  # of their batch normalisation, PyTorch's default
 
 
 def from_original_names(state: Mapping[str, Any], input_dim: int) -> dict[str, Any]:
-    """A state_dict of theirs by our names; every other one as it is."""
+    """A state_dict of the original project with our names; any other state_dict unchanged."""
     names = {name: ORIGINAL_NAME.fullmatch(name) for name in state if isinstance(name, str)}
     if not any(names.values()):
         return dict(state)
@@ -50,7 +49,7 @@ def from_original_names(state: Mapping[str, Any], input_dim: int) -> dict[str, A
 
 
 def settings_beside(weights: Path) -> dict[str, Any]:
-    """The `SETTINGS` that the model_config.json beside a `.pth` tells. Raises UserError."""
+    """The `SETTINGS` in the model_config.json beside a `.pth`. Raises UserError."""
     path = weights.parent / "model_config.json"
     found = {name: value for name, value in read_model_config(path).items() if value is not None}
     if "learning_rate" in found:
@@ -67,20 +66,21 @@ def model_config(model: CNNAutoEncoder, settings: Mapping[str, Any]) -> dict[str
 
 
 def has_same_reconstructions(model: CNNAutoEncoder) -> bool:
-    """Whether the reconstructions of their class, which end in a ReLU, equal those of the model.
+    """Whether the reconstructions of the original class equal those of the model.
 
-    They do for a model that came from there; those of any other are 0 where ours are negative.
+    True for models imported from the original project. For any other model the original class gives
+    0 where ours is negative.
     """
     return model.norm == "original" and not model.mean.any()
 
 
 @torch.no_grad()
 def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
-    """The weights by their names, which give the same encodings up to rounding.
+    """The weights with the names of the original project; encodings are the same up to rounding.
 
     The standardiser becomes part of the first batch normalisation, the raw scale part of the last
-    convolution; batch normalisation after a convolution becomes part of that. Raises UserError for
-    norm layer and any activation but relu.
+    convolution; batch normalisation after a convolution becomes part of that. Raises UserError
+    for any norm but none, batch or original, and for any activation but relu.
     """
     if model.activation != "relu":
         raise UserError(
@@ -113,7 +113,8 @@ def _norm_before(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
     centre, spread = torch.zeros(size).double(), torch.ones(size).double()
     weight, bias = torch.ones(size).double(), torch.zeros(size).double()
     n_batches = torch.tensor(0)
-    if block.norm_first and isinstance(norm := block.norm, MaskedBatchNorm):
+    norm = block.norm
+    if block.norm_first and isinstance(norm, MaskedBatchNorm):
         centre, spread = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
         weight, bias, n_batches = norm.weight, norm.bias, norm.num_batches_tracked
     if block is model.encoder[0]:
@@ -130,7 +131,7 @@ def _norm_before(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
 
 
 def _folded_convolution(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
-    """The convolution, with all that is linear between it and the ReLU after it."""
+    """The convolution, combined with the linear operations between it and the next ReLU."""
     assert block.conv.bias is not None
     weight, bias = block.conv.weight.double(), block.conv.bias.double()
     if isinstance(block.norm, MaskedBatchNorm) and not block.norm_first:

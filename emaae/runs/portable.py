@@ -1,15 +1,18 @@
-"""Models that travel alone: forms that encode and decode without this package.
+"""Exported models: files that encode and decode without this package.
 
 Each takes raw features (batch, channels, time) of any length, with the normaliser inside.
 
     torch        encoder.pt2, decoder.pt2          torch.export.load("encoder.pt2").module()(x)
-    onnx         encoder.onnx, decoder.onnx        onnxruntime, checked against PyTorch to 1e-5
-    huggingface  model.safetensors, config.json, README.md, modeling.py, checked in the same way
+    onnx         encoder.onnx, decoder.onnx        for onnxruntime
+    huggingface  model.safetensors, config.json, README.md, modeling.py
+
+The last two are checked: they differ from PyTorch by at most 1e-5 of max(1, largest value).
 """
 
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from emaae.models import CNNAutoEncoder
-from emaae.runs.checkpoint import make_folder, write_atomically, write_json
 from emaae.system.errors import UserError, needs_extra
+from emaae.system.files import make_folder, write_atomically, write_bytes, write_json
 
 TORCH_FILES = ("encoder.pt2", "decoder.pt2")
-TOLERANCE = 1e-5  # with PyTorch, of the largest value
-TEST_LENGTHS = (1, 40, 333)  # frames, by which it is checked
+TOLERANCE = 1e-5  # largest difference from PyTorch, relative to max(1, largest value)
+TEST_LENGTHS = (1, 40, 333)  # frames of the inputs of the check
 
 
 class _Coder(nn.Module):
@@ -54,16 +57,15 @@ def to_torch(model: CNNAutoEncoder, out: Path) -> None:
     """Write encoder.pt2 and decoder.pt2, for this or a later torch. Raises UserError."""
     make_folder(out)
     for name, half in _coders(model).items():
-        program = _exported(half)
         # torch.export.save takes a file that is open too.
-        write_atomically(out / f"{name}.pt2", lambda file, it=program: torch.export.save(it, file))
+        write_atomically(out / f"{name}.pt2", partial(torch.export.save, _exported(half)))
 
 
 def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
     """Write encoder.onnx and decoder.onnx; returns their largest difference from PyTorch.
 
-    It is a fraction of the largest value. Raises UserError when it is above 1e-5, or when a package
-    is missing.
+    It is relative to max(1, largest value). Raises UserError when it is above 1e-5, and when a
+    package is missing.
     """
     with needs_extra("export"):
         import onnxruntime
@@ -78,7 +80,7 @@ def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
                 _exported(half), input_names=["x"], output_names=[name], verbose=False
             )
         content = made.model_proto.SerializeToString()
-        write_atomically(out / f"{name}.onnx", lambda file, it=content: file.write(it))
+        write_bytes(out / f"{name}.onnx", content)
         sessions[name] = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return _check_against_pytorch(
         model, out, lambda name, x: sessions[name].run(None, {"x": x.numpy()})[0]
@@ -86,27 +88,28 @@ def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
 
 
 def _check_against_pytorch(
-    model: CNNAutoEncoder, out: Path, form: Callable[[str, Tensor], Any]
+    model: CNNAutoEncoder, out: Path, run_exported: Callable[[str, Tensor], Any]
 ) -> float:
-    """The largest difference between a form in `out` and the model, over the largest value.
+    """The largest difference between an exported model and ours, relative to max(1, largest value).
 
-    form: takes "encoder" or "decoder" and a batch, and gives its result. Raises UserError for more
-    than 1e-5.
+    run_exported: takes "encoder" or "decoder" and a batch, and returns its result. Raises UserError
+    for a difference above 1e-5, or an undefined one.
     """
-    furthest = 0.0
+    largest_difference = 0.0
     for name, half in _coders(model).items():
         for n in TEST_LENGTHS:
             x = torch.randn(2, half.channels, n, generator=torch.Generator().manual_seed(n))
             with torch.no_grad():
                 expected = half(x).numpy()
             scale = max(1.0, float(np.abs(expected).max()))
-            furthest = max(furthest, float(np.abs(form(name, x) - expected).max()) / scale)
-    if furthest > TOLERANCE:
-        raise UserError(
-            f"{out}: its model differs from PyTorch by {furthest:.1g} of the largest value, "
-            f"expected at most {TOLERANCE:g}: do not use it"
-        )
-    return furthest
+            difference = float(np.abs(run_exported(name, x) - expected).max()) / scale
+            if not difference <= TOLERANCE:  # NaN too
+                raise UserError(
+                    f"{out}: its model differs from PyTorch by {difference:.1g} of the largest "
+                    f"value, expected at most {TOLERANCE:g}: do not use it"
+                )
+            largest_difference = max(largest_difference, difference)
+    return largest_difference
 
 
 def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
@@ -117,13 +120,12 @@ def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
         from emaae.runs import standalone
     make_folder(out)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    content = save(state, metadata={"format": "pt"})
-    write_atomically(out / "model.safetensors", lambda file: file.write(content))
+    write_bytes(out / "model.safetensors", save(state, metadata={"format": "pt"}))
     write_json(out / "config.json", model.architecture())
-    alone = standalone.Model(out)
-    ways = {"encoder": alone.encode, "decoder": alone.decode}
+    standalone_model = standalone.Model(out)
+    methods = {"encoder": standalone_model.encode, "decoder": standalone_model.decode}
     try:
-        _check_against_pytorch(model, out, lambda name, x: ways[name](x).numpy())
+        _check_against_pytorch(model, out, lambda name, x: methods[name](x).numpy())
     except KeyError as error:  # of a norm or activation that others have added
         raise UserError(
             f"modeling.py has no norm {model.architecture()['norm']} with activation "
@@ -137,5 +139,5 @@ def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
         'model = Model(".")  # this folder, with torch and safetensors\n'
         "z = model.encode(x)\n```\n"
     )
-    for name, text in {"modeling.py": source, "README.md": front + card + use}.items():
-        write_atomically(out / name, lambda file, text=text: file.write(text.encode()))
+    write_bytes(out / "modeling.py", source.encode())
+    write_bytes(out / "README.md", (front + card + use).encode())

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from emaae.metric_table import SCORE
 from emaae.metrics import score_description
@@ -19,10 +19,10 @@ from emaae.system.files import read_json
 
 K = TypeVar("K")
 
-# How a run may end: well; with nothing left to do; or to go on, or not, with --resume.
+# GOOD: statuses of runs that ended well. ENDED: statuses after which nothing is left to resume.
 GOOD = ("finished", "early_stopped")
 ENDED = (*GOOD, "diverged")
-# In the copy of a promoted model: which run's it is.
+# File in the copy of a promoted model; it names the run that the model came from.
 PROMOTED_FILE = "promoted.json"
 
 
@@ -79,14 +79,19 @@ def run_folders(folder: Path) -> list[Path]:
 
 def holds_runs(folder: Path) -> bool:
     """Whether a folder is that of a run, of some, or of a promoted or pulled model."""
-    own = is_run(folder) or (folder / "best.pth").is_file() or (folder / "best").is_dir()
-    return own or bool(run_folders(folder))
+    has_model = (folder / "best.pth").is_file() or (folder / "best").is_dir()
+    return is_run(folder) or has_model or bool(run_folders(folder))
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether a value is a number, and neither infinite nor NaN."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def score(found: Mapping[str, Any]) -> float | None:
     """The score of metrics of a run that ended well; None of any other."""
     value = found.get(SCORE) if found.get("status") in GOOD else None
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return value if is_finite(value) else None
 
 
 def best_by_score(found: Mapping[K, Mapping[str, Any]]) -> K | None:
@@ -112,7 +117,7 @@ def data_fingerprint(config: Mapping[str, Any]) -> str:
 def best_run(folder: Path) -> tuple[Path, float]:
     """The run with the lowest score below a folder. Raises UserError.
 
-    Scores that ask for different things do not compare.
+    Scores with different targets are not comparable.
     """
     found = {run: metrics(run) for run in run_folders(folder)}
     run = best_by_score(found)
@@ -122,25 +127,25 @@ def best_run(folder: Path) -> tuple[Path, float]:
             "--out_dir, with at least one run that ended well"
         )
     configs = [read_or_empty(r / "config.json") for r, of in found.items() if score(of) is not None]
-    way_out = "put those of one kind into a folder of their own"
+    advice = "put those of one kind into a folder of their own"
     check_comparable(
-        str(folder), map(score_description, configs), map(data_fingerprint, configs), way_out
+        str(folder), map(score_description, configs), map(data_fingerprint, configs), advice
     )
     return run, found[run][SCORE]
 
 
-def check_comparable(where: str, aims: Iterable[str], data: Iterable[str], way_out: str) -> None:
-    """Raise UserError when scores ask for more than one thing, or are of different data.
+def check_comparable(where: str, targets: Iterable[str], data: Iterable[str], advice: str) -> None:
+    """Raise UserError for scores with different targets, or on different data.
 
-    aims: see `metrics.score_description`; data: see `data_fingerprint`.
+    targets: see `metrics.score_description`; data: see `data_fingerprint`; advice: what to do.
     """
-    asked, prints = set(aims), Counter(data)
+    wanted, prints = set(targets), Counter(data)
     del prints[""]
     some = ", ".join(f"{n} of data {name}" for name, n in prints.most_common())
-    if len(asked) > 1:
-        why = f"they ask for {' and for '.join(sorted(asked))}"
+    if len(wanted) > 1:
+        why = f"their targets are {' and '.join(sorted(wanted))}"
     elif len(prints) > 1:
-        why = f"they are of different data (see data_fingerprint in config.json; {some})"
+        why = f"they are on different data (see data_fingerprint in config.json; {some})"
     else:
         return
-    raise UserError(f"{where} holds runs whose scores do not compare, {why}: {way_out}")
+    raise UserError(f"the scores of the runs in {where} are not comparable: {why}; {advice}")

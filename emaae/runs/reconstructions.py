@@ -10,7 +10,7 @@ import torch
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
-from emaae.runs.checkpoint import make_folder, write_atomically
+from emaae.system.files import make_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -49,46 +49,34 @@ def reconstruct(model: CNNAutoEncoder, split: Split, index: int) -> Reconstructi
 
 
 def save(reconstruction: Reconstruction, stem: Path, title: str) -> None:
-    """Write `stem`.npz (truth, prediction, channels, r, name) and `stem`.png.
-
-    Raises UserError when the disk does not take them.
-    """
-    arrays: dict[str, Any] = {
-        "truth": reconstruction.truth,
-        "prediction": reconstruction.prediction,
-        "channels": np.array(reconstruction.channels),
-        "r": reconstruction.correlations(),
-        "name": np.array(reconstruction.name),
-    }
+    """Write `stem`.npz (truth, prediction, channels, r, name) and `stem`.png. Raises UserError."""
+    arrays = vars(reconstruction) | {"r": reconstruction.correlations()}
     figure = draw(reconstruction, title)
     make_folder(stem.parent)
-    write_atomically(stem.with_name(f"{stem.name}.npz"), lambda file: np.savez(file, **arrays))
-    write_atomically(
-        stem.with_name(f"{stem.name}.png"),
-        lambda file: figure.savefig(file, format="png", dpi=100),
-    )
+    npz, png = (stem.with_name(f"{stem.name}.{form}") for form in ("npz", "png"))
+    write_atomically(npz, lambda file: np.savez(file, **arrays))
+    write_atomically(png, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
 def draw(reconstruction: Reconstruction, title: str):
     """A matplotlib figure: a lane per channel, truth over prediction.
 
-    Each lane is as high as the range of the truth, which stands under the channel's name; r stands
-    at its end.
+    Each lane is scaled to the range of the truth, printed under the channel's name; r is printed at
+    its right end.
     """
     # matplotlib takes a second to import; a Figure of its own needs no display.
     from matplotlib.figure import Figure
 
     truth, prediction = reconstruction.truth, reconstruction.prediction
     seconds = np.arange(len(truth)) / FRAME_RATE_HZ
-    n_channels = len(reconstruction.channels)
-    figure = Figure(figsize=(9, 0.62 * n_channels + 1))
+    lanes = -np.arange(len(reconstruction.channels))
+    figure = Figure(figsize=(9, 0.62 * len(lanes) + 1))
     # Lanes of one pair of axes: a pair for each channel takes ten times as long, in every run.
     axes = figure.subplots()
     inch = 1 / figure.get_figheight()
     figure.subplots_adjust(0.11, 0.45 * inch, 0.93, 1 - 0.5 * inch)
     low, high = truth.min(0), truth.max(0)
     middle, span = (low + high) / 2, np.where(high > low, (high - low) * 1.25, 1.0)
-    lanes = -np.arange(n_channels)
 
     def lane(values: np.ndarray) -> np.ndarray:
         # Values far outside the range would cover the other lanes.
@@ -102,13 +90,11 @@ def draw(reconstruction: Reconstruction, title: str):
     axes.set_xlabel("seconds", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["left", "top", "right"]].set_visible(False)
-    beside = axes.get_yaxis_transform()
-    for i, r in enumerate(reconstruction.correlations()):
-        channel = reconstruction.channels[i]
+    side: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+    for i, (channel, r) in enumerate(zip(reconstruction.channels, reconstruction.correlations())):
         name = "pitch (Hz)" if channel == "pitch" else channel
         limits = f"{low[i]:.3g} to {high[i]:.3g}"
         agreement = "r undefined" if np.isnan(r) else f"r {r:.3f}"
-        side: dict[str, Any] = {"transform": beside, "va": "center"}
         axes.text(-0.01, lanes[i] + 0.14, name, ha="right", fontsize=9, **side)
         axes.text(-0.01, lanes[i] - 0.2, limits, ha="right", fontsize=6.5, color="0.45", **side)
         axes.text(1.01, lanes[i], agreement, fontsize=8, **side)

@@ -29,7 +29,7 @@ class Model:
             h = self._block(f"encoder.{i}", h)
             if i < self.config["n_encoder"] - 1:
                 h = F.relu(h)
-        return self._sparse(h)
+        return self._activation(h)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -42,11 +42,11 @@ class Model:
         return z * self.weights["sd"][:, None] + self.weights["mean"][:, None]
 
     def _block(self, name: str, h: Tensor, normed: bool = True) -> Tensor:
-        first = self.config["norm"] == "original"
+        norm_first = self.config["norm"] == "original"
         weight, bias = (self.weights[f"{name}.conv.{part}"] for part in ("weight", "bias"))
-        h = self._norm(name, h) if first else h
+        h = self._norm(name, h) if norm_first else h
         h = F.conv1d(h, weight, bias, padding=weight.shape[2] // 2)
-        return self._norm(name, h) if normed and not first else h
+        return self._norm(name, h) if normed and not norm_first else h
 
     def _norm(self, name: str, h: Tensor) -> Tensor:
         kind = self.config["norm"]
@@ -58,7 +58,7 @@ class Model:
         mean, var = (self.weights[f"{name}.norm.running_{part}"] for part in ("mean", "var"))
         return F.batch_norm(h, mean, var, weight, bias)
 
-    def _sparse(self, h: Tensor) -> Tensor:
+    def _activation(self, h: Tensor) -> Tensor:
         if self.config["activation"] == "relu":
             return F.relu(h)
         name = f"encoder.{self.config['n_encoder'] - 1}.activation.threshold"

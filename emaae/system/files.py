@@ -1,4 +1,4 @@
-"""Opening untrusted files: plain files only, and no larger than they can be."""
+"""Files: untrusted ones are read with checks, ours are written whole or not at all."""
 
 import argparse
 import contextlib
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -56,6 +56,13 @@ def is_data(path: str) -> bool:
     return not any(part[:1] == "." or part in IGNORED_FOLDERS for part in path.split("/"))
 
 
+def check_folder(path: str | Path, name: str, content: str) -> None:
+    """Raise UserError, which calls the path `name`, unless it is a directory (of `content`)."""
+    if not os.path.isdir(path):
+        what = "is not a directory" if os.path.exists(path) else "does not exist (or is hidden)"
+        raise UserError(f"{name} {what}: expected a directory of {content}")
+
+
 def open_regular(path: str | Path, at_most: int) -> BinaryIO:
     """Open a plain file of at most so many bytes to read it; a link to one is followed.
 
@@ -92,7 +99,10 @@ def read_text(path: str | Path) -> str:
 
 def lock_folder(folder: Path) -> IO[str] | None:
     """A lock on the folder, which ends with this process however that ends. Raises UserError."""
-    file = open(folder / ".lock", "w")  # noqa: SIM115 - open for as long as the lock is held
+    try:
+        file = open(folder / ".lock", "w")  # noqa: SIM115 - open for as long as the lock is held
+    except OSError as error:
+        raise UserError(write_error(folder, error)) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -140,3 +150,73 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold a JSON object, got {type(found).__name__}")
     return found
+
+
+def write_atomically(
+    path: Path, write: Any, backup: Path | None = None, *, fsync: bool = True
+) -> None:
+    """Call write(file) on a file beside `path`, flush it to disk and rename it over `path`.
+
+    A reader finds the old file or the new one, never half of one, whenever the power fails.
+    backup: where the old file stays. fsync: wait for the disk; without it the file survives the
+    end of the process, but not a power cut. Raises UserError when the disk does not take it.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "w+b") as file:
+            write(file)
+            if fsync:
+                flush_to_disk(file)
+        if backup is not None and path.exists():
+            os.replace(path, backup)
+        os.replace(beside, path)
+        if fsync:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the names too
+            finally:
+                os.close(folder)
+    except (OSError, RuntimeError) as error:
+        # torch.save raises an error of its own, whose context is that of the disk.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(write_error(path, cause)) from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def flush_to_disk(file: IO[Any]) -> None:
+    """Wait until what was written into an open file is on disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_error(path: Path, error: OSError) -> str:
+    """The message for a file that cannot be written."""
+    return (
+        f"{path} cannot be written ({error.strerror or error}): check the folder and the free "
+        "space; files written earlier are intact, and the same command (for a run, with --resume) "
+        "continues from them"
+    )
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises UserError."""
+    write_atomically(path, lambda file: file.write(content))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all. Raises UserError."""
+    write_bytes(path, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there. Raises UserError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be made ({error.strerror}): make room, or name another folder"
+        ) from None

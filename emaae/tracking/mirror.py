@@ -20,11 +20,10 @@ from emaae.config import Config
 from emaae.metric_table import BY_NAME, logged_each_epoch
 from emaae.metrics import DENSITY_EDGES
 from emaae.runs import read
-from emaae.runs.checkpoint import write_json
 from emaae.runs.folder import Observer
 from emaae.system.distributed import is_main_process
 from emaae.system.errors import UserError
-from emaae.system.files import read_json
+from emaae.system.files import read_json, write_json
 from emaae.tracking import agent, client
 from emaae.tracking.artifacts import log_artifacts, model_artifact, reconstruction_table
 

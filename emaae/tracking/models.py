@@ -17,12 +17,12 @@ from typing import Any
 from emaae.metric_table import SCORE
 from emaae.metrics import score_description
 from emaae.runs import read
-from emaae.runs.checkpoint import load_model_file, make_folder, write_json
+from emaae.runs.checkpoint import load_model_file
 from emaae.runs.model_card import CARD_FILE, model_card
 from emaae.runs.portable import TORCH_FILES, to_torch
 from emaae.runs.read import PROMOTED_FILE
 from emaae.system.errors import UserError
-from emaae.system.files import read_json, sha256
+from emaae.system.files import make_folder, read_json, sha256, write_json
 from emaae.tracking.artifacts import MODEL_PREFIX
 from emaae.tracking.client import get_or_none, is_local, one_line, public_api, split_path
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import yaml
 
 from emaae.runs import read
-from emaae.runs.checkpoint import write_json
 from emaae.sweeps.file import description_of
 from emaae.system.errors import UserError
-from emaae.system.files import lock_folder
+from emaae.system.files import lock_folder, write_json
 from emaae.system.progress import progress
 from emaae.tracking import client
 from emaae.tracking.mirror import RECORD_FILE, read_record, upload

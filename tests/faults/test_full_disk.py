@@ -71,7 +71,7 @@ def files(run):
 def one_picture():
     """Instead of three: they take most of the time of such a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconstructions, "typical", lambda split: [0])
+        patch.setattr(reconstructions, "indices_of_median_length", lambda split: [0])
         yield
 
 
@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_loses_nothing(
     assert len(said) == 1
     assert f"finished {run}" not in output
     assert said[0].startswith("train.py: error: ")
-    assert f"{written} cannot be written (No space left on device): make room" in said[0]
+    assert f"{written} cannot be written (No space left on device): check the folder" in said[0]
     assert files(run) == seen.before
 
     disk.free()

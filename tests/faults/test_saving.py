@@ -14,7 +14,8 @@ def state(epoch: int) -> dict:
     """A state of 4 MB, all of whose numbers are its epoch."""
     tensors = {f"w{i}": torch.full((100_000,), float(epoch)) for i in range(10)}
     empty = {"optimizer": []} | dict.fromkeys(("selection", "phase", "schedule"), {})
-    return {"epoch": epoch, "batch": 0, "stopped": False, "best": None, "model": tensors} | empty
+    empty |= dict.fromkeys(("sums", "active", "best"))
+    return {"epoch": epoch, "batch": 0, "stopped": False, "model": tensors} | empty
 
 
 def saving(folder, epoch):
