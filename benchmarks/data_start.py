@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import gc
 import io
-import os
 import shutil
 import statistics
 import tempfile
@@ -27,6 +26,7 @@ from benchmarks import corpus
 from emaae.config import Config
 from emaae.data import batches, load_splits, training_order
 from emaae.data.features import FRAME_RATE_HZ, find_features, read_features
+from emaae.data.reading import n_cpus
 from emaae.system.progress import progress
 
 SPEAKERS, CHAPTERS = 251, 585  # of train-clean-100
@@ -94,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="data-start-", dir=args.dir) as folder:
         root, cache = Path(folder, "train"), Path(folder, "cache")
         frames = make_tree(root, args.n_utterances, args.scale)
-        cpus = len(os.sched_getaffinity(0))
+        cpus = n_cpus()
         print(
             f"{args.n_utterances} utterances, {frames / 1e6:.2f} M frames, {cpus} CPUs, "
             f"{torch.get_num_threads()} threads, median of {args.repeats} (lowest to highest)"

@@ -6,6 +6,7 @@ from conftest import speech
 
 from emaae.__main__ import main
 from emaae.data.check import ERRORS, WARNINGS, check, exit_status, report
+from emaae.data.features import frame_times
 from emaae.system.errors import UserError
 
 
@@ -138,6 +139,14 @@ def test_times_of_each_frame_are_fine_and_tell_the_rate(tree):
     assert found(tree) == {}
     write(tree, "own", utterance(9), OWN)
     assert found(tree) == {"rate": ["own (100.0 a second)"]}
+    write(tree, "own", utterance(9)[:1], frame_times(1))
+    assert found(tree) == {"short": ["own (1)"]}
+
+
+def test_names_that_collide_twice_are_one_finding(tree):
+    for name in ("A/x", "a/x"):
+        write(tree, name, utterance(len(name) + ord(name[0])))
+    assert found(tree)["collision"] == ["A/x = a/x"]
 
 
 def test_an_utterance_and_a_speaker_in_two_directories_are_found(tree, tmp_path):

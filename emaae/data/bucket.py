@@ -239,7 +239,8 @@ def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) ->
                 raise EOFError("the end is missing")
             return array
         if codec in NUMCODECS:
-            import numcodecs
+            with needs_extra("bucket"):
+                import numcodecs
 
             decode = numcodecs.get_codec({"id": codec}).decode
             decode(content, out=bytearray(n_bytes))  # raises an error when more would come

@@ -38,7 +38,7 @@ LLX, LLY = CHANNELS.index("LLX"), CHANNELS.index("LLY")
 # Standard deviations of z-scores over a corpus; millimetres and metres are beyond.
 SCALE = (0.2, 3.0)
 # Of LLX and LLY: -0.3 to -0.9 where X grows backwards, and as much above 0 where it does not.
-FORWARDS = 0.1
+MAX_LIP_CORRELATION = 0.1
 # LibriSpeech's longest utterance has 35 s.
 LONG_S = 60.0
 # Shorter ones have fewer frames than the default encoder sees at once.
@@ -52,14 +52,14 @@ ERRORS = {
     "unreadable": "files that cannot be read",
     "columns": f"files that hold no matrix (T, {len(CHANNELS)})",
     "numbers": "files without frames, or with something else than finite numbers",
-    "name": "names that no file may get",
+    "name": "names that cannot be used for files",
     "shared": "utterances that are in two directories",
     "loudness": "utterances with negative loudness: column 12 is something else",
 }
 WARNINGS = {
     "unused": "utterances with negative loudness, which runs read with --keep_loudness alone",
     "rate": f"utterances that do not have {FRAME_RATE_HZ} frames a second by their times",
-    "sign": "directories with r(LLX, LLY) > 0: X grows forwards, the extractor's grows backwards",
+    "sign": f"directories with r(LLX, LLY) > {MAX_LIP_CORRELATION}: X seems to grow forwards",
     "scale": f"directories with an articulator's sd beyond {SCALE[0]} to {SCALE[1]}: no z-scores",
     "pitch": f"utterances with pitch outside {PITCH_HZ[0]} to {PITCH_HZ[1]} Hz",
     "constant": "utterances with a channel that never moves",
@@ -203,8 +203,9 @@ def _check_times(tree: Tree, identity: str, path: str, n_frames: int) -> None:
         expected = (end * SAMPLE_RATE_HZ - WINDOW_SAMPLES) / HOP_SAMPLES + 1
         wrong = abs(n_frames - expected) > SLACK_FRAMES
         rate = n_frames / end
-    elif np.isfinite(times).all() and n_frames > 1 and (np.diff(middle) > 0).all():
-        rate = (n_frames - 1) / (middle[-1] - middle[0])  # each frame's own
+    elif np.isfinite(times).all() and end > start and (np.diff(middle) > 0).all():
+        # Each frame's own; a single one has no rate.
+        rate = (n_frames - 1) / (middle[-1] - middle[0]) if n_frames > 1 else FRAME_RATE_HZ
         wrong = abs(rate / FRAME_RATE_HZ - 1) > 0.01
     else:
         first, last = (f"[{a:g}, {b:g}]" for a, b in (times[0], times[-1]))
@@ -219,9 +220,9 @@ def _check_names(tree: Tree, identities: Iterable[str]) -> None:
     for identity in identities:
         alike[unicodedata.normalize("NFC", identity).casefold()].append(identity)
         last[identity.rpartition("/")[2]].append(identity)
-    for group in (*alike.values(), *last.values()):
-        if len(group) > 1:
-            tree.findings["collision"].append(" = ".join(group[:3]))
+    groups = {tuple(group[:3]) for group in (*alike.values(), *last.values()) if len(group) > 1}
+    for group in sorted(groups):
+        tree.findings["collision"].append(" = ".join(group))
 
 
 def _check_whole(tree: Tree, others: Sequence[Tree]) -> None:
@@ -230,7 +231,7 @@ def _check_whole(tree: Tree, others: Sequence[Tree]) -> None:
     if wrong and tree.lengths:
         tree.findings["scale"].append(f"{tree.root} ({', '.join(wrong)})")
     r = tree.lip_correlation()
-    if r > FORWARDS:
+    if r > MAX_LIP_CORRELATION:
         tree.findings["sign"].append(f"{tree.root} (r = {r:.2f})")
     for other in others:
         for speaker in sorted(tree.speakers & other.speakers, key=int):

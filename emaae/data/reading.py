@@ -121,7 +121,7 @@ def _in_processes(
     is far ahead, and ends by itself when its parent is gone, even after a SIGKILL.
     """
     parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
-    n = min(max(2, len(os.sched_getaffinity(0))), MAX_PROCESSES)
+    n = min(max(2, n_cpus()), MAX_PROCESSES)
     # Forked, as torch's own loaders are: a new interpreter would import torch before it could read.
     fork = multiprocessing.get_context("fork")
     readers, processes = [], []
@@ -150,6 +150,13 @@ def _in_processes(
         for process, reader in zip(processes, readers):
             process.join()
             reader.close()
+
+
+def n_cpus() -> int:
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _read_worker(

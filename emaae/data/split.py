@@ -95,7 +95,7 @@ class Split:
         frames = self.frames.to(device)
         return replace(self, frames=frames, device=frames.device)
 
-    def subset(self, indices: Iterable[int]) -> "Split":
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The utterances at these indices, in that order; at least one."""
         picked = [self[i] for i in indices]
         names = tuple(self.names[i] for i in indices)
