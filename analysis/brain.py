@@ -22,7 +22,7 @@ from scipy.special import gamma
 
 from analysis import paper, probe
 from analysis.baselines import baseline
-from analysis.comparison import settings
+from analysis.comparison import fraction, settings
 from analysis.drawing import Axis, Drawing, Line, Panel, looks
 from analysis.probe import View, encoding
 from analysis.programs import program
@@ -242,7 +242,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, and write it and its figure if asked to."""
     parser = program("brain", __doc__)
     parser.add_argument("refs", nargs="+", metavar="REF", help="runs, sweeps, an --out_dir")
-    parser.add_argument("--at", type=float, default=0.85, help="zeros of live units (default: .85)")
+    parser.add_argument(
+        "--at", type=fraction, default=0.85, help="zeros of live units (default: .85)"
+    )
     parser.add_argument(
         "--weights", choices=("final", "selected"), default="final", help="(default: final)"
     )
@@ -251,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = expand_home(parser.parse_args(argv))
     if args.stories <= LEFT_OUT + 1:
         raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
-    frame([])  # without pandas it should not compute for minutes first
+    frame([])  # fails before the long computation when pandas is missing
     runs, spoken = read_comparable(*args.refs), stories(args.stories)
     rows = compare(runs, spoken, args.at, args.weights)
     print(f"Simulated responses; {1 / (1 + NOISE):.0%} of their variance can be explained.\n")

@@ -174,12 +174,24 @@ def fronts(
     return found
 
 
+def reached(found: Mapping[str, Front]) -> tuple[float, float]:
+    """The lowest and the highest live sparsity of all points."""
+    points = [p for front in found.values() for of_seed in front.values() for p in of_seed]
+    live = [p.costs["live_sparsity"][0] for p in points]
+    return float(np.nanmin(live)), float(np.nanmax(live))
+
+
 # ---- a probe beside each
 
 
 def nearest(sparsity: float, points: Sequence[Point]) -> Point:
-    """The one whose live sparsity is nearest."""
-    return min(points, key=lambda p: abs(p.costs["live_sparsity"][0] - sparsity))
+    """The one whose live sparsity is nearest; one without any is never nearer than another."""
+
+    def distance(point: Point) -> float:
+        away = abs(float(point.costs["live_sparsity"][0]) - sparsity)
+        return np.inf if np.isnan(away) else away
+
+    return min(points, key=distance)
 
 
 def probed(
@@ -234,7 +246,7 @@ HEAD = {
     "seeds": "seeds",
     "fvu": "fvu",
     "times_reference": "× reference",
-    "persistence": "persistence",
+    "persistence": "persistence within",
     "dead": "dead",
     "distinct": "distinct units",
     "participation": "participation",
@@ -278,20 +290,21 @@ def drawn(found: Mapping[str, Front], units: str = "live") -> Drawing:
         for (label, front), look in zip(found.items(), looks(list(found)).values()):
             points = [p.costs for of_seed in front.values() for p in of_seed]
             live, cost = (np.array([p[of][0] for p in points]) for of in ("live_sparsity", name))
-            items.append(Line(live, cost, look, points=True, size=2.5, opacity=0.4))
+            items.append(Line(live, cost, look, points=True, size=4, opacity=0.7))
             grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
             # The mean of all seeds or nothing: where some are missing the line would jump.
             mean = np.mean([at(grid, ps, name, n=1)[0] for ps in front.values()], 0)
-            items.append(Line(grid, mean, look, label))
+            items.append(Line(grid, mean, look, label, markers=True))
         return items
 
     x = Axis(f"sparsity of {units} units")
-    fvu, persistence = Axis("fvu", log=True), Axis("persistence (encoding / input)")
+    fvu, persistence = Axis("fvu", log=True), Axis("persistence within utterances")
     panels = [Panel(x, fvu, lines("fvu")), Panel(x, persistence, lines("persistence"), levels=(1,))]
     return Drawing([panels], legend=True)
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
+    """A number of a command line between 0 and 1, these excluded."""
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a fraction between 0 and 1, got {text}")
@@ -315,30 +328,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     add: Callable = parser.add_argument
     add("refs", nargs="+", metavar="REF", help="as for analysis.report, put together")
     add("--data", type=Path, metavar="DIR", help="with train, val, test (default: the demo data)")
-    add("--at", type=_fraction, nargs="+", default=[0.85, 0.9], help="(default: .85 .9)")
+    add("--at", type=fraction, nargs="+", default=[0.85, 0.9], help="(default: .85 .9)")
     add("--weights", choices=("final", "selected"), default="final", help="(default: final)")
     add("--where", nargs="+", default=[], metavar="NAME=VALUE", help="only runs with these knobs")
     add("--reference", metavar="SETTING", help="(default: the first setting)")
-    add("--baselines", action="store_true", help="encodings that were not learnt here, too")
+    add("--baselines", action="store_true", help="measure encodings that were not trained, too")
     add("--copies_once", action="store_true", help="sparsity and persistence of distinct units")
-    add("--probe", action="store_true", help="a linear probe beside each; needs generated data")
+    add(
+        "--probe",
+        action="store_true",
+        help="add the accuracy of a linear probe; needs generated speech",
+    )
     add("--resamples", type=int, default=1000, metavar="N", help="(default: 1000)")
     add("--out", type=Path, metavar="DIR", help="write comparison.csv and comparison.png there")
     args = expand_home(parser.parse_args(argv))
     if args.resamples < 1:
         raise UserError(f"--resamples must be at least 1, got {args.resamples}")
     if args.out:
-        frame([])  # without pandas it should not measure for an hour first
+        frame([])  # fails before the long measurement when pandas is missing
 
     found = settings(_kept([run for ref in args.refs for run in read_runs(ref)], args.where))
     if not found:
         raise UserError(f"{' '.join(args.refs)}: no run there has ended well")
     first = next(iter(found.values()))[0]
     where = {f"{name}_dir": str(args.data / name) for name in SPLITS} if args.data else {}
-    form = {"recursive": True, "keep_loudness": bool(first.config.get("keep_loudness"))}
+    loudness = {bool(run.config.get("keep_loudness")) for of in found.values() for run in of}
+    if len(loudness) > 1:
+        raise UserError(
+            "some runs read loudness and others do not: use --where keep_loudness=False"
+        )
+    form = {"recursive": True, "keep_loudness": loudness.pop()}
     splits = load_splits(Config.from_mapping(where | form))
     test, counts = splits["test"], resampled(len(splits["test"]), args.resamples)
-    reference = args.reference or next(iter(found))
+    names = [*found, *(BASELINES if args.baselines else ())]
+    reference = args.reference or names[0]
+    if reference not in names:
+        raise UserError(f"--reference must be one of {'; '.join(names)}, got {reference!r}")
     codes = trained(found, args.weights)
     if args.baselines:
         model = first.model()
@@ -346,8 +371,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"run {first.name} has no weights that can be loaded")
         codes = itertools.chain(codes, rivals(model, splits))
     compared = fronts(codes, test, counts, args.copies_once)
-    if reference not in compared:
-        raise UserError(f"--reference must be one of {'; '.join(compared)}, got {reference!r}")
     print(f"{args.weights} weights, test split, reference: {reference}")
     accuracies = {}
     if args.probe:
@@ -357,6 +380,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for sparsity in args.at:
         found_here = rows(compared, sparsity, reference, accuracies)
         print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(found_here)}", flush=True)
+        if all(np.isnan(line["fvu"].mean) for line in found_here):
+            low, high = reached(compared)
+            print(f"\nno front reaches that: runs have {low:.3g} to {high:.3g}, a front needs two")
         lines += map(flat, found_here)
         accuracies = {}  # they are of the first sparsity
     if args.out:

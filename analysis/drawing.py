@@ -240,9 +240,9 @@ def described(drawing: Drawing) -> str:
             if not np.isfinite(image.z).any():
                 continue
             row, column = np.unravel_index(np.nanargmax(np.abs(image.z)), image.z.shape)
-            names = dict(panel.y.ticks or ())
-            where = names.get(float(row), f"row {row + 1}")
-            parts.append(f"strongest in {where}, {image.z[row, column]:.3g}")
+            name = dict(panel.y.ticks or ()).get(row + 0.5)  # ticks are in the middle of rows
+            if name:
+                parts.append(f"strongest in {name}, {image.z[row, column]:.3g}")
         for line in panel.lines[:12] if not panel.equal else ():
             known = np.isfinite(line.y)
             if not known.any():

@@ -117,13 +117,13 @@ def firing(fired: Sequence[np.ndarray], names: Sequence[str]) -> Panel:
     for row, (z, name) in enumerate(zip(fired, names)):
         items.append(Line(_seconds(z), z / most - 1.2 * row, Look(TRUTH)))
         notes.append((-1.2 * row, name.rpartition("/")[2]))
-    return Panel(Axis("seconds"), Axis(ticks=()), items, "when it fires", notes=notes)
+    return Panel(Axis("seconds"), Axis(ticks=()), items, "activation", notes=notes)
 
 
 def by_label(z: np.ndarray, labels: np.ndarray) -> Panel:
     """How strongly one unit (T,) fires on frames of the 12 labels (T,) where it does most.
 
-    In units of its mean over all frames: 1 is as everywhere.
+    In units of its mean over all frames: 1 is the mean.
     """
     names = np.unique(labels)
     means = np.array([z[labels == name].mean() for name in names], dtype=float)

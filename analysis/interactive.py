@@ -28,6 +28,7 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": "rgba(0,0,0,0)",
         "hoverlabel": {"bgcolor": PAPER, "bordercolor": SOFT, "font": {"color": INK}},
         "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": SOFT, "activecolor": INK},
         "margin": {"l": 60, "r": 14, "t": 24, "b": 46},
         "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         "xaxis": AXIS,
@@ -63,8 +64,9 @@ def draw(drawing: Drawing, height: int = 360) -> go.Figure:
                 if isinstance(item, Image):
                     found = [_image(item)]
                 else:
-                    found = _traces(item, item.label not in labels and item.kind != "each")
-                    labels |= {item.label} - {""}
+                    shown = item.kind != "each"
+                    found = _traces(item, shown and item.label not in labels)
+                    labels |= {item.label} - {""} if shown else set()
                 for trace in found:
                     trace.update(xaxis=f"x{number}", yaxis=f"y{number}")
                 traces += found
@@ -109,7 +111,7 @@ def _axes(layout: dict[str, Any], panel: Panel, number: str, domains: Sequence[A
             said = escape(text, quote=False).replace("\n", "<br>")
             soft = {"text": said, "font": {"color": SOFT, "size": 12}}
             layout["annotations"].append(soft | place)
-    dotted = {"line": {"color": SOFT, "width": 1, "dash": "dot"}, "layer": "below", "type": "line"}
+    dotted = {"line": {"color": SOFT, "width": 1, "dash": "dot"}, "layer": "above", "type": "line"}
     across = dotted | {"x0": 0, "x1": 1, "xref": inside["xref"], "yref": f"y{number}"}
     upright = dotted | {"y0": 0, "y1": 1, "xref": f"x{number}", "yref": inside["yref"]}
     layout["shapes"] += [across | {"y0": level, "y1": level} for level in panel.levels]

@@ -27,6 +27,7 @@ from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
 MANY = 12  # settings
+BROKEN = ("diverged", "failed")  # statuses of runs that count in no mean over seeds
 EPOCH = Axis("epoch", whole=True)
 Curve = tuple[np.ndarray, np.ndarray]  # x (n,) and y (n,)
 
@@ -108,11 +109,11 @@ def mse_along_epochs(runs: Sequence[Run]) -> Panel:
     """Mse against alpha, epoch by epoch: mean of the seeds; the marker is the last epoch."""
     items: list[Line] = []
     for label, look, members in looked(runs):
-        ended = [run for run in members if run.history]
-        if not ended:
+        trained = [run for run in members if run.history and run.status not in BROKEN]
+        if not trained:
             continue
-        paths = [(run.column("alpha"), run.column("val/mse")) for run in ended]
-        whose = [runs.index(run) for run in ended]
+        paths = [(run.column("alpha"), run.column("val/mse")) for run in trained]
+        whose = [runs.index(run) for run in trained]
         n = min(len(x) for x, _ in paths)
         x, y = np.mean([(x[:n], y[:n]) for x, y in paths], 0)
         lines = [Line(x, y, look, label, markers=True, runs=tuple(whose), kind="mean")]
@@ -289,7 +290,7 @@ def _means(
     items = []
     for label, look, members in looked(runs):
         found = {runs.index(run): got for run in members if (got := curve(run))}
-        whose = tuple(i for i in found if runs[i].status not in ("diverged", "failed"))
+        whose = tuple(i for i in found if runs[i].status not in BROKEN)
         if whose:
             x, mean, low, high = _mean_and_range([found[i] for i in whose])
             band: dict[str, Any] = {"low": low, "high": high} if len(whose) > 1 else {}

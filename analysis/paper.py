@@ -90,10 +90,11 @@ def fill(axes: Axes, panel: Panel) -> None:
         axes.axvline(mark, color=SOFT, lw=0.6, ls=":", zorder=0)
     _axis(axes, "x", panel.x)
     _axis(axes, "y", panel.y)
+    tile = bool(panel.images) and panel.y.ticks is not None  # one of many, in small type
     if panel.images:
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(True)
-        if panel.y.ticks:
+        if tile:
             axes.tick_params(labelsize=5, length=1.5)
     if panel.y.ticks == ():
         axes.spines["left"].set_visible(False)
@@ -105,7 +106,7 @@ def fill(axes: Axes, panel: Panel) -> None:
     if panel.note:
         axes.annotate(panel.note, (0.5, 0.5), xycoords="axes fraction", ha="center", color=SOFT)
     if panel.title:
-        axes.set_title(panel.title, loc="left", fontsize=6 if panel.images and panel.y.ticks else 8)
+        axes.set_title(panel.title, loc="left", fontsize=6 if tile else 8)
     if panel.above:
         label, scale = panel.above
         both = (lambda c: np.multiply(c, scale), lambda hz: np.divide(hz, scale))

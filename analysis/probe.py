@@ -248,6 +248,8 @@ def rivals(model: CNNAutoEncoder) -> tuple[str, str, str]:
     """The rivals of a model's encoding: one frame, all frames that it sees, no training."""
     loudness = " with loudness" if model.input_dim == len(CHANNELS) else ""
     norm = "" if model.norm == "none" else f", norm {model.norm}"
+    if model.activation != "relu":
+        norm += f", {model.activation} {model.gate_frames}"
     return (
         f"raw{loudness}, 1 frame",
         f"raw{loudness}, {model.receptive_field()} frames",

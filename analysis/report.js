@@ -22,7 +22,7 @@ function content(figure) {
   const { figure: name, of } = figure.dataset;
   const key = [name, ...(of ? of.split(" ").map((part) => state[part]) : [])].join("/");
   return page.figures[key] ?? page.figures[`${name}/${state.run}`]
-    ?? "This run is not shown in full: choose one of those marked with a dot.";
+    ?? "This run is not shown in full: choose a run marked with ●.";
 }
 
 const isPicked = ({ meta }) => meta?.kind !== "mean" && meta?.runs.length === 1 && meta.runs[0] === state.picked;

@@ -92,7 +92,7 @@ def header(runs: Sequence[Run], title: str) -> str:
         ("Compared", _compared(runs)),
         ("Data", _data(runs)),
         ("Numbers", WHERE[split_of(runs)]),
-        ("Score", f"asks for {aims(runs)}"),
+        ("Score", f"combines {aims(runs)}"),
     ]
     facts = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows if value)
     return (
@@ -106,16 +106,16 @@ def header(runs: Sequence[Run], title: str) -> str:
 def _answer(runs: Sequence[Run]) -> str:
     run = best(runs)
     if run is None:
-        return "<h2>Which run to take</h2><p>No run has ended well yet, so there is none.</p>"
+        return "<h2>Which run to take</h2><p>No run has finished yet.</p>"
     split = split_of(runs)
     epoch = run.selected.get("epoch", "unknown")
     what = f"{run.name}: {labels(runs)[run]}, epoch {epoch}"
     rows = [
-        ("fvu", f"{split}/fvu", "of the variance is missed; 0 is the aim"),
+        ("fvu", f"{split}/fvu", "of the variance is not explained; lower is better"),
         _asked(run, "zeros of live units", f"{split}/live_sparsity", "target_sparsity"),
         _asked(run, "persistence within", "shift/persistence_within", "target_persistence"),
-        ("r articulators", f"{split}/r_articulators", "of 1"),
-        ("persistence", "shift/persistence", "of the input's own half-life"),
+        ("mean r of the articulators", f"{split}/r_articulators", "1 is perfect"),
+        ("persistence", "shift/persistence", "half-life of the encoding / that of the input"),
     ]
     shown = "".join(
         f"<div><b>{value:.3g}</b>{name}<small>{escape(said)}</small></div>"
@@ -124,10 +124,10 @@ def _answer(runs: Sequence[Run]) -> str:
     )
     others = [score(other) for other in runs if other is not run and other.status in GOOD]
     lead = min((value for value in others if value == value), default=None)
-    than = "" if lead is None else f"; the next run has {lead:.4g}"
+    than = "" if lead is None else f"; the second best has {lead:.4g}"
     return (
-        f"<h2>Which run to take</h2><p><strong>{escape(what)}</strong>, with the lowest score, "
-        f'{score(run):.4g}{than}.</p>\n<div class="numbers">{shown}</div>\n'
+        f"<h2>Which run to take</h2><p><strong>{escape(what)}</strong>, with the lowest validation "
+        f'score, {score(run):.4g}{than}.</p>\n<div class="numbers">{shown}</div>\n'
         f"<pre>{escape(f'model = emaae.load_model({run.ref!r})')}</pre>"
     )
 
@@ -168,7 +168,7 @@ def _data(runs: Sequence[Run]) -> str:
         if isinstance(counted, dict) and {"utterances", "frames"} <= set(counted)
     )
     if any(data != first for data in described):
-        return f"{sizes} (of the first run; not all runs have the same data, compare with care)"
+        return f"{sizes} (of the first run; others have other data, so compare with care)"
     return sizes
 
 
@@ -221,8 +221,9 @@ def toolbar(runs: Sequence[Run]) -> str:
     for f, (name, filter_) in enumerate(filters(runs).items()):
         colours = SCHEDULE_COLOURS if name == "schedule" else {}
         buttons = "".join(
-            f'<button class="chip" data-filter="{f}" data-value="{i}" title="shows or hides; twice'
-            f', or with shift, alone">{_dot(colours.get(value))}{escape(value)}</button>'
+            f'<button class="chip" data-filter="{f}" data-value="{i}" title="click: show or hide; '
+            'double-click or Shift+click: show only this">'
+            f"{_dot(colours.get(value))}{escape(value)}</button>"
             for i, value in enumerate(filter_["values"])
         )
         sets.append(f"<fieldset><legend>{escape(name)}</legend>{buttons}</fieldset>")
@@ -308,8 +309,8 @@ def sections(runs: Sequence[Run]) -> str:
         )
         if name == "Trade-off":
             found.append(
-                '<section id="runs"><h2>Runs</h2><p>What differs between the runs and how they '
-                "did; ★ is the best. A heading sorts; a row is drawn boldly in every figure and "
+                '<section id="runs"><h2>Runs</h2><p>The settings that differ, and the main '
+                "results; ★ is the best. A heading sorts; a row is drawn bold in every figure and "
                 f'shown under <a href="#one-run">One run</a>.</p>\n{table(runs)}</section>\n'
             )
     return "".join(found)

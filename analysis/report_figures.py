@@ -47,14 +47,14 @@ SECTIONS: dict[str, list[Shown]] = {
             "fvu-sparsity",
             "Reconstruction against sparsity",
             "Each run's selected weights; the line is the Pareto front of all runs, those that "
-            "no other beats in both; the ring is the best run. Right and down is better.",
+            "no other beats in both measures; the ring is the best run. Right and down is better.",
             panels.fvu_against_sparsity,
         ),
         Shown(
             "sparsity-persistence",
             "Sparsity against persistence",
-            "Persistence is how long the encoding stays like itself over how long the input "
-            "does: above 1 it is the more tolerant to shifts. Right and up is better.",
+            "Persistence is the half-life of the encoding's self-similarity over that of the "
+            "input's: above 1 the encoding changes more slowly. Right and up is better.",
             panels.sparsity_against_persistence,
         ),
     ],
@@ -74,8 +74,8 @@ SECTIONS: dict[str, list[Shown]] = {
         Shown(
             "fvu",
             "Fraction of variance unexplained",
-            "How much of the validation split the reconstruction misses, whatever alpha is; 1 "
-            "is the mean's. Lower is better.",
+            "How much of the validation split the reconstruction misses, whatever alpha is; "
+            "predicting the mean gives 1. Lower is better.",
             _epochs("val/fvu", "val fvu", log=True),
         ),
         Shown(
@@ -90,21 +90,21 @@ SECTIONS: dict[str, list[Shown]] = {
         Shown(
             "alpha-epochs",
             "Alpha",
-            "What each schedule did; neither direction is better.",
+            "The value of alpha in each epoch; neither direction is better.",
             _epochs("alpha", "alpha", range=(0, None)),
         ),
         Shown(
             "lambda-epochs",
-            "Effective pressure",
-            "The weight that the penalty has per unit beside the mse, lambda_eff = alpha / "
+            "Effective weight of the penalty",
+            "The weight of the penalty per unit relative to the mse, lambda_eff = alpha / "
             "(1 - alpha) D / C; it compares alphas across encoding sizes.",
             _epochs("lambda_eff", "lambda_eff", log=True),
         ),
         Shown(
             "mse-alpha-epochs",
             "Mse against alpha, along the epochs",
-            "A way through training, up to the marker; a line that turns up as alpha grows "
-            "pays for sparsity with reconstruction. Down is better.",
+            "The course of training, up to the marker; where a line rises with alpha, "
+            "sparsity costs reconstruction. Down is better.",
             panels.mse_along_epochs,
         ),
         Shown(
@@ -119,7 +119,7 @@ SECTIONS: dict[str, list[Shown]] = {
         Shown(
             "self-similarity",
             "Self-similarity over time",
-            "Mean correlation of a unit with itself a lag later; the dashed line is the "
+            "Mean correlation of a unit with itself after a lag; the dashed line is the "
             "input's own. Above it, the encoding changes less than the signal.",
             panels.self_similarity,
         ),
@@ -127,21 +127,21 @@ SECTIONS: dict[str, list[Shown]] = {
             "gain",
             "Gain of small shifts",
             "How much a shift of the input, down to a quarter of a frame, moves the encoding, "
-            "relative to the input's own move. Below 1 is more tolerant than the signal.",
+            "relative to how much it moves the input. Below 1 is more tolerant than the signal.",
             panels.gain,
         ),
         Shown(
             "lowpass",
             "Smoothed encodings",
             "What is lost when the encoding is low-passed before it is decoded; the dashed "
-            "line is smoothing the input itself. Lower is better; below the input's the code "
-            "is slow.",
+            "line is the input smoothed alike. Lower is better; below that line the encoding "
+            "survives smoothing better than the input.",
             panels.lowpass,
         ),
         Shown(
             "guard",
-            "Is tolerance real?",
-            "Persistence is no evidence when a few slow directions hold all variance: the "
+            "Persistence against participation ratio",
+            "Persistence is no evidence when a few slow directions carry most variance: the "
             "participation ratio counts the directions in use. Right and up is better.",
             panels.participation_against_persistence,
         ),
@@ -160,28 +160,28 @@ SECTIONS: dict[str, list[Shown]] = {
         Shown(
             "dead",
             "Dead units",
-            "Units that never fire on the validation split: capacity that is lost.",
+            "Units that never fire on the validation split: unused capacity.",
             _epochs("val/dead", "dead units (fraction)", range=(0, None)),
         ),
         Shown(
             "density",
             "How often units fire",
-            "Live units by the fraction of frames on which they fire, selected weights; a heap "
-            "at the right is a dense code, a tail at the left are units that rarely serve.",
+            "Live units by the fraction of frames on which they fire, selected weights; a peak "
+            "at the right means a dense code, a tail at the left units that are rarely used.",
             panels.density,
         ),
     ],
     "One run": [
         Shown(
             "run-losses",
-            "Its losses",
+            "Losses of this run",
             "Training and validation loss; the dotted line is the epoch whose weights were "
             "selected. Lower is better at one alpha.",
             of="run",
         ),
         Shown(
             "run-alpha",
-            "Its alpha, and what it did",
+            "Alpha, sparsity and dead units of this run",
             "Alpha, sparsity and dead units, as fractions; more zeros are better, dead units "
             "are not.",
             of="run",
@@ -190,15 +190,15 @@ SECTIONS: dict[str, list[Shown]] = {
             "encoding",
             "Encoding under the articulators",
             "Above, some channels; below, a row for each unit that fires, ordered by the time "
-            "of its peak and shaded by its own maximum. Paper white is silence.",
+            "of its peak and shaded by its own maximum. The background colour is 0.",
             of="run utterance",
             wide=True,
         ),
         Shown(
             "reconstruction",
             "Reconstruction",
-            "Every channel of a validation utterance, truth dark and thin over the "
-            "reconstruction; r says how close they are.",
+            "Every channel of a validation utterance, the truth thin over the "
+            "reconstruction; r is their Pearson correlation.",
             of="run utterance",
             wide=True,
         ),
@@ -207,10 +207,10 @@ SECTIONS: dict[str, list[Shown]] = {
         Shown(
             "unit",
             "A unit",
-            "Left, what it adds to the output: the decoder's answer to an impulse less its "
-            "answer to silence. Middle, where that moves the sensors of a schematic mouth, "
-            "from rest (thin) to its strongest (bold), magnified. Right, when it fires in the "
-            "utterances above.",
+            "Left, what it adds to the output: the decoder's response to an impulse minus its "
+            "response to zeros. Middle, sensors of a schematic mouth at rest (thin) and at "
+            "the strongest frame (bold), magnified. Right, its activation in the utterances "
+            "above.",
             of="run unit",
             wide=True,
         ),
@@ -218,7 +218,7 @@ SECTIONS: dict[str, list[Shown]] = {
             "unit-phones",
             "The phones on which it fires",
             "Mean activation on frames of each phone, in units of its mean over all frames; "
-            "known of generated speech alone.",
+            "known for generated speech only.",
             of="run unit",
         ),
         Shown(
@@ -230,16 +230,16 @@ SECTIONS: dict[str, list[Shown]] = {
         Shown(
             "primitives",
             "Decoder primitives",
-            "What single units add to the output, those that matter most first, all in one "
-            "scale: channels down, time across.",
+            "What single units add to the output, ordered by their contribution; rows are "
+            "channels, columns are frames, in one colour scale.",
             of="run",
             wide=True,
         ),
         Shown(
             "kernels",
             "First-layer kernels",
-            "What the encoder's first layer looks for: channels down, time across, the largest "
-            "first, all in one scale.",
+            "Weights of the encoder's first layer, the largest first; rows are channels, "
+            "columns are frames, in one colour scale.",
             of="run",
             wide=True,
         ),
@@ -319,7 +319,7 @@ def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[
             figures[f"unit-{name}s/{i}/{at}"] = (
                 _shown(insides.by_label, z_of_labels[:, unit], labels[name])
                 if labels
-                else "Labels are known of generated speech alone."
+                else "Labels are known for generated speech only."
             )
     return figures, may_choose
 

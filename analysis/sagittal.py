@@ -94,7 +94,7 @@ def moved(effect: np.ndarray) -> Panel:
     where = np.array(list(at.values()))
     sensors = Line(where[:, 0], where[:, 1], Look(PREDICTION), points=True, text=list(at))
     x, y = Axis(range=(-22, 74)), Axis(range=(-50, 28))
-    return Panel(x, y, [*drawn, sensors], "where it moves them", equal=True)
+    return Panel(x, y, [*drawn, sensors], "displacement, magnified", equal=True)
 
 
 def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:

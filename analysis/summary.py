@@ -42,9 +42,15 @@ def settings(runs: Sequence[Run]) -> str:
         for metric in COLUMNS.values():
             values = np.array([final(run, metric.replace("*", split)) for run in ended])
             values = values[np.isfinite(values)]
-            cells.append(f"{values.mean():.3g} ± {values.std():.2g}" if len(values) else "–")
+            cells.append(_mean_and_sd(values))
         lines.append(cells)
     return markdown(["setting", "runs", *COLUMNS], lines)
+
+
+def _mean_and_sd(values: np.ndarray) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.3g}" if len(values) else "–"
+    return f"{values.mean():.3g} ± {values.std(ddof=1):.2g}"
 
 
 def fronts(runs: Sequence[Run]) -> str:
