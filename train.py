@@ -1,6 +1,6 @@
 """Train one sparse autoencoder over articulatory features, and measure it.
 
-This is the program that a sweep runs. It says in order what a run does: config, data, run, model,
+This is the program that a sweep runs. It has the steps of a run in order: config, data, run, model,
 fit, evaluate, publish. `python train.py --help` lists the flags.
 """
 
@@ -14,16 +14,16 @@ from emaae import command_line
 from emaae.system.errors import reporting_errors
 from emaae.tracking import agent
 
-# Exit status of a run whose loss grew beyond all bounds; 2 is a mistake in what was given.
+# Exit status of a run whose loss diverged; 2 is that of a usage error.
 DIVERGED = 3
 
 
 def main(argv: list[str] | None = None) -> int:
     """One run; returns the exit status."""
-    # A sweep's values come from its agent, whether or not they stand on the command line.
+    # A sweep's values come from its agent, whether or not they are on the command line too.
     config = command_line.from_args(agent.without_agent_flags(argv), sweep=agent.sweep_values())
 
-    # torch takes seconds to import: a mistake in a flag is answered before that
+    # torch takes seconds to import: mistakes in flags are reported before.
     import torch
 
     from emaae.data import load_splits
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     if status := status_if_ended(config):
         print(f"the run is {status} already: nothing is left to do", flush=True)
         return 0
-    # Before anything is made: a run with broken data leaves nothing, here or on W&B.
+    # Before anything is written: a run with broken data leaves nothing, here or on W&B.
     check_space(config)
     splits = load_splits(config)
     with RunFolder.open(config) as run:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.manual_seed(config.seed)
         model = build_model(**config.architecture)
         if config.checkpoint:
-            checkpoint.load_weights(model, config.checkpoint)  # with the scale they learnt on
+            checkpoint.load_weights(model, config.checkpoint)  # and their normaliser
         else:
             model.normalise(*splits["train"].mean_and_sd())
         run.write_config(model, splits)
@@ -75,32 +75,32 @@ def main(argv: list[str] | None = None) -> int:
         metrics: dict[str, Any] = {}
         curves: dict[str, Any] = {}
         if config.eval_only:
-            status, measured, alpha = "finished", list(splits), config.alpha
+            status, to_measure, alpha = "finished", list(splits), config.alpha
         else:
             fitted = fit(model, splits["train"], splits["val"], config, run, run.last)
-            status, measured, alpha = fitted.status, [], fitted.selection.alpha
+            status, to_measure, alpha = fitted.status, [], fitted.selection.alpha
             if fitted.best is not None:
                 model.load_state_dict(fitted.best)
-                measured = [name for name in splits if name == "test"]
+                to_measure = [name for name in splits if name == "test"]
                 metrics = fitted.selection.metrics()
 
-        # One process measures the rest and writes it down.
+        # One process measures the rest and writes the results.
         distributed.leave_process_group()
         if not distributed.is_main_process():
             return 0
-        for name in measured:
+        for name in to_measure:
             row = evaluate(model, splits[name], config, alpha)
             metrics |= {f"{name}/{key}": value for key, value in row.items()}
         if config.eval_only or fitted.best is not None:
-            last = next(name for name in ("test", "val", "train") if name in splits)
-            row, found = shift_tolerance(model, splits[last])
-            metrics, curves = metrics | row, {"split": last} | found
+            split = next(name for name in ("test", "val", "train") if name in splits)
+            row, shift_curves = shift_tolerance(model, splits[split])
+            metrics, curves = metrics | row, {"split": split} | shift_curves
         run.finish(metrics, status, curves)
     return DIVERGED if status == "diverged" else 0
 
 
 def process_group() -> contextlib.AbstractContextManager[None]:
-    """Around a run: it computes together with the others that torchrun started, if it did."""
+    """Around a run: lets the processes that torchrun started, if any, compute together."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return contextlib.nullcontext()
     from emaae.system import distributed

@@ -10,30 +10,32 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from emaae.config import ENCODING_FORMATS, KNOBS
-from emaae.system.errors import UserError, one_line, reporting_errors
+from emaae.system.errors import ArgumentParser, UserError, one_line, reporting_errors
 from emaae.system.files import expand_home, find_packaged, make_folder, write_json
 
 # Knobs of a run that `evaluate` has too.
 EVALUATE_KNOBS = (
-    *("bucket", "recursive", "on_bad_file", "cache_dir", "batch_sz", "target_sparsity"),
-    *("target_persistence", "device"),
-)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists what there is")
-
+    "bucket", "recursive", "on_bad_file", "cache_dir", "batch_sz", "target_sparsity",
+    "target_persistence", "device",
+)  # fmt: skip
 
 Verb = Callable[[argparse.Namespace], int | None]
 Argument = tuple[str, dict[str, Any]]
-PARSER = _Parser(prog="python -m emaae", description=__doc__)
+PARSER = ArgumentParser(prog="python -m emaae", description=__doc__)
 VERBS = PARSER.add_subparsers(dest="verb", metavar="VERB", required=True)
 
 
 def argument(name: str, help: str = "", **options: Any) -> Argument:
     """An argument of a verb; options: of `ArgumentParser.add_argument`."""
+    if name in ("--out", "--out_dir"):
+        options["type"] = _path_to_write
     return name, {"help": help, **options}
+
+
+def _path_to_write(text: str) -> str:
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected the name of a file or folder, got {text!r}")
+    return text
 
 
 def knob(name: str) -> Argument:
@@ -68,7 +70,7 @@ MODEL_ARGUMENT = argument(
 
 @verb(
     argument("--out", "directory for train/, val/ and test/", required=True),
-    argument("--seed", "another seed, other speakers and words", type=int, default=0),
+    argument("--seed", "random seed; each gives other speakers and words", type=int, default=0),
     argument(
         "--like",
         "64, 28 and 28 short utterances, or as many, as long and by as many speakers as in "
@@ -77,15 +79,18 @@ MODEL_ARGUMENT = argument(
         default="demo",
     ),
     argument("--n_utterances", "in each split (default: see --like)", type=int),
-    argument("--scale", "times LibriSpeech's durations (default: 0.3; 1 like it)", type=float),
-    argument("--jobs", "processes (default: 1; all cores for a large one)", type=int),
+    argument(
+        "--scale",
+        "factor on LibriSpeech's durations (default: 0.3 for demo, 1 for librispeech-100h)",
+        type=float,
+    ),
+    argument("--jobs", "processes (default: 1 for demo, all cores for librispeech-100h)", type=int),
 )
 def demo_data(args: argparse.Namespace) -> None:
     """Write the generated demo data as a feature tree."""
     from emaae.data.demo import write_tree
+    from emaae.data.features import FRAME_RATE_HZ
 
-    if not args.out:
-        raise UserError("--out must name a directory, got an empty text")
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {args.jobs}")
     if args.n_utterances is not None and args.n_utterances > 100_000:
@@ -93,19 +98,21 @@ def demo_data(args: argparse.Namespace) -> None:
     jobs = args.jobs or (1 if args.like == "demo" else os.cpu_count() or 1)
     try:
         counts = write_tree(args.out, args.seed, args.n_utterances, args.scale, args.like, jobs)
-    except ValueError as error:
-        raise UserError(f"--{error}") from None
     except OSError as error:
         raise UserError(f"--out {args.out} cannot be written: {error.strerror or error}") from None
     for split, n in counts.items():
-        said = f"{n['utterances']} utterances, {n['speakers']} speakers"
-        print(f"{args.out}/{split}: {said}, {n['frames'] / 50 / 60:.1f} minutes")
+        size = f"{n['utterances']} utterances, {n['speakers']} speakers"
+        print(f"{args.out}/{split}: {size}, {n['frames'] / FRAME_RATE_HZ / 60:.1f} minutes")
 
 
 @verb(
     argument("dirs", "a feature tree, such as a split", nargs="+", metavar="DIR"),
     argument("--recursive", "read sub-directories too", action="store_true"),
-    argument("--keep_loudness", "runs are to read column 12", action="store_true"),
+    argument(
+        "--keep_loudness",
+        "check column 12 as runs with --keep_loudness read it",
+        action="store_true",
+    ),
 )
 def check(args: argparse.Namespace) -> int:
     """Say what is wrong with feature trees; exit status 0 fine, 1 warnings alone, 2 errors."""
@@ -131,8 +138,8 @@ def extract(args: argparse.Namespace) -> int:
     if not 0 < args.batch_s < float("inf"):
         raise UserError(f"--batch_s must be a number of seconds above 0, got {args.batch_s}")
     result = extract(args.audio_dir, args.out_dir, args.device, args.batch_s)
-    made = f"{result.n_new} utterances extracted, {result.seconds / 3600:.2f} hours"
-    print(f"{args.out_dir}: {made}; {result.n_kept} were there")
+    extracted = f"{result.n_new} utterances extracted, {result.seconds / 3600:.2f} hours"
+    print(f"{args.out_dir}: {extracted}; {result.n_kept} were there")
     for why in result.broken.values():
         print(f"no features: {one_line(why)}", file=sys.stderr)
     if result.broken:
@@ -212,8 +219,8 @@ def upload_pending(args: argparse.Namespace) -> None:
     """Upload to W&B what it lacks of a run, or of all runs below a folder."""
     from emaae.tracking.upload import upload_pending
 
-    there, missing = upload_pending(Path(args.folder), args.entity, args.project)
-    for folder, path in there.items():
+    complete, missing = upload_pending(Path(args.folder), args.entity, args.project)
+    for folder, path in complete.items():
         print(f"{folder}: all of it is at {path}")
     if missing:
         raise UserError("; ".join(missing))
@@ -268,7 +275,11 @@ def encode(args: argparse.Namespace) -> None:
     argument("--encodings", "tree that encode wrote", required=True, metavar="DIR"),
     argument("--out", "folder for a file per story", required=True, metavar="DIR"),
     argument("--tr", "seconds between TRs, from 0 on", type=float, metavar="S"),
-    argument("--tr_times", "times in seconds, or STORY.txt each", metavar="FILE|DIR"),
+    argument(
+        "--tr_times",
+        "file of TR times in seconds, or a folder with one STORY.txt per story",
+        metavar="FILE|DIR",
+    ),
     argument(
         "--onsets",
         "csv or tsv with utterance, onset (s) and story (default: each utterance is a story)",
@@ -381,7 +392,7 @@ def export(args: argparse.Namespace) -> None:
             portable.to_torch(model, out)
         elif args.format == "onnx":
             difference = portable.to_onnx(model, out)
-            print(f"as PyTorch to {difference:.1g} of the largest value")
+            print(f"differs from PyTorch by at most {difference:.1g} of the largest value")
         elif args.format == "huggingface":
             portable.to_huggingface(model, out, model_card(path.parent, str(args.model)))
         else:
@@ -409,12 +420,11 @@ def main(argv: list[str] | None = None) -> int:
     return args.run(args) or 0
 
 
-def run() -> NoReturn:
-    """The command `emaae` of an installed package."""
-    with reporting_errors("emaae"):
+def run(program: str = "emaae") -> NoReturn:
+    """Run the verb of the command line and exit; `emaae` is the command of an installed package."""
+    with reporting_errors(program):
         sys.exit(main())
 
 
 if __name__ == "__main__":
-    with reporting_errors("python -m emaae"):
-        sys.exit(main())
+    run("python -m emaae")

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 
 from emaae.system.distributed import all_gather, sum_over_processes
 
-THRESHOLD_MOMENTUM = 0.1  # with which the thresholds for evaluation follow those of the batches
+# Weight of a batch in the running mean of the thresholds, once there were 1 / THRESHOLD_MOMENTUM
+# batches.
+THRESHOLD_MOMENTUM = 0.1
 
 
 class ReLU(nn.ReLU):
@@ -20,18 +22,18 @@ class ReLU(nn.ReLU):
 class TopK(nn.Module):
     """max(0, h) where s exceeds a threshold, zero elsewhere; s is h smoothed over time.
 
-    Learning, the threshold is the (1 - k) quantile of s over the real frames of all processes'
+    In training the threshold is the (1 - k) quantile of s over the real frames of all processes'
     batch: a fraction k of the values lies above it, fewer when some are equal. Otherwise it is the
     running mean of those thresholds, so that an encoding does not depend on its neighbours.
 
     Args:
         n_thresholds: the number of units for a threshold of each, or 1 for one of all units.
-        gate_frames: odd; frames of the Hann window (sin^2, sum 1) that smooths; 1 does not.
+        gate_frames: odd length in frames of the Hann window (sin^2, sum 1); 1 does not smooth.
 
     Attributes:
         k: fraction of the values that are kept while learning, 0..1.
         threshold: buffer (n_thresholds,).
-        n_batches: buffer, how many it has followed.
+        n_batches: buffer, the number of batches in its running mean.
     """
 
     threshold: Tensor
@@ -53,7 +55,7 @@ class TopK(nn.Module):
         return F.relu(h) * above
 
     def smoothed(self, h: Tensor, mask: Tensor | None) -> Tensor:
-        """h (batch, unit, time) smoothed over time; what is beyond an utterance counts as 0."""
+        """h (batch, unit, time) smoothed over time; frames outside an utterance count as 0."""
         if self.gate_frames == 1:
             return h
         n = torch.arange(1, self.gate_frames + 1, device=h.device, dtype=h.dtype)
@@ -64,7 +66,7 @@ class TopK(nn.Module):
         return F.conv1d(h, taps, padding=self.gate_frames // 2, groups=n_units)
 
     def update_threshold(self, s: Tensor, mask: Tensor | None) -> Tensor:
-        """The threshold (n_thresholds,) of a batch, to which the running one moves."""
+        """The threshold (n_thresholds,) of a batch, which the running mean takes up too."""
         n_frames = torch.tensor(s.shape[0] * s.shape[2]) if mask is None else mask.sum()
         n_values = int(sum_over_processes(n_frames)) * (s.shape[1] // len(self.threshold))
         if mask is not None:
@@ -82,7 +84,7 @@ class TopK(nn.Module):
         return threshold
 
 
-# What ends the encoder, by --activation, for so many units and --gate_frames.
+# By --activation: (n_units, gate_frames) -> the last module of the encoder.
 ACTIVATIONS = {
     "relu": lambda n_units, gate_frames: ReLU(),
     # Bussmann, Leask & Nanda (2024), "BatchTopK sparse autoencoders".

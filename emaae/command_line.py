@@ -1,6 +1,6 @@
 """Where the values of a run come from: flags, the environment, a sweep, and files.
 
-Flags win over the environment, and a sweep's values over flags; a run that is resumed and a
+Flags override the environment, and a sweep's values override flags; a run that is resumed and a
 model_config.json fill in what was not given.
 """
 
@@ -13,33 +13,34 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from emaae.config import ARCHITECTURE, KNOBS, LOCATION_GROUPS, LOSS_KNOBS, Config, cast_all
 from emaae.knobs import did_you_mean
-from emaae.system.errors import UserError
+from emaae.system.errors import ArgumentParser, UserError
 from emaae.system.files import read_json
 
 
 def from_args(argv: Sequence[str] | None = None, sweep: Mapping[str, Any] | None = None) -> Config:
     """The config of a command line, the environment and, when a sweep runs it, its values.
 
-    A sweep's values win over flags. Where the data are and where a run goes may also be given
-    by variables such as EMAAE_TRAIN_DIR, over which flags win: so one sweep file serves every
+    A sweep's values override flags. Where the data are and where a run goes may also be set by
+    variables such as EMAAE_TRAIN_DIR, which flags override, so that one sweep file serves every
     machine. Raises UserError; `--help` prints and exits.
     """
     for name in sweep or {}:
         if name in KNOBS and name not in Config.sweepable():
             raise UserError(
-                f"a sweep may not set {name}: say it with --{name} on the command line or "
+                f"a sweep may not set {name}: set it with --{name} on the command line or "
                 f"EMAAE_{name.upper()} in the environment of the agent"
             )
     config = config_from(from_environment() | parse_flags(argv) | dict(sweep or {}))
     if os.environ.get("WANDB_SWEEP_ID") and config.uses_demo and not config.demo:
         raise UserError(
-            "an agent's run has no data, and generated speech would stand among real runs: set "
-            "EMAAE_TRAIN_DIR, EMAAE_VAL_DIR and perhaps EMAAE_TEST_DIR where the agent is started, "
-            "or EMAAE_DEMO=True if generated speech is what the sweep is about"
+            "this run of a W&B agent has no data directories, and runs on generated speech must not"
+            " be mixed with real ones: set EMAAE_TRAIN_DIR, EMAAE_VAL_DIR and perhaps "
+            "EMAAE_TEST_DIR where the agent is started, or EMAAE_DEMO=True if generated speech is "
+            "what the sweep is about"
         )
     return config
 
@@ -56,8 +57,8 @@ def config_from(given: Mapping[str, Any]) -> Config:
 def from_environment() -> dict[str, str]:
     """The knobs of the groups `LOCATION_GROUPS` that the environment sets, as EMAAE_TRAIN_DIR does.
 
-    WANDB_PROJECT and WANDB_ENTITY, which every program of W&B's heeds, count where ours are not
-    set. Raises UserError for a variable of ours that sets nothing.
+    WANDB_PROJECT and WANDB_ENTITY, which all W&B programs read, apply where ours are not set.
+    Raises UserError for a variable of ours that sets nothing.
     """
     ours = {
         f"EMAAE_{name.upper()}": name for name, k in KNOBS.items() if k.group in LOCATION_GROUPS
@@ -73,7 +74,7 @@ def from_environment() -> dict[str, str]:
                 )
             hint = did_you_mean(variable, ours)
             raise UserError(f"{variable} is set, and names no setting{hint}; unset it")
-    both = [*theirs.items(), *ours.items()]  # of one knob the later wins
+    both = [*theirs.items(), *ours.items()]  # ours override theirs
     return {name: value for variable, name in both if (value := os.environ.get(variable))}
 
 
@@ -81,18 +82,13 @@ def from_environment() -> dict[str, str]:
 METAVARS: dict[type, str] = {bool: "True|False", int: "N", float: "X", str: "TEXT"}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the flags")
-
-
 def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The flags of a command line, not yet cast, by name. `--x`, `--x=True`, `--x True` are one.
+    """The flags of a command line, not yet cast, by name; `--x`, `--x=True` and `--x True` are one.
 
-    Sweep agents have more ways, all of which are taken: `x=value`, a JSON object, and the path of a
-    file that holds one.
+    Other ways of sweep agents are accepted too: `x=value`, a JSON object, and the path of a file
+    that holds one.
     """
-    parser = _Parser(
+    parser = ArgumentParser(
         usage="python train.py [--FLAG VALUE ...]",
         description="Train a sparse convolutional autoencoder on articulatory features.",
         allow_abbrev=False,
@@ -115,15 +111,19 @@ def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
         name, equals, value = token.partition("=")
         if equals and name in KNOBS:
             flags[name] = value
-        elif token.startswith("{"):
-            flags |= _json_object(token)
-        elif token.endswith(".json"):
-            flags |= read_json(token)
         elif token.startswith("-"):
             hint = did_you_mean(f"--{name.lstrip('-')}", [f"--{other}" for other in KNOBS])
             raise UserError(f"unknown flag {name}{hint}; --help lists the flags")
+        elif token.startswith("{"):
+            try:
+                flags |= json.loads(token)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{token!r} is not a JSON object of flags: {error}") from None
+        elif token.endswith(".json") and (not equals or os.path.isfile(token)):
+            flags |= read_json(token)
         else:
-            raise UserError(f"unexpected argument {token!r}; flags look like --alpha 0.1")
+            hint = did_you_mean(name, KNOBS) if equals else ""
+            raise UserError(f"unexpected argument {token!r}{hint}; flags look like --alpha 0.1")
     return flags
 
 
@@ -139,13 +139,6 @@ def _join_negative_numbers(argv: Sequence[str] | None) -> list[str]:
     return joined
 
 
-def _json_object(token: str) -> dict[str, Any]:
-    try:
-        return json.loads(token)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{token!r} is not a JSON object of flags: {error}") from None
-
-
 def read_model_config(path: str | Path) -> dict[str, Any]:
     """The entries of a model_config.json. Raises UserError."""
     found = read_json(path)
@@ -158,7 +151,7 @@ def read_model_config(path: str | Path) -> dict[str, Any]:
 
 
 def read_knobs(path: str | Path, found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The knobs among `names` that a file sets, cast and in range. Raises UserError."""
+    """The knobs among `names` that a file sets, cast and checked. Raises UserError."""
     try:
         values = {name: KNOBS[name].cast(found[name]) for name in names if name in found}
         for name, value in values.items():
@@ -181,16 +174,17 @@ def _with_resumed(values: dict[str, Any]) -> dict[str, Any]:
 # Settings of later versions of the original project, whose models compute something else:
 # normalisation after the convolution, encodings that do not end in a ReLU, kernels of other sizes.
 LATER_KEYS = (
-    *("batchnorm_first", "final_tanh", "initial_ekernel", "initial_dkernel"),
-    *("exclude_final_norm", "exclude_all_norm"),
-)
-ORIGINAL_KEYS = ("learning_rate", "lr", "input_dim", "patience")
+    "batchnorm_first", "final_tanh", "initial_ekernel", "initial_dkernel", "exclude_final_norm",
+    "exclude_all_norm",
+)  # fmt: skip
+# Other settings that do not change the model.
+ORIGINAL_KEYS = ("learning_rate", "input_dim")
 
 
 def _check_version(path: str | Path, found: Mapping[str, Any], *, asked: bool) -> None:
-    """Raise UserError for a model_config.json of models that compute what ours do not.
+    """Raise UserError for the model_config.json of a model that we cannot compute.
 
-    One without `norm` is the original project's, of one version or another. asked: by --norm.
+    One without `norm` is of some version of the original project. asked: whether --norm is given.
     """
     later = [name for name in LATER_KEYS if name in found]
     if later:
@@ -200,7 +194,7 @@ def _check_version(path: str | Path, found: Mapping[str, Any], *, asked: bool) -
             "this program does not compute; use that version, or train anew"
         )
     if "norm" in found:
-        return  # ours; another version of this program may have other knobs for what is no model
+        return  # ours; other versions of this program may have other knobs besides the model's
     unknown = [name for name in found if name not in KNOBS and name not in ORIGINAL_KEYS]
     if unknown:
         raise UserError(
@@ -220,8 +214,8 @@ def _check_version(path: str | Path, found: Mapping[str, Any], *, asked: bool) -
 def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in the architecture from a model_config.json; explicit values must agree.
 
-    With --eval_only the loss of the run that trained the model is filled in too, so that the same
-    weights and data have the same numbers.
+    With --eval_only the loss with which the model was trained is filled in too, so that the same
+    weights and data give the same numbers.
     """
     path = values.get("model_config")
     if path is None and values.get("checkpoint"):
@@ -231,7 +225,7 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
         return values
     found = read_model_config(path)
     architecture = read_knobs(path, found, [name for name in ARCHITECTURE if name != "input_dim"])
-    # Models of before have no word for it.
+    # Files written before this setting existed lack it.
     architecture.setdefault("activation", "relu")
     _check_version(path, found, asked="norm" in values)
     if "norm" not in found:
@@ -252,9 +246,11 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("eval_only"):
         given = {name: value for name, value in found.items() if value is not None}
         loss = read_knobs(path, given, LOSS_KNOBS)
-        # A schedule has moved alpha since; the end of a run tells where it was selected.
+        # A schedule may have changed alpha; metrics.json has that of the selected epoch.
         metrics = Path(path).parent / "metrics.json"
         alpha = read_json(metrics).get("select/alpha") if os.path.isfile(metrics) else None
-        if alpha is not None:
+        if alpha == 1:  # by step_original; no run may start there
+            loss["alpha"] = 1.0
+        elif alpha is not None:
             loss |= read_knobs(metrics, {"alpha": alpha}, ["alpha"])
     return loss | values | architecture | {"model_config": path}

@@ -17,18 +17,18 @@ from emaae.system.errors import UserError
 
 # The knobs that determine a model: arguments of `models.build_model`.
 ARCHITECTURE = (
-    *("model_type", "input_dim", "inner_size", "n_encoder", "n_decoder", "norm"),
-    *("activation", "gate_frames"),
-)
-# How `python -m emaae encode` keeps encodings, see emaae.corpus.encodings.
+    "model_type", "input_dim", "inner_size", "n_encoder", "n_decoder", "norm", "activation",
+    "gate_frames",
+)  # fmt: skip
+# How `python -m emaae encode` stores encodings, see emaae.corpus.encodings.
 ENCODING_FORMATS = ("float32", "float16", "sparse")
 # The groups of knobs that say where the data are and where a run goes.
 LOCATION_GROUPS = ("data", "run")
-# The knobs of the loss by which a model was trained, for `evaluate`.
+# The knobs of the loss with which a model was trained, for `evaluate`.
 LOSS_KNOBS = (
-    *("alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty"),
-    *("target_sparsity", "target_persistence"),
-)
+    "alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty", "target_sparsity",
+    "target_persistence",
+)  # fmt: skip
 # Schedules that start at `alpha` and never pass `alpha_max`.
 SCHEDULES_FROM_ALPHA = ("step", "exponential", "log_lambda", "target_sparsity", "geco")
 
@@ -70,7 +70,7 @@ class Config:
     )
     on_bad_file: Literal["stop", "skip"] = _data(
         "stop",
-        "what becomes of a run when feature files are broken: end it, or leave them out and say so",
+        "what to do when feature files are broken: stop the run, or skip the files with a warning",
     )
 
     keep_loudness: bool = _model(False, "keep column 12, loudness: 14 input channels instead of 13")
@@ -80,25 +80,27 @@ class Config:
     n_decoder: int = _model(3, "decoder blocks", at_least=2, at_most=5)
     norm: Literal["none", "layer", "batch", "original"] = _model(
         "none",
-        "normalisation after each convolution but the last; original, for the original project's "
-        "checkpoints: batch, before each, and a reconstruction that ends in a ReLU",
+        "normalisation after each convolution except the last; original is for checkpoints of the "
+        "original project: batch normalisation before each convolution, and a ReLU at the end of "
+        "the decoder",
     )
     activation: Literal["relu", "batch_topk", "feature_topk"] = _model(
         "relu",
-        "what ends the encoder; batch_topk (Bussmann et al. 2024) keeps the largest values of a "
-        "batch, feature_topk (Ayonrinde 2024; Makhzani & Frey 2015) those of each unit, and zeros"
-        " the rest; thresholds follow the batches",
+        "activation at the end of the encoder; batch_topk (Bussmann et al. 2024) keeps the largest "
+        "values of a batch, feature_topk (Ayonrinde 2024; Makhzani & Frey 2015) those of each unit,"
+        " and zeros the rest; when a model encodes, the thresholds are running means over batches",
     )
     gate_frames: int = _model(
         9,
-        "feature_topk: frames of the Hann window by which what is compared with the threshold is "
-        "smoothed, odd; 1 is none",
+        "feature_topk: length in frames (odd) of the Hann window that smooths the values compared "
+        "with the threshold; 1 does not smooth",
         at_least=1,
     )
     k_fraction: float | None = _model(
         None,
-        "batch_topk, feature_topk: fraction of values that are kept; .5 at first if that is more,"
-        " falling over the first two thirds of the epochs (default: 1 - target_sparsity)",
+        "batch_topk, feature_topk: fraction of values kept at the end of training (default: 1 - "
+        "target_sparsity); it starts at 0.5, or at this value if larger, and falls linearly over "
+        "the first two thirds of the epochs",
         above=0,
         below=1,
     )
@@ -107,8 +109,7 @@ class Config:
     )
     model_config: str | None = _model(
         None,
-        "model_config.json that gives the architecture; with --checkpoint the one beside it is "
-        "found",
+        "model_config.json that gives the architecture (default: the one beside --checkpoint)",
         path=True,
     )
 
@@ -120,40 +121,41 @@ class Config:
     )
     slow_coefficient: float = _loss(
         0.0,
-        "weight of the slowness of the encoding beside the mse: the loss is (1 - alpha) (mse + "
-        "slow_coefficient slow) + alpha penalty",
+        "weight of the slowness of the encoding relative to the mse: the loss is (1 - alpha) (mse "
+        "+ slow_coefficient slow) + alpha penalty",
         at_least=0,
     )
     slow_loss: Literal["tv", "tvu"] = _loss(
         "tv",
-        "slowness: change from frame to frame over variance, mean over live units; tvu: over "
-        "variance within utterances",
+        "slowness: change from frame to frame / variance, mean over live units; tvu: / variance "
+        "within utterances",
     )
     weight_penalty: bool = _loss(False, "add (||W||_F - 1)^2 over all convolution weights")
     target_sparsity: float = _loss(
         0.9,
-        "fraction of zeros, of units that fire, at which sparsity stops counting in the score; "
-        "also the aim of --penalty_scheduler target_sparsity",
+        "fraction of zeros among units that fire at least once, above which more sparsity no "
+        "longer improves the score; also the target of --penalty_scheduler target_sparsity",
         above=0,
         at_most=1,
     )
     target_persistence: float = _loss(
         0.9,
-        "persistence within utterances, the encoding's over the input's, at which tolerance to "
-        "shifts stops counting in the score; 0 leaves it out",
+        "persistence within utterances (half-life of the encoding / half-life of the input) above "
+        "which more of it no longer improves the score; 0 leaves the term out",
         at_least=0,
     )
 
     alpha: float = _alpha(
         0.25,
-        "weight of the penalty; the reconstruction weighs 1 - alpha; where the schedule starts",
+        "weight of the penalty, at the start when a schedule changes it; the reconstruction has "
+        "weight 1 - alpha",
         at_least=0,
         below=1,
     )
     update: bool = _alpha(
         False,
-        "let --penalty_scheduler change alpha; with --early_stop from the end of the first phase "
-        "on, else from the first epoch",
+        "let --penalty_scheduler change alpha: from the first epoch, or with --early_stop from "
+        "where the run would have stopped",
     )
     penalty_scheduler: str = _alpha("step", "how alpha changes with --update", choices=SCHEDULES)
     alpha_epochs: int | None = _alpha(
@@ -163,7 +165,9 @@ class Config:
     )
     alpha_max: float = _alpha(
         0.95,
-        "alpha at the end of the ramp, and the ceiling of the adaptive schedules",
+        "alpha at the end of the ramp, and upper bound of the adaptive schedules; step reaches it "
+        "in the last epoch of the ramp, linear, cosine, exponential and log_lambda in the epoch "
+        "after the ramp, which a ramp over all epochs does not have",
         above=0,
         below=1,
     )
@@ -174,13 +178,19 @@ class Config:
         at_least=2,
     )
     alpha_rise: float = _alpha(
-        0.5, "fraction of a cycle that the cyclical schedule rises", above=0, at_most=1
+        0.5, "cyclical: fraction of a cycle in which alpha rises", above=0, at_most=1
     )
     alpha_gain: float = _alpha(
-        0.1, "target_sparsity: change of alpha per epoch and unit of missing sparsity", above=0
+        0.1,
+        "target_sparsity: change of alpha per epoch for each unit by which sparsity is below the "
+        "target",
+        above=0,
     )
     geco_epsilon: float = _alpha(
-        0.05, "geco: mse on standardised channels that is held while the penalty falls", above=0
+        0.05,
+        "geco: upper bound of the mse on standardised channels under which the penalty is "
+        "minimised",
+        above=0,
     )
     geco_rate: float = _alpha(
         0.5, "geco: speed at which the multiplier follows the constraint", above=0
@@ -191,51 +201,56 @@ class Config:
     lr: float = _training(0.001, "learning rate; about 0.04 for muon", above=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = _training(
         "constant",
-        "how the rate falls to 0 after the warm-up: over all epochs; with --early_stop over "
-        "--patience epochs, which begin where the run would have stopped and end it",
+        "how the learning rate falls to 0 after the warm-up: over all epochs or, with "
+        "--early_stop, over --patience epochs that start when the run would have stopped; then "
+        "the run ends",
     )
     lr_warm_up: float = _training(
         0.0,
-        "fraction of the steps of all epochs over which the rate rises to --lr first",
+        "fraction of the steps of all epochs over which the learning rate first rises to --lr",
         at_least=0,
         below=1,
     )
     optimizer: Literal["adamw", "adam", "muon"] = _training(
         "adamw",
         "optimiser; muon (Jordan et al. 2024) orthogonalises the steps of the convolutions, and "
-        "leaves the rest to adamw at a fortieth of the rate",
+        "leaves the rest to adamw at 1/40 of the learning rate",
     )
     weight_decay: float | None = _training(
         None,
-        "fraction of the rate by which weights shrink in a step; adam adds it to the gradient "
-        "(default: 0.01 for adamw, 0 for adam and muon)",
+        "fraction of the learning rate by which weights shrink in a step; adam adds it to the "
+        "gradient (default: 0.01 for adamw, 0 for adam and muon)",
         at_least=0,
     )
     precision: Literal["fp32", "bf16", "auto"] = _training(
         "fp32",
-        "of the multiplications in training: fp32, bf16, or auto: bf16 where the hardware has it",
+        "precision of the multiplications in training: fp32, bf16, or auto (bf16 where the "
+        "hardware has it)",
     )
     data_dtype: Literal["float32", "float16"] = _training(
         "float32",
-        "numbers that frames are kept in, on disk and in memory: float16 takes half of it, and "
-        "rounds pitch to 1/4 Hz",
+        "type of the numbers in which frames are stored, on disk and in memory: float16 takes half "
+        "the space, and rounds pitch to 1/4 Hz below 512 Hz and to 1/2 Hz above",
     )
     deterministic: bool = _training(
         False,
-        "the same numbers to the last bit when a run is repeated on the same GPU, slower; on a "
-        "CPU they are so anyway",
+        "make a repeated run on the same GPU give bitwise identical numbers, more slowly; on a CPU "
+        "they are identical anyway",
     )
     compile: bool = _training(
         False,
-        "let torch.compile fuse what follows a convolution, for GPUs: minutes at the start, and "
-        "slower on a CPU",
+        "compile the model with torch.compile, for GPUs; this takes minutes at the start, and "
+        "training is slower on a CPU",
     )
     early_stop: bool = _training(
         False, "stop when val/score has not improved for --patience epochs"
     )
     patience: int = _training(20, "epochs without improvement before an early stop", at_least=1)
     seed: int = _training(
-        0, "of the initial weights and of the order of the data", at_least=0, at_most=2147483647
+        0,
+        "seed of the initial weights and of the order of the data",
+        at_least=0,
+        at_most=2147483647,
     )
 
     out_dir: str = _run("runs", "where run folders are made", path=True)
@@ -244,7 +259,7 @@ class Config:
     )
     resume: bool = _run(
         False,
-        "go on with the run of --run_name where it stopped, or begin it; runs of a sweep that are"
+        "continue the run of --run_name where it stopped, or begin it; runs of a sweep that are"
         " queued again do so by themselves",
     )
     eval_only: bool = _run(False, "measure --checkpoint on the given directories and train nothing")
@@ -289,7 +304,7 @@ class Config:
 
     @property
     def uses_demo(self) -> bool:
-        """Whether the run uses the generated data, asked to or for want of directories."""
+        """Whether the run uses the generated demo data, which is so when no directory is given."""
         return not (self.train_dir or self.val_dir or self.test_dir)
 
     @property
@@ -301,7 +316,7 @@ class Config:
             return Path(self.cache_dir)
         base = os.environ.get("XDG_CACHE_HOME", "")
         base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
-        return Path(base, "emaae") if os.path.isabs(base) else None  # a user without a home
+        return Path(base, "emaae") if os.path.isabs(base) else None  # no home directory
 
     @property
     def input_dim(self) -> int:
@@ -319,22 +334,21 @@ class Config:
         return self.alpha_epochs or (15 if self.early_stop else self.epochs)
 
     def k_fraction_at(self, epoch: int) -> float:
-        """Fraction of values that batch_topk and feature_topk keep, after so many epochs."""
+        """Fraction of values that batch_topk and feature_topk keep after `epoch` epochs, 0..1."""
         end = 1 - self.target_sparsity if self.k_fraction is None else self.k_fraction
         return k_fraction(epoch, self.epochs, end)
 
     @property
     def schedule_name(self) -> str:
-        """The schedule that alpha follows: constant without --update, whatever the scheduler."""
+        """The name of the schedule of alpha: constant without --update."""
         return self.penalty_scheduler if self.update else "constant"
 
     def schedule(self) -> AlphaSchedule:
         """The alpha schedule, at its beginning."""
-        width = self.ramp_epochs
-        period = self.alpha_period or max(2, width // 4)
+        period = self.alpha_period or max(2, self.ramp_epochs // 4)
         return AlphaSchedule(
             name=self.schedule_name,
-            ramp=Ramp(self.alpha, self.alpha_max, width, period, self.alpha_rise),
+            ramp=Ramp(self.alpha, self.alpha_max, self.ramp_epochs, period, self.alpha_rise),
             target=self.target_sparsity,
             gain=self.alpha_gain,
             epsilon=self.geco_epsilon,
@@ -343,7 +357,9 @@ class Config:
 
     def _check(self) -> None:
         for name, each in KNOBS.items():
-            each.check(getattr(self, name))
+            # step_original trains up to alpha 1, at which a model can only be measured.
+            if not (name == "alpha" and self.alpha == 1 and self.eval_only):
+                each.check(getattr(self, name))
         scheduler = self.penalty_scheduler
         if self.update and scheduler in SCHEDULES_FROM_ALPHA and self.alpha > self.alpha_max:
             raise UserError(
@@ -363,6 +379,12 @@ class Config:
         if self.gate_frames % 2 == 0:
             raise UserError(
                 f"--gate_frames must be odd, got {self.gate_frames}: the window has a middle"
+            )
+        top_k = self.activation in ("batch_topk", "feature_topk")
+        if top_k and self.target_sparsity == 1 and self.k_fraction is None and not self.eval_only:
+            raise UserError(
+                f"--target_sparsity 1 leaves --activation {self.activation} no values to keep: "
+                "lower it, or say how many to keep by --k_fraction, such as 0.1"
             )
         dirs = [name for name in ("train_dir", "val_dir", "test_dir") if getattr(self, name)]
         if self.demo and dirs:
@@ -384,7 +406,7 @@ class Config:
         if self.run_name and (self.run_name in (".", "..") or set(self.run_name) & set("/\\\n\0")):
             raise UserError(
                 f"--run_name {self.run_name!r} must be a plain folder name without slashes; "
-                "say where runs go with --out_dir"
+                "set where runs go with --out_dir"
             )
 
 

@@ -17,9 +17,9 @@ from emaae.system.distributed import local_share, stop_if_interrupted, sum_attri
 def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) -> dict[str, Any]:
     """Every metric of a split, as one row; docs/metrics.md says what each means.
 
-    config: its loss, targets and batch size count, but for alpha, the weight of the penalty, which
-    a schedule may have moved. Tolerance to shifts is measured on a sample of the utterances,
-    everything else on all of them.
+    config: gives the loss, the targets and the batch size. alpha: weight of the penalty, 0..1, used
+    instead of config.alpha, which a schedule may have changed. Tolerance to shifts is measured on a
+    sample of the utterances, everything else on all of them.
 
     The model is measured in evaluation mode and left in the mode it was in.
     """
@@ -41,6 +41,6 @@ def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) 
     terms = loss_terms(config, model, sums.pooled(), alpha)
     row = terms.row() | reconstruction.compute(split.channels)
     row |= sparsity.compute() | epoch_metrics(model, sample(split))
-    targets = config.target_sparsity, config.target_persistence
-    row["score"] = score(row["fvu"], row["live_sparsity"], row["persistence_within"], *targets)
+    s, p = config.target_sparsity, config.target_persistence
+    row["score"] = score(row["fvu"], row["live_sparsity"], row["persistence_within"], s, p)
     return {**row, "density_log10": density_histogram(sparsity.density())}

@@ -29,10 +29,10 @@ class Knob:
     group: str
     choices: tuple[str, ...]  # all of them; () when any value of the kind may be given
     limits: Mapping[str, float]  # at_least, above, at_most, below
-    path: bool  # of a file or folder, in which ~ is the home
+    path: bool  # whether it is a file or folder, where a leading ~ is the home directory
 
     def cast(self, value: Any) -> Any:
-        """The value as this kind of thing. Raises UserError."""
+        """The value cast to the knob's type. Raises UserError."""
         text = value.strip() if isinstance(value, str) else value
         if self.optional and str(text).lower() in ("none", "null"):
             return None
@@ -118,7 +118,7 @@ def _to_str(value: Any) -> str:
     return str(value)
 
 
-# What is expected, and how it is made.
+# By type: what a message expects, and the cast.
 _KINDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     bool: ("True or False", _to_bool),
     int: ("a whole number", _to_int),

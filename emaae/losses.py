@@ -22,6 +22,12 @@ from emaae.system.distributed import sum_over_processes
 LIVE_FRACTION = 1e-8
 
 
+def live_units(variance: Tensor) -> Tensor:
+    """Which units are live (C,), by their variance (C,) in any unit; none when all are constant."""
+    largest = variance.amax().clamp(min=torch.finfo(torch.float32).tiny)
+    return variance > LIVE_FRACTION * largest
+
+
 @dataclass(frozen=True)
 class Penalty:
     """A sparsity or slowness penalty on the encoding.
@@ -79,8 +85,7 @@ def _tvu(sums: Tensor, n_frames: Tensor, unit_norms: Tensor) -> Tensor:
 
 def _slowness(change: Tensor, spread: Tensor) -> Tensor:
     """Mean over live units of the energy (C,) of their changes over that of their spread (C,)."""
-    largest = spread.detach().amax().clamp(min=torch.finfo(torch.float32).tiny)
-    live = spread > LIVE_FRACTION * largest
+    live = live_units(spread)
     # Units that are not live count as 0 / 1: a division by zero would give every gradient NaN.
     ratio = torch.where(live, change, 0.0) / torch.where(live, spread, 1.0)
     return ratio.sum() / live.sum().clamp(min=1)
@@ -115,10 +120,10 @@ class LossSums(NamedTuple):
     slow: Tensor  # per-unit sums of the slowness (..., C); empty when it has no weight
     n_frames: Tensor  # real frames
 
-    def plus(self, more: "LossSums | None") -> "LossSums":
-        """Running total in float64, without the graph; it stays on the device."""
-        mine = [value.detach().double() for value in self]
-        return LossSums(*(a if more is None else a + b for a, b in zip(mine, more or mine)))
+    def plus(self, total: "LossSums | None") -> "LossSums":
+        """The total with these sums, in float64, without the graph; it stays on the device."""
+        own = LossSums(*(value.detach().double() for value in self))
+        return own if total is None else LossSums(*(a + b for a, b in zip(own, total)))
 
     def pooled(self) -> "LossSums":
         """Sums over all processes, differentiable."""
@@ -135,7 +140,8 @@ class LossTerms(NamedTuple):
 
     def row(self) -> dict[str, float]:
         """The terms by name, as they are logged."""
-        return {name: float(value) for name, value in self._asdict().items() if value is not None}
+        terms = self._asdict().items()
+        return {name: float(term.detach()) for name, term in terms if term is not None}
 
 
 def batch_sums(
@@ -150,14 +156,14 @@ def batch_sums(
 
 
 def loss_terms(config: Config, model: CNNAutoEncoder, sums: LossSums, alpha: float) -> LossTerms:
-    """The loss of a batch or of a total of many; alpha in 0..1 stands for that of the config."""
-    mse = sums.error / (model.input_dim * sums.n_frames)
-    norms, slow, distortion = model.unit_norms(), None, mse
+    """The loss of a batch or of a total of many; alpha: 0..1, used instead of config.alpha."""
+    loss = mse = sums.error / (model.input_dim * sums.n_frames)
+    norms, slow = model.unit_norms(), None
     penalty = PENALTIES[config.sparse_loss].value(sums.penalty, sums.n_frames, norms)
     if config.slow_coefficient:
         slow = PENALTIES[config.slow_loss].value(sums.slow, sums.n_frames, norms)
-        distortion = mse + config.slow_coefficient * slow
-    loss = (1 - alpha) * distortion + alpha * penalty
+        loss = mse + config.slow_coefficient * slow
+    loss = (1 - alpha) * loss + alpha * penalty
     if config.weight_penalty:
         loss = loss + weight_penalty(model.conv_weights())
     return LossTerms(loss, mse, penalty, slow)

@@ -11,33 +11,33 @@ from typing import Literal
 from emaae.data.features import CHANNELS
 
 SCORE = "select/score"
-# The range of what is no single number.
+# The range of metrics that are not a single number.
 COUNTS = "counts"
-# Logged of the train split too; the others of val and test alone.
+# Logged for the train split too; all others only for val and test.
 TRAIN_METRICS = ("loss", "mse", "penalty", "slow", "sparsity")
-# Names in the short tables of the terminal, of model cards and of the report: of a split, without
-# it, and of no split.
+# Metrics in the short tables of the terminal, model cards and the report: those of a split, without
+# its name, and those that have no split.
 SUMMARY = ("fvu", "r_articulators", "sparsity", "live_sparsity", "l0", "dead", "score")
 SUMMARY_AT_END = (
-    *("shift/persistence", "shift/persistence_within", "shift/persistence_null"),
-    *("lowpass/gain_0.2", "shift/distinct_units", "shift/noise_gain"),
-)
+    "shift/persistence", "shift/persistence_within", "shift/persistence_null",
+    "lowpass/gain_0.2", "shift/distinct_units", "shift/noise_gain",
+)  # fmt: skip
 # Of the validation split, in the row of the selected epoch.
 SELECTED = (
-    *("select/loss", "select/mse", "select/penalty", "select/fvu", "select/r_articulators"),
-    *("select/sparsity", "select/live_sparsity", "select/l0", "select/active_mean", "select/dead"),
-    *("select/hoyer", "select/self_similarity_20ms", "select/self_similarity_80ms"),
-    *("select/persistence_within", "select/participation_ratio", "select/distinct_units"),
+    "select/loss", "select/mse", "select/penalty", "select/fvu", "select/r_articulators",
+    "select/sparsity", "select/live_sparsity", "select/l0", "select/active_mean", "select/dead",
+    "select/hoyer", "select/self_similarity_20ms", "select/self_similarity_80ms",
+    "select/persistence_within", "select/participation_ratio", "select/distinct_units",
     "select/noise_gain",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Metric:
     """A metric, or several that are explained together.
 
-    names: without the split, separated by commas; CHANNEL stands for any channel. meaning: with its
-    formula and source, in Markdown. brief: a few words instead, where it stands alone in a table.
+    names: without the split, separated by commas; CHANNEL stands for any channel. meaning: formula
+    and source, in Markdown. brief: a few words for tables that show the metric alone.
     """
 
     names: str
@@ -52,7 +52,7 @@ class Metric:
         return self.brief or self.meaning
 
     def each_name(self) -> Iterator[str]:
-        """The names, each channel's where they have one."""
+        """The names, with every channel's instead of CHANNEL."""
         for name in self.names.split(", "):
             channels = CHANNELS if "CHANNEL" in name else [""]
             yield from (name.replace("CHANNEL", channel) for channel in channels)
@@ -135,8 +135,8 @@ SPLIT_METRICS = (
     Metric(
         "self_similarity_20ms, self_similarity_80ms, persistence_within, participation_ratio, "
         "distinct_units, noise_gain",
-        "as `shift/...` below, of one validation utterance in 16, 8 to 32 of them, the same every "
-        "epoch",
+        "as `shift/...` below, of one utterance in 16 of the split, 8 to 32 in all, the same in "
+        "every epoch",
     ),
     Metric(
         "score",
@@ -188,7 +188,7 @@ SHIFT_METRICS = (
     ),
     Metric(
         "shift/half_life_ms",
-        "the lag at which self-similarity first falls to 1/2; 500 says 500 or more",
+        "the lag at which self-similarity first falls to 1/2; 500 means 500 or more",
         "0 to 500 ms",
         "higher",
         brief="ms until similarity falls to 1/2",
@@ -247,7 +247,8 @@ SHIFT_METRICS = (
     ),
     Metric(
         "lowpass/auc_ratio",
-        "mean over ten cutoffs of the latter / mean of the former",
+        "mean over ten cutoffs of the fvu of the decoded smoothed encoding / the same mean of the "
+        "smoothed input",
         "> 0; 1 for an identity",
         "lower",
         brief="the same over ten cutoffs, inverted",

@@ -1,4 +1,4 @@
-"""How well a model reconstructs a split, how sparse its encoding is, and the score of both.
+"""How well a model reconstructs a split, how sparse its encoding is, and the score.
 
 Sums over real frames are collected batch by batch on the device and divided once, so no number
 depends on padding, batch size or file order. Undefined values are NaN.
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emaae.data.features import ARTICULATORS
+
 # A variance below this, in units of the train split's, leaves a correlation undefined.
 MIN_VARIANCE = 1e-12
 # Edges of the density histogram, log10 of the fraction of frames on which a unit fires.
@@ -20,7 +22,7 @@ DENSITY_EDGES = [round(-5 + 0.25 * i, 2) for i in range(21)]
 
 
 def zero() -> Tensor:
-    """The zero from which a sum in float64 begins, of any shape and on any device."""
+    """A float64 zero to begin a sum with; it may become of any shape and on any device."""
     return torch.zeros((), dtype=torch.float64)
 
 
@@ -38,7 +40,7 @@ class ReconstructionSums:
         self.moments = self.moments + (products * mask).sum((1, 3))
         self.n_frames = self.n_frames + mask.sum().double()
 
-    def compute(self, channels: tuple[str, ...], n_articulators: int = 12) -> dict[str, float]:
+    def compute(self, channels: tuple[str, ...]) -> dict[str, float]:
         """fvu, r_articulators, and fvu/<channel>, r/<channel> for the D channel names."""
         n = self.n_frames
         x, y, xx, yy, xy, error = self.moments
@@ -50,7 +52,7 @@ class ReconstructionSums:
         total = var_x.sum()
         row = {
             "fvu": error.sum() / (n * total) if total >= MIN_VARIANCE else torch.tensor(math.nan),
-            "r_articulators": r[:n_articulators].nanmean(),
+            "r_articulators": r[[name in ARTICULATORS for name in channels]].nanmean(),
         }
         row |= {f"fvu/{name}": value for name, value in zip(channels, fvu)}
         row |= {f"r/{name}": value for name, value in zip(channels, r)}
@@ -124,10 +126,10 @@ def score(
 
     The loss itself cannot choose between alphas: it is smallest for a dead model at alpha 1.
     """
-    found = ((live_sparsity, target_sparsity), (persistence_within, target_persistence))
+    targets = ((live_sparsity, target_sparsity), (persistence_within, target_persistence))
     return fvu + sum(
         max(0.0, target - (0.0 if math.isnan(value) else value)) / target
-        for value, target in found
+        for value, target in targets
         if target
     )
 

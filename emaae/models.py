@@ -42,7 +42,8 @@ def _masked(h: Tensor, mask: Tensor | None) -> Tensor:
 class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch normalisation by the real frames of all processes' batch. h (batch, channel, time).
 
-    Learning, it normalises by the batch and follows it; otherwise by what it has learnt.
+    In training it normalises by the statistics of the batch and updates the running ones, by which
+    it normalises otherwise.
     """
 
     running_mean: Tensor
@@ -55,7 +56,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
             known = self.running_mean, self.running_var, self.weight, self.bias
             return F.batch_norm(h, *known, eps=self.eps)
         if mask is None:
-            mask = h.new_ones(h.shape[0], 1, h.shape[2])
+            # float32 under autocast too: sums over many frames would lose digits in bfloat16.
+            mask = self.weight.new_ones(h.shape[0], 1, h.shape[2])
         n_frames = sum_over_processes(mask.sum())
         mean = sum_over_processes((h * mask).sum((0, 2))) / n_frames
         centred = h - mean[:, None]
@@ -76,7 +78,7 @@ class FrameNorm(nn.LayerNorm):
         return rearrange(super().forward(rearrange(h, "b c t -> b t c")), "b t c -> b c t")
 
 
-# By --norm, what makes one for so many channels.
+# By --norm: n_channels -> a normalisation layer.
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "none": None,
     "layer": FrameNorm,
@@ -116,7 +118,7 @@ class Block(nn.Module):
         return self.norm(h, mask, training) if self.norm and self.norm_first else h
 
     def activate(self, h: Tensor, mask: Tensor | None, training: bool = False) -> Tensor:
-        """Normalisation and activation after the convolution, as far as there are any."""
+        """Normalisation and activation after the convolution, if there are any."""
         if self.activation is None:
             return h
         if self.norm and not self.norm_first:
@@ -138,21 +140,17 @@ class CNNAutoEncoder(nn.Module):
         input_dim: channels of the input (13 without loudness, 14 with it).
         inner_size: units of the encoding, C.
         n_encoder, n_decoder: blocks, 2 to 5 each.
-        norm: "none", "layer" (per frame) or "batch" (over real frames), after each convolution
-            but the last. "original" is the original project's: batch normalisation before each
-            convolution, and a ReLU after the last one too.
-        activation: what ends the encoder, a key of `ACTIVATIONS`.
-        gate_frames: see `activations.TopK`; counts for "feature_topk".
+        norm, activation, gate_frames: as the flags of `train.py`, see `emaae.config`.
 
     It takes raw features x (batch, input_dim, time) and gives raw-scale reconstructions: the
     train split's mean and standard deviation are the buffers `mean` and `sd` (see `normalise`).
     An optional mask (batch, 1, time) in {0, 1} marks real frames; without one all are real. The
     encoding ends in a ReLU or a sparser activation, so zeros are exact; the reconstruction is
-    linear, but for norm "original", which cannot go below the mean.
+    linear, except with norm "original", where it cannot go below the mean.
 
-    Only what is `learning`, as `forward` is in training mode, uses the batch's own statistics for
-    batch normalisation and thresholds of activations, and changes those that are kept. `encode` and
-    `decode` by themselves change nothing and give the same numbers in either mode.
+    Only calls with `training=True`, as `forward` makes in training mode, use the batch's own
+    statistics for batch normalisation and for activation thresholds, and update the running ones.
+    `encode` and `decode` change nothing by default and give the same numbers in either mode.
     """
 
     # Lists of modules; buffers (input_dim,).

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from emaae.system.devices import use_bf16
 # s -> a s + b s^3 + c s^5 takes every singular value s in about .01..1 to .7..1.2.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-# Biases and norms, which muon leaves to AdamW, have this fraction of its rate: .001 for .04.
-# With a tenth, twice as many units die.
+# Muon leaves biases and normalisation weights to AdamW, at this fraction of the learning rate: .001
+# for .04. With a tenth, twice as many units die.
 ADAMW_LR_FRACTION = 0.025
 
 
@@ -38,7 +39,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised: for weights (out, in, kernel), as (out, in x kernel).
 
-    Jordan et al. (2024). torch.optim.Muon takes matrices alone and always multiplies in bfloat16,
+    Jordan et al. (2024). torch.optim.Muon takes only matrices and always multiplies in bfloat16,
     which is a hundred times slower than float32 where the hardware lacks it.
 
     Args:
@@ -84,53 +85,54 @@ class Optimizer:
 
     def __init__(self, model: CNNAutoEncoder, config: Config):
         self.full_lr = lr = config.lr
-        # Fused: one kernel for all parameters instead of several for each.
-        adam = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}.get(config.optimizer)
         decay = config.weight_decay
-        if adam is not None:
-            given = {} if decay is None else {"weight_decay": decay}
-            self.parts = [(1.0, adam(model.parameters(), lr, fused=True, **given))]
-            return
-        weights = {id(weight): weight for weight in model.conv_weights()}
-        rest = [p for p in model.parameters() if id(p) not in weights]
-        bf16 = use_bf16(config.precision, rest[0].device)
-        self.parts = [
-            (1.0, Muon(weights.values(), lr, decay or 0.0, bf16=bf16)),
-            (ADAMW_LR_FRACTION, torch.optim.AdamW(rest, lr, weight_decay=0.0, fused=True)),
-        ]
+        given: dict[str, Any] = {} if decay is None else {"weight_decay": decay}
+        self.optimizers: list[tuple[float, torch.optim.Optimizer]]  # beside a fraction of the rate
+        # Fused: one kernel for all parameters instead of several for each.
+        if config.optimizer == "muon":
+            weights = {id(weight): weight for weight in model.conv_weights()}
+            rest = [p for p in model.parameters() if id(p) not in weights]
+            muon = Muon(
+                weights.values(), lr, bf16=use_bf16(config.precision, model.sd.device), **given
+            )
+            adamw = torch.optim.AdamW(rest, lr, weight_decay=0.0, fused=True)
+            self.optimizers = [(1.0, muon), (ADAMW_LR_FRACTION, adamw)]
+        else:
+            adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+            self.optimizers = [(1.0, adam(model.parameters(), lr, fused=True, **given))]
 
     @property
     def lr(self) -> float:
         """The rate of the last step, muon's that of the convolutions; --lr before the first."""
-        return self.parts[0][1].param_groups[0]["lr"]
+        return self.optimizers[0][1].param_groups[0]["lr"]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for _, part in self.parts:
-            part.zero_grad(set_to_none=True)
+        for _, optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def step(self, factor: float) -> None:
         """Move the weights, at this fraction of --lr."""
-        for share, part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = share * factor * self.full_lr
-            part.step()
+        for lr_fraction, optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr_fraction * factor * self.full_lr
+            optimizer.step()
 
     def state_dict(self) -> list:
         """Tensors and plain values."""
-        return [part.state_dict() for _, part in self.parts]
+        return [optimizer.state_dict() for _, optimizer in self.optimizers]
 
     def load_state_dict(self, kept: list) -> None:
         """Restore what `state_dict` returned."""
-        for (_, part), state in zip(self.parts, kept, strict=True):
-            part.load_state_dict(state)
+        for (_, optimizer), state in zip(self.optimizers, kept, strict=True):
+            optimizer.load_state_dict(state)
 
 
 # ---- the learning rate
 
 
 def warm_up(step: int, n_steps: int) -> float:
-    """Factor of the rate at a step, from 0 on: equal rises over n_steps, then 1."""
+    """Factor of the learning rate at step 0, 1, ...: it rises evenly over n_steps, then is 1."""
     return min(1.0, (step + 1) / (n_steps + 1))
 
 

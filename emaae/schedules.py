@@ -1,8 +1,8 @@
-"""Alpha, the weight of the sparsity penalty, and the fraction of top k, epoch by epoch.
+"""Alpha, the weight of the sparsity penalty, and the fraction that top k keeps, epoch by epoch.
 
 Open-loop schedules are plain functions of t, the number of epochs since the schedule began, so
-a continued run has nothing to restore. The two adaptive ones carry a small state of plain
-numbers that goes into the checkpoint.
+a resumed run has nothing to restore. The two adaptive ones have a small state of plain numbers that
+goes into the checkpoint.
 """
 
 import math
@@ -16,10 +16,10 @@ GECO_MU_MAX = 1e6
 
 @dataclass(frozen=True)
 class Ramp:
-    """What the open-loop schedules share.
+    """The parameters of the open-loop schedules.
 
     start: alpha at t = 0 (`alpha`), end: alpha when the ramp is over (`alpha_max`),
-    width: length of the ramp in epochs (`alpha_epochs`), period: length of a cycle in epochs,
+    n_epochs: length of the ramp (`alpha_epochs`), period: length of a cycle in epochs,
     rise: fraction of a cycle spent rising.
     """
 
@@ -30,7 +30,7 @@ class Ramp:
     rise: float = 0.5
 
     def progress(self, t: int) -> float:
-        """Fraction of the ramp that is over at epoch t, 0..1; 1 throughout when width <= 1."""
+        """Fraction of the ramp that is over at epoch t, 0..1; always 1 if n_epochs <= 1."""
         return min(1.0, t / self.n_epochs) if self.n_epochs > 1 else 1.0
 
 
@@ -40,14 +40,14 @@ def constant(t: int, ramp: Ramp) -> float:
 
 
 def step(t: int, ramp: Ramp) -> float:
-    """Equal steps from `start` that reach `end` at t = width - 1."""
+    """Equal steps from `start` that reach `end` at t = n_epochs - 1."""
     if ramp.n_epochs <= 1:
         return ramp.end
     return min(ramp.end, ramp.start + t * (ramp.end - ramp.start) / (ramp.n_epochs - 1))
 
 
 def step_original(t: int, ramp: Ramp) -> float:
-    """Steps of 1 / (width - 1), whatever the start, up to alpha = 1.
+    """Steps of 1 / (n_epochs - 1), whatever the start, up to alpha = 1.
 
     At alpha = 1 the reconstruction has no weight left and the model is destroyed. Kept for
     comparison with published runs only.
@@ -118,15 +118,15 @@ def geco_update(mu: float, constraint: float, *, rate: float, floor: float = 0.0
 class AlphaSchedule:
     """Alpha of the next epoch, for any schedule of `SCHEDULES`.
 
-    `state` is empty for open-loop schedules; it holds plain floats otherwise and is all that a
-    continued run needs besides t.
+    `state` is empty for open-loop schedules; otherwise it holds plain floats, which are all that a
+    resumed run needs besides t.
     """
 
     name: str
     ramp: Ramp
-    target: float = 0.9  # fraction of zeros aimed at by target_sparsity
+    target: float = 0.9  # of target_sparsity, fraction of zeros
     gain: float = 0.1  # of target_sparsity, alpha per unit of sparsity and epoch
-    epsilon: float = 0.05  # mse on standardised channels that geco holds
+    epsilon: float = 0.05  # of geco, upper bound of the mse on standardised channels
     rate: float = 0.5  # of geco
     state: dict[str, float] = field(default_factory=dict)
 
@@ -139,7 +139,7 @@ class AlphaSchedule:
         return OPEN_LOOP[self.name](t, self.ramp)
 
     def observe(self, mse: float, sparsity: float) -> None:
-        """Follow what the last training epoch measured; what is not finite is ignored."""
+        """Update the state by the last training epoch's values; those not finite are ignored."""
         if self.name == "target_sparsity" and math.isfinite(sparsity):
             self.state["alpha"] = target_sparsity_update(
                 self.alpha(0), sparsity, gain=self.gain, target=self.target, ceiling=self.ramp.end
@@ -159,7 +159,7 @@ class AlphaSchedule:
 def k_fraction(epoch: int, n_epochs: int, end: float) -> float:
     """Fraction of values that an activation keeps: from .5 to `end` in a straight line, 0..1.
 
-    It is there after two thirds of the epochs. An end above .5 is there from the first.
+    It reaches `end` after two thirds of the epochs; an end above .5 holds from the first.
     """
     progress = min(1.0, 1.5 * epoch / n_epochs)
     return end + (1 - progress) * max(0.0, 0.5 - end)

@@ -2,12 +2,12 @@
 
 A stride-1 convolutional encoder E follows a shift by whole frames exactly. How little such a shift
 changes its encoding is therefore how similar the encoding is to itself some frames later. Shifts
-by parts of a frame, and smoothing over time, are measured as such. A code that hardly changes says
-nothing by itself: it is read with the participation ratio (is all of it one slow direction?), the
-noise gain (is the signal squeezed into differences that noise would bury?) and the fvu.
+by parts of a frame, and smoothing over time, are measured directly. That an encoding hardly changes
+says nothing by itself: it is read with the participation ratio (is all of it one slow direction?),
+the noise gain (would noise hide the differences that carry the signal?) and the fvu.
 
-Utterances go through the model one by one, so there is no padding that could count. Sums over a
-split are in float64 and divided once. A constant or dead encoding leaves all of this undefined.
+Utterances go through the model one by one, so padding cannot count. Sums over a split are in
+float64 and divided once. For a constant or dead encoding all of this is undefined.
 
 Shapes: x (D, T) input in units of the train split's sd; z (C, T) encoding; both of one utterance.
 Shifts and lags are in frames of 20 ms, cutoffs in fractions of the Nyquist frequency, 25 Hz.
@@ -24,7 +24,7 @@ from torch import Tensor
 from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.filters import apply_filters, decode_filtered, windowed_sinc
-from emaae.losses import LIVE_FRACTION
+from emaae.losses import live_units
 from emaae.metrics import zero
 from emaae.models import CNNAutoEncoder
 from emaae.system.progress import progress
@@ -38,12 +38,12 @@ SHIFT_TAPS, LOWPASS_TAPS = 33, 101
 Encoded = tuple[str, Tensor, Tensor]
 # Standard deviation of the noise, in units of each unit's own.
 NOISE_SD = 0.1
-# A variance below this fraction of the mean square is what float32 makes of a constant.
+# A constant has a variance up to this fraction of its mean square, by rounding in float32.
 ROUNDING = 1e-12
 # Units that correlate by more are copies of each other.
 COPY_CORRELATION = 0.9
-# One utterance in 16 of a validation split is measured every epoch, within these bounds, and some
-# of them with noise, which decodes them twice: less than a tenth of what the validation takes.
+# One utterance in 16 of a split is measured every epoch, within these bounds, and some of them with
+# noise, which decodes them twice: less than a tenth of the time of a validation.
 SAMPLE_ONE_IN, SAMPLE_MIN, SAMPLE_MAX = 16, 8, 32
 N_NOISY = 6
 # The null, random projections: its units, and the frames that its thresholds are taken from.
@@ -82,8 +82,8 @@ class Moments:
 
     @property
     def live(self) -> Tensor:
-        """Which channels vary (C,): by more than 1e-8 of the most variable one's variance."""
-        return _live(self.variance)
+        """Which channels are live (C,), see `losses.live_units`."""
+        return live_units(self.variance)
 
     def centre(self, z: Tensor) -> Tensor:
         """z (C, T) less its mean over the split; a constant is exactly 0."""
@@ -91,7 +91,7 @@ class Moments:
 
 
 class SelfSimilaritySums:
-    """How similar is each channel to itself some frames later?
+    """Sums for the similarity of each channel to itself some frames later.
 
     S_c(k) = sum (z_t - mu)(z_t+k - mu) / (1/2 sum [(z_t - mu)^2 + (z_t+k - mu)^2]) over the pairs
     of frames t, t + k within one utterance: 1 for k = 0, -1 for a period of 2 k. k is of `LAGS`.
@@ -102,7 +102,7 @@ class SelfSimilaritySums:
         self.energy = zero()  # (lag, C), the denominator
 
     def add(self, z: Tensor) -> None:
-        """Count z (C, T), centred."""
+        """Count z (C, T), centred on its mean over the split."""
         squares, n_frames = z.square(), z.shape[1]
         products, energy = [], []
         for lag in LAGS:
@@ -112,10 +112,14 @@ class SelfSimilaritySums:
         self.products = self.products + torch.stack(products).double()
         self.energy = self.energy + torch.stack(energy).double()
 
-    def curve(self, weights: Tensor) -> list[float]:
-        """Mean over channels by weights (C,), such as which are live, for each lag.
+    def add_within(self, z: Tensor) -> None:
+        """Count z (C, T), which is centred here on its mean over the utterance."""
+        self.add(z - z.mean(1, keepdim=True))
 
-        NaN when no pair is so far apart.
+    def curve(self, weights: Tensor) -> list[float]:
+        """Similarity at each lag, -1..1: mean over channels with weights (C,), or of a subset.
+
+        NaN where no pair is so far apart.
         """
         counts = torch.where(self.energy > 0, weights.double(), 0.0)
         similarity = torch.where(counts > 0, self.products / self.energy, 0.0)
@@ -125,8 +129,8 @@ class SelfSimilaritySums:
 def half_life_ms(curve: Sequence[float]) -> float:
     """The lag in ms at which a self-similarity over the lags 0, 1, 2, ... first falls to 1/2.
 
-    Between two lags it is taken as straight. A curve that stays above 1/2 gives its last lag: 500
-    says "500 or more". NaN when the curve is undefined before it falls.
+    Interpolates linearly between lags. A curve that stays above 1/2 gives its last lag: 500 means
+    500 or more. NaN when the curve is undefined before it falls.
     """
     for k, value in enumerate(curve):
         if math.isnan(value):
@@ -137,13 +141,13 @@ def half_life_ms(curve: Sequence[float]) -> float:
 
 
 class CovarianceSums:
-    """In how many directions does the encoding vary, and which of its units are copies?"""
+    """Sums for the number of directions of the encoding, and for which units are copies."""
 
     def __init__(self) -> None:
         self.products = zero()  # (C, C)
 
     def add(self, z: Tensor) -> None:
-        """Count z (C, T), centred."""
+        """Count z (C, T), centred on its mean over the split."""
         self.products = self.products + (z @ z.T).double()
 
     def participation_ratio(self) -> float:
@@ -154,8 +158,10 @@ class CovarianceSums:
         return float(self.products.trace() ** 2 / self.products.square().sum())
 
     def copy_weights(self) -> Tensor:
-        """Weights (C,) with which copies count once: 1 / the number of units that correlate by
-        more than .9 with each, itself included; 0 for a constant.
+        """Weights (C,) by which copies count once together, 0 to 1.
+
+        1 / the number of units that correlate with this one by more than .9, itself included; 0 for
+        a constant.
         """
         sd = self.products.diagonal().sqrt()
         n_alike = (self.products > COPY_CORRELATION * torch.outer(sd, sd)).sum(1)
@@ -163,9 +169,9 @@ class CovarianceSums:
 
 
 class ChangeSums:
-    """Energy of one or more changes of a signal, in fractions of the signal's own variance.
+    """Energy of one or more changes of a signal, as a fraction of the signal's variance.
 
-    With y - x as the change it is the fvu of y.
+    If the change is y - x, this is the fvu of y.
     """
 
     def __init__(self) -> None:
@@ -188,12 +194,12 @@ class ChangeSums:
 class EncodingSums:
     """Sums for the measures of an encoding that are logged every epoch.
 
-    Made from a first pass over the utterances (name, x, z) of a split, it takes each of them once
-    more; x and z as they are, not centred.
+    It is made from a first pass over the utterances (name, x, z) of a split; then `add` each of
+    them once more. x and z are not centred. n_noisy: how many utterances to decode with noise.
     """
 
     def __init__(self, model: CNNAutoEncoder, first_pass: Iterable[Encoded], n_noisy: int) -> None:
-        self.model, self.left = model, n_noisy
+        self.model, self.n_noisy_left = model, n_noisy
         self.x, self.z, self.fired = Moments(), Moments(), zero()
         for _, x, z in first_pass:
             self.x.add(x)
@@ -208,18 +214,19 @@ class EncodingSums:
         """Count an utterance."""
         centred = self.z.centre(z)
         self.similarity.add(centred)
-        self.within.add(z - z.mean(1, keepdim=True))
-        self.within_x.add(x - x.mean(1, keepdim=True))
+        self.within.add_within(z)
+        self.within_x.add_within(x)
         self.covariance.add(centred)
-        if self.left:
-            self.left -= 1
+        if self.n_noisy_left:
+            self.n_noisy_left -= 1
             self._add_noise(name, x, z)
 
     def _add_noise(self, name: str, x: Tensor, z: Tensor) -> None:
-        # Each utterance has noise of its own, whatever the order; the CPU's, on every device.
+        # Drawn by name, on the CPU: the same for each utterance in any order and on any device.
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode(errors="replace")))
         noise = torch.randn(z.shape, generator=generator)
-        noise /= noise.square().mean(1, keepdim=True).sqrt()  # its energy is no matter of chance
+        # exactly unit power, so that chance does not change its energy
+        noise /= noise.square().mean(1, keepdim=True).sqrt()
         noise = NOISE_SD * self.z.variance.sqrt()[:, None].to(z) * noise.to(z)
         y = self.model.standardise(self.model.decode(torch.stack([z, z + noise])))
         self.fvu.add((y - x).double(), self.x.centre(x).double())
@@ -230,9 +237,7 @@ class EncodingSums:
         return 1 - float(self.fired.sum()) / (n_fire * self.z.n_frames) if n_fire else math.nan
 
     def compute(self) -> dict[str, float]:
-        """self_similarity_20ms and _80ms, persistence_within, participation_ratio,
-        distinct_units, noise_gain.
-        """
+        """The metrics by name, see docs/metrics.md; NaN when no unit is live."""
         curve = self.similarity.curve(self.z.live)
         clean, noisy = self.fvu.compute().tolist()
         row = {
@@ -247,23 +252,19 @@ class EncodingSums:
 
 
 def persistence(z: SelfSimilaritySums, x: SelfSimilaritySums) -> float:
-    """Half-life of an encoding over that of its input, means over the channels of each that vary.
+    """Half-life of an encoding over that of its input, both of the mean over live channels.
 
-    The sums are of all lags, of what was centred on the mean of each utterance.
+    z, x: sums of utterances, each centred on its own mean.
     """
-    life, of_input = (half_life_ms(sums.curve(_live(sums.energy[0]))) for sums in (z, x))
-    return life / of_input
-
-
-def _live(energy: Tensor) -> Tensor:
-    return (energy > 0) & (energy > LIVE_FRACTION * energy.max())
+    z_ms, x_ms = (half_life_ms(sums.curve(live_units(sums.energy[0]))) for sums in (z, x))
+    return z_ms / x_ms
 
 
 def persistence_null(model: CNNAutoEncoder, split: Split, sparsity: float) -> float:
-    """`persistence` within utterances of an encoding that has learnt nothing but to be so sparse.
+    """`persistence` within utterances of random projections that are as sparse as the encoding.
 
-    Random projections of single frames, each above its own threshold alone. sparsity: fraction of
-    zeros of each unit, 0..1, below which the threshold lies; NaN and 1 are undefined.
+    Each unit projects single frames, and is 0 below its own threshold. sparsity: fraction of zeros
+    of each unit, 0..1; for NaN and 1 the result is NaN.
     """
     if not sparsity < 1:
         return math.nan
@@ -274,14 +275,13 @@ def persistence_null(model: CNNAutoEncoder, split: Split, sparsity: float) -> fl
     sums, input_sums = SelfSimilaritySums(), SelfSimilaritySums()
     for _, raw in _utterances(model, split):
         x = model.standardise(raw)
-        z = (weights @ x - thresholds).relu()
-        sums.add(z - z.mean(1, keepdim=True))
-        input_sums.add(x - x.mean(1, keepdim=True))
+        sums.add_within((weights @ x - thresholds).relu())
+        input_sums.add_within(x)
     return persistence(sums, input_sums)
 
 
 def sample(split: Split) -> Split:
-    """One utterance in 16, 8 to 32 of them, spread evenly over the lengths: always the same."""
+    """One utterance in 16, 8 to 32 in all, spread evenly over the lengths; always the same."""
     n = min(len(split), max(SAMPLE_MIN, min(SAMPLE_MAX, len(split) // SAMPLE_ONE_IN)))
     by_length = np.lexsort((np.array(split.names), split.lengths))
     return split.subset(by_length[np.linspace(0, len(split) - 1, n).round().astype(int)])
@@ -301,15 +301,15 @@ def epoch_metrics(model: CNNAutoEncoder, split: Split) -> dict[str, float]:
 def shift_tolerance(
     model: CNNAutoEncoder, split: Split
 ) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
-    """Every metric of this module on a whole split, and the curves that they are points of.
+    """Every metric of this module on a whole split, and the curves of which they are points.
 
-    docs/metrics.md says what each metric means. The curves are self-similarity over lags, gain
-    over shifts, and the fvu after smoothing over cutoffs, each of the encoding and of the input.
+    docs/metrics.md says what each metric means. The curves are self-similarity by lag, gain by
+    shift, and the fvu after smoothing by cutoff, each for the encoding and for the input.
     """
     shifts = torch.stack([windowed_sinc(SHIFT_TAPS, delay=shift) for shift in SHIFTS])
     half = SHIFTS.index(0.5)
     smoothing = torch.stack([windowed_sinc(LOWPASS_TAPS, cutoff) for cutoff in CUTOFFS])
-    # Nearer to the ends, the encoder's zero padding and the shift's held frames would be compared.
+    # Nearer the ends, zero padding of the encoder would be compared with frames held by the shift.
     margin = model.receptive_field() // 2 + SHIFT_TAPS // 2
 
     found = EncodingSums(model, _encoded(model, split), n_noisy=len(split))

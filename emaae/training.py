@@ -37,16 +37,16 @@ DIVERGED_MSE = 1e6
 
 
 class Run(Protocol):
-    """Receives the events of a training; this one does nothing with them."""
+    """Receives the events of a training; this base class ignores them."""
 
     def save_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """The weights have just become the best; `selected` are the metrics of the selection."""
 
     def save_last(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
-        """It is time to keep what `state` gives, all that is needed to continue; `now` it must."""
+        """Save what `state()` returns, all that a resumed run needs; optional unless `now`."""
 
     def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
-        """It is time for reconstructions of a few validation utterances; the row follows."""
+        """Draw reconstructions of a few validation utterances; `log` of this epoch follows."""
 
     def log(self, row: Mapping[str, Any], seconds: float) -> None:
         """One row of metrics per epoch, and how long training and validation took."""
@@ -54,15 +54,15 @@ class Run(Protocol):
 
 @dataclass
 class Selection:
-    """Which epoch is the best so far, and for how long has there been none better?"""
+    """Which epoch is the best so far, and how many epochs ago was it?"""
 
     score: float = math.inf
     epoch: int = 0  # 0 when none was selected: no score was finite
     alpha: float = 0.0
-    waited: int = 0  # epochs since the last improvement, or since the alpha phase changed
+    waited: int = 0  # epochs since the last improvement or change of alpha's phase
 
     def update(self, score: float, epoch: int, alpha: float) -> bool:
-        """Take the epoch if its score is lower; NaN never is, and an equal score is not."""
+        """Take the epoch if its score is lower; NaN and equal scores are not."""
         if score < self.score:
             self.score, self.epoch, self.alpha, self.waited = score, epoch, alpha, 0
             return True
@@ -78,21 +78,40 @@ class Selection:
 class Phase:
     """The phase of the training.
 
-    With --early_stop and --update, alpha is held until the first early stop, and the schedule
-    begins there (t = 0). Otherwise the schedule begins with the first epoch.
+    With --early_stop and --update, alpha is held until the run would stop, and the schedule begins
+    there (t = 0). Otherwise the schedule begins with the first epoch.
 
-    With --early_stop and a learning rate that falls, the end is not known beforehand:
-    the rate is held until the run would stop, or until --patience epochs are left, falls over
-    --patience epochs, and the run ends there.
+    With --early_stop and a learning rate that falls, the end is not known beforehand: the rate is
+    held until the run would stop, or until --patience epochs are left, falls over --patience
+    epochs, and the run ends there.
     """
 
     started: int | None  # epochs finished when the schedule began; None while alpha is held
     length: int  # epochs of the schedule that patience must not cut short
-    falling: int | None = None  # epochs finished when the rate began to fall; None while it is held
+    falling: int | None = None  # epochs finished when the run would have stopped and the rate fell
 
-    def ramping(self, finished: int) -> bool:
-        """Whether the last of `finished` epochs was still one of the schedule's."""
-        return self.started is not None and finished - self.started <= self.length
+    def decay_start(self, config: Config) -> int:
+        """Epochs finished when the rate begins to fall, with --early_stop, as far as is known."""
+        latest = max(0, config.epochs - config.patience)
+        return latest if self.falling is None else self.falling
+
+    def advance(self, epoch: int, selection: Selection, config: Config, k_falls: bool) -> bool:
+        """Begin the next phase, if it is time after `epoch` epochs; returns whether to stop early.
+
+        k_falls: in the next epoch the activation will keep fewer values than in the last one.
+        """
+        ramping = self.started is not None and epoch - self.started <= self.length
+        if ramping or k_falls:
+            selection.waited = 0  # a ramp is never cut short: patience counts after it
+        lr_decays = config.early_stop and config.lr_schedule != "constant"
+        if lr_decays and self.decay_start(config) < epoch:
+            return epoch - self.decay_start(config) >= config.patience and epoch < config.epochs
+        over = config.early_stop and selection.waited >= config.patience
+        if over and self.started is None:
+            self.started, selection.waited, over = epoch, 0, False
+        elif over and lr_decays:
+            self.falling, over = epoch, False
+        return over
 
 
 @dataclass
@@ -111,9 +130,9 @@ class TrainingState:
     selection: Selection = field(default_factory=Selection)
     best: dict[str, torch.Tensor] | None = None  # weights of the selected epoch, a copy
     epoch: int = 0  # finished
-    batch: int = 0  # of the epoch that goes on, finished ...
-    sums: LossSums | None = None  # ... what they add to its loss ...
-    active: torch.Tensor | None = None  # ... and their encoding values that are not 0
+    batch: int = 0  # finished batches of the epoch under way ...
+    sums: LossSums | None = None  # ... the sums of their losses ...
+    active: torch.Tensor | None = None  # ... and the number of their encoding values that are not 0
     stopped: bool = False  # early
 
     @classmethod
@@ -137,11 +156,10 @@ class TrainingState:
         """Fraction of --lr at the next step; n_batches: steps of an epoch."""
         step, n_steps = self.epoch * n_batches + self.batch, config.epochs * n_batches
         n_warm = round(config.lr_warm_up * n_steps)
+        first, n_falling = n_warm, n_steps - n_warm
         if config.early_stop:
-            first = n_steps if self.phase.falling is None else self.phase.falling * n_batches
+            first = self.phase.decay_start(config) * n_batches
             n_falling = config.patience * n_batches
-        else:
-            first, n_falling = n_warm, n_steps - n_warm
         left = min(1.0, 1 - (step - first) / max(1, n_falling))
         return warm_up(step, n_warm) * LR_SCHEDULES[config.lr_schedule](left)
 
@@ -200,9 +218,9 @@ def fit(
     run: Run,
     last: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """Train until the epochs are over, patience is, or the loss grows beyond all bounds.
+    """Train until the last epoch, an early stop, or divergence.
 
-    last: the state of an interrupted training, to go on with it. The model is left with its last
+    last: the state of an interrupted training, to continue it. The model is left with its last
     weights; the best ones are returned. On a CPU, the same config, data and number of threads give
     the same numbers, interrupted or not. Raises UserError for a validation split whose score would
     be undefined; on `Interrupted` the state is kept first.
@@ -245,79 +263,67 @@ def fit(
 
 def _epochs(state: TrainingState, train: Split, val: Split, config: Config, run: Run) -> str:
     """All epochs that are left; returns the status."""
-    every = config.reconstruction_every or max(1, round(config.epochs / 10))
+    figure_every = config.reconstruction_every or max(1, round(config.epochs / 10))
     model, selection, phase, note = state.model, state.selection, state.phase, ""
-    falls = config.early_stop and config.lr_schedule != "constant"
 
     while state.epoch < config.epochs and not state.stopped:
-        if falls and phase.falling is None and config.epochs - state.epoch <= config.patience:
-            phase.falling = state.epoch
         began, alpha = time.monotonic(), state.alpha(config.alpha)
         k = config.k_fraction_at(state.epoch)
         if model.top_k:
             model.top_k.k = k
-        measured = train_epoch(state, train, alpha, config, run, note)
-        validated = evaluate(model, val, config, alpha)
+        train_row = train_epoch(state, train, alpha, config, run, note)
+        val_row = evaluate(model, val, config, alpha)
         # Their last bits may differ between processes, whose decisions may not.
-        measured, validated = broadcast((measured, validated))
+        train_row, val_row = broadcast((train_row, val_row))
         state.end_epoch()
         # NaN compares as False.
-        diverged = not (math.isfinite(measured["loss"]) and measured["mse"] < DIVERGED_MSE)
-        improved = not diverged and selection.update(validated["score"], state.epoch, alpha)
+        diverged = not (math.isfinite(train_row["loss"]) and train_row["mse"] < DIVERGED_MSE)
+        improved = not diverged and selection.update(val_row["score"], state.epoch, alpha)
         if improved:
             state.best = copy.deepcopy(model.state_dict())
         row = {"epoch": state.epoch, "alpha": alpha, "lr": state.optimizer.lr}
         row["lambda_eff"] = lambda_eff(alpha, pressure(config, model))
         if model.top_k:
             row["k_fraction"] = k
-        row |= {f"train/{name}": value for name, value in measured.items()}
-        row |= {f"val/{name}": value for name, value in validated.items()}
+        row |= {f"train/{name}": value for name, value in train_row.items()}
+        row |= {f"val/{name}": value for name, value in val_row.items()}
         seconds = time.monotonic() - began
         if diverged:
             run.log(row, seconds)
             return "diverged"
 
-        sparser = model.top_k and config.k_fraction_at(state.epoch) < k
-        if phase.started is not None and not sparser:  # what is to come needs no alpha
-            state.schedule.observe(measured["mse"], measured["sparsity"])
-        if phase.ramping(state.epoch) or sparser:
-            selection.waited = 0  # a ramp is never cut short; patience counts in its tail
-        state.stopped = config.early_stop and selection.waited >= config.patience
-        if state.stopped and phase.started is None and phase.falling is None:
-            phase.started, selection.waited, state.stopped = state.epoch, 0, False
-        if falls:
-            if state.stopped and phase.falling is None:
-                phase.falling = state.epoch
-            done = phase.falling is not None and state.epoch - phase.falling >= config.patience
-            state.stopped = done and state.epoch < config.epochs
+        k_falls = model.top_k is not None and config.k_fraction_at(state.epoch) < k
+        # While k falls sparsity still rises; alpha must not react to that.
+        if phase.started is not None and not k_falls:
+            state.schedule.observe(train_row["mse"], train_row["sparsity"])
+        state.stopped = phase.advance(state.epoch, selection, config, k_falls)
         over = state.stopped or state.epoch == config.epochs
-        if over or state.epoch == 1 or state.epoch % every == 0:
+        if over or state.epoch == 1 or state.epoch % figure_every == 0:
             run.reconstruct(model, val, state.epoch)
         run.log(row, seconds)
         if improved:
             run.save_best(model, selection.metrics())
         run.save_last(state.state_dict, now=over)
-        note = (
-            f"fvu {validated['fvu']:.4f}, sparsity {validated['sparsity']:.3f}, alpha {alpha:.3f}"
-        )
+        note = f"fvu {val_row['fvu']:.4f}, sparsity {val_row['sparsity']:.3f}, alpha {alpha:.3f}"
     return "early_stopped" if state.stopped else "finished"
 
 
 def train_epoch(
     state: TrainingState, split: Split, alpha: float, config: Config, run: Run, note: str = ""
 ) -> dict[str, float]:
-    """The rest of one pass over a split; loss, mse, penalty and sparsity pooled over its frames.
+    """Finish one pass over a split.
 
-    `note` stands behind the progress bar. Sums stay on the device until the pass is over, so that
-    no step waits for the one before.
+    Returns loss, mse, penalty, slow (if it has a weight) and sparsity over all its frames. note:
+    text behind the progress bar. Sums stay on the device until the pass is over, so that no step
+    waits for the one before.
     """
     model, optimizer = state.model.train(), state.optimizer
     order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
     what, n_batches = f"epoch {state.epoch + 1}/{config.epochs}", len(order)
     bf16 = use_bf16(config.precision, split.device)
-    left = batches(split, local_share(order[state.batch :]))
+    rest = batches(split, local_share(order[state.batch :]))
     for x, mask in progress(
-        left, what, total=n_batches, done=state.batch, unit="batches", after=note
+        rest, what, total=n_batches, done=state.batch, unit="batches", postfix=note
     ):
         optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):

@@ -6,6 +6,7 @@ import pytest
 
 from emaae import command_line
 from emaae.config import KNOBS, Config
+from emaae.system import files
 from emaae.system.errors import UserError
 
 
@@ -64,6 +65,9 @@ def test_a_whole_number_may_arrive_as_a_float_and_a_broken_one_may_not():
     [
         (["--alfa", "0.1"], "unknown flag --alfa; did you mean '--alpha'"),
         (["--innersize=3"], "unknown flag --innersize; did you mean '--inner_size'"),
+        (["aplha=0.1"], "unexpected argument 'aplha=0.1'; did you mean 'alpha'?; flags look like"),
+        (["modle_config=a.json"], "'modle_config=a.json'; did you mean 'model_config'"),
+        (["--modle_config=a.json"], "unknown flag --modle_config; did you mean '--model_config'"),
         (["0.1"], "unexpected argument '0.1'"),
         (["[1]"], "unexpected argument '[1]'"),
         (["{"], "'{' is not a JSON object of flags"),
@@ -87,6 +91,10 @@ def test_a_whole_number_may_arrive_as_a_float_and_a_broken_one_may_not():
         (["--activation=top"], "--activation must be one of relu, batch_topk, feature_topk, got"),
         (["--gate_frames", "4"], "--gate_frames must be odd, got 4"),
         (["--k_fraction", "1"], "--k_fraction must be above 0 and below 1, got 1.0"),
+        (
+            ["--activation=batch_topk", "--target_sparsity=1"],
+            "--target_sparsity 1 leaves --activation batch_topk no values to keep: lower it, or",
+        ),
         (["--eval_only"], "--eval_only needs --checkpoint"),
         (["--train_dir", "x"], "--val_dir is missing"),
         (["--bucket", "b"], "--bucket b needs --train_dir and --val_dir"),
@@ -106,6 +114,15 @@ def test_a_mistake_names_the_flag_the_value_and_the_way_out(argv, message):
         parse(*argv)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_the_system_cannot_read_says_why_even_without_a_number(monkeypatch):
+    def fail(path):
+        raise OSError("the share is gone")
+
+    monkeypatch.setattr(files, "read_text", fail)
+    with pytest.raises(UserError, match="a.json cannot be read: the share is gone"):
+        parse("a.json")
 
 
 def test_every_knob_is_a_flag_and_says_what_it_is(capsys):
@@ -193,7 +210,7 @@ def test_a_path_may_begin_at_the_home_wherever_it_comes_from(monkeypatch):
 
 def test_a_run_of_an_agent_has_demo_data_only_when_it_is_asked_to(monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "s")
-    with pytest.raises(UserError, match="an agent's run has no data.*EMAAE_DEMO=True"):
+    with pytest.raises(UserError, match="has no data directories.*EMAAE_DEMO=True"):
         parse()
     assert parse("--demo").uses_demo
     monkeypatch.setenv("EMAAE_DEMO", "True")
@@ -239,6 +256,22 @@ def test_a_model_config_that_lies_is_refused(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         parse("--model_config", str(path))
+
+
+def test_a_model_that_was_selected_at_alpha_1_can_be_measured_though_not_trained(tmp_path):
+    (tmp_path / "model_config.json").write_text('{"inner_size": 8, "alpha": 0.5}')
+    (tmp_path / "metrics.json").write_text('{"select/alpha": 1.0}')
+    checkpoint = f"--checkpoint={tmp_path / 'best.pth'}"
+    assert parse("--eval_only", checkpoint).alpha == 1
+    assert parse("--eval_only", checkpoint, "--alpha=0.3").alpha == 0.3
+    assert parse(checkpoint).alpha == 0.25
+
+
+def test_top_k_takes_any_target_when_it_is_told_how_many_to_keep():
+    assert parse("--activation=batch_topk", "--target_sparsity=1", "--k_fraction=.1")
+    assert parse(
+        "--activation=feature_topk", "--target_sparsity=1", "--eval_only", "--checkpoint=x"
+    )
 
 
 def test_values_survive_the_round_trip_through_plain_values():

@@ -35,10 +35,10 @@ def copy(tmp_path_factory) -> Path:
     edit("emaae/metrics.py", '            "l0": ', f'{METRIC}            "l0": ')
     edit("emaae/metric_table.py", "SPLIT_METRICS = (\n", f"SPLIT_METRICS = (\n{METRIC_ENTRY}")
     edit("emaae/metric_table.py", 'SUMMARY = ("fvu"', 'SUMMARY = ("max_l0", "fvu"')
-    edit("emaae/activations.py", "# What ends the encoder, by", f"{ACTIVATION}\n\n# What ends, by")
+    edit("emaae/activations.py", "# By --activation: ", f"{ACTIVATION}\n\n# By name: ")
     edit("emaae/activations.py", "ACTIVATIONS = {\n", f"ACTIVATIONS = {{\n{ACTIVATION_ENTRY}")
     edit("emaae/config.py", 'Literal["relu", ', 'Literal["squared", "relu", ')
-    edit("emaae/models.py", "# By --norm, what", f"{NORM}\n\n# By --norm, what")
+    edit("emaae/models.py", "# By --norm: ", f"{NORM}\n\n# By name: ")
     edit("emaae/models.py", '    "none": None,\n', f'    "none": None,\n{NORM_ENTRY}')
     edit("emaae/config.py", 'Literal["none", "layer"', 'Literal["rms", "none", "layer"')
     return root

@@ -8,8 +8,10 @@ import pytest
 from scipy import signal
 from scipy.interpolate import CubicSpline
 
+from emaae.__main__ import main
 from emaae.data import demo, phones, synthesis
 from emaae.data.features import ARTICULATORS as NAMES
+from emaae.system.errors import UserError
 
 ARTICULATORS = range(12)
 LOUDNESS, PITCH = 12, 13
@@ -398,14 +400,24 @@ def test_a_large_corpus_has_the_numbers_of_librispeech_and_no_speaker_in_two_spl
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "dev"}, "split must be one of train, val, test, got 'dev'"),
-        ({"split": "val", "n_utterances": 0}, "n_utterances must be at least 1, got 0"),
-        ({"split": "val", "n_utterances": -3}, "n_utterances must be at least 1, got -3"),
-        ({"split": "val", "scale": 0}, "scale must be a positive factor .* got 0"),
-        ({"split": "val", "scale": float("nan")}, "scale must be a positive factor .* got nan"),
-        ({"split": "val", "seed": -1}, "seed must be 0 or more, got -1"),
+        ({"split": "val", "n_utterances": 0}, "--n_utterances must be at least 1, got 0"),
+        ({"split": "val", "n_utterances": -3}, "--n_utterances must be at least 1, got -3"),
+        ({"split": "val", "scale": 0}, "--scale must be a positive factor .* got 0"),
+        ({"split": "val", "scale": float("nan")}, "--scale must be a positive factor .* got nan"),
+        ({"split": "val", "seed": -1}, "--seed must be 0 or more, got -1"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused_by_name(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         demo.generate(**arguments)
+
+
+@pytest.mark.parametrize("out", ["", "a\0b"])
+def test_a_tree_that_cannot_have_that_name_is_refused_by_name(out):
+    with pytest.raises(UserError, match="argument --out: expected the name of a file or folder"):
+        main(["demo-data", "--out", out])
+
+
+def test_a_split_that_is_not_there_is_a_mistake_of_the_caller():
+    with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
+        demo.generate("dev")

@@ -72,7 +72,8 @@ def test_a_signal_that_the_parent_ignores_stays_ignored():
     heard = []
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signal_handlers(("SIGHUP", "SIGUSR1"), lambda number, frame: heard.append(number)):
+        numbers = (signal.SIGHUP, signal.SIGUSR1)
+        with signal_handlers(numbers, lambda number, frame: heard.append(number)):
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.01)

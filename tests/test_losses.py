@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from emaae.config import Config
-from emaae.losses import PENALTIES, batch_sums, loss_terms, pressure, weight_penalty
+from emaae.losses import PENALTIES, batch_sums, live_units, loss_terms, pressure, weight_penalty
 from emaae.models import CNNAutoEncoder, Output
 
 
@@ -16,7 +16,7 @@ def ones(*lengths: int) -> torch.Tensor:
 
 def penalty(name: str, z: torch.Tensor, mask: torch.Tensor, norms=None) -> float:
     norms = torch.ones(z.shape[1]) if norms is None else norms
-    return float(PENALTIES[name].value(PENALTIES[name].sums(z, mask), mask.sum(), norms))
+    return float(PENALTIES[name].value(PENALTIES[name].sums(z, mask), mask.sum(), norms).detach())
 
 
 def small_model(**changes) -> CNNAutoEncoder:
@@ -146,6 +146,18 @@ def test_slowness_stands_beside_the_mse():
     assert plain.slow is None
     assert slow.slow.item() == pytest.approx(penalty("tvu", model(x, mask).z, mask))
     assert slow.loss.item() == pytest.approx(plain.loss.item() + 0.7 * 0.5 * slow.slow.item())
+
+
+def test_the_terms_of_a_loss_with_a_gradient_are_plain_numbers(recwarn):
+    model, x = small_model(), torch.randn(2, 13, 40)
+    row = terms(Config(), model, x, ones(40, 25), 0.3).row()
+    assert all(type(value) is float for value in row.values())
+    assert not recwarn
+
+
+def test_which_units_are_live():
+    assert live_units(torch.tensor([2.0, 1e-7, 1e-9, 0.0])).tolist() == [True, True, False, False]
+    assert not live_units(torch.zeros(3)).any()
 
 
 def test_tv_is_smaller_for_slower_units():

@@ -101,6 +101,14 @@ def test_padding_changes_no_number(model, training):
     assert y_padded[..., 30:].abs().sum() == 0
 
 
+@pytest.mark.parametrize("mask", [None, torch.ones(4, 1, 30)])
+def test_batch_normalisation_learns_in_bfloat16_with_and_without_a_mask(mask):
+    model = CNNAutoEncoder(13, 8, 2, 2, norm="batch").train()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(4, 13, 30), mask)
+    assert model.encoder[0].norm.running_var.dtype == torch.float32
+
+
 def test_batch_statistics_count_real_frames_only():
     h = torch.randn(3, 5, 20) * 3 + 1
     lengths = (20, 11, 4)

@@ -17,6 +17,7 @@ from emaae.data import batches
 from emaae.losses import batch_sums, loss_terms
 from emaae.models import FrameNorm, MaskedBatchNorm, build_model
 from emaae.system.devices import compile_model, make_deterministic, use_bf16
+from emaae.system.errors import UserError
 from emaae.training import Run, TrainingState, train_epoch
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -261,3 +262,15 @@ def test_without_a_compiler_compile_is_refused_with_the_way_out(small, tmp_path)
     assert done.returncode == 2
     assert "--compile needs a C++ compiler" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("", "RuntimeError"), ("no g++\nat all", "no g\\+\\+")]
+)
+def test_a_compiler_that_fails_is_a_mistake_even_when_it_says_nothing(monkeypatch, text, reason):
+    def fail(function):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(UserError, match=rf"needs a C\+\+ compiler.*\({reason}\): install"):
+        compile_model(torch.nn.Identity(), torch.device("cpu"))

@@ -13,7 +13,7 @@ from emaae.data import Split
 from emaae.evaluation import evaluate
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.system.errors import UserError
-from emaae.training import Selection, fit
+from emaae.training import Phase, Selection, fit
 
 
 class Notes:
@@ -174,6 +174,28 @@ def test_with_early_stopping_the_rate_falls_where_the_run_would_have_stopped(mon
     # Alpha's schedule first, then its patience, then the rate falls.
     assert notes.column("alpha") == pytest.approx([0.1] * 5 + [0.1, 0.6] + [0.6] * 6)
     assert fitted.status == "early_stopped"
+
+
+def phases(scores, n_falling=0, started=None, **knobs):
+    """What happens after each epoch by its score: alpha's schedule, the rate's decay, the end."""
+    config = Config.from_mapping({"early_stop": True, "patience": 2, "epochs": 50} | knobs)
+    phase, selection, told = Phase(started, length=3), Selection(), []
+    for epoch, score in enumerate(scores, 1):
+        selection.update(score, epoch, 0.1)
+        over = phase.advance(epoch, selection, config, k_falls=epoch < n_falling)
+        told.append((phase.started, phase.falling, over))
+    return told
+
+
+def test_alpha_is_held_then_its_ramp_is_over_then_the_rate_falls_then_it_ends():
+    held, ramp = [(None, None, False)] * 2, [(3, None, False)]
+    told = phases([1.0] * 10, lr_schedule="linear")
+    assert told == held + ramp * 5 + [(3, 8, False)] * 2 + [(3, 8, True)]
+    assert phases([1.0] * 8) == held + ramp * 5 + [(3, None, True)]
+    assert phases([1.0] * 6, started=0)[4:] == [(0, None, True)] * 2
+    assert phases([1.0] * 9, 8, started=0)[7:] == [(0, None, False), (0, None, True)]
+    assert not any(over for *_, over in phases([1.0] * 20, early_stop=False))
+    assert phases([1.0] * 4, epochs=4, lr_schedule="linear")[2:] == [(None, None, False)] * 2
 
 
 def test_with_early_stopping_and_few_epochs_the_rate_has_fallen_at_their_end(monkeypatch):

@@ -91,6 +91,9 @@ def generate(
     scale: > 0, the corpus's unless given (.3 for the demo); multiplies LibriSpeech's durations,
         12.7 s on average in train and 7.4 s elsewhere.
     like: a key of CORPORA.
+
+    Raises ValueError for an unknown split, and UserError for the other arguments, which it names as
+    `python -m emaae demo-data` does: --seed, --n_utterances, --scale.
     """
     parts = _chunks(split, seed, n_utterances, scale, like)
     return [utterance for part in parts for utterance in part.generate()]
@@ -132,11 +135,11 @@ def _chunks(
     n_utterances = recipe.n_utterances if n_utterances is None else n_utterances
     scale = corpus.scale if scale is None else scale
     if n_utterances <= 0:
-        raise ValueError(f"n_utterances must be at least 1, got {n_utterances}")
+        raise UserError(f"--n_utterances must be at least 1, got {n_utterances}")
     if not 0 < scale < np.inf:
-        raise ValueError(f"scale must be a positive factor such as 0.3 or 1, got {scale}")
+        raise UserError(f"--scale must be a positive factor such as 0.3 or 1, got {scale}")
     if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
+        raise UserError(f"--seed must be 0 or more, got {seed}")
     durations_s = _durations(split, seed, n_utterances, scale, recipe.durations_s)
     return [
         _Chunk(split, recipe.speakers, seed, i, durations_s[i : i + CHUNK_UTTERANCES].tolist())

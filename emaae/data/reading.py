@@ -168,8 +168,8 @@ def _read_worker(
     for reader in readers:
         reader.close()  # the parent's end: a pipe breaks once no process could read it
     # Signals reach all processes of the group; the workers ignore them and the parent ends them.
-    for name in SIGNALS:
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     try:
         reads = connect()
         for part in parts:

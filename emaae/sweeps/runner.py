@@ -85,7 +85,7 @@ def run(
     runner = Runner(sweep, queue, folder, jobs, devices, flags)
     try:
         with (
-            signal_handlers(("SIGINT", "SIGTERM", "SIGHUP"), runner.interrupt),
+            signal_handlers((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), runner.interrupt),
             queue.storage_errors(),
         ):
             runner.run_until_done()

@@ -14,20 +14,19 @@ from emaae.system.errors import UserError
 def pick_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the GPU when there is one. Raises UserError.
 
-    Of several processes each takes a GPU of its own.
-
-    What is not asked to be bfloat16 (`use_bf16`) is full float32 there: TensorFloat-32, cuDNN's
-    default for convolutions, keeps ten bits of the mantissa, and a model would not give the numbers
-    that were logged for it elsewhere.
+    Of several processes each takes its own GPU. Multiplications that are not in bfloat16
+    (`use_bf16`) are in full float32 there: TensorFloat-32, cuDNN's default for convolutions, keeps
+    ten bits of the mantissa, and a model would not give its logged numbers on other devices.
     """
     torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        known = device.type in ("cpu", "cuda")
     except RuntimeError:
-        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
+        known = False
+    if not known:
         raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
@@ -42,11 +41,11 @@ def _gpu_of_process(device: torch.device) -> torch.device:
         raise UserError(
             f"--device {device} is one GPU, and every process takes another: use --device cuda"
         )
-    there = torch.cuda.device_count()
-    if local_rank() >= there:
+    n_gpus = torch.cuda.device_count()
+    if local_rank() >= n_gpus:
         raise UserError(
             f"process {local_rank() + 1} of this machine needs a GPU of its own, and it shows "
-            f"{there}: start fewer by --nproc_per_node, or use --device cpu"
+            f"{n_gpus}: start fewer by --nproc_per_node, or use --device cpu"
         )
     torch.cuda.set_device(local_rank())
     return torch.device("cuda", local_rank())
@@ -55,8 +54,8 @@ def _gpu_of_process(device: torch.device) -> torch.device:
 def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether training multiplies in bfloat16: `fp32`, `bf16`, or `auto`, where the hardware does.
 
-    Weights, optimiser, loss and sums stay in float32, and so does every evaluation: what is logged
-    of a model are the numbers that it gives wherever it is loaded.
+    Weights, optimiser, loss and sums stay in float32, and so does every evaluation, so that a model
+    gives its logged numbers wherever it is loaded.
     """
     if precision == "auto":
         if device.type == "cuda":
@@ -69,17 +68,17 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 def make_deterministic() -> None:
     """Let a GPU add in the same order every time; call it before the first computation there.
 
-    What cannot be repeated raises RuntimeError instead of differing.
+    Operations that have no such order raise RuntimeError.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    # It would write NaN into each new tensor first, against code that reads before it writes.
+    # It would fill each new tensor with NaN, to expose code that reads before it writes.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def compile_model(model: nn.Module, device: torch.device) -> None:
-    """Let `model(...)` run as torch.compile's code from now on. Raises UserError without compiler.
+    """Compile the calls of a model by torch.compile. Raises UserError without a compiler.
 
     Measured on CPUs only, where convolutions are nearly all of a step and it is slower
     (benchmarks/RESULTS.md); meant for GPUs, where a step may wait for launches of small kernels.
@@ -87,7 +86,7 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception as error:  # of dynamo, inductor, triton or a subprocess
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"--compile needs a C++ compiler, and on a GPU triton ({reason}): install them, or "
             "leave the flag out"

@@ -31,7 +31,7 @@ from emaae.system.errors import UserError
 
 T = TypeVar("T")
 
-# The others may wait that long for the first one, while it reads a large corpus.
+# How long the others may wait for the first process, which may read a large corpus.
 TIMEOUT = timedelta(days=1)
 # The key under which the first process that fails says so.
 FAILED_KEY = "emaae/ended"
@@ -49,12 +49,12 @@ def is_distributed() -> bool:
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine it is, from 0 on; so that each takes another GPU."""
+    """Number of this process on its machine, from 0, which is that of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if is_distributed() else 0
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that keeps files, talks to W&B and prints."""
+    """Whether this process is the one that writes files, talks to W&B and prints."""
     return _Group.rank == 0
 
 
@@ -66,7 +66,7 @@ def process_group() -> Iterator[None]:
     """Compute together with the processes that torchrun started, if it did, until the block ends.
 
     Only the first one prints. An error that ends them all is raised in one process, the first
-    that met it; in the others it is the end of the program, without a word, with exit status 0.
+    that met it; the others end silently with exit status 0.
     """
     if not is_distributed():
         yield
@@ -83,13 +83,16 @@ def process_group() -> Iterator[None]:
         timeout=TIMEOUT,
     )
     try:
-        with contextlib.nullcontext() if is_main_process() else _silenced():
+        with contextlib.ExitStack() as around:
+            if not is_main_process():
+                around.enter_context(_silenced())
             yield
     except SystemExit as end:
         _exit(end.code)
     except BaseException as error:
         # Without torchrun there is no store either.
-        if is_main_process() if os.getppid() != launcher else _is_first_to_fail(store, error):
+        has_store = os.getppid() == launcher
+        if _is_first_to_fail(store, error) if has_store else is_main_process():
             raise _explained(error) from None
         _exit(0)
     finally:
@@ -129,7 +132,7 @@ def _silenced() -> Iterator[None]:
 
 
 def _is_first_to_fail(store: Any, error: BaseException) -> bool:
-    """Whether the error is this process's to tell: what the others met may be its consequence."""
+    """Whether to report the error here: those of the other processes may be its consequences."""
     if isinstance(error, KeyboardInterrupt) and not is_main_process():
         return False
     return store.compare_set(FAILED_KEY, "", str(_Group.rank)).decode() == str(_Group.rank)
@@ -152,16 +155,16 @@ def _end_with_the_launcher() -> None:
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
-# ---- what they tell each other
+# ---- communication
 
 
 def broadcast(value: T) -> T:
     """The first process's value, in every process; the others wait for it."""
     if _Group.size == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
 
 
 @contextlib.contextmanager
@@ -188,7 +191,7 @@ def stop_if_interrupted() -> None:
         signals.raise_interrupted()
 
 
-# ---- what they compute together
+# ---- computation
 
 
 def local_share(order: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -225,7 +228,7 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def sum_attributes(sums: object) -> None:
-    """Make every attribute of an object, all of them sums, that of all processes."""
+    """Sum every attribute of an object, all of them tensors, over the processes, in place."""
     if _Group.size > 1:
         for name, value in vars(sums).items():
             setattr(sums, name, sum_over_processes(value))
@@ -239,7 +242,7 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
     if _Group.size == 1:
         return model
     with warnings.catch_warnings():
-        # torch 2.13 has a new name for it, which the versions before do not know.
+        # torch 2.13 renames it, to a name that earlier versions lack.
         warnings.simplefilter("ignore", FutureWarning)
         # Running statistics are pooled where they are computed.
         return DistributedDataParallel(model, broadcast_buffers=False)

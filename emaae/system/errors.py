@@ -1,5 +1,6 @@
 """Usage errors: one line, and exit status 2."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -8,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from emaae.system.signals import handle_signals
 
@@ -18,7 +19,7 @@ EXIT_BROKEN_PIPE = 141  # ... and of one whose reader has gone, as in `| head -1
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
     The message is one line that names the file or flag, its value, what was expected and the
     way out. Programs show it without a traceback and end with exit status 2.
@@ -27,6 +28,13 @@ class UserError(Exception):
 
 class BadFile(UserError):
     """A file that is broken, or not what it should be; others beside it may be fine."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser of arguments that raises mistakes as UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists what there is")
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from emaae.system.errors import BadFile, UserError
 
 # Settings, metrics and sweep files are some kilobytes.
 MAX_TEXT = 1 << 20
-# What is read of an archive at once. The list of its members is one such piece, so that there are
-# some thousands at most; zipfile looks for it in the last 64 KiB.
+# Largest read from an archive at once. zipfile reads the list of members at once, after looking for
+# it in the last 64 KiB, so there are some thousands at most.
 MAX_READ = 1 << 17
 
 
@@ -31,16 +31,16 @@ def find_packaged(path: str | Path) -> Path:
 
 
 def expand_home(args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments of a program, where a leading ~ is the home, as shells have it."""
+    """The arguments of a program with a leading ~ replaced by the home directory, as by shells."""
 
-    def at_home(value: Any) -> Any:
+    def expanded(value: Any) -> Any:
         if isinstance(value, list):
-            return [at_home(one) for one in value]
+            return [expanded(each) for each in value]
         if isinstance(value, str | Path) and str(value).startswith("~"):
             return type(value)(os.path.expanduser(value))
         return value
 
-    return argparse.Namespace(**{name: at_home(value) for name, value in vars(args).items()})
+    return argparse.Namespace(**{name: expanded(value) for name, value in vars(args).items()})
 
 
 # Folders in which file managers, archives and network disks keep what is no data.
@@ -64,7 +64,7 @@ def check_folder(path: str | Path, name: str, content: str) -> None:
 
 
 def open_regular(path: str | Path, at_most: int) -> BinaryIO:
-    """Open a plain file of at most so many bytes to read it; a link to one is followed.
+    """Open a regular file of at most `at_most` bytes for reading; links are followed.
 
     Pipes and devices, which may never end, are refused without waiting for them. Raises OSError,
     and BadFile for what is not such a file.
@@ -83,7 +83,7 @@ def open_regular(path: str | Path, at_most: int) -> BinaryIO:
 
 @contextlib.contextmanager
 def regular_file(path: str | Path, at_most: int) -> Iterator[BinaryIO]:
-    """`open_regular` of a file that is read inside the block, where OSErrors become BadFile."""
+    """`open_regular` for the time of a block, in which OSErrors become BadFile."""
     try:
         with open_regular(path, at_most) as file:
             yield file
@@ -98,7 +98,7 @@ def read_text(path: str | Path) -> str:
 
 
 def lock_folder(folder: Path) -> IO[str] | None:
-    """A lock on the folder, which ends with this process however that ends. Raises UserError."""
+    """A lock on the folder that ends with this process, whatever ends it. Raises UserError."""
     try:
         file = open(folder / ".lock", "w")  # noqa: SIM115 - open for as long as the lock is held
     except OSError as error:
@@ -119,9 +119,9 @@ def sha256(path: Path) -> str:
 
 
 class BoundedReader:
-    """An archive for zipfile, which is refused when its list of members is longer than `MAX_READ`.
+    """A file for zipfile that raises BadFile when its list of members is longer than `MAX_READ`.
 
-    `where` names it in the BadFile.
+    where: names the file in the message.
     """
 
     def __init__(self, file: BinaryIO, where: str):
@@ -144,7 +144,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(read_text(path))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):

@@ -20,13 +20,13 @@ def progress(
     total: float | None = None,
     done: int = 0,
     unit: str = "it",
-    after: str = "",
+    postfix: str = "",
     size: Callable[[T], float] = lambda item: 1,
 ) -> Iterator[T]:
     """Pass items on, showing `what`, how far they have got and how long the rest will take.
 
-    total: of the sizes of all items, in `unit`. done: what came earlier of it. after: stands behind
-    the bar. The bar disappears when it is done: what is worth keeping is printed by the caller.
+    total: sum of the sizes of all items, in `unit`. done: how much of it came earlier. postfix:
+    text behind the bar. The bar disappears at the end: what is worth keeping the caller prints.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -39,22 +39,22 @@ def progress(
             unit=unit,
             leave=False,
             dynamic_ncols=True,
-            postfix=after or None,
+            postfix=postfix or None,
         ) as bar:
             for item in items:
                 yield item
                 bar.update(size(item))
         return
     begun = last = time.monotonic()
-    far: float = done
+    n_done: float = done
     for item in items:
         yield item
-        far += size(item)
+        n_done += size(item)
         now = time.monotonic()
         if now - last >= LINE_EVERY_S:
-            last = now
-            of, left = "", ""
+            last, elapsed = now, now - begun
+            text = f"{n_done:.0f} {unit}, {elapsed:.0f} s"
             if total is not None:
-                seconds = (now - begun) * (total - far) / (far - done)
-                of, left = f" of {total:.0f}", f", about {tqdm.format_interval(seconds)} left"
-            print(f"{what}: {far:.0f}{of} {unit}, {now - begun:.0f} s{left}", flush=True)
+                left = tqdm.format_interval(elapsed * (total - n_done) / (n_done - done))
+                text = f"{n_done:.0f} of {total:.0f} {unit}, {elapsed:.0f} s, about {left} left"
+            print(f"{what}: {text}", flush=True)

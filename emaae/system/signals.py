@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # A terminal and an agent may both pass on one Ctrl-C: only a later one is a second.
 SECOND_AFTER_S = 0.5
 
@@ -24,19 +24,19 @@ class _StopRequest:
     """Whether and when a signal asked the program to stop."""
 
     def __init__(self) -> None:
-        self.at: float | None = None
-        self.pending = False  # a signal came inside an `defer_interrupts` block
+        self.requested_at: float | None = None  # by time.monotonic()
+        self.pending = False  # a signal came inside a `defer_interrupts` block
         self.depth = 0  # of `defer_interrupts` blocks
 
     def handle(self, number: int, frame: Any) -> None:
         now = time.monotonic()
-        if self.at is None:
-            self.at = now
+        if self.requested_at is None:
+            self.requested_at = now
             if self.depth:
                 self.pending = True
                 return
             raise Interrupted
-        if number == signal.SIGINT and now - self.at > SECOND_AFTER_S:
+        if number == signal.SIGINT and now - self.requested_at > SECOND_AFTER_S:
             raise KeyboardInterrupt
 
 
@@ -56,11 +56,12 @@ def handle_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def signal_handlers(names: Sequence[str], handle: Callable[[int, Any], None]) -> Iterator[None]:
-    """Call `handle` on signals, but for those that the parent ignores, as nohup does SIGHUP."""
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in numbers}
+def signal_handlers(
+    numbers: Sequence[signal.Signals], handle: Callable[[int, Any], None]
+) -> Iterator[None]:
+    """Call `handle` on signals, except those that the parent ignores, as nohup does SIGHUP."""
+    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield
     finally:
@@ -88,7 +89,7 @@ def interrupt_pending() -> bool:
 
 
 def raise_interrupted() -> NoReturn:
-    """Stop here, inside an `defer_interrupts` block, as if a signal had just come."""
-    _request.at = _request.at or time.monotonic()
+    """Stop here, inside a `defer_interrupts` block, as if a signal had just come."""
+    _request.requested_at = _request.requested_at or time.monotonic()
     _request.pending = False
     raise Interrupted
