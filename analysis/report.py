@@ -106,7 +106,7 @@ def header(runs: Sequence[Run], title: str) -> str:
 def _answer(runs: Sequence[Run]) -> str:
     run = best(runs)
     if run is None:
-        return "<h2>Which run to take</h2><p>No run has finished yet.</p>"
+        return "<h2>Which run to take</h2><p>No run has ended well yet.</p>"
     split = split_of(runs)
     epoch = run.selected.get("epoch", "unknown")
     what = f"{run.name}: {labels(runs)[run]}, epoch {epoch}"

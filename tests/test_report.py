@@ -433,7 +433,7 @@ def test_the_page_begins_with_the_run_to_take_and_what_it_gives_up(tmp_path):
     metrics |= {"test/live_sparsity": 0.85, "shift/persistence_within": 0.95, "test/fvu": 0.04}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     answer = page(read_runs(folder), "t").partition("Which run to take</h2>")[2][:1500]
-    assert answer.startswith("<p><strong>a: cosine, epoch 4</strong>, with the lowest score")
+    assert answer.startswith("<p><strong>a: cosine, epoch 4</strong>, with the lowest validation ")
     assert "<b>0.04</b>fvu" in answer
     assert "<b>0.85</b>zeros of live units<small>0.05 below 0.9</small>" in answer
     assert "<b>0.95</b>persistence within<small>target 0.9, met</small>" in answer
