@@ -116,6 +116,11 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an error's message or, where it has none, the name of its type."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def one_line(message: str) -> str:
     """The message as one line of readable length, in which nothing can steer a terminal."""
     line = " ".join(message.split())
