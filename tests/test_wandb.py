@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,8 +28,10 @@ from emaae.data.features import ARTICULATORS
 from emaae.system.errors import UserError
 from emaae.system.files import lock_folder
 from emaae.tracking import client
+from emaae.tracking.artifacts import model_artifact
+from emaae.tracking.download import _downloaded
 from emaae.tracking.mirror import _name
-from emaae.tracking.upload import _finish, _published_sweep
+from emaae.tracking.upload import _finish, _published_sweep, _upload_all
 
 TINY = ["--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--epochs=3", "--batch_sz=4"]
 GRID = {
@@ -188,6 +192,24 @@ def test_runs_are_named_by_what_their_sweep_varies():
     assert client.varying_names({"parameters": parameters}) == ("norm", "lr")
 
 
+def test_a_run_that_was_changed_does_not_end_the_upload_of_others(tmp_path):
+    run = write_run(tmp_path / "changed", epochs=2)
+    (run / "best.pth").write_bytes(b"")
+    (run / "history.jsonl").write_text("")
+    send = partial(model_artifact, run_id="r")
+    uploaded, (failure,) = _upload_all([run, tmp_path], send)
+    assert "changed/history.jsonl lacks epoch" in failure
+    assert list(uploaded) == [tmp_path], "which holds no model"
+
+
+@pytest.mark.parametrize("splits", [("train", "val", "test"), ("train", "val"), ("train",)])
+def test_curves_are_of_the_last_split_that_there_is(splits):
+    row = {"lowpass/cutoff": 0.5, "lowpass/fvu": 0.1}
+    config = {"data": dict.fromkeys(splits)}
+    run = SimpleNamespace(id="r", config=config, summary_metrics={})
+    assert _downloaded("e/p", run, [row]).curves["split"] == splits[-1]
+
+
 def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
     record = {"sweep": "s", "entity": "e", "project": "p"}
     (tmp_path / "published.json").write_text(json.dumps(record))
@@ -198,7 +220,7 @@ def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
 
     monkeypatch.setattr(client, "public_api", Silent)
     error: Exception = CommError("HTTP 502")
-    with pytest.raises(UserError, match="did not say whether e/p/s is there .HTTP 502"):
+    with pytest.raises(UserError, match="did not answer whether e/p/s exists .HTTP 502"):
         _published_sweep(tmp_path, "p", None)
     error = ValueError("Could not find sweep")
     assert _published_sweep(tmp_path, "p", None) is None
@@ -206,7 +228,7 @@ def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
 
 def test_a_sweep_that_cannot_be_finished_is_told(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match="e/p/s is there and could not be finished"):
+    with pytest.raises(UserError, match="e/p/s exists and could not be finished"):
         _finish("e/p/s")
 
 
