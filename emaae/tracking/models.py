@@ -140,14 +140,14 @@ def _promote_on_wandb(path: str) -> PromotedModel:
             for name in _files(folder, source.name):
                 add_file(promoted, folder / name, name)
             given = {"entity": entity, "project": project, "job_type": "promote"}
-            with (
-                client.user_errors(f"{target} could not be stored on W&B", "promote again"),
-                client.init(folder, "online", **given, settings={"console": "off"}) as run,
-            ):
-                run.use_artifact(source)
-                run.log_artifact(promoted, aliases=["best", "latest"]).wait(
-                    timeout=client.FINISH_TIMEOUT_S
-                )
+            with client.user_errors(f"{target} could not be stored on W&B", "promote again"):
+                run = client.init(folder, "online", **given, settings={"console": "off"})
+                try:
+                    run.use_artifact(source)
+                    logged = run.log_artifact(promoted, aliases=["best", "latest"])
+                    logged.wait(timeout=client.FINISH_TIMEOUT_S)
+                finally:
+                    run.finish()
     raise UserError(
         f"{path}: other promotions keep changing {target}; try again when they are done"
     )
