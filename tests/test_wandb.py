@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, program
+from conftest import ROOT
 from forked import forked
 from synthetic_runs import write_run
 from wandb.errors import CommError
@@ -40,7 +40,7 @@ GRID = {
     "metric": {"name": "select/score", "goal": "minimize"},
     "parameters": {
         "alpha": {"values": [0.05, 0.3]},
-        "seed": {"values": [0, 1, 2]},
+        "seed": {"values": [0, 1]},
         "inner_size": {"value": 16},
         "n_encoder": {"value": 2},
         "n_decoder": {"value": 2},
@@ -104,13 +104,19 @@ def works(*command: str, **env: str) -> subprocess.CompletedProcess:
     return done
 
 
+def output_of(code: str, folder: Path, env: dict[str, str]) -> str:
+    """What a Python program prints."""
+    (folder / "code.py").write_text(code)
+    return works(str(folder / "code.py"), **env).stdout
+
+
 def epochs_of(run) -> list[int]:
     return [row["epoch"] for row in run.history if "train/loss" in row]
 
 
 @pytest.fixture(scope="module")
 def swept(trees, tmp_path_factory):
-    """A 6-point grid that two concurrent agents have finished: backend, environment, sweep path."""
+    """A 4-point grid that two concurrent agents have finished: backend, environment, sweep path."""
     home = tmp_path_factory.mktemp("swept")
     with Backend() as backend:
         path, env = created(backend, home, trees, GRID)
@@ -130,7 +136,7 @@ def test_two_agents_run_every_point_once(swept):
     backend, _, path, home = swept
     runs = backend.runs.values()
     points = sorted((run.config["alpha"], run.config["seed"]) for run in runs)
-    assert points == [(alpha, seed) for alpha in (0.05, 0.3) for seed in (0, 1, 2)]
+    assert points == [(alpha, seed) for alpha in (0.05, 0.3) for seed in (0, 1)]
     assert {run.state for run in runs} == {"finished"}
     sweep = path.rsplit("/", 1)[1]
     assert {run.group for run in runs} == {sweep}
@@ -207,7 +213,7 @@ def test_curves_are_of_the_last_split_that_there_is(splits):
     row = {"lowpass/cutoff": 0.5, "lowpass/fvu": 0.1}
     config = {"data": dict.fromkeys(splits)}
     run = SimpleNamespace(id="r", config=config, summary_metrics={})
-    assert _downloaded("e/p", run, [row]).curves["split"] == splits[-1]
+    assert _downloaded("e/p", run, [row])["curves"]["split"] == splits[-1]
 
 
 def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
@@ -321,8 +327,7 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
 
     ref = f"wandb:{entity}/{project}/emaae-{sweep}:best"
     code = f"import emaae; print(emaae.load_model({ref!r}).get_type())"
-    done = program("-c", code, **env)
-    assert done.stdout.strip() == trained.get_type(), done.stderr
+    assert trained.get_type() in output_of(code, tmp_path, env)
 
 
 def test_the_report_of_a_sweep_is_that_of_its_folders(swept, tmp_path):
@@ -347,7 +352,7 @@ def test_the_report_of_a_sweep_is_that_of_its_folders(swept, tmp_path):
     assert "input: 1 at 0" in found["figures"]["self-similarity"]["text"]
 
 
-def test_runs_read_from_wandb_are_their_folders(swept):
+def test_runs_read_from_wandb_are_their_folders(swept, tmp_path):
     _, env, path, home = swept
     fields = ("config", "history", "metrics", "status", "schedule", "selected")
     code = f"""
@@ -355,9 +360,7 @@ import json
 from analysis.runs import read_runs
 print(json.dumps([[getattr(run, name) for name in {fields}] for run in read_runs({path!r})]))
 """
-    done = program("-c", code, **env)
-    assert done.returncode == 0, done.stderr
-    there = json.loads(done.stdout.splitlines()[-1])
+    there = json.loads(output_of(code, tmp_path, env).splitlines()[-1])
     assert there == [[getattr(run, name) for name in fields] for run in read_runs(home / "runs")]
 
 

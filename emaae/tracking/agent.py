@@ -74,10 +74,7 @@ def without_agent_flags(argv: Sequence[str] | None = None) -> list[str]:
 
 
 def _not_sweepable(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a requeued run's config that a sweep may not set.
-
-    {} when only parameters were passed.
-    """
+    """The entries of a requeued run's config that no sweep may set; {} of parameters alone."""
     if not any(name in RUN_ONLY_KEYS or name.startswith("_") for name in given):
         return {}
     sweepable = Config.sweepable()

@@ -106,10 +106,7 @@ def public_api() -> Any:
 
 
 def runs(path: str) -> list[Any]:
-    """The runs of ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, without promotions, by id.
-
-    Raises UserError.
-    """
+    """The runs of ENTITY/PROJECT[/SWEEP] but promotions, sorted by id. Raises UserError."""
     import wandb
 
     *_, sweep = split_path(path)
@@ -121,8 +118,7 @@ def runs(path: str) -> list[Any]:
         api = wandb.Api(timeout=INIT_TIMEOUT_S)
         # Without `lazy=False` config and summary would be requested run by run.
         found = api.sweep(where).runs if sweep else api.runs(where, lazy=False)
-        kept = [run for run in found if run.job_type != "promote"]
-    return sorted(kept, key=lambda run: run.id)
+        return sorted((r for r in found if r.job_type != "promote"), key=lambda run: run.id)
 
 
 def download(artifact: Any, folder: Path) -> Path:

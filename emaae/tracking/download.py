@@ -2,9 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,8 @@ from emaae.tracking.mirror import CHANNEL_PREFIX, CURVE_COLUMNS
 MAX_REQUESTS = 8
 
 
-@dataclass(frozen=True)
-class RemoteRun:
-    """What the folder of a run on W&B holds; `reconstructions()` downloads those."""
-
-    id: str
-    config: Mapping[str, Any]
-    history: list[dict]
-    metrics: Mapping[str, Any]
-    curves: Mapping[str, Any]
-    model_ref: str
-    reconstructions: Callable[[], Path | None]
-
-
-def runs(path: str) -> list[RemoteRun]:
-    """All training and evaluation runs of ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, by id.
+def runs(path: str) -> list[dict[str, Any]]:
+    """The fields of `analysis.runs.Run` for all runs of ENTITY/PROJECT[/SWEEP], sorted by id.
 
     Raises UserError when there are none, or W&B cannot be reached.
     """
@@ -41,15 +27,13 @@ def runs(path: str) -> list[RemoteRun]:
     if not found:
         raise UserError(f"{path} holds no run yet: start one, or check the path")
     entity, project, _ = client.split_path(path)
-    with (
-        client.user_errors(f"{path} could not be read from W&B", "check the network"),
-        ThreadPoolExecutor(MAX_REQUESTS) as pool,
-    ):
+    lost = client.user_errors(f"{path} could not be read from W&B", "check the network")
+    with lost, ThreadPoolExecutor(MAX_REQUESTS) as pool:
         histories = list(pool.map(lambda run: list(run.scan_history()), found))
     return [_downloaded(f"{entity}/{project}", *pair) for pair in zip(found, histories)]
 
 
-def _downloaded(project: str, run: Any, rows: list[dict]) -> RemoteRun:
+def _downloaded(project: str, run: Any, rows: list[dict]) -> dict[str, Any]:
     config = {name: value for name, value in run.config.items() if not name.startswith("_")}
     # A requeued run has some epochs twice: the later row counts.
     # The final metrics are a row at the selected epoch.
@@ -59,26 +43,25 @@ def _downloaded(project: str, run: Any, rows: list[dict]) -> RemoteRun:
     of_curves = {name for columns in CURVE_COLUMNS.values() for name in columns.values()}
     final = _plain(run.summary_metrics)
     data = config.get("data", {})
-    return RemoteRun(
-        id=run.id,
-        config=config,
-        history=[epochs[epoch] for epoch in sorted(epochs)],
+    reconstructions = f"{project}/{RECONSTRUCTIONS_PREFIX}-{run.id}:latest"
+    return {
+        "name": run.id,
+        "config": config,
+        "history": [epochs[epoch] for epoch in sorted(epochs)],
         # The summary holds the last value of everything; a run's own metrics belong to no epoch.
-        metrics={k: v for k, v in final.items() if k not in per_epoch | of_curves},
-        curves=_curves(rows, next((s for s in ("test", "val", "train") if s in data), "val")),
-        model_ref=f"wandb:{project}/{MODEL_PREFIX}-{run.id}:latest",
-        reconstructions=partial(
-            _download_artifact, f"{project}/{RECONSTRUCTIONS_PREFIX}-{run.id}:latest"
-        ),
-    )
+        "metrics": {k: v for k, v in final.items() if k not in per_epoch | of_curves},
+        "curves": _curves(rows, next((s for s in ("test", "val", "train") if s in data), "val")),
+        "ref": f"wandb:{project}/{MODEL_PREFIX}-{run.id}:latest",
+        "kept": partial(_download_artifact, reconstructions),
+    }
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as in history.jsonl: without W&B's own entries and media, NaN as None."""
     plain = {}
     for name, value in row.items():
-        if isinstance(value, Mapping):  # an image, or a histogram
-            value = value.get("values") if value.get("_type") == "histogram" else None
+        if isinstance(value, Mapping):  # a histogram, or media, which have no values
+            value = value.get("values")
             if value is None:
                 continue
         if not name.startswith("_"):

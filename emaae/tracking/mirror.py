@@ -62,11 +62,10 @@ class Mirror(Observer):
 
     def __init__(self, folder: Path, run: Any, mode: str, sweep: Mapping[str, Any] | None = None):
         self.folder, self.mode, self._run = folder, mode, run
-        self._path = f"{run.entity}/{run.project}/{run.id}"
-        sweep_id = run.settings.sweep_id
+        project, sweep_id = f"{run.entity}/{run.project}", run.settings.sweep_id
+        self._path = f"{project}/{run.id}"
         if sweep is None and sweep_id:
-            path = f"{run.entity}/{run.project}/{sweep_id}"
-            sweep = client.sweep_config(path) if mode == "online" else {}
+            sweep = client.sweep_config(f"{project}/{sweep_id}") if mode == "online" else {}
         self._varying = client.varying_names(sweep or {})  # part of the run's name
         self._send_error: Exception | None = None  # why no more rows are sent
         self._n_sent = run.starting_step
@@ -203,10 +202,8 @@ def start(config: Config, folder: Path) -> Observer:
         "log in with `wandb login`, correct --wandb_project or --wandb_entity, or use "
         "--wandb offline or disabled"
     )
-    with (
-        client.wandb_environment(folder, mode),
-        client.user_errors("W&B refuses the run", advice),
-    ):
+    refused = client.user_errors("W&B refuses the run", advice)
+    with client.wandb_environment(folder, mode), refused:
         import wandb
 
         try:
