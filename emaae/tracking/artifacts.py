@@ -47,7 +47,7 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     epoch = metrics["select/epoch"]
     row = next((row for row in read.history(folder) if row["epoch"] == epoch), None)
     if row is None:
-        raise UserError(f"{folder / 'history.jsonl'} lacks epoch {epoch}, which best.pth is of")
+        raise UserError(f"{folder / 'history.jsonl'} lacks epoch {epoch}, that of best.pth")
     knobs = (
         "alpha", "alpha_max", "alpha_epochs", "sparse_loss", "slow_coefficient", "seed",
         "inner_size", "n_encoder", "n_decoder", "norm", "activation", "keep_loudness",
@@ -64,10 +64,8 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
         **{name: row[f"val/{name}"] for name in ("fvu", "sparsity", "r_articulators", "dead")},
         **{name: config.get(name) for name in knobs},  # older runs lack some
     }
-    card = model_card(folder, run_id)
-    artifact = wandb.Artifact(
-        f"{MODEL_PREFIX}-{run_id}", type="model", description=card, metadata=metadata
-    )
+    name, card = f"{MODEL_PREFIX}-{run_id}", model_card(folder, run_id)
+    artifact = wandb.Artifact(name, type="model", description=card, metadata=metadata)
     for name in ("best.pth", "model_config.json", "metrics.json", "curves.json"):
         if (folder / name).is_file():  # a run that was interrupted has no curves
             add_file(artifact, folder / name, name)

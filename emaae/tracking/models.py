@@ -2,8 +2,7 @@
 
 A sweep is a path on W&B, ENTITY/PROJECT[/SWEEP], or the folder of a local one. On W&B the best
 model stands in one collection per sweep or project under the alias `best`; locally it is copied to
-DIR/best. Either way it is chosen by the score in its own metadata, not by which promotion came
-last.
+DIR/best. It is chosen by the score in its own metadata, not by which promotion came last.
 """
 
 import contextlib
@@ -148,9 +147,7 @@ def _promote_on_wandb(path: str) -> PromotedModel:
                     logged.wait(timeout=client.FINISH_TIMEOUT_S)
                 finally:
                     run.finish()
-    raise UserError(
-        f"{path}: other promotions keep changing {target}; try again when they are done"
-    )
+    raise UserError(f"{path}: other promotions keep changing {target}; try again after them")
 
 
 def _best_on_wandb(path: str) -> tuple[Any, str]:
@@ -164,9 +161,8 @@ def _best_on_wandb(path: str) -> tuple[Any, str]:
         artifact = client.get_or_none(api.artifact, name)
         if artifact is not None and artifact.metadata.get("status") in read.GOOD:
             models[run.id] = artifact
-    best = read.best_by_score(
-        {i: a.metadata | {SCORE: a.metadata["score"]} for i, a in models.items()}
-    )
+    scored = {i: a.metadata | {SCORE: a.metadata["score"]} for i, a in models.items()}
+    best = read.best_by_score(scored)
     if best is None:
         raise UserError(
             f"{path} has no finished run with a model: expected at least one of {len(runs)} runs "

@@ -44,10 +44,8 @@ def _upload_all(
     uploaded, failures = {}, []
     for run in progress(folders, "uploading", unit="runs"):
         try:
-            with (
-                client.user_errors("the run did not arrive", "upload it again"),
-                lock_folder(run) or contextlib.nullcontext(),  # which a run in progress holds
-            ):
+            failed = client.user_errors("the run did not arrive", "upload it again")
+            with failed, lock_folder(run) or contextlib.nullcontext():  # the lock of a live run
                 uploaded[run] = send(run)
         except UserError as error:
             failures.append(f"{run}: {error}")
@@ -81,10 +79,8 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     entity = next(iter(uploaded.values())).split("/", 1)[0]
     ids = [path.rsplit("/", 1)[1] for path in uploaded.values()]
     if sweep is None:
-        with (
-            client.user_errors(f"W&B refuses {sweep_file}", "correct it, or publish again"),
-            contextlib.redirect_stdout(io.StringIO()),  # it prints the sweep's path too
-        ):
+        refused = client.user_errors(f"W&B refuses {sweep_file}", "correct it, or publish again")
+        with refused, contextlib.redirect_stdout(io.StringIO()):  # it prints the path too
             sweep = wandb.sweep(config, entity, project, prior_runs=ids)
         write_json(folder / PUBLISHED_FILE, {"sweep": sweep, "entity": entity, "project": project})
         for run in uploaded:
