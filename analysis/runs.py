@@ -245,18 +245,7 @@ def _reconstruction(path: Path) -> Reconstruction | None:
 def _read_wandb(path: str) -> list[Run]:
     from emaae.tracking import download
 
-    return [
-        Run(
-            name=run.id,
-            config=run.config,
-            history=run.history,
-            metrics=run.metrics,
-            curves=run.curves,
-            ref=run.model_ref,
-            kept=run.reconstructions,
-        )
-        for run in download.runs(path)
-    ]
+    return [Run(**fields) for fields in download.runs(path)]
 
 
 def _differs(runs: Sequence[Run], name: str) -> bool:

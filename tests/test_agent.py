@@ -66,7 +66,7 @@ def test_of_a_whole_config_the_knobs_of_a_sweep_are_taken_and_the_rest_is_left(h
     assert (config.out_dir, config.train_dir, config.wandb) == ("here", "a", "auto")
 
 
-def test_what_the_command_of_a_sweep_says_itself_stays(hand):
+def test_what_the_command_of_a_sweep_contains_itself_stays(hand):
     argv = hand(POINT | REST)
     command = ["--out_dir=/elsewhere/runs", *argv]  # the same as the agent says again
     assert agent.without_agent_flags(command).count("--out_dir=/elsewhere/runs") == 1
@@ -89,7 +89,7 @@ def test_the_command_of_a_sweep_may_have_flags_of_two_words_and_files(hand):
     assert (config.out_dir, config.train_dir, config.alpha) == ("here", "a", 0.3)
 
 
-def test_each_way_in_which_agents_say_a_config_is_read(hand, tmp_path):
+def test_each_format_in_which_agents_pass_a_config_is_read(hand, tmp_path):
     whole = POINT | REST
     hand(whole)
     (tmp_path / "args.json").write_text(json.dumps(whole))
@@ -98,6 +98,7 @@ def test_each_way_in_which_agents_say_a_config_is_read(hand, tmp_path):
         [json.dumps(whole)],  # args_json
         [str(tmp_path / "args.json")],  # args_json_file
         [f"--{n}" if v is True else f"--{n}={v}" for n, v in whole.items() if v is not False],
+        [word for name, value in whole.items() for word in (f"--{name}", str(value))],
     ):
         config = command_line.from_args(["--out_dir=here", *agent.without_agent_flags(argv)])
         assert (config.alpha, config.seed, config.update) == (0.3, 7, True)

@@ -15,6 +15,7 @@ from emaae.models import CNNAutoEncoder
 from emaae.runs import checkpoint, read
 from emaae.system.errors import UserError
 from emaae.system.files import write_json
+from emaae.tracking import client, download
 from emaae.tracking import models as tracking
 from emaae.tracking.models import promote, pull
 
@@ -95,17 +96,31 @@ def test_the_test_split_is_no_part_of_what_a_run_was_selected_on():
     assert read.data_fingerprint({}) == read.data_fingerprint({"data": {"test": {}}}) == ""
 
 
-def test_scores_of_two_kinds_on_wandb_are_not_compared():
+def test_scores_of_two_kinds_on_wandb_are_not_compared(monkeypatch):
     kept = {"status": "finished", "sha256": "0"}
     there = {"a": kept | {"score": 0.2, "aim": "fvu, 0.9 zeros"}, "b": kept | {"score": 0.1}}
     api = SimpleNamespace(
-        runs=lambda where: [SimpleNamespace(id=name) for name in there],
-        artifact=lambda name: SimpleNamespace(metadata=there[name.split("-")[1].split(":")[0]]),
+        artifact=lambda name: SimpleNamespace(metadata=there[name.split("-")[1].split(":")[0]])
     )
+    monkeypatch.setattr(client, "public_api", lambda: api)
+    monkeypatch.setattr(client, "runs", lambda path: [SimpleNamespace(id=name) for name in there])
     with pytest.raises(UserError, match="runs in e/p are not comparable: .* .an earlier score"):
-        tracking._best_on_wandb(api, "e/p")
+        tracking._best_on_wandb("e/p")
     del there["b"]
-    assert tracking._best_on_wandb(api, "e/p")[1] == "a"
+    assert tracking._best_on_wandb("e/p")[1] == "a"
+
+
+def test_a_network_that_is_lost_during_a_download_is_one_line(monkeypatch, tmp_path):
+    def lost(root):
+        raise Exception("Connection refused")  # wandb has such errors
+
+    artifact = SimpleNamespace(name="m:v0", version="v0", metadata={"sha256": "0"}, download=lost)
+    api = SimpleNamespace(artifact=lambda name: artifact)
+    monkeypatch.setattr(client, "public_api", lambda: api)
+    for ask in (lambda: pull("e/p/r", tmp_path / "mine"), lambda: download._download_artifact("m")):
+        with pytest.raises(UserError, match="m:v0 could not be downloaded .*Connection refused"):
+            ask()
+    assert not (tmp_path / "mine").exists()
 
 
 def test_promoting_again_changes_nothing_and_a_better_run_takes_over(sweep):
@@ -194,6 +209,14 @@ def test_a_model_that_was_changed_after_it_was_promoted_is_refused(sweep, tmp_pa
         file.write(b"more")
     with pytest.raises(UserError, match="best.pth has sha256 .* the file was changed"):
         pull(str(folder), tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_run_that_has_not_ended_has_no_model_yet(sweep, tmp_path):
+    run = sweep[0] / "runs" / "0001"
+    (run / "metrics.json").unlink()
+    with pytest.raises(UserError, match="not the model of an ended run: it lacks metrics.json"):
+        pull(str(run), tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
 
 

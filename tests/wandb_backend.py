@@ -1,4 +1,4 @@
-"""What does W&B's server answer? A loopback one for tests of the unmodified client and commands.
+"""A stand-in for W&B's server on this machine, for tests of the unmodified client and commands.
 
 Three protocols meet here. GraphQL (POST /graphql) carries everything that has a name: runs, sweeps,
 agents, artifacts. The file stream (POST /files/ENTITY/PROJECT/RUN/file_stream) carries a run's
@@ -84,9 +84,9 @@ class Query:
 
 # Asked for and answered null: this server has nothing to say about them.
 NULL = (
-    *("commit", "controller", "description", "email", "historyStep", "scheduler"),
-    *("systemMetrics", "uploadHeaders", "uploadMultipartUrls"),
-)
+    "commit", "controller", "description", "email", "historyStep", "scheduler",
+    "systemMetrics", "uploadHeaders", "uploadMultipartUrls",
+)  # fmt: skip
 
 
 def node(kind, of=None, names=""):

@@ -2,8 +2,8 @@
 
 A run that was preempted is queued again with its whole config: besides the sweep's parameters the
 other settings of the first attempt, what was written into the config since, and W&B's private keys,
-all of it in a file and on the command line. What a sweep may set is taken, and the rest is left:
-where and how to run is each machine's own.
+all of it in a file and on the command line. What a sweep may set is used, and the rest is ignored:
+where and how to run depends on the machine.
 """
 
 import json
@@ -24,7 +24,7 @@ RUN_ONLY_KEYS = ("data", "versions", "git_commit")
 
 
 def agent_config() -> dict[str, Any]:
-    """All that the agent hands to this run, by name; {} for a run without an agent. UserError."""
+    """What the agent hands to this run, by name; {} without an agent. Raises UserError."""
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
     if not path:
         return {}
@@ -45,34 +45,37 @@ def agent_config() -> dict[str, Any]:
 def sweep_values() -> dict[str, Any]:
     """The values that the sweep chose for this run."""
     given = agent_config()
-    left = _not_sweepable(given)
-    return {name: value for name, value in given.items() if name not in left}
+    ignored = _not_sweepable(given)
+    return {name: value for name, value in given.items() if name not in ignored}
 
 
 def without_agent_flags(argv: Sequence[str] | None = None) -> list[str]:
-    """A command line without what the agent put there of a config, in any of its ways."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    left = _not_sweepable(agent_config())
+    """The command line without the ignored entries of a requeued run's config, in any format."""
+    ignored = _not_sweepable(agent_config())
+    words = list(sys.argv[1:] if argv is None else argv)
     kept: list[str] = []
-    for token, before, after in zip(argv, ["", *argv], [*argv[1:], ""]):
-        name, equals, value = token.lstrip("-").partition("=")
-        # A flag and its value may be two words in the sweep's own `command`.
-        alone = token.startswith("--") and (not after or after.startswith("-"))
-        is_value = before.startswith("--") and "=" not in before
-        is_file = token.endswith(".json") and not token.startswith("-") and not is_value
-        if name in left and (value == str(left[name]) if equals else alone):
-            del left[name]  # once: what is said by the sweep's own `command` stays
-        elif left and (token.startswith("{") or is_file):
-            found = json.loads(token) if token.startswith("{") else read_json(Path(token))
-            kept.append(json.dumps({n: value for n, value in found.items() if n not in left}))
+    while words:
+        flag = words.pop(0)
+        name, equals, value = flag.lstrip("-").partition("=")
+        is_json = flag.startswith("{")
+        following = []  # the value, where it is a word of its own
+        if flag.startswith("--") and not equals:
+            if words and not words[0].startswith("--"):
+                following = [words.pop(0)]
+            value = following[0] if following else "True"
+        if name in ignored and value == str(ignored[name]):
+            del ignored[name]  # only once: what the sweep's own `command` contains stays
+        elif ignored and (is_json or (flag.endswith(".json") and not flag.startswith("-"))):
+            config = json.loads(flag) if is_json else read_json(Path(flag))
+            kept.append(json.dumps({n: v for n, v in config.items() if n not in ignored}))
         else:
-            kept.append(token)
+            kept += [flag, *following]
     return kept
 
 
 def _not_sweepable(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a whole config that are no settings of a sweep; {} of parameters alone."""
+    """The entries of a requeued run's config that no sweep may set; {} of parameters alone."""
     if not any(name in RUN_ONLY_KEYS or name.startswith("_") for name in given):
         return {}
-    known = Config.sweepable()
-    return {name: value for name, value in given.items() if name not in known}
+    sweepable = Config.sweepable()
+    return {name: value for name, value in given.items() if name not in sweepable}

@@ -9,16 +9,17 @@ from emaae.data.features import FRAME_RATE_HZ
 from emaae.metrics import score_description
 from emaae.runs import read
 from emaae.runs.model_card import model_card
+from emaae.system.errors import UserError
 from emaae.system.files import read_json, sha256
 
-# As their collections are named: PREFIX-<id of the W&B run>.
+# Collections are named PREFIX-<id of the W&B run>.
 MODEL_PREFIX, RECONSTRUCTIONS_PREFIX = "emaae", "reconstructions"
 
 
 def log_artifacts(run: Any, folder: Path, wait_s: int | None) -> None:
-    """Log what the folder holds of model and reconstructions.
+    """Log the model and the reconstructions, if the folder holds them.
 
-    wait_s: seconds to wait for each to be stored; None does not wait, which an offline run cannot.
+    wait_s: seconds to wait for each to be stored; None for an offline run, which cannot wait.
     """
     for artifact in (model_artifact(folder, run.id), reconstructions_artifact(folder, run.id)):
         if artifact is not None:
@@ -33,8 +34,9 @@ def log_artifacts(run: Any, folder: Path, wait_s: int | None) -> None:
 def model_artifact(folder: Path, run_id: str) -> Any | None:
     """best.pth, model_config.json, metrics.json, curves.json; None when no epoch was selected.
 
-    The metadata hold what a model is chosen by: score, what it asks for and on which data, fvu and
-    sparsity on the validation split, epoch, alpha and its schedule, commit, sha256 of best.pth.
+    The metadata hold what models are chosen by: the score, its kind and data, fvu and sparsity on
+    the validation split, epoch, alpha and its schedule, commit, sha256 of best.pth. Raises
+    UserError when history.jsonl lacks the selected epoch.
     """
     import wandb
 
@@ -42,30 +44,31 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     if "select/epoch" not in metrics or not (folder / "best.pth").is_file():
         return None
     config = read_json(folder / "config.json")
-    row = next(r for r in read.history(folder) if r["epoch"] == metrics["select/epoch"])
+    epoch = metrics["select/epoch"]
+    row = next((row for row in read.history(folder) if row["epoch"] == epoch), None)
+    if row is None:
+        raise UserError(f"{folder / 'history.jsonl'} lacks epoch {epoch}, that of best.pth")
     knobs = (
-        *("alpha", "alpha_max", "alpha_epochs", "sparse_loss", "slow_coefficient", "seed"),
-        *("inner_size", "n_encoder", "n_decoder", "norm", "activation", "keep_loudness"),
-    )
+        "alpha", "alpha_max", "alpha_epochs", "sparse_loss", "slow_coefficient", "seed",
+        "inner_size", "n_encoder", "n_decoder", "norm", "activation", "keep_loudness",
+    )  # fmt: skip
     metadata = {
         "score": metrics["select/score"],
         "aim": score_description(config),
         "data": read.data_fingerprint(config),
-        "epoch": metrics["select/epoch"],
+        "epoch": epoch,
         "status": metrics["status"],
         "schedule": config["schedule"],
         "commit": config["git_commit"],
         "sha256": sha256(folder / "best.pth"),
         **{name: row[f"val/{name}"] for name in ("fvu", "sparsity", "r_articulators", "dead")},
-        **{name: config.get(name) for name in knobs},  # a run of before lacks some
+        **{name: config.get(name) for name in knobs},  # older runs lack some
     }
-    card = model_card(folder, run_id)
-    artifact = wandb.Artifact(
-        f"{MODEL_PREFIX}-{run_id}", type="model", description=card, metadata=metadata
-    )
+    name, card = f"{MODEL_PREFIX}-{run_id}", model_card(folder, run_id)
+    artifact = wandb.Artifact(name, type="model", description=card, metadata=metadata)
     for name in ("best.pth", "model_config.json", "metrics.json", "curves.json"):
         if (folder / name).is_file():  # a run that was interrupted has no curves
-            _add(artifact, folder / name, name)
+            add_file(artifact, folder / name, name)
     return artifact
 
 
@@ -90,12 +93,12 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
                     table.add_data(str(kept["name"]), str(channel), r, *series)
         artifact.add(table, f"{epoch.name}/table")
         for path in sorted(p for p in epoch.rglob("*") if p.suffix in (".npz", ".png")):
-            _add(artifact, path, path.relative_to(folder / "reconstructions").as_posix())
+            add_file(artifact, path, path.relative_to(folder / "reconstructions").as_posix())
     return artifact
 
 
 def reconstruction_table(folder: Path) -> Any | None:
-    """One utterance of the last epoch that was drawn, a row per frame and channel, for panels.
+    """One utterance of the last drawn epoch, a row per frame and channel, for W&B's panels.
 
     Columns channel, seconds, truth, prediction; None when nothing was drawn.
     """
@@ -108,12 +111,13 @@ def reconstruction_table(folder: Path) -> Any | None:
     table = wandb.Table(columns=["channel", "seconds", "truth", "prediction"])
     with np.load(files[0], allow_pickle=False) as kept:
         truth, prediction = kept["truth"].T, kept["prediction"].T
-        for channel, x, y in zip(kept["channels"], truth, prediction):
-            for t, (one, other) in enumerate(zip(x, y)):
-                table.add_data(str(channel), t / FRAME_RATE_HZ, float(one), float(other))
+        for channel, *series in zip(kept["channels"], truth, prediction):
+            for t, (x, y) in enumerate(zip(*series)):
+                table.add_data(str(channel), t / FRAME_RATE_HZ, float(x), float(y))
     return table
 
 
-def _add(artifact: Any, path: Path, name: str) -> None:
-    # Without these W&B copies every file into its cache and its staging area first.
+def add_file(artifact: Any, path: Path, name: str) -> None:
+    """Add a file, which must stay where it is until the artifact is uploaded."""
+    # By default W&B copies every file into its cache and its staging area first.
     artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)

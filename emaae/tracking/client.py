@@ -1,4 +1,4 @@
-"""W&B's client: its modes, settings, questions and errors."""
+"""W&B's client: its modes, settings, queries and errors."""
 
 import contextlib
 import netrc
@@ -9,12 +9,12 @@ from typing import Any
 from urllib.parse import urlparse
 
 from emaae.runs import read
-from emaae.system.errors import UserError
+from emaae.system.errors import UserError, reason
 
-# wandb's own 90 s are long for someone who waits; what is logged offline is not lost.
+# wandb's default of 90 s is long for someone who waits; what is logged offline is not lost.
 INIT_TIMEOUT_S = 20
 STOP_TIMEOUT_S = 10  # of a run that was told to end
-# How long the end of a run waits for uploads; what is missing then is kept and uploaded later.
+# How long the end of a run waits for uploads; what is missing then is uploaded later.
 FINISH_TIMEOUT_S = 300
 
 
@@ -45,9 +45,9 @@ def _key_configured() -> bool:
 
 
 def init(folder: Path, mode: Any, **given: Any) -> Any:
-    """Call `wandb.init` for the run of a folder, quietly and with our limits on waiting.
+    """Call `wandb.init` quietly and with our timeouts; its files are put into `folder`/wandb.
 
-    Its files lie in `folder`/wandb. given: other arguments of `wandb.init`.
+    An online run with the `id` of an earlier one continues it. given: other arguments.
     """
     import wandb
 
@@ -58,16 +58,22 @@ def init(folder: Path, mode: Any, **given: Any) -> Any:
         "finish_timeout_raises": True,
     }
     settings |= given.pop("settings", {})
-    return wandb.init(dir=str(folder), mode=mode, settings=wandb.Settings(**settings), **given)
+    return wandb.init(
+        dir=str(folder),
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(**settings),
+        **given,
+    )
 
 
 @contextlib.contextmanager
 def wandb_environment(folder: Path, mode: str) -> Iterator[None]:
-    """Set what wandb reads from the environment alone, for one run and not for the next one."""
+    """Set, for one run, what wandb reads from nothing but the environment."""
     ours = {
         # Read when wandb is imported: set later, an "offline" client asks the network twice.
         "WANDB_MODE": mode,
-        # Artifacts of an offline run are remembered by absolute path: keep them with the run.
+        # Offline runs refer to artifacts by absolute path: keep them in the folder of the run.
         "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "data"),
     }
     before = {name: os.environ[name] for name in ours if name in os.environ}
@@ -80,40 +86,67 @@ def wandb_environment(folder: Path, mode: str) -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextlib.contextmanager
+def user_errors(what: str, advice: str) -> Iterator[None]:
+    """Inside, errors of W&B and of the network become UserError: `what` (the reason): `advice`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # wandb and what it calls have no common base class of errors
+        raise UserError(f"{what} ({reason(error)}): {advice}") from None
+
+
 def public_api() -> Any:
     """W&B's client for queries. Raises UserError when it cannot be reached or refuses the key."""
     import wandb
 
-    try:
+    with user_errors("W&B cannot be reached", "check the network and `wandb login`"):
         return wandb.Api(timeout=INIT_TIMEOUT_S)
-    except (wandb.Error, OSError) as error:
-        raise UserError(
-            f"W&B cannot be asked ({one_line(error)[:200]}): check the network and `wandb login`"
-        ) from None
+
+
+def runs(path: str) -> list[Any]:
+    """The runs of ENTITY/PROJECT[/SWEEP] but promotions, sorted by id. Raises UserError."""
+    import wandb
+
+    *_, sweep = split_path(path)
+    where = path.strip("/")
+    with user_errors(
+        f"{path} is not a local folder and could not be read from W&B",
+        "check the network and the path; on W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP",
+    ):
+        api = wandb.Api(timeout=INIT_TIMEOUT_S)
+        # Without `lazy=False` config and summary would be requested run by run.
+        found = api.sweep(where).runs if sweep else api.runs(where, lazy=False)
+        return sorted((r for r in found if r.job_type != "promote"), key=lambda run: run.id)
+
+
+def download(artifact: Any, folder: Path) -> Path:
+    """Put the files of an artifact into `folder`, and return it. Raises UserError."""
+    with user_errors(f"{artifact.name} could not be downloaded from W&B", "check the network"):
+        return Path(artifact.download(root=str(folder)))
 
 
 def stop_requested(path: str) -> bool:
     """Whether the server wants the run ENTITY/PROJECT/RUN stopped; False without an answer."""
     import wandb
 
-    entity, project, run_id = path.split("/")
-    question = (
+    query = (
         "query Stopped($entity: String!, $project: String!, $run: String!) "
         "{ project(name: $project, entityName: $entity) { run(name: $run) { stopped } } }"
     )
-    named = {"entity": entity, "project": project, "run": run_id}
+    variables = dict(zip(("entity", "project", "run"), path.split("/")))
     try:
         # The client has no public method for it; a run polls the same field.
-        answer: Any = wandb.Api(timeout=STOP_TIMEOUT_S)._service_api.execute_graphql(
-            question, named
-        )
+        service = wandb.Api(timeout=STOP_TIMEOUT_S)._service_api
+        answer: Any = service.execute_graphql(query, variables)
         return bool(answer["project"]["run"]["stopped"])
     except Exception:  # a run ends whatever the server or a later client does
         return False
 
 
 def sweep_config(path: str) -> Mapping[str, Any]:
-    """The content of the sweep's file; {} without an answer, with which a run goes on."""
+    """The content of the sweep's file; {} without an answer, which does not end a run."""
     try:
         return public_api().sweep(path).config
     except Exception:
@@ -125,42 +158,40 @@ def varying_names(sweep: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         name
         for name, spec in (sweep.get("parameters") or {}).items()
-        if isinstance(spec, Mapping) and "value" not in spec and len(spec.get("values", "..")) > 1
+        # without any values it is a range
+        if isinstance(spec, Mapping) and "value" not in spec and len(spec.get("values", [])) != 1
     )
 
 
-def get_or_none(ask: Callable[[str], Any], name: str) -> Any | None:
+def get_or_none(fetch: Callable[[str], Any], name: str) -> Any | None:
     """The object of this name on W&B, or None. Raises UserError without an answer.
 
-    ask: a method of the client, such as `public_api().artifact`.
+    fetch: a method of the client, such as `public_api().artifact`.
     """
-    import wandb
-
-    try:
-        return ask(name)
-    except (wandb.Error, ValueError) as error:
-        # W&B has one error for a name that is not there and for a server that is not.
-        if isinstance(error, ValueError) or "not found" in str(error):
-            return None
-        raise UserError(
-            f"W&B did not say whether {name} is there ({one_line(error)[:200]})"
-        ) from None
+    with user_errors(f"W&B did not answer whether {name} exists", "check the network"):
+        try:
+            return fetch(name)
+        except Exception as error:
+            # W&B raises one error both for a name that does not exist and without a server.
+            if isinstance(error, ValueError) or "not found" in str(error):
+                return None
+            raise
 
 
 def is_local(ref: str | os.PathLike) -> bool:
     """Whether a reference means a local folder, and not a path on W&B.
 
-    W&B's client makes folders ENTITY/PROJECT/RUN where it is started: such a folder is ours if it
-    holds runs, or if W&B cannot be reached anyway.
+    W&B's client makes folders ENTITY/PROJECT/RUN where it is started: such a folder counts as
+    local if it holds runs, or if W&B is not in use anyway.
     """
     if str(ref).startswith("wandb:") or not os.path.isdir(ref):
         return False
-    there = len(str(ref).split("/")) in (2, 3) and mode_of("auto") == "online"
-    return not there or read.holds_runs(Path(ref))
+    ambiguous = len(str(ref).split("/")) in (2, 3) and mode_of("auto") == "online"
+    return not ambiguous or read.holds_runs(Path(ref))
 
 
 def split_path(path: str) -> tuple[str, str, str | None]:
-    """Entity, project and what follows them, None when nothing does. Raises UserError."""
+    """Entity, project, and the third part or None. Raises UserError."""
     parts = path.strip("/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(
@@ -168,8 +199,3 @@ def split_path(path: str) -> tuple[str, str, str | None]:
             "ENTITY/PROJECT/SWEEP"
         )
     return parts[0], parts[1], parts[2] if len(parts) == 3 else None
-
-
-def one_line(error: BaseException) -> str:
-    """An error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

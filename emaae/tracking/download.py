@@ -1,99 +1,72 @@
-"""Runs from W&B, in the form of their folders, for `analysis`."""
+"""Runs from W&B, with the content of their folders, for `analysis`."""
 
-import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from emaae.runs.folder import json_safe
 from emaae.system.errors import UserError
+from emaae.tracking import client
 from emaae.tracking.artifacts import MODEL_PREFIX, RECONSTRUCTIONS_PREFIX
-from emaae.tracking.client import get_or_none, one_line, public_api, split_path
 from emaae.tracking.mirror import CHANNEL_PREFIX, CURVE_COLUMNS
 
-# Requests at a time: a run's history is one request for each thousand rows.
+# Requests at a time: a run's history is one request per thousand rows.
 MAX_REQUESTS = 8
 
 
-@dataclass(frozen=True)
-class RemoteRun:
-    """A run on W&B in the form of its folder; `reconstructions` downloads that folder on call."""
+def runs(path: str) -> list[dict[str, Any]]:
+    """The fields of `analysis.runs.Run` for all runs of ENTITY/PROJECT[/SWEEP], sorted by id.
 
-    id: str
-    config: Mapping[str, Any]
-    history: list[dict]
-    metrics: Mapping[str, Any]
-    curves: Mapping[str, Any]
-    model_ref: str
-    reconstructions: Callable[[], Path | None]
-
-
-def runs(path: str) -> list[RemoteRun]:
-    """All training and evaluation runs of ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, by id.
-
-    Raises UserError when there are none, or W&B cannot be asked.
+    Raises UserError when there are none, or W&B cannot be reached.
     """
-    import wandb
-
-    entity, project, sweep = split_path(path)
-    where = path.strip("/")
-    try:
-        api = public_api()
-        # Without `lazy=False` the config and the summary would be asked for run by run.
-        found = list(api.sweep(where).runs if sweep else api.runs(where, lazy=False))
-        found = [run for run in found if run.job_type != "promote"]
-        with ThreadPoolExecutor(MAX_REQUESTS) as pool:
-            rows = list(pool.map(lambda run: list(run.scan_history()), found))
-    except (UserError, wandb.Error, ValueError, OSError) as error:
-        raise UserError(
-            f"{path} is no local folder, and could not be read from W&B ({one_line(error)}): check "
-            "the path; on W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP"
-        ) from None
+    found = client.runs(path)
     if not found:
-        raise UserError(f"{where} holds no run yet: start one, or check the path")
-    both = sorted(zip(found, rows), key=lambda pair: pair[0].id)
-    return [_downloaded(f"{entity}/{project}", run, history) for run, history in both]
+        raise UserError(f"{path} holds no run yet: start one, or check the path")
+    entity, project, _ = client.split_path(path)
+    lost = client.user_errors(f"{path} could not be read from W&B", "check the network")
+    with lost, ThreadPoolExecutor(MAX_REQUESTS) as pool:
+        histories = list(pool.map(lambda run: list(run.scan_history()), found))
+    return [_downloaded(f"{entity}/{project}", *pair) for pair in zip(found, histories)]
 
 
-def _downloaded(project: str, run: Any, rows: list[dict]) -> RemoteRun:
+def _downloaded(project: str, run: Any, rows: list[dict]) -> dict[str, Any]:
     config = {name: value for name, value in run.config.items() if not name.startswith("_")}
-    # A run that was queued again has some epochs twice: the later row is what went on.
-    # The final metrics are a row at the epoch that was selected.
+    # A requeued run has some epochs twice: the later row counts.
+    # The final metrics are a row at the selected epoch.
     of_epochs = [row for row in rows if row.get("epoch") is not None and "select/epoch" not in row]
     epochs = {row["epoch"]: _plain(row) for row in of_epochs}
     per_epoch = {name for row in epochs.values() for name in row}
     of_curves = {name for columns in CURVE_COLUMNS.values() for name in columns.values()}
     final = _plain(run.summary_metrics)
-    return RemoteRun(
-        id=run.id,
-        config=config,
-        history=[epochs[epoch] for epoch in sorted(epochs)],
+    data = config.get("data", {})
+    reconstructions = f"{project}/{RECONSTRUCTIONS_PREFIX}-{run.id}:latest"
+    return {
+        "name": run.id,
+        "config": config,
+        "history": [epochs[epoch] for epoch in sorted(epochs)],
         # The summary holds the last value of everything; a run's own metrics belong to no epoch.
-        metrics={k: v for k, v in final.items() if k not in per_epoch | of_curves},
-        curves=_curves(rows, "test" if "test" in config.get("data", {}) else "val"),
-        model_ref=f"wandb:{project}/{MODEL_PREFIX}-{run.id}:latest",
-        reconstructions=partial(
-            _download_artifact, f"{project}/{RECONSTRUCTIONS_PREFIX}-{run.id}:latest"
-        ),
-    )
+        "metrics": {k: v for k, v in final.items() if k not in per_epoch | of_curves},
+        "curves": _curves(rows, next((s for s in ("test", "val", "train") if s in data), "val")),
+        "ref": f"wandb:{project}/{MODEL_PREFIX}-{run.id}:latest",
+        "kept": partial(_download_artifact, reconstructions),
+    }
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as history.jsonl has it: without W&B's own entries and media, NaN as None."""
+    """A row as in history.jsonl: without W&B's own entries and media, NaN as None."""
     plain = {}
     for name, value in row.items():
-        if isinstance(value, Mapping):  # an image, or a histogram
-            value = value.get("values") if value.get("_type") == "histogram" else None
+        if isinstance(value, Mapping):  # a histogram, or media, which have no values
+            value = value.get("values")
             if value is None:
                 continue
-        undefined = value in ("NaN", "Infinity", "-Infinity")
-        undefined |= isinstance(value, float) and not math.isfinite(value)
         if not name.startswith("_"):
-            plain[name.removeprefix(CHANNEL_PREFIX)] = None if undefined else value
+            undefined = value in ("NaN", "Infinity", "-Infinity")
+            plain[name.removeprefix(CHANNEL_PREFIX)] = None if undefined else json_safe(value)
     return plain
 
 
@@ -104,7 +77,7 @@ def _curves(rows: list[dict], split: str) -> dict[str, Any]:
         found = [row for row in map(_plain, rows) if axis in row]
         if found:
             curves[curve] = {c: [row.get(name) for row in found] for c, name in columns.items()}
-    if "gain" in curves:  # the signal's own, by definition
+    if "gain" in curves:  # of the input itself, 1 by definition
         curves["gain"]["input"] = [1] * len(curves["gain"]["shift_ms"])
     return {"split": split} | curves if curves else {}
 
@@ -112,8 +85,8 @@ def _curves(rows: list[dict], split: str) -> dict[str, Any]:
 def _download_artifact(name: str) -> Path | None:
     """The files of an artifact, in the cache folder; None when there is no such artifact."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    artifact = get_or_none(public_api().artifact, name)
+    artifact = client.get_or_none(client.public_api().artifact, name)
     if artifact is None:
         return None
     folder = base / "emaae" / re.sub(r"[^\w./-]", "-", name) / artifact.version
-    return Path(artifact.download(root=str(folder)))
+    return client.download(artifact, folder)

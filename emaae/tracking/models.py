@@ -2,7 +2,7 @@
 
 A sweep is a path on W&B, ENTITY/PROJECT[/SWEEP], or the folder of a local one. On W&B the best
 model stands in one collection per sweep or project under the alias `best`; locally it is copied to
-DIR/best. Either way it is chosen by the score in its own metadata, never by who came last.
+DIR/best. It is chosen by the score in its own metadata, not by which promotion came last.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from emaae.runs.portable import TORCH_FILES, to_torch
 from emaae.runs.read import PROMOTED_FILE
 from emaae.system.errors import UserError
 from emaae.system.files import make_folder, read_json, sha256, write_json
-from emaae.tracking.artifacts import MODEL_PREFIX
-from emaae.tracking.client import get_or_none, is_local, one_line, public_api, split_path
+from emaae.tracking import client
+from emaae.tracking.artifacts import MODEL_PREFIX, add_file
 
 REQUIRED_FILES = ("best.pth", "model_config.json", "metrics.json")
-OPTIONAL_FILES = ("curves.json", CARD_FILE, *TORCH_FILES)  # a model may lack them
+OPTIONAL_FILES = ("curves.json", CARD_FILE, *TORCH_FILES)
 
 
 @dataclass(frozen=True)
 class PromotedModel:
-    """A model that was chosen: where it is, which run made it, its score on validation."""
+    """A promoted model: where it is, the run that made it, its score on the validation split."""
 
     ref: str
     run: str
@@ -40,23 +40,24 @@ class PromotedModel:
 
 
 def promote(ref: str) -> PromotedModel:
-    """Give the model with the lowest score the name `best`; may be repeated. Raises UserError."""
-    return _promote_local(Path(ref)) if is_local(ref) else _promote_on_wandb(ref)
+    """Name the model with the lowest score `best`; may be repeated. Raises UserError."""
+    return _promote_local(Path(ref)) if client.is_local(ref) else _promote_on_wandb(ref)
 
 
 def pull(ref: str, out: Path) -> Path:
-    """Put a model's files into the folder `out`, checked by their sha256; returns `out`.
+    """Put a model's files into the folder `out`, with best.pth checked by its sha256.
 
     ref: a local sweep or run folder, or on W&B ENTITY/PROJECT, ENTITY/PROJECT/SWEEP,
-    ENTITY/PROJECT/RUN or ENTITY/PROJECT/NAME:ALIAS. Raises UserError.
+    ENTITY/PROJECT/RUN or ENTITY/PROJECT/NAME:ALIAS. Returns `out`. Raises UserError.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        if is_local(ref):
+        if client.is_local(ref):
             source, expected = _local_model(Path(ref))
         else:
             source, expected = _download(ref, Path(scratch))
+        files = _files(source, ref)
         found = sha256(source / "best.pth")
-        if found != expected:
+        if expected is not None and expected != found:
             raise UserError(
                 f"{ref}: best.pth has sha256 {found[:12]}..., its metadata say {expected[:12]}...: "
                 "the file was changed or cut short; pull again, or promote again"
@@ -64,13 +65,16 @@ def pull(ref: str, out: Path) -> Path:
         make_folder(out)
         for name in OPTIONAL_FILES:
             (out / name).unlink(missing_ok=True)  # of another model
-        for name in _files(source):
+        for name in files:
             shutil.copyfile(source / name, out / name)
     return out
 
 
-def _files(folder: Path) -> list[str]:
-    """The files of the model in a folder."""
+def _files(folder: Path, ref: str) -> list[str]:
+    """The names of the model's files in a folder. Raises UserError when one is missing."""
+    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{ref} is not the model of an ended run: it lacks {', '.join(missing)}")
     return [*REQUIRED_FILES, *(name for name in OPTIONAL_FILES if (folder / name).is_file())]
 
 
@@ -79,33 +83,34 @@ def _files(folder: Path) -> list[str]:
 
 def _promote_local(folder: Path) -> PromotedModel:
     with open(folder / ".promote.lock", "w") as lock:
-        # One after the other, where the disk has locks: the last one has seen all runs.
+        # One promotion at a time, where the disk has locks: the last one has seen all runs.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         run, score = read.best_run(folder)
+        files = _files(run, str(run))
         chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
         best = folder / "best"
         if not (best / PROMOTED_FILE).is_file() or read_json(best / PROMOTED_FILE) != chosen:
-            beside = Path(tempfile.mkdtemp(prefix=".best-", dir=folder))
-            for name in _files(run):
-                shutil.copyfile(run / name, beside / name)
-            write_json(beside / PROMOTED_FILE, chosen)
-            (beside / CARD_FILE).write_text(model_card(beside, run.name), encoding="utf-8")
-            to_torch(load_model_file(beside / "best.pth"), beside)
-            # Renamed into place, so that no reader sees half of it.
-            old = Path(tempfile.mkdtemp(prefix=".old-", dir=folder)) / "best"
-            if best.exists():
-                os.replace(best, old)
-            os.replace(beside, best)
-            shutil.rmtree(old.parent)
+            with tempfile.TemporaryDirectory(prefix=".best-", dir=folder) as scratch:
+                new = Path(scratch, "new")
+                new.mkdir()
+                for name in files:
+                    shutil.copyfile(run / name, new / name)
+                write_json(new / PROMOTED_FILE, chosen)
+                (new / CARD_FILE).write_text(model_card(new, run.name), encoding="utf-8")
+                to_torch(load_model_file(new / "best.pth"), new)
+                # Renamed, so that no reader sees half of it.
+                if best.exists():
+                    os.replace(best, Path(scratch, "old"))
+                os.replace(new, best)
     return PromotedModel(str(best), run.name, score)
 
 
-def _local_model(folder: Path) -> tuple[Path, str]:
+def _local_model(folder: Path) -> tuple[Path, str | None]:
+    """The folder of a model, and the expected sha256 of its best.pth if it was promoted."""
     if (folder / "best" / PROMOTED_FILE).is_file():
         return folder / "best", read_json(folder / "best" / PROMOTED_FILE)["sha256"]
-    run = folder if (folder / "best.pth").is_file() else read.best_run(folder)[0]
-    return run, sha256(run / "best.pth")
+    return folder if (folder / "best.pth").is_file() else read.best_run(folder)[0], None
 
 
 # ---- on W&B
@@ -114,63 +119,58 @@ def _local_model(folder: Path) -> tuple[Path, str]:
 def _promote_on_wandb(path: str) -> PromotedModel:
     import wandb
 
-    entity, project, sweep = split_path(path)
-    api = public_api()
+    entity, project, sweep = client.split_path(path)
     collection = f"{MODEL_PREFIX}-{sweep or project}"
     target = f"{entity}/{project}/{collection}:best"
     # Another promotion may have seen fewer runs at the same moment: repeat until the best stays.
     for _ in range(5):
-        source, run_id = _best_on_wandb(api, path)
-        now = get_or_none(api.artifact, target)
+        source, run_id = _best_on_wandb(path)
+        # With a new client: the old client caches its answers.
+        now = client.get_or_none(client.public_api().artifact, target)
         if now is not None and now.metadata.get("sha256") == source.metadata["sha256"]:
             return PromotedModel(target, now.metadata.get("run", run_id), source.metadata["score"])
         with tempfile.TemporaryDirectory() as scratch:
-            files = Path(source.download(root=scratch))
-            card = model_card(files, run_id)
-            (files / CARD_FILE).write_text(card, encoding="utf-8")
-            to_torch(load_model_file(files / "best.pth"), files)
+            folder = client.download(source, Path(scratch))
+            card = model_card(folder, run_id)
+            (folder / CARD_FILE).write_text(card, encoding="utf-8")
+            to_torch(load_model_file(folder / "best.pth"), folder)
             metadata = dict(source.metadata) | {"run": run_id}
             promoted = wandb.Artifact(collection, type="model", description=card, metadata=metadata)
-            for name in _files(files):
-                promoted.add_file(str(files / name), name=name, skip_cache=True)
-            settings = wandb.Settings(silent=True, console="off")
-            with wandb.init(
-                entity=entity, project=project, job_type="promote", dir=scratch, settings=settings
-            ) as run:
-                run.use_artifact(source)
-                run.log_artifact(promoted, aliases=["best", "latest"]).wait(timeout=300)
-        api = public_api()  # the old one remembers what it has seen
-    raise UserError(
-        f"{path}: other promotions keep changing {target}; try again when they are done"
-    )
+            for name in _files(folder, source.name):
+                add_file(promoted, folder / name, name)
+            given = {"entity": entity, "project": project, "job_type": "promote"}
+            with client.user_errors(f"{target} could not be stored on W&B", "promote again"):
+                run = client.init(folder, "online", **given, settings={"console": "off"})
+                try:
+                    run.use_artifact(source)
+                    logged = run.log_artifact(promoted, aliases=["best", "latest"])
+                    logged.wait(timeout=client.FINISH_TIMEOUT_S)
+                finally:
+                    run.finish()
+    raise UserError(f"{path}: other promotions keep changing {target}; try again after them")
 
 
-def _best_on_wandb(api: Any, path: str) -> tuple[Any, str]:
+def _best_on_wandb(path: str) -> tuple[Any, str]:
     """The model artifact with the lowest score of a sweep or project, and the run that made it."""
-    import wandb
-
-    entity, project, sweep = split_path(path)
-    where = path.strip("/")
-    try:
-        runs = list(api.sweep(where).runs if sweep else api.runs(where))
-    except (wandb.Error, ValueError) as error:
-        raise UserError(f"{where} is not on W&B ({one_line(error)}): check the path") from None
+    entity, project, _ = client.split_path(path)
+    runs = client.runs(path)
+    api = client.public_api()
     models = {}
-    for run in sorted(runs, key=lambda run: run.id):
-        artifact = get_or_none(api.artifact, f"{entity}/{project}/{MODEL_PREFIX}-{run.id}:latest")
+    for run in runs:
+        name = f"{entity}/{project}/{MODEL_PREFIX}-{run.id}:latest"
+        artifact = client.get_or_none(api.artifact, name)
         if artifact is not None and artifact.metadata.get("status") in read.GOOD:
             models[run.id] = artifact
-    best = read.best_by_score(
-        {i: a.metadata | {SCORE: a.metadata["score"]} for i, a in models.items()}
-    )
+    scored = {i: a.metadata | {SCORE: a.metadata["score"]} for i, a in models.items()}
+    best = read.best_by_score(scored)
     if best is None:
         raise UserError(
-            f"{where} has no finished run with a model: expected at least one of {len(runs)} runs "
+            f"{path} has no finished run with a model: expected at least one of {len(runs)} runs "
             f"to have logged the artifact {MODEL_PREFIX}-RUN"
         )
     metadata = [artifact.metadata for artifact in models.values()]
     read.check_comparable(
-        where,
+        path,
         (one.get("aim", score_description({})) for one in metadata),
         (one.get("data", "") for one in metadata),
         "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind",
@@ -179,21 +179,18 @@ def _best_on_wandb(api: Any, path: str) -> tuple[Any, str]:
 
 
 def _download(ref: str, scratch: Path) -> tuple[Path, str]:
-    if ":" in ref:
-        name = ref
-    else:
-        entity, project, last = split_path(ref)
-        # A last word names a sweep that was promoted, or a run.
+    """The folder of a model from W&B, and the expected sha256 of its best.pth."""
+    name = ref
+    if ":" not in ref:
+        entity, project, last = client.split_path(ref)
+        # The third part names a promoted sweep, or a run.
         name = f"{entity}/{project}/{MODEL_PREFIX}-{last or project}:best"
-    artifact = get_or_none(public_api().artifact, name)
+    artifact = client.get_or_none(client.public_api().artifact, name)
     if artifact is None:
         raise UserError(
             f"{ref} names no model on W&B (looked for {name}): for a sweep or a project run "
             "`python -m emaae promote` first"
         )
-    source = Path(artifact.download(root=str(scratch)))
-    missing = [file for file in REQUIRED_FILES if not (source / file).is_file()]
-    if missing or "sha256" not in artifact.metadata:
-        lacks = ", ".join(missing) or "its sha256"
-        raise UserError(f"{name} is not a model that a run logged: it lacks {lacks}")
-    return source, artifact.metadata["sha256"]
+    if "sha256" not in artifact.metadata:
+        raise UserError(f"{name} is not a model that a run logged: it lacks its sha256")
+    return client.download(artifact, scratch), artifact.metadata["sha256"]

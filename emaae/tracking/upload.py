@@ -1,4 +1,4 @@
-"""Sending W&B what it lacks: offline runs, lost uploads, a local sweep."""
+"""Sending what W&B lacks: offline runs, failed uploads, a local sweep."""
 
 import contextlib
 import io
@@ -18,48 +18,45 @@ from emaae.system.progress import progress
 from emaae.tracking import client
 from emaae.tracking.mirror import RECORD_FILE, read_record, upload
 
-# In a sweep's folder: as which sweep it was published.
+# In a sweep's folder: the W&B sweep as which it was published.
 PUBLISHED_FILE = "published.json"
 
 
 def upload_pending(
     folder: Path, entity: str | None = None, project: str | None = None
 ) -> tuple[dict[Path, str], list[str]]:
-    """Send W&B what it lacks of the run in `folder`, or of all runs below it that it knows.
+    """Send what W&B lacks of the run in `folder`, or of all runs below it that use W&B.
 
-    entity, project: where to, if not where the runs were meant to go. Returns the paths on W&B of
-    what is there as a whole, and one line for each run that is not.
+    entity, project: the destination, by default that of the runs. Returns the paths on W&B of the
+    complete runs, and one line for each run that failed. Raises UserError when there is no run.
     """
-    folders = [folder] if (folder / RECORD_FILE).is_file() else read.run_folders(folder)
-    folders = [run for run in folders if (run / RECORD_FILE).is_file()]
+    candidates = [folder, *read.run_folders(folder)]
+    folders = [run for run in candidates if (run / RECORD_FILE).is_file()]
     if not folders:
-        raise UserError(f"{folder} holds no run that W&B knows: expected {RECORD_FILE} in a run")
+        raise UserError(f"{folder} holds no run that uses W&B: expected {RECORD_FILE} in a run")
     return _upload_all(folders, partial(upload, entity=entity, project=project))
 
 
 def _upload_all(
     folders: Iterable[Path], send: Callable[[Path], str]
 ) -> tuple[dict[Path, str], list[str]]:
-    import wandb
-
-    there, missing = {}, []
+    uploaded, failures = {}, []
     for run in progress(folders, "uploading", unit="runs"):
         try:
-            with lock_folder(run) or contextlib.nullcontext():  # the lock of a run that goes on
-                there[run] = send(run)
+            failed = client.user_errors("the run did not arrive", "upload it again")
+            with failed, lock_folder(run) or contextlib.nullcontext():  # the lock of a live run
+                uploaded[run] = send(run)
         except UserError as error:
-            missing.append(f"{run}: {error}")
-        except (wandb.Error, OSError, ValueError) as error:
-            missing.append(f"{run}: the run did not arrive ({client.one_line(error)})")
-    return there, missing
+            failures.append(f"{run}: {error}")
+    return uploaded, failures
 
 
 def publish(folder: Path, project: str, entity: str | None = None) -> str:
     """Put a local sweep on W&B: its runs, then a sweep that holds them; returns its path.
 
-    Again it sends what W&B lacks by then, to the same sweep, which the folder remembers. The sweep
-    has the name and the question of its file, and is finished. Raises UserError when a run or its
-    model did not arrive.
+    Called again, it sends what W&B still lacks to the same sweep, whose id is kept in
+    published.json. The sweep gets the name and description of its file and the state FINISHED.
+    Raises UserError when a run or its model did not arrive.
     """
     import wandb
 
@@ -72,27 +69,26 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     config["description"] = f"{description_of(sweep_file)}\n\n{compare}".strip()
     sweep = _published_sweep(folder, project, entity)
     send = partial(upload, entity=entity, project=project, sweep=sweep, sweep_config=config)
-    there, missing = _upload_all(read.run_folders(folder), send)
-    if missing or not there:
+    uploaded, failures = _upload_all(read.run_folders(folder), send)
+    if failures or not uploaded:
         raise UserError(
-            f"{len(missing)} of {len(there) + len(missing)} runs are not on W&B "
-            f"({(missing or ['there are none'])[0]}): publish again when it can be reached"
+            f"{len(failures)} of {len(uploaded) + len(failures)} runs are not on W&B "
+            f"({(failures or ['there are none'])[0]}): publish again when it can be reached"
         )
-    entity = next(iter(there.values())).split("/", 1)[0]
-    ids = [path.rsplit("/", 1)[1] for path in there.values()]
+    entity = next(iter(uploaded.values())).split("/", 1)[0]
+    ids = [path.rsplit("/", 1)[1] for path in uploaded.values()]
     if sweep is None:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what we print
-                sweep = wandb.sweep(config, entity, project, prior_runs=ids)
-        except (wandb.Error, ValueError) as error:
-            raise UserError(f"W&B refuses {sweep_file} ({client.one_line(error)})") from None
+        refused = client.user_errors(f"W&B refuses {sweep_file}", "correct it, or publish again")
+        with refused, contextlib.redirect_stdout(io.StringIO()):  # it prints the path too
+            sweep = wandb.sweep(config, entity, project, prior_runs=ids)
         write_json(folder / PUBLISHED_FILE, {"sweep": sweep, "entity": entity, "project": project})
-        for run in there:
+        for run in uploaded:
             write_json(run / RECORD_FILE, read_record(run) | {"sweep": sweep})
     path = f"{entity}/{project}/{sweep}"
-    found = client.get_or_none(client.public_api().sweep, path)
-    lacking = sorted(set(ids) - {run.id for run in found.runs}) if found else ids
-    if found is None or lacking:
+    with client.user_errors(f"{path} could not be read from W&B", "publish again"):
+        found = client.public_api().sweep(path)
+        lacking = sorted(set(ids) - {run.id for run in found.runs})
+    if lacking:
         raise UserError(f"{path} lacks the runs {', '.join(lacking)}: look at it on W&B")
     if found.state.upper() != "FINISHED":
         _finish(path)
@@ -100,16 +96,16 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
 
 
 def _finish(path: str) -> None:
-    # By the client's own command: it has no function for it.
+    # The client has a command for it, and no function.
     command = [sys.executable, "-m", "wandb", "sweep", "--stop", path]
     try:
         subprocess.run(command, capture_output=True, check=True, timeout=client.FINISH_TIMEOUT_S)
     except subprocess.SubprocessError:
-        raise UserError(f"{path} is there and could not be finished: publish again") from None
+        raise UserError(f"{path} exists and could not be finished: publish again") from None
 
 
 def _published_sweep(folder: Path, project: str, entity: str | None) -> str | None:
-    """The sweep as which a folder was published, if it is there still. Raises UserError."""
+    """The id of the sweep as which a folder was published, if it exists. Raises UserError."""
     record = read.read_or_empty(folder / PUBLISHED_FILE)
     if record.get("project") != project or entity not in (None, record.get("entity")):
         return None

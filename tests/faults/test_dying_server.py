@@ -1,11 +1,13 @@
-"""A run outlives its W&B server, whichever request that dies at, and is uploaded later."""
+"""Runs outlive their W&B server, whichever request fails; other commands end with one line."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import program
-from test_wandb import TINY, models_of, variables
+from forked import forked
+from synthetic_runs import write_run
+from test_wandb import TINY, models_of, variables, works
 from wandb_backend import Backend
 
 FILES = ("best.pth", "config.json", "history.jsonl", "last.pt", "metrics.json", "model_config.json")
@@ -65,3 +67,30 @@ def test_a_run_outlives_its_server_whichever_request_it_dies_at(trees, tmp_path,
     names = {end for end in ends if not end.startswith("nothing")}
     assert names
     tell(f"a server that dies at each of {len(ends)} requests of a run: {len(names)} operations")
+
+
+@pytest.mark.slow
+def test_promote_and_pull_end_with_one_line_whichever_request_fails(trees, tmp_path, times, tell):
+    run = write_run(tmp_path / "runs" / "r", epochs=2, model=True)
+    (run / "wandb.json").write_text('{"id": "r", "project": "speech"}')
+    with Backend() as backend:
+        env = variables(backend, tmp_path, trees) | {"WANDB_FINISH_TIMEOUT": "5"}
+        works("-m", "emaae", "upload-pending", str(run), **env)
+        for command, sample in (
+            (["promote", "tester/speech"], "UseArtifact"),
+            (["pull", "tester/speech", f"--out={tmp_path / 'mine'}"], "FetchArtifactManifest"),
+        ):
+            first = len(backend.requests)
+            works("-m", "emaae", *command, **env)
+            names = {name for name, _ in backend.requests[first:] if " " not in name}  # GraphQL
+            assert sample in names
+            for name in times([sample], sorted(names)):
+                if command[0] == "promote":
+                    backend.collections.pop(("tester", "speech", "emaae-speech"), None)
+                backend.failures = {name: 500}
+                done = forked("-m", "emaae", *command, **env)
+                backend.failures = {}
+                assert done.returncode in (0, 2), (name, done.stderr)
+                assert "Traceback" not in done.stderr, name
+                works("-m", "emaae", *command, **env)
+            tell(f"{command[0]}: each of {len(names)} operations refused, a line each")
