@@ -124,6 +124,11 @@ def whole(n, **costs):
     return Point(None, {name: np.full(n, value) for name, value in given.items()})
 
 
+def test_a_dead_encoding_is_never_the_nearest():
+    dead, far = points((np.nan, 1, np.nan), (0.1, 0.1, 1))
+    assert comparison.nearest(0.9, [dead, far]) is far
+
+
 def test_a_front_is_read_between_its_runs_and_never_beyond_them():
     found = points((0.9, 0.04, 0.6), (0.8, 0.02, 1.0))
     assert at(0.85, found, "fvu") == pytest.approx([0.03, 0.03])

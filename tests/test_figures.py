@@ -273,6 +273,28 @@ def test_a_drawing_can_be_told_in_words():
     assert described(Drawing([[panel]])) == expected
 
 
+def test_the_words_of_an_image_name_the_channel_of_its_largest_value():
+    tile = insides.montage(np.eye(13)[None, :, :5] * -1, ["no. 1"])[0]
+    assert "strongest in TDX, -1" in described(Drawing([[tile]]))
+
+
+def test_single_seeds_leave_the_legend_of_their_settings():
+    look, x = looks(["linear"])["linear"], np.array([1.0, 2.0])
+    means = [Line(x, x, look, f"setting {i}", kind="mean") for i in range(2)]
+    seeds = [Line(x, x, look, f"setting 0, {i}", kind="each") for i in range(30)]
+    figure = interactive.draw(Drawing([[Panel(Axis(), Axis(), [*means, *seeds])]]))
+    assert figure.layout.showlegend
+
+
+def test_a_seed_that_failed_does_not_cut_the_mean_of_the_others(tmp_path):
+    folders = write_runs(tmp_path, schedules=("cosine",), alphas=(0.5,), epochs=6)
+    history = folders[0] / "history.jsonl"
+    history.write_text("".join(history.read_text().splitlines(True)[:2]))
+    (folders[0] / "metrics.json").write_text('{"status": "failed"}')
+    mean, *_ = panels.mse_along_epochs(read_runs(tmp_path)).items
+    assert len(mean.x) == 6
+
+
 # ---- what is missing
 
 

@@ -11,7 +11,7 @@ import torch
 from forked import forked
 
 from analysis import labels as labels_of
-from analysis import probe
+from analysis import anatomy, probe
 from emaae.data.demo import generate, read_score, write_tree
 from emaae.data.phones import Gesture, Phone
 from emaae.filters import apply_filters, windowed_sinc
@@ -261,6 +261,11 @@ def test_a_difference_has_the_error_of_utterances_not_of_frames():
     gain, error = probe.difference(result("11"), result("00"))
     assert gain == 1
     assert np.isnan(error)
+
+
+def test_untrained_encoders_of_other_activations_are_other_rivals(model):
+    other = anatomy.untrained(model, 0, activation="batch_topk")
+    assert probe.rivals(other)[2] != probe.rivals(model)[2]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The tables of a comparison: means over seeds, fronts of schedules."""
 
+import statistics
+
 import pytest
 from synthetic_runs import write_runs
 
@@ -24,6 +26,8 @@ def test_a_setting_is_a_line_with_the_mean_over_its_seeds(folder):
     fvu = [final(run, "test/fvu") for run in mine]
     assert line.split("|")[2].strip() == f"{len(mine)}/{len(mine)}"
     assert line.split("|")[3].split()[0] == f"{sum(fvu) / len(fvu):.3g}"
+    assert line.split("|")[3].split()[2] == f"{statistics.stdev(fvu):.2g}"
+    assert "±" not in settings(mine[:1])
 
 
 def test_a_schedule_is_a_line_with_its_front(folder, capsys):
