@@ -299,7 +299,7 @@ def sections(runs: Sequence[Run]) -> str:
                 '<figure id="fronts" class="wide"><figcaption><h3>Fronts in numbers</h3>'
                 "Hypervolume is the area of fvu and 1 - sparsity that the front dominates below "
                 "(1, 1), from 0 to 1: higher is better. The fvu at a sparsity is interpolated "
-                "between the runs of the front; a dash: the front does not reach there.</figcaption>"
+                "between the runs of the front; a dash: it does not reach there.</figcaption>"
                 f"{fronts(runs)}</figure>"
             )
         above = _choice(runs) if name == "One run" else ""

@@ -10,8 +10,8 @@ import pytest
 import torch
 from forked import forked
 
-from analysis import labels as labels_of
 from analysis import anatomy, probe
+from analysis import labels as labels_of
 from emaae.data.demo import generate, read_score, write_tree
 from emaae.data.phones import Gesture, Phone
 from emaae.filters import apply_filters, windowed_sinc
