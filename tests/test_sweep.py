@@ -18,8 +18,7 @@ from conftest import ROOT, environment_of, program, small_run
 
 from emaae.metric_table import logged_each_epoch
 from emaae.runs import read
-from emaae.sweeps import file as sweep_file
-from emaae.sweeps import judging, runner
+from emaae.sweeps import judging, runner, sweep_file
 from emaae.sweeps.queue import Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.system.errors import UserError

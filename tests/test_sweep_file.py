@@ -14,7 +14,7 @@ from conftest import ROOT, program
 from emaae.config import Config
 from emaae.metric_table import SCORE
 from emaae.schedules import SCHEDULES
-from emaae.sweeps import file as sweep_file
+from emaae.sweeps import sweep_file
 from emaae.sweeps.space import DISTRIBUTIONS, Parameter
 from emaae.system.errors import UserError
 

@@ -1,13 +1,14 @@
 """The queue of a sweep's points, which any number of runners share.
 
 The queue is an Optuna study. A trial is an attempt at a point: the runner that creates it claims
-the point, and of two claims to the same attempt the one with the lower number holds. Storages
+the point, and of two claims to the same attempt the one with the lower number is valid. Storages
 number trials one by one in the order of their creation, so that all runners see the same owner
 without asking each other, and a claim needs no lock.
 """
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import random
@@ -16,11 +17,11 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
@@ -32,7 +33,8 @@ from emaae.runs.read import ENDED, GOOD
 from emaae.sweeps.space import Sweep
 from emaae.system.errors import UserError
 
-# A runner on another machine without a sign of life for this long is dead.
+# How often a runner says that it is alive, and after how long without that a runner on another
+# machine counts as dead.
 HEARTBEAT_S = 30.0
 DEAD_AFTER_S = 300.0
 # How long to wait for a database that others have locked.
@@ -40,7 +42,7 @@ DATABASE_TIMEOUT_S = 60
 # How often a point is tried when its run fails; an interruption is not a failure.
 MAX_FAILURES = 2
 
-# Outcomes after which a point is done; the others are tried again.
+# Outcomes after which a point is done; after the others it is tried again.
 DONE = (*ENDED, "stopped")
 
 
@@ -48,9 +50,12 @@ DONE = (*ENDED, "stopped")
 class Attempt:
     """One attempt at a point of the sweep.
 
-    point: from 0 in the sweep's order, n: 1 for the first attempt, state: running, or how it ended
-    (one of DONE, failed, interrupted), runner: who claimed it. run: name of its run folder, lock:
-    that the run's process holds; after an interruption those of the attempt before, to go on with.
+    point: from 0 in the sweep's order.
+    n: 1 for the first attempt.
+    state: running, or how it ended (one of DONE, failed, interrupted).
+    runner: who claimed it.
+    run, lock: the run's folder name, and the lock that its process holds; after an interruption
+    those of the previous attempt, which is resumed.
     """
 
     trial_id: int
@@ -67,34 +72,56 @@ class Attempt:
     seconds: float | None = None
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _storage_errors(
+    method: Callable[Concatenate["Queue", P], T],
+) -> Callable[Concatenate["Queue", P], T]:
+    """Turn an error of the storage into a UserError."""
+
+    @functools.wraps(method)
+    def wrapped(self: "Queue", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except (OptunaError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"the storage {self._where} failed ({_reason(error)}): once it works again, the "
+                "same command resumes the interrupted runs"
+            ) from None
+
+    return wrapped
+
+
 class Queue:
     """The points of a sweep, and who runs which."""
 
+    @_storage_errors
     def __init__(self, sweep: Sweep, storage: str, flags: Sequence[str] = ()):
         """Join the sweep in a storage, or begin it there.
 
         storage: a database URL, or the path of a journal file on a disk that all nodes share.
-        Raises UserError when the storage holds a sweep of this name that asks for something else.
+        Raises UserError when the storage holds another sweep of this name.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage
-        opened = _open_storage(storage)
-        with self.storage_errors():
-            self._study = optuna.create_study(
-                study_name=sweep.name,
-                storage=opened,
-                direction=optuna.study.StudyDirection[sweep.goal.upper()],
-                load_if_exists=True,
-            )
-            self._storage = self._study._storage  # `opened` behind a cache
-            self._refuse_changes(sweep.definition() | {"flags after --": list(flags)})
-            self.runner = uuid.uuid4().hex[:12]
-            self._lock = acquire_lock(self.runner)
-            self._last_beat = 0.0
-            self.heartbeat()
+        self._study = optuna.create_study(
+            study_name=sweep.name,
+            storage=_open_storage(storage),
+            direction=optuna.study.StudyDirection[sweep.goal.upper()],
+            load_if_exists=True,
+        )
+        self._storage = self._study._storage  # the opened one behind a cache
+        self._refuse_changes(sweep.definition() | {"flags after --": list(flags)})
+        self.runner = uuid.uuid4().hex[:12]
+        self._lock = acquire_lock(self.runner)
+        self._last_beat = 0.0
+        self.heartbeat()
 
+    @_storage_errors
     def close(self) -> None:
-        """Leave: what this runner had claimed and not finished is free for others."""
+        """Leave the sweep: what this runner has claimed and not finished is free for others."""
         try:
             for attempt in self.attempts():
                 if attempt.runner == self.runner and attempt.state == "running":
@@ -103,19 +130,12 @@ class Queue:
             lock_path(self.runner).unlink(missing_ok=True)
             self._lock.close()
 
-    @contextlib.contextmanager
-    def storage_errors(self) -> Iterator[None]:
-        """A storage that fails, at the beginning or in the middle of a sweep, becomes one line."""
-        try:
-            yield
-        except (OptunaError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"the storage {self._where} failed ({_reason(error)}): when it is mended, the same "
-                "command goes on with what was interrupted"
-            ) from None
-
+    @_storage_errors
     def heartbeat(self) -> None:
-        """Tell other machines, now and then, that this runner lives."""
+        """Store a heartbeat, at most every HEARTBEAT_S seconds.
+
+        By it other machines see that this runner is alive.
+        """
         now = time.time()
         if now - self._last_beat >= HEARTBEAT_S:
             self._last_beat = now
@@ -124,20 +144,25 @@ class Queue:
 
     # ---- claiming
 
+    @_storage_errors
     def attempts(self) -> list[Attempt]:
-        """All attempts at all points, in the order of their claims; void claims left out."""
+        """All attempts at all points, in the order of their claims, without invalid claims."""
         fresh = count()
         found: dict[tuple[int, int], Attempt] = {}
         for trial in self._study.get_trials(deepcopy=False):
             attrs = trial.user_attrs
-            point, n = attrs.get("again") or (next(fresh), 1)
+            if "again" in attrs:
+                point, n = attrs["again"]
+            else:
+                point, n = next(fresh), 1
             if point < self.n_points and (point, n) not in found:
                 ended = trial.state.is_finished()
                 state = attrs.get("outcome", "interrupted") if ended else "running"
-                noted = {f.name: attrs[f.name] for f in fields(Attempt) if f.name in attrs}
-                found[point, n] = Attempt(trial._trial_id, point, n, state, **noted)
+                stored = {f.name: attrs[f.name] for f in fields(Attempt) if f.name in attrs}
+                found[point, n] = Attempt(trial._trial_id, point, n, state, **stored)
         return list(found.values())
 
+    @_storage_errors
     def claim(self) -> Attempt | None:
         """The next point for this runner: an interrupted or failed one, else a fresh one."""
         while True:
@@ -168,14 +193,16 @@ class Queue:
             # Another runner was first.
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
+    @_storage_errors
     def store_fields(self, attempt: Attempt, *names: str) -> None:
         """Write fields of an attempt into the storage."""
         with contextlib.suppress(UpdateFinishedTrialError):
             for name in names:
                 self._storage.set_trial_user_attr(attempt.trial_id, name, getattr(attempt, name))
 
+    @_storage_errors
     def finish(self, ended: Attempt) -> None:
-        """Write how an attempt ended; the first to do so is believed."""
+        """Store how an attempt ended, unless an outcome is already stored."""
         trial_id, score = ended.trial_id, ended.score
         values = None if score is None else [score]
         state = TrialState.PRUNED if ended.state in DONE else TrialState.FAIL
@@ -185,22 +212,22 @@ class Queue:
         with contextlib.suppress(UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(trial_id, "outcome", ended.state)
             if ended.state == "stopped" and score is not None:
-                # Without it a search takes the run for worse than all others.
+                # Without it a search considers the run worse than all others.
                 self._storage.set_trial_intermediate_value(trial_id, ended.epoch or 0, score)
             self._storage.set_trial_state_values(trial_id, state, values)
 
+    @_storage_errors
     def done(self) -> bool:
         """Whether nothing is left to run or to wait for."""
         attempts = self.attempts()
-        ended = [
-            a
-            for a in latest_attempts(attempts)
-            if a.state != "running" and not _needs_retry(a, attempts)
-        ]
-        return len(ended) == self.n_points
+        tried = latest_attempts(attempts)
+        return len(tried) == self.n_points and not any(
+            a.state == "running" or _needs_retry(a, attempts) for a in tried
+        )
 
+    @_storage_errors
     def is_alive(self, runner: str) -> bool:
-        """Whether a runner still works: by its lock on this machine, by its beat on others."""
+        """Whether a runner still runs: by its lock on this machine, by its heartbeat on others."""
         beat = self._study.user_attrs.get(f"runner {runner}")
         if beat is None:
             return False
@@ -209,7 +236,7 @@ class Queue:
         return time.time() - beat["seen"] < DEAD_AFTER_S
 
     def _release_dead_runners(self) -> None:
-        """Interrupt the attempts of dead runners."""
+        """Mark the attempts of dead runners as interrupted."""
         running = [a for a in self.attempts() if a.state == "running"]
         for runner in {a.runner for a in running} - {self.runner}:
             if not self.is_alive(runner):
@@ -218,14 +245,14 @@ class Queue:
                         self.finish(replace(attempt, state="interrupted"))
                 lock_path(runner).unlink(missing_ok=True)
 
-    # ---- where a point lies
+    # ---- the values of a point
 
     def _config(self, attempt: Attempt) -> dict[str, Any]:
         """The values of a point that is tried for the first time.
 
-        In a search Optuna searches the unit cube, and distributions give it W&B's shape. The
+        In a search Optuna searches the unit cube, which W&B's distributions map to values. The
         sampler is seeded by the point, so that a random search is the same however many runners
-        share it, and a bayesian one when a single job does it.
+        share it, and a Bayesian one when it has a single job.
         """
         if self.sweep.method == "grid":
             return self.sweep.grid()[attempt.point]
@@ -243,8 +270,8 @@ class Queue:
             if not p.varies:
                 config[p.name] = p.extremes()[0]
             elif p.distribution == "categorical":
-                choices = list(range(len(p.spec["values"])))
-                config[p.name] = p.extremes()[trial.suggest_categorical(p.name, choices)]
+                values = p.spec["values"]
+                config[p.name] = values[trial.suggest_categorical(p.name, range(len(values)))]
             else:
                 u = trial.suggest_float(p.name, 0, 1)
                 config[p.name] = p.quantile(min(max(u, 1e-9), 1 - 1e-9))
@@ -271,7 +298,7 @@ def latest_attempts(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 
 def _needs_retry(last: Attempt, attempts: Sequence[Attempt]) -> bool:
-    """Whether a point is to be tried again after its last attempt."""
+    """Whether a point must be tried again after its last attempt."""
     if last.state == "failed":
         return sum(a.point == last.point and a.state == "failed" for a in attempts) < MAX_FAILURES
     return last.state == "interrupted"
@@ -294,28 +321,29 @@ def _open_storage(storage: str) -> optuna.storages.BaseStorage:
                 f"--storage {storage} is not a journal of a sweep ({_reason(error)}): name another "
                 "file, or put back a copy of it"
             ) from None
-    patient = (
-        {"connect_args": {"timeout": DATABASE_TIMEOUT_S}} if storage.startswith("sqlite") else {}
-    )
-    for attempt in count(1):
+    engine_options: dict[str, Any] = {}
+    if storage.startswith("sqlite"):
+        engine_options["connect_args"] = {"timeout": DATABASE_TIMEOUT_S}
+    why = ""
+    for _ in range(5):
         try:
-            return optuna.storages.RDBStorage(storage, engine_kwargs=patient)
+            return optuna.storages.RDBStorage(storage, engine_kwargs=engine_options)
         except Exception as error:
-            # Runners that start together create the same tables: all but one get an error at once.
-            if attempt == 5 or "locked" in str(error):
-                raise UserError(
-                    f"--storage {storage} cannot be opened ({_reason(error)}): give a database "
-                    "URL such as sqlite:///study.db, or the path of a journal file such as "
-                    "study.log"
-                ) from None
+            why = _reason(error)
+            if "locked" in why:
+                break
+            # Of runners that start together and create the same tables, all but one get an error.
             time.sleep(random.uniform(0.1, 0.5))
-    raise AssertionError
+    raise UserError(
+        f"--storage {storage} cannot be opened ({why}): give a database URL such as "
+        "sqlite:///study.db, or the path of a journal file such as study.log"
+    )
 
 
 def _repair_journal(path: Path) -> None:
-    """Take off a last line that was cut short: what it would have said never came to be.
+    """Remove an incomplete last line, left by a process that was killed while it wrote.
 
-    Raises ValueError for a file of something else, to which optuna would add.
+    Raises ValueError for a file that is no journal, to which optuna would append.
     """
     if not path.is_file():
         return

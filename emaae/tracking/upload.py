@@ -12,7 +12,7 @@ import yaml
 
 from emaae.runs import read
 from emaae.runs.checkpoint import write_json
-from emaae.sweeps.file import description_of
+from emaae.sweeps.sweep_file import description_of
 from emaae.system.errors import UserError
 from emaae.system.files import lock_folder
 from emaae.system.progress import progress

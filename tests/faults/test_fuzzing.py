@@ -19,7 +19,7 @@ from emaae.data.features import check_features
 from emaae.data.npz import MAX_BYTES, load_npz
 from emaae.models import CNNAutoEncoder
 from emaae.runs import checkpoint
-from emaae.sweeps import file as sweep_file
+from emaae.sweeps import sweep_file
 from emaae.system.errors import BadFile, UserError
 
 # Of each of the five in `make test-faults`; in `make test` each gets as many examples.

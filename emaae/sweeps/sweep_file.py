@@ -1,8 +1,7 @@
-"""Sweep files: what they ask for, and what is wrong with them.
+"""Sweep files: what they mean, and what is wrong with them.
 
-A sweep file is a YAML file of Weights & Biases. YAML and W&B both take much that does not mean what
-it seems to, so `check` reads with line numbers and says what is wrong where; `read` gives the
-meaning, a `Sweep`.
+A sweep file is a YAML file of Weights & Biases. YAML and W&B both accept much that does not mean
+what it seems to, so `check` reports what is wrong in which line; `read` returns a `Sweep`.
 """
 
 import itertools
@@ -16,7 +15,14 @@ from emaae.config import KNOBS, Config
 from emaae.knobs import did_you_mean
 from emaae.metric_table import BY_NAME, COUNTS, SCORE, logged_each_epoch
 from emaae.sweeps.document import Document, Finding
-from emaae.sweeps.space import DISTRIBUTIONS, RANGE_KEYS, Parameter, Sweep, combinations
+from emaae.sweeps.space import (
+    DISTRIBUTIONS,
+    RANGE_KEYS,
+    Parameter,
+    Sweep,
+    combinations,
+    is_number,
+)
 from emaae.system.errors import UserError
 from emaae.system.files import read_text
 
@@ -26,19 +32,19 @@ POSITIVE_KEYS = ("sigma", "q", "a", "b")
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
-# The keys that W&B's schema allows at the top, and those that a local sweep uses.
+# Top-level keys that a local sweep uses; then those that only W&B's server uses.
 TOP_LEVEL_KEYS = (
-    *("program", "method", "metric", "parameters", "command", "name", "description", "run_cap"),
-    *("early_terminate", "project", "entity"),
-)
+    "program", "method", "metric", "parameters", "command", "name", "description", "run_cap",
+    "early_terminate", "project", "entity",
+)  # fmt: skip
 WANDB_ONLY_KEYS = ("apiVersion", "kind", "controller", "job", "image_uri", "metrics", "scheduler")
 METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 
 MACROS = (
-    *("env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens"),
-    *("args_no_boolean_flags", "args_json", "args_json_file"),
-)
+    "env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens",
+    "args_no_boolean_flags", "args_json", "args_json_file",
+)  # fmt: skip
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 
 MAX_POINTS = 100_000
@@ -47,13 +53,18 @@ COMBINATIONS_CHECKED = 10_000
 
 
 def read(path: str | Path) -> Sweep:
-    """The sweep that a file asks for. Raises UserError for the first thing that is wrong."""
+    """The sweep of a file. Raises UserError for the first mistake in it."""
+    return read_with_warnings(path)[0]
+
+
+def read_with_warnings(path: str | Path) -> tuple[Sweep, list[Finding]]:
+    """The sweep of a file, and warnings about it. Raises UserError for the first mistake."""
     sweep, findings = examine(path)
     wrong = [finding for finding in findings if not finding.warning]
     if wrong or sweep is None:
         more = f" (and {len(wrong) - 1} more: python -m emaae lint {path})" if wrong[1:] else ""
         raise UserError(f"{wrong[0]}{more}")
-    return sweep
+    return sweep, findings
 
 
 def check(path: str | Path) -> list[Finding]:
@@ -62,14 +73,14 @@ def check(path: str | Path) -> list[Finding]:
 
 
 def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
-    """The sweep and what is wrong with it; without a sweep when too much is."""
+    """The sweep of a file and what is wrong with it; None when too much is."""
     document = _document(path)
     sweep = _Checker(document, document.content).sweep() if document.content is not None else None
     return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
 
 
 def description_of(path: str | Path) -> str:
-    """The question of a sweep file: its description, its first line if a comment, or ""."""
+    """The question of a sweep file: its description, else a comment in its first line, or ""."""
     document = _document(path)
     description = (document.content or {}).get("description")
     if isinstance(description, str):
@@ -88,7 +99,7 @@ def _document(path: str | Path) -> Document:
 
 
 class _Checker:
-    """Makes a sweep of a document, and reports to it what is wrong."""
+    """Makes a sweep of a document, and reports to the document what is wrong."""
 
     def __init__(self, document: Document, content: dict[str, Any]):
         self.document, self.content, self.report = document, content, document.report
@@ -96,7 +107,7 @@ class _Checker:
         self.is_train_py = Path(self.program).name == "train.py"
 
     def sweep(self) -> Sweep | None:
-        """The sweep; None when a part of it cannot be made sense of."""
+        """The sweep; None when too much of it is wrong."""
         content = self.content
         for key in content:
             if key in WANDB_ONLY_KEYS:
@@ -160,16 +171,22 @@ class _Checker:
             return default
         return value
 
-    def _check_keys(self, where: tuple, given: Iterable[str], known: Sequence[str]) -> None:
+    def _check_keys(
+        self,
+        key_path: tuple,
+        given: Iterable[str],
+        known: Sequence[str],
+        message: str = "unknown key",
+    ) -> None:
         for key in given:
             if key not in known:
-                self.report((*where, key), f"unknown key{did_you_mean(key, known)}")
+                self.report((*key_path, key), f"{message}{did_you_mean(key, known)}")
 
-    def _one_of(self, where: tuple, value: Any, choices: Sequence[str]) -> str | None:
+    def _one_of(self, key_path: tuple, value: Any, choices: Sequence[str]) -> str | None:
         if value in choices:
             return value
         hint = did_you_mean(str(value), choices) if value is not None else ""
-        self.report(where, f"must be one of {', '.join(choices)}, got {value!r}{hint}")
+        self.report(key_path, f"must be one of {', '.join(choices)}, got {value!r}{hint}")
         return None
 
     def _metric(self, metric: Any) -> tuple[str, str]:
@@ -188,18 +205,21 @@ class _Checker:
         return name, goal or "minimize"
 
     def _check_metric(self, name: str, goal: str | None) -> None:
-        where = ("metric", "name")
+        key_path = ("metric", "name")
         metric = BY_NAME.get(name)
         if metric is None or metric.range == COUNTS:
             hint = did_you_mean(name, BY_NAME)
-            self.report(where, f"{name!r} is not logged by runs; use {SCORE}{hint}")
+            self.report(key_path, f"{name!r} is not logged by runs; use {SCORE}{hint}")
             return
         if logged_each_epoch(name) and not self.content.get("early_terminate"):
-            message = f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is "
-            self.report(where, message + "logged once, for the selected weights", warning=True)
+            message = (
+                f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is logged "
+                "once, for the selected weights"
+            )
+            self.report(key_path, message, warning=True)
         if name.startswith("test/"):
-            message = "chooses by the split that is kept for the final numbers; choose by val"
-            self.report(where, message, warning=True)
+            message = "selects by the test split, which is kept for the final numbers; use the val/"
+            self.report(key_path, f"{message} metric", warning=True)
         wrong = {"lower": "maximize", "higher": "minimize"}.get(metric.better)
         if wrong and goal == wrong:
             right = next(other for other in GOALS if other != goal)
@@ -211,33 +231,33 @@ class _Checker:
             if not isinstance(spec, dict):
                 self.report(here, f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
             elif "parameters" in spec:
-                self.report(here, "is nested, and no flag is; write its parameters side by side")
+                message = "is nested, but flags are not; list its parameters at the top level"
+                self.report(here, message)
             else:
                 parameter = self._parameter(name, spec, here)
                 if parameter is not None:
                     yield parameter
 
-    def _parameter(self, name: str, spec: dict, where: tuple) -> Parameter | None:
-        self._check_name(name, where)
+    def _parameter(self, name: str, spec: dict, key_path: tuple) -> Parameter | None:
+        self._check_name(name, key_path)
         kind = spec.get("distribution") or _inferred(spec)
         if kind is None:
-            self.report(where, "needs `value`, `values`, or `min` and `max`")
+            self.report(key_path, "needs `value`, `values`, or `min` and `max`")
             return None
         if str(kind) not in DISTRIBUTIONS:
             hint = did_you_mean(str(kind), DISTRIBUTIONS)
-            self.report(where, f"unknown distribution {kind!r}{hint}")
+            self.report(key_path, f"unknown distribution {kind!r}{hint}")
             return None
         distribution = DISTRIBUTIONS[kind]
-        known = (*distribution.needs, *distribution.takes, "distribution")
+        known = (*distribution.required, *distribution.optional, "distribution")
         before = len(self.document.findings)
-        for key in spec:
-            if key not in known:
-                self.report((*where, key), f"{kind} takes no {key!r}{did_you_mean(key, known)}")
-        for key in distribution.needs:
+        self._check_keys(key_path, spec, known, f"{kind} takes no such key")
+        for key in distribution.required:
             if key not in spec:
-                self.report(where, f"{kind} needs `{key}`")
-        values = dict(distribution.takes) | {k: v for k, v in spec.items() if k != "distribution"}
-        self._check_numbers(values, kind, where)
+                self.report(key_path, f"{kind} needs `{key}`")
+        values = {**distribution.optional, **spec}
+        values.pop("distribution", None)
+        self._check_numbers(values, kind, key_path)
         if len(self.document.findings) > before:
             return None
         parameter = Parameter(name, kind, values)
@@ -245,11 +265,11 @@ class _Checker:
             parameter.extremes()
         except (OverflowError, ValueError):
             hint = f"; to give them, write {kind}_values" if kind.endswith("log_uniform") else ""
-            self.report(where, f"{kind} reaches values that are too large for a number{hint}")
+            self.report(key_path, f"{kind} reaches values that are too large for a number{hint}")
             return None
         return parameter
 
-    def _check_name(self, name: str, where: tuple) -> None:
+    def _check_name(self, name: str, key_path: tuple) -> None:
         if not self.is_train_py or name in Config.sweepable():
             return
         if name in KNOBS:
@@ -259,32 +279,32 @@ class _Checker:
             )
         else:
             message = f"unknown parameter{did_you_mean(name, Config.sweepable())}"
-        self.report(where, message)
+        self.report(key_path, message)
 
-    def _check_numbers(self, values: dict, kind: str, where: tuple) -> None:
+    def _check_numbers(self, values: dict, kind: str, key_path: tuple) -> None:
         for key, value in values.items():
             if key in NUMERIC_KEYS:
-                if not _is_number(value):
-                    self.report((*where, key), f"must be a finite number, got {value!r}")
+                if not is_number(value):
+                    self.report((*key_path, key), f"must be a finite number, got {value!r}")
                     return
                 above_0 = (
                     key in POSITIVE_KEYS or key == "min" and kind.endswith("log_uniform_values")
                 )
                 if above_0 and value <= 0:
-                    self.report((*where, key), f"must be above 0 for {kind}, got {value}")
+                    self.report((*key_path, key), f"must be above 0 for {kind}, got {value}")
             elif key in ("values", "probabilities") and not (isinstance(value, list) and value):
-                self.report((*where, key), f"must be a list that is not empty, got {value!r}")
+                self.report((*key_path, key), f"must be a list that is not empty, got {value!r}")
                 return
         if "min" in values and "max" in values and not values["min"] < values["max"]:
-            self.report(where, f"min {values['min']} must be below max {values['max']}")
+            self.report(key_path, f"min {values['min']} must be below max {values['max']}")
         if kind == "int_uniform" and not all(type(values.get(k, 0)) is int for k in RANGE_KEYS):
-            self.report(where, "int_uniform takes whole numbers; write 1, not 1.0")
+            self.report(key_path, "int_uniform takes whole numbers; write 1, not 1.0")
         if "probabilities" in values:
             p = values["probabilities"]
-            numbers = all(isinstance(v, (int, float)) and v >= 0 for v in p)
+            numbers = all(is_number(v) and v >= 0 for v in p)
             if len(p) != len(values.get("values", [])) or not numbers or abs(sum(p) - 1) > 1e-5:
                 message = "must be one number for each of the values, and sum to 1"
-                self.report((*where, "probabilities"), message)
+                self.report((*key_path, "probabilities"), message)
 
     def _command(self, command: Any) -> tuple[str, ...]:
         if command is None:
@@ -309,25 +329,27 @@ class _Checker:
     def _hyperband(self, spec: Any, metric: str) -> dict[str, Any] | None:
         if spec is None:
             return None
-        where = ("early_terminate",)
+        key_path = ("early_terminate",)
         if not isinstance(spec, dict) or spec.get("type") != "hyperband":
-            self.report(where, f"must be a mapping with `type: hyperband`, got {spec!r}")
+            self.report(key_path, f"must be a mapping with `type: hyperband`, got {spec!r}")
             return None
-        self._check_keys(where, spec, HYPERBAND_KEYS)
-        needs = {"max_iter", "s"} if "max_iter" in spec else {"min_iter"}
-        if not needs <= spec.keys():
-            self.report(where, "needs `min_iter`, or `max_iter` and `s`")
+        self._check_keys(key_path, spec, HYPERBAND_KEYS)
+        required = {"max_iter", "s"} if "max_iter" in spec else {"min_iter"}
+        if not required <= spec.keys():
+            self.report(key_path, "needs `min_iter`, or `max_iter` and `s`")
             return None
         for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 1.001)):
             value = spec.get(key, least)
-            if not _is_number(value) or value < least:
-                self.report((*where, key), f"must be a number of at least {least:g}, got {value!r}")
+            if not is_number(value) or value < least:
+                self.report(
+                    (*key_path, key), f"must be a number of at least {least:g}, got {value!r}"
+                )
                 return None
         if "strict" not in spec:
-            self.report(where, "say `strict: true` or `false`: W&B documents both", warning=True)
+            self.report(key_path, "say `strict: true` or `false`: W&B documents both", warning=True)
         if metric in BY_NAME and not logged_each_epoch(metric):
             message = f"{metric} is logged once, at the end, so that hyperband never stops a run; "
-            self.report(where, message + "take val/score as the metric", warning=True)
+            self.report(key_path, message + "take val/score as the metric", warning=True)
         return spec
 
     # ---- every point must be a Config
@@ -355,7 +377,3 @@ def _inferred(spec: Mapping[str, Any]) -> str | None:
         whole = all(type(spec.get(key)) is int for key in RANGE_KEYS)
         return "int_uniform" if whole else "uniform"
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
