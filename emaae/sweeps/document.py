@@ -1,5 +1,6 @@
 """A YAML file as plain values with the line of each key, and what is wrong with it."""
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -60,10 +61,7 @@ class Document:
     def report(
         self, key_path: tuple, message: str, *, warning: bool = False, line: int | None = None
     ) -> None:
-        """Add a finding at a key.
-
-        key_path: the keys and indices that lead to it; line: the line to name instead of its own.
-        """
+        """Add a finding at the key to which a path of keys leads; line: instead of the key's."""
         known = key_path
         while known and known not in self.lines:
             known = known[:-1]
@@ -126,6 +124,11 @@ class Document:
         if isinstance(value, bool) and written.lower() not in ("true", "false"):
             message = f"{written} is {value} to YAML; write {str(value).lower()}, or '{written}'"
             self.report(key_path, f"{message} for the word")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; True and False are not."""
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _n_values(node: yaml.Node, known: dict[int, int]) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from emaae.runs import read
-from emaae.sweeps.space import Sweep, is_number
+from emaae.sweeps.document import is_number
+from emaae.sweeps.space import Sweep
 
 
 def outcome_of(folder: Path, sweep: Sweep) -> tuple[str, float | None]:

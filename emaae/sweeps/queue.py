@@ -20,8 +20,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
+from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, Concatenate, ParamSpec, TypeVar
+from typing import IO, Any, TypeVar
 
 import optuna
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
@@ -72,22 +73,19 @@ class Attempt:
     seconds: float | None = None
 
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _storage_errors(
-    method: Callable[Concatenate["Queue", P], T],
-) -> Callable[Concatenate["Queue", P], T]:
+def _storage_errors(method: Callable[..., T]) -> Callable[..., T]:
     """Turn an error of the storage into a UserError."""
 
     @functools.wraps(method)
-    def wrapped(self: "Queue", /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapped(queue: "Queue", *args: Any) -> T:
         try:
-            return method(self, *args, **kwargs)
+            return method(queue, *args)
         except (OptunaError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
             raise UserError(
-                f"the storage {self._where} failed ({_reason(error)}): once it works again, the "
+                f"the storage {queue._where} failed ({_reason(error)}): once it works again, the "
                 "same command resumes the interrupted runs"
             ) from None
 
@@ -119,23 +117,16 @@ class Queue:
         self._last_beat = 0.0
         self.heartbeat()
 
-    @_storage_errors
     def close(self) -> None:
         """Leave the sweep: what this runner has claimed and not finished is free for others."""
         try:
-            for attempt in self.attempts():
-                if attempt.runner == self.runner and attempt.state == "running":
-                    self.finish(replace(attempt, state="interrupted"))
+            self._release(self.runner)
         finally:
-            lock_path(self.runner).unlink(missing_ok=True)
             self._lock.close()
 
     @_storage_errors
     def heartbeat(self) -> None:
-        """Store a heartbeat, at most every HEARTBEAT_S seconds.
-
-        By it other machines see that this runner is alive.
-        """
+        """Store, at most every HEARTBEAT_S seconds, that this runner is alive."""
         now = time.time()
         if now - self._last_beat >= HEARTBEAT_S:
             self._last_beat = now
@@ -162,13 +153,17 @@ class Queue:
                 found[point, n] = Attempt(trial._trial_id, point, n, state, **stored)
         return list(found.values())
 
+    def latest_attempts(self) -> list[Attempt]:
+        """The last attempt at each point that was tried, by point."""
+        return _latest(self.attempts())
+
     @_storage_errors
     def claim(self) -> Attempt | None:
         """The next point for this runner: an interrupted or failed one, else a fresh one."""
         while True:
             self._release_dead_runners()
             attempts = self.attempts()
-            tried = latest_attempts(attempts)
+            tried = _latest(attempts)
             attrs: dict[str, Any] = {"runner": self.runner}
             suggested: dict[str, Any] = {}
             last = next((a for a in tried if _needs_retry(a, attempts)), None)
@@ -216,16 +211,14 @@ class Queue:
                 self._storage.set_trial_intermediate_value(trial_id, ended.epoch or 0, score)
             self._storage.set_trial_state_values(trial_id, state, values)
 
-    @_storage_errors
     def done(self) -> bool:
         """Whether nothing is left to run or to wait for."""
         attempts = self.attempts()
-        tried = latest_attempts(attempts)
+        tried = _latest(attempts)
         return len(tried) == self.n_points and not any(
             a.state == "running" or _needs_retry(a, attempts) for a in tried
         )
 
-    @_storage_errors
     def is_alive(self, runner: str) -> bool:
         """Whether a runner still runs: by its lock on this machine, by its heartbeat on others."""
         beat = self._study.user_attrs.get(f"runner {runner}")
@@ -236,14 +229,18 @@ class Queue:
         return time.time() - beat["seen"] < DEAD_AFTER_S
 
     def _release_dead_runners(self) -> None:
-        """Mark the attempts of dead runners as interrupted."""
-        running = [a for a in self.attempts() if a.state == "running"]
-        for runner in {a.runner for a in running} - {self.runner}:
+        """Release the attempts of dead runners."""
+        running = {a.runner for a in self.attempts() if a.state == "running"}
+        for runner in running - {self.runner}:
             if not self.is_alive(runner):
-                for attempt in running:
-                    if attempt.runner == runner:
-                        self.finish(replace(attempt, state="interrupted"))
-                lock_path(runner).unlink(missing_ok=True)
+                self._release(runner)
+
+    def _release(self, runner: str) -> None:
+        """Mark the running attempts of a runner as interrupted; it is gone, or leaves."""
+        for attempt in self.attempts():
+            if attempt.runner == runner and attempt.state == "running":
+                self.finish(replace(attempt, state="interrupted"))
+        lock_path(runner).unlink(missing_ok=True)
 
     # ---- the values of a point
 
@@ -256,15 +253,11 @@ class Queue:
         """
         if self.sweep.method == "grid":
             return self.sweep.grid()[attempt.point]
-        sampler: optuna.samplers.BaseSampler
         if self.sweep.method == "random":
-            sampler = optuna.samplers.RandomSampler(seed=attempt.point)
+            self._study.sampler = optuna.samplers.RandomSampler(seed=attempt.point)
         else:
-            sampler = optuna.samplers.TPESampler(seed=attempt.point, constant_liar=True)
-        study = optuna.load_study(
-            study_name=self.sweep.name, storage=self._storage, sampler=sampler
-        )
-        trial = optuna.Trial(study, attempt.trial_id)
+            self._study.sampler = optuna.samplers.TPESampler(seed=attempt.point, constant_liar=True)
+        trial = optuna.Trial(self._study, attempt.trial_id)
         config = {}
         for p in self.sweep.parameters:
             if not p.varies:
@@ -291,10 +284,9 @@ class Queue:
                 )
 
 
-def latest_attempts(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """The last attempt at each point that was tried, by point."""
-    by_point = {a.point: a for a in sorted(attempts, key=lambda a: a.n)}
-    return [by_point[point] for point in sorted(by_point)]
+def _latest(attempts: Sequence[Attempt]) -> list[Attempt]:
+    by_point = {a.point: a for a in sorted(attempts, key=attrgetter("point", "n"))}
+    return list(by_point.values())
 
 
 def _needs_retry(last: Attempt, attempts: Sequence[Attempt]) -> bool:

@@ -18,21 +18,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from emaae.runs import read
 from emaae.runs.checkpoint import make_folder, write_atomically, write_error
 from emaae.sweeps import sweep_file
 from emaae.sweeps.judging import best_value, metric_values, outcome_of, should_stop_early
-from emaae.sweeps.queue import (
-    DONE,
-    Attempt,
-    Queue,
-    acquire_lock,
-    is_locked,
-    latest_attempts,
-    lock_path,
-)
+from emaae.sweeps.queue import DONE, Attempt, Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import Screen, format_value, mean_over_seeds, ranked, table, write_csv
 from emaae.system.errors import EXIT_INTERRUPTED, UserError, last_error
@@ -40,15 +32,13 @@ from emaae.system.files import find_packaged
 from emaae.system.signals import SECOND_AFTER_S, SIGNALS, signal_handlers
 
 FAILED = 1  # exit status when a point failed
-# How often the runner looks at the runs; prints how far they are, without a terminal; and asks the
-# queue for a point when there was none.
-POLL_S = 0.25
-STATUS_S = 60.0
-CLAIM_S = 2.0
+POLL_S = 0.25  # between looks at the runs and the terminal
+STATUS_S = 60.0  # between lines on how far the runs are, without a terminal
+CLAIM_S = 2.0  # between questions for a point when there was none
 # How long a run that was told to stop early may take before it is killed.
 KILL_AFTER_S = 60.0
-# How often a run is resumed after signals to it alone in one epoch. The next one is a failure, lest
-# it be resumed forever where something keeps stopping it.
+# How often a point is resumed after the same epoch; another signal to its run alone is a failure,
+# since something keeps stopping it.
 MAX_STALLS = 3
 # W&B replaces this by a variable of the environment, inside an item of the command too.
 ENVVAR = r"\$\{envvar:([A-Z0-9_]+)\}"
@@ -71,7 +61,7 @@ def run(
     database URL or journal file of the queue, flags: passed on to the program. Raises UserError.
     """
     path = find_packaged(path)
-    sweep, warnings = sweep_file.read_with_warnings(path)
+    sweep, warnings = sweep_file.read(path)
     for warning in warnings:
         print(warning, file=sys.stderr)
     if dry_run:
@@ -149,20 +139,10 @@ class Job:
         """Signal the process; SIGKILL also goes to all processes that it started."""
         with contextlib.suppress(ValueError, FileNotFoundError, ProcessLookupError):
             pid = int(lock_path(self.attempt.lock).read_text())
-            if not self.running():
-                return
-            if number == signal.SIGKILL:
+            if self.running() and number == signal.SIGKILL:
                 os.killpg(pid, number)
-            else:
+            elif self.running():
                 os.kill(pid, number)
-
-
-class Progress(NamedTuple):
-    """How far a run is, by its history."""
-
-    epoch: int | None
-    score: float | None  # the best so far
-    curve: list[float]  # the sweep's metric epoch by epoch
 
 
 @dataclass
@@ -180,7 +160,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.runs, self.logs = self.folder / "runs", self.folder / "logs"
-        self._progress_of: dict[str, tuple[tuple[int, int], Progress]] = {}
+        self._histories: dict[str, tuple[tuple[int, int], list[dict[str, Any]]]] = {}
         self.screen = Screen(self.sweep, self.queue.n_points)
 
     def interrupt(self, *_: Any) -> None:
@@ -193,18 +173,15 @@ class Runner:
 
     def run_until_done(self) -> None:
         """Until all points are done, or until interrupted."""
-        self.screen.print_line(
-            f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}"
-        )
+        say = self.screen.print_line
+        say(f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}")
         stopping = waiting = done = False
         ended: list[Attempt] = []
         ask_at, say_at = 0.0, time.monotonic() + STATUS_S
         while not (done or stopping) or self.jobs:
             if self.interrupted_at is not None and not stopping:
                 stopping = True
-                self.screen.print_line(
-                    "stopping: the runs are asked to end; Ctrl-C again kills them"
-                )
+                say("stopping: the runs are asked to end; Ctrl-C again kills them")
                 for job in self.jobs:
                     job.send(signal.SIGTERM)
             for job in [job for job in self.jobs if not job.running()]:
@@ -212,7 +189,7 @@ class Runner:
                 ask_at = 0.0
             if not stopping and len(self.jobs) < self.n_jobs and time.monotonic() >= ask_at:
                 attempt = self.queue.claim()
-                ended = [a for a in latest_attempts(self.queue.attempts()) if a.state != "running"]
+                ended = [a for a in self.queue.latest_attempts() if a.state != "running"]
                 if attempt is not None:
                     self._start_run(attempt)
                     continue
@@ -220,9 +197,7 @@ class Runner:
                 done = not self.jobs and self.queue.done()
                 if not (self.jobs or done or waiting):
                     waiting = True
-                    self.screen.print_line(
-                        "the last points are with other runners; waiting for them"
-                    )
+                    say("the last points are with other runners; waiting for them")
             self._stop_early()
             self.queue.heartbeat()
             if self.screen.live:
@@ -230,9 +205,7 @@ class Runner:
             elif time.monotonic() >= say_at:
                 say_at = time.monotonic() + STATUS_S
                 for a in map(self._with_progress, self.jobs):
-                    self.screen.print_line(
-                        f"{a.run} epoch {format_value(a.epoch)}  score {format_value(a.score)}"
-                    )
+                    say(f"{a.run} epoch {format_value(a.epoch)}  score {format_value(a.score)}")
             if self.jobs or not done:
                 time.sleep(POLL_S)
 
@@ -246,50 +219,47 @@ class Runner:
 
     def report(self) -> int:
         """Print the final table, write table.csv; returns the exit status."""
-        attempts = ranked(self.sweep, latest_attempts(self.queue.attempts()))
+        attempts = ranked(self.sweep, self.queue.latest_attempts())
         write_csv(self.folder / "table.csv", self.sweep, attempts, self.runs)
-        self.screen.print_line("\n" + "\n".join(table(self.sweep, attempts)))
+        say = self.screen.print_line
+        say("\n" + "\n".join(table(self.sweep, attempts)))
         scored = [a for a in attempts if a.score is not None]
         if scored and any(p.name == "seed" for p in self.sweep.varying):
-            self.screen.print_line("\n" + "\n".join(mean_over_seeds(self.sweep, attempts)))
-        self.screen.print_line(f"\ntable: {self.folder / 'table.csv'}")
+            say("\n" + "\n".join(mean_over_seeds(self.sweep, attempts)))
+        say(f"\ntable: {self.folder / 'table.csv'}")
         if scored:
-            self.screen.print_line(f"best model: {self.runs / scored[0].run / 'best.pth'}")
+            say(f"best model: {self.runs / scored[0].run / 'best.pth'}")
         failed = [a for a in attempts if a.state == "failed"]
         for a in failed:
             log = self.logs / f"{a.run}.txt"
             why = last_error(log) or "printed nothing"
-            self.screen.print_line(f"failed: point {a.point + 1:04d} ({why}); see {log}")
+            say(f"failed: point {a.point + 1:04d} ({why}); see {log}")
         if self.interrupted_at is not None:
             done = sum(a.state in DONE for a in attempts)
             of = f"{done} of {self.queue.n_points} points are done"
-            self.screen.print_line(f"interrupted: {of}; the same command goes on")
+            say(f"interrupted: {of}; the same command goes on")
             return EXIT_INTERRUPTED
         return FAILED if failed else 0
 
     def _with_progress(self, job: Job) -> Attempt:
         """The attempt of a job with the epoch and the score that it has reached."""
-        progress = self._progress(job.attempt.run)
-        return replace(job.attempt, epoch=progress.epoch, score=progress.score)
+        history = self._history(job.attempt.run)
+        score = best_value(history, self.sweep, "val/score")
+        return replace(job.attempt, epoch=history[-1]["epoch"] if history else None, score=score)
 
-    def _progress(self, run: str) -> Progress:
-        """How far a run is; its history is read again only when the file has changed."""
+    def _history(self, run: str) -> list[dict[str, Any]]:
+        """Epochs and scores of a run so far; its file is read again only when it has changed."""
+        folder = self.runs / run
         try:
-            status = (self.runs / run / "history.jsonl").stat()
+            status = (folder / "history.jsonl").stat()
         except OSError:
-            return Progress(None, None, [])
-        version, known = (status.st_size, status.st_mtime_ns), self._progress_of.get(run)
-        if known is None or known[0] != version:
-            history = read.history(self.runs / run)
-            known = self._progress_of[run] = (
-                version,
-                Progress(
-                    history[-1]["epoch"] if history else None,
-                    best_value(history, self.sweep, "val/score"),
-                    metric_values(history, self.sweep.metric),
-                ),
-            )
-        return known[1]
+            return []
+        version = status.st_size, status.st_mtime_ns
+        if run not in self._histories or self._histories[run][0] != version:
+            names = ("epoch", "val/score", self.sweep.metric)
+            rows = [{name: row.get(name) for name in names} for row in read.history(folder)]
+            self._histories[run] = version, rows
+        return self._histories[run][1]
 
     def _start_run(self, attempt: Attempt) -> None:
         """Start the run of an attempt, unless the previous one still runs or has just ended."""
@@ -367,8 +337,9 @@ class Runner:
         elif outcome not in DONE and self.interrupted_at is not None:
             outcome = "interrupted"
         elif outcome == "interrupted":  # by a signal to the run alone
-            same = [a for a in self.queue.attempts() if (a.run, a.epoch) == (run, reached.epoch)]
-            if sum(a.state == "interrupted" for a in same) >= MAX_STALLS:
+            here = (reached.point, reached.epoch, outcome)
+            n_here = sum((a.point, a.epoch, a.state) == here for a in self.queue.attempts())
+            if n_here >= MAX_STALLS:
                 outcome = "failed"
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
         self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))
@@ -377,14 +348,11 @@ class Runner:
         self.screen.log_event(f"{run} {outcome}{best}{why}")
 
     def _stop_early(self) -> None:
-        """Ask the runs that hyperband rejects to stop.
-
-        Kill those that have not stopped after KILL_AFTER_S.
-        """
+        """Ask the runs that hyperband rejects to stop; kill those that have not in KILL_AFTER_S."""
         if self.sweep.early_terminate is None:
             return
         names = [path.parent.name for path in self.runs.glob("*/history.jsonl")]
-        curves = {name: self._progress(name).curve for name in names}
+        curves = {name: metric_values(self._history(name), self.sweep.metric) for name in names}
         for job in self.jobs:
             own = curves.get(job.attempt.run, [])
             if job.stop_requested_at is None and should_stop_early(own, curves, self.sweep):

@@ -137,11 +137,6 @@ class Parameter:
         return [self.quantile(0.0 if bounded else 0.001), self.quantile(1.0 if bounded else 0.999)]
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; True and False are not."""
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 def as_wandb_passes(value: Any) -> Any:
     """A value as W&B passes it to a run: 1.0 becomes 1."""
     if isinstance(value, float) and value.is_integer():

@@ -4,25 +4,19 @@ A sweep file is a YAML file of Weights & Biases. YAML and W&B both accept much t
 what it seems to, so `check` reports what is wrong in which line; `read` returns a `Sweep`.
 """
 
-import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any
 
 from emaae.config import KNOBS, Config
 from emaae.knobs import did_you_mean
 from emaae.metric_table import BY_NAME, COUNTS, SCORE, logged_each_epoch
-from emaae.sweeps.document import Document, Finding
-from emaae.sweeps.space import (
-    DISTRIBUTIONS,
-    RANGE_KEYS,
-    Parameter,
-    Sweep,
-    combinations,
-    is_number,
-)
+from emaae.sweeps.document import Document, Finding, is_number
+from emaae.sweeps.space import DISTRIBUTIONS, RANGE_KEYS, Parameter, Sweep, combinations
 from emaae.system.errors import UserError
 from emaae.system.files import read_text
 
@@ -52,12 +46,7 @@ MAX_POINTS = 100_000
 COMBINATIONS_CHECKED = 10_000
 
 
-def read(path: str | Path) -> Sweep:
-    """The sweep of a file. Raises UserError for the first mistake in it."""
-    return read_with_warnings(path)[0]
-
-
-def read_with_warnings(path: str | Path) -> tuple[Sweep, list[Finding]]:
+def read(path: str | Path) -> tuple[Sweep, list[Finding]]:
     """The sweep of a file, and warnings about it. Raises UserError for the first mistake."""
     sweep, findings = examine(path)
     wrong = [finding for finding in findings if not finding.warning]
@@ -103,6 +92,7 @@ class _Checker:
 
     def __init__(self, document: Document, content: dict[str, Any]):
         self.document, self.content, self.report = document, content, document.report
+        self.warn = partial(document.report, warning=True)
         self.program = self._text("program", "train.py")
         self.is_train_py = Path(self.program).name == "train.py"
 
@@ -111,7 +101,7 @@ class _Checker:
         content = self.content
         for key in content:
             if key in WANDB_ONLY_KEYS:
-                self.report((key,), "is W&B's own, ignored without a server", warning=True)
+                self.warn((key,), "is W&B's own, ignored without a server")
         self._check_keys((), [key for key in content if key not in WANDB_ONLY_KEYS], TOP_LEVEL_KEYS)
         self._text("description", "")
         method = self._one_of(("method",), content.get("method"), METHODS)
@@ -120,13 +110,13 @@ class _Checker:
         if not isinstance(tree, dict) or not tree:
             self.report(("parameters",), f"must map names to what they may be, got {tree!r}")
             return None
-        parameters = tuple(self._parameters(tree))
+        parameters = tuple(filter(None, starmap(self._parameter, sorted(tree.items()))))
         run_cap = content.get("run_cap")
         if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
             self.report(("run_cap",), f"must be a whole number, at least 1, got {run_cap!r}")
             run_cap = None
         if run_cap is None and method in ("random", "bayes"):
-            self.report(("method",), f"{method} without run_cap never ends", warning=True)
+            self.warn(("method",), f"{method} without run_cap never ends")
         early_terminate = self._hyperband(content.get("early_terminate"), metric)
         sweep = Sweep(
             path=self.document.path,
@@ -157,7 +147,7 @@ class _Checker:
             self._check_configs(sweep)
         if early_terminate and any(p.name == "update" and True in p.extremes() for p in parameters):
             message = "hyperband stops runs by the phase of their alpha schedule; leave it out"
-            self.report(("early_terminate",), message, warning=True)
+            self.warn(("early_terminate",), message)
         return sweep
 
     # ---- the parts
@@ -172,11 +162,7 @@ class _Checker:
         return value
 
     def _check_keys(
-        self,
-        key_path: tuple,
-        given: Iterable[str],
-        known: Sequence[str],
-        message: str = "unknown key",
+        self, key_path: tuple, given: Iterable[str], known: Sequence[str], message="unknown key"
     ) -> None:
         for key in given:
             if key not in known:
@@ -191,13 +177,13 @@ class _Checker:
 
     def _metric(self, metric: Any) -> tuple[str, str]:
         if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
-            message = f"must say `name: {SCORE}` and `goal: minimize`, got {metric!r}"
-            self.report(("metric",), message)
+            expected = f"`name: {SCORE}` and `goal: minimize`"
+            self.report(("metric",), f"must say {expected}, got {metric!r}")
             return SCORE, "minimize"
         self._check_keys(("metric",), metric, METRIC_KEYS)
         if "target" in metric:
             message = "is known to W&B's server only; without it all points are run"
-            self.report(("metric", "target"), message, warning=True)
+            self.warn(("metric", "target"), message)
         name = metric["name"]
         goal = self._one_of(("metric", "goal"), metric.get("goal", "minimize"), GOALS)
         if self.is_train_py:
@@ -212,33 +198,25 @@ class _Checker:
             self.report(key_path, f"{name!r} is not logged by runs; use {SCORE}{hint}")
             return
         if logged_each_epoch(name) and not self.content.get("early_terminate"):
-            message = (
-                f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is logged "
-                "once, for the selected weights"
-            )
-            self.report(key_path, message, warning=True)
+            message = f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is "
+            self.warn(key_path, message + "logged once, for the selected weights")
         if name.startswith("test/"):
-            message = "selects by the test split, which is kept for the final numbers; use the val/"
-            self.report(key_path, f"{message} metric", warning=True)
+            message = "selects by the test split, which is kept for the final numbers; "
+            self.warn(key_path, message + "use the val/ metric")
         wrong = {"lower": "maximize", "higher": "minimize"}.get(metric.better)
         if wrong and goal == wrong:
             right = next(other for other in GOALS if other != goal)
             self.report(("metric", "goal"), f"{name} is better when {metric.better}; write {right}")
 
-    def _parameters(self, tree: dict) -> Iterator[Parameter]:
-        for name, spec in sorted(tree.items()):
-            here = ("parameters", name)
-            if not isinstance(spec, dict):
-                self.report(here, f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
-            elif "parameters" in spec:
-                message = "is nested, but flags are not; list its parameters at the top level"
-                self.report(here, message)
-            else:
-                parameter = self._parameter(name, spec, here)
-                if parameter is not None:
-                    yield parameter
-
-    def _parameter(self, name: str, spec: dict, key_path: tuple) -> Parameter | None:
+    def _parameter(self, name: str, spec: Any) -> Parameter | None:
+        key_path = ("parameters", name)
+        if not isinstance(spec, dict):
+            self.report(key_path, f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
+            return None
+        if "parameters" in spec:
+            message = "is nested, but flags are not; list its parameters at the top level"
+            self.report(key_path, message)
+            return None
         self._check_name(name, key_path)
         kind = spec.get("distribution") or _inferred(spec)
         if kind is None:
@@ -273,13 +251,11 @@ class _Checker:
         if not self.is_train_py or name in Config.sweepable():
             return
         if name in KNOBS:
-            message = (
-                "a sweep may not set it: paths and where to run belong to each machine; set "
-                f"EMAAE_{name.upper()} or give --{name} after `--`"
-            )
+            message = "a sweep may not set it: paths and where to run belong to each machine; set "
+            self.report(key_path, f"{message}EMAAE_{name.upper()} or give --{name} after `--`")
         else:
-            message = f"unknown parameter{did_you_mean(name, Config.sweepable())}"
-        self.report(key_path, message)
+            hint = did_you_mean(name, Config.sweepable())
+            self.report(key_path, f"unknown parameter{hint}")
 
     def _check_numbers(self, values: dict, kind: str, key_path: tuple) -> None:
         for key, value in values.items():
@@ -287,10 +263,8 @@ class _Checker:
                 if not is_number(value):
                     self.report((*key_path, key), f"must be a finite number, got {value!r}")
                     return
-                above_0 = (
-                    key in POSITIVE_KEYS or key == "min" and kind.endswith("log_uniform_values")
-                )
-                if above_0 and value <= 0:
+                log_of_min = key == "min" and kind.endswith("log_uniform_values")
+                if (key in POSITIVE_KEYS or log_of_min) and value <= 0:
                     self.report((*key_path, key), f"must be above 0 for {kind}, got {value}")
             elif key in ("values", "probabilities") and not (isinstance(value, list) and value):
                 self.report((*key_path, key), f"must be a list that is not empty, got {value!r}")
@@ -310,9 +284,8 @@ class _Checker:
         if command is None:
             return DEFAULT_COMMAND
         if not isinstance(command, list) or not command:
-            self.report(
-                ("command",), f"must be a list such as {list(DEFAULT_COMMAND)}, got {command!r}"
-            )
+            example = list(DEFAULT_COMMAND)
+            self.report(("command",), f"must be a list such as {example}, got {command!r}")
             return DEFAULT_COMMAND
         for i, item in enumerate(command):
             for macro in re.findall(r"\$\{([^}]*)\}", str(item)):
@@ -341,15 +314,14 @@ class _Checker:
         for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 1.001)):
             value = spec.get(key, least)
             if not is_number(value) or value < least:
-                self.report(
-                    (*key_path, key), f"must be a number of at least {least:g}, got {value!r}"
-                )
+                message = f"must be a number of at least {least:g}, got {value!r}"
+                self.report((*key_path, key), message)
                 return None
         if "strict" not in spec:
-            self.report(key_path, "say `strict: true` or `false`: W&B documents both", warning=True)
+            self.warn(key_path, "say `strict: true` or `false`: W&B documents both")
         if metric in BY_NAME and not logged_each_epoch(metric):
             message = f"{metric} is logged once, at the end, so that hyperband never stops a run; "
-            self.report(key_path, message + "take val/score as the metric", warning=True)
+            self.warn(key_path, message + "take val/score as the metric")
         return spec
 
     # ---- every point must be a Config
@@ -359,7 +331,7 @@ class _Checker:
             p.name: (p.grid() if sweep.method == "grid" else None) or p.extremes()
             for p in sweep.parameters
         }
-        for point in itertools.islice(combinations(choices), COMBINATIONS_CHECKED):
+        for point in islice(combinations(choices), COMBINATIONS_CHECKED):
             try:
                 Config.from_mapping(point)
             except UserError as error:
