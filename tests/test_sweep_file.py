@@ -40,7 +40,7 @@ def read(path: Path) -> Sweep:
 
 def findings(path: Path) -> list[str]:
     """What is wrong, each as LINE: KEY: MESSAGE."""
-    return [str(f).removeprefix(f"{path}:") for f in sweep_file.check(path)]
+    return [str(f).removeprefix(f"{path}:") for f in sweep_file.examine(path)[1]]
 
 
 # ---- the files of this project
@@ -53,7 +53,7 @@ def test_there_is_a_file_for_each_question():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_sweep_file_expands_to_configs_and_optimises_what_is_logged(path):
-    assert sweep_file.check(path) == []
+    assert sweep_file.examine(path)[1] == []
     sweep = read(path)
     given = yaml.safe_load(path.read_text())
     assert given["name"] == path.stem, "W&B shows it"
@@ -82,7 +82,7 @@ def test_every_sweep_file_trains_by_the_recipe_except_for_what_it_varies(path):
 
 @pytest.mark.parametrize("path", FINDINGS, ids=lambda path: path.stem)
 def test_the_sweeps_of_the_findings_can_be_repeated(path):
-    assert sweep_file.check(path) == []
+    assert sweep_file.examine(path)[1] == []
     configs = [Config.from_mapping(point) for point in read(path).grid()]
     assert len({c.seed for c in configs}) >= 3
 

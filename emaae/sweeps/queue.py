@@ -17,6 +17,7 @@ import tempfile
 import time
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
@@ -49,28 +50,29 @@ DONE = (*ENDED, "stopped")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a point of the sweep.
-
-    point: from 0 in the sweep's order.
-    n: 1 for the first attempt.
-    state: running, or how it ended (one of DONE, failed, interrupted).
-    runner: who claimed it.
-    run, lock: the run's folder name, and the lock that its process holds; after an interruption
-    those of the previous attempt, which is resumed.
-    """
+    """One attempt at a point of the sweep."""
 
     trial_id: int
-    point: int
-    n: int
-    state: str
-    runner: str = ""
+    point: int  # from 0 in the sweep's order
+    n: int  # 1 for the first attempt
+    state: str  # running, or how it ended: one of DONE, failed, interrupted
+    runner: str = ""  # who claimed it
     config: Mapping[str, Any] = field(default_factory=dict)
+    # The run's folder name, and the lock that its process holds; after an interruption those of the
+    # previous attempt, which is resumed.
     run: str = ""
     lock: str = ""
     gpu: str | None = None
     score: float | None = None
     epoch: int | None = None
     seconds: float | None = None
+    n_failed: int = 0  # of the attempts at this point so far, this one included
+
+    @property
+    def needs_retry(self) -> bool:
+        """Whether its point must be tried again, if it is the last attempt there."""
+        failed = self.state == "failed" and self.n_failed < MAX_FAILURES
+        return failed or self.state == "interrupted"
 
 
 T = TypeVar("T")
@@ -138,35 +140,34 @@ class Queue:
     @_storage_errors
     def attempts(self) -> list[Attempt]:
         """All attempts at all points, in the order of their claims, without invalid claims."""
-        fresh = count()
+        fresh, n_failed = count(), Counter[int]()
         found: dict[tuple[int, int], Attempt] = {}
         for trial in self._study.get_trials(deepcopy=False):
             attrs = trial.user_attrs
-            if "again" in attrs:
-                point, n = attrs["again"]
-            else:
-                point, n = next(fresh), 1
+            point, n = attrs["again"] if "again" in attrs else (next(fresh), 1)
             if point < self.n_points and (point, n) not in found:
                 ended = trial.state.is_finished()
                 state = attrs.get("outcome", "interrupted") if ended else "running"
                 stored = {f.name: attrs[f.name] for f in fields(Attempt) if f.name in attrs}
+                n_failed[point] += state == "failed"
+                stored["n_failed"] = n_failed[point]
                 found[point, n] = Attempt(trial._trial_id, point, n, state, **stored)
         return list(found.values())
 
     def latest_attempts(self) -> list[Attempt]:
         """The last attempt at each point that was tried, by point."""
-        return _latest(self.attempts())
+        attempts = sorted(self.attempts(), key=attrgetter("point", "n"))
+        return list({a.point: a for a in attempts}.values())
 
     @_storage_errors
     def claim(self) -> Attempt | None:
         """The next point for this runner: an interrupted or failed one, else a fresh one."""
         while True:
             self._release_dead_runners()
-            attempts = self.attempts()
-            tried = _latest(attempts)
+            tried = self.latest_attempts()
             attrs: dict[str, Any] = {"runner": self.runner}
             suggested: dict[str, Any] = {}
-            last = next((a for a in tried if _needs_retry(a, attempts)), None)
+            last = next((a for a in tried if a.needs_retry), None)
             if last is not None:
                 attrs |= {"again": [last.point, last.n + 1], "config": last.config}
                 if last.state == "interrupted":
@@ -213,11 +214,9 @@ class Queue:
 
     def done(self) -> bool:
         """Whether nothing is left to run or to wait for."""
-        attempts = self.attempts()
-        tried = _latest(attempts)
-        return len(tried) == self.n_points and not any(
-            a.state == "running" or _needs_retry(a, attempts) for a in tried
-        )
+        tried = self.latest_attempts()
+        open_points = [a for a in tried if a.state == "running" or a.needs_retry]
+        return len(tried) == self.n_points and not open_points
 
     def is_alive(self, runner: str) -> bool:
         """Whether a runner still runs: by its lock on this machine, by its heartbeat on others."""
@@ -253,11 +252,16 @@ class Queue:
         """
         if self.sweep.method == "grid":
             return self.sweep.grid()[attempt.point]
+        sampler: optuna.samplers.BaseSampler
         if self.sweep.method == "random":
-            self._study.sampler = optuna.samplers.RandomSampler(seed=attempt.point)
+            sampler = optuna.samplers.RandomSampler(seed=attempt.point)
         else:
-            self._study.sampler = optuna.samplers.TPESampler(seed=attempt.point, constant_liar=True)
-        trial = optuna.Trial(self._study, attempt.trial_id)
+            sampler = optuna.samplers.TPESampler(seed=attempt.point, constant_liar=True)
+        # A study caches the trials that its sampler has seen; a new one knows all.
+        study = optuna.load_study(
+            study_name=self.sweep.name, storage=self._storage, sampler=sampler
+        )
+        trial = optuna.Trial(study, attempt.trial_id)
         config = {}
         for p in self.sweep.parameters:
             if not p.varies:
@@ -271,10 +275,7 @@ class Queue:
         return config
 
     def _refuse_changes(self, meaning: dict[str, Any]) -> None:
-        known = self._study.user_attrs.get("sweep")
-        if known is None:
-            self._study.set_user_attr("sweep", meaning)
-            return
+        known = self._study.user_attrs.get("sweep", meaning)
         for key in sorted(known.keys() | meaning.keys()):
             old, new = known.get(key), meaning.get(key)
             if old != new:
@@ -282,18 +283,7 @@ class Queue:
                     f"{self.sweep.path}: {key} was {old!r} when the sweep in {self._where} began "
                     f"and is {new!r} now: undo that, or begin another sweep with --out DIR"
                 )
-
-
-def _latest(attempts: Sequence[Attempt]) -> list[Attempt]:
-    by_point = {a.point: a for a in sorted(attempts, key=attrgetter("point", "n"))}
-    return list(by_point.values())
-
-
-def _needs_retry(last: Attempt, attempts: Sequence[Attempt]) -> bool:
-    """Whether a point must be tried again after its last attempt."""
-    if last.state == "failed":
-        return sum(a.point == last.point and a.state == "failed" for a in attempts) < MAX_FAILURES
-    return last.state == "interrupted"
+        self._study.set_user_attr("sweep", meaning)
 
 
 JOURNAL_START = b'{"op_code":'  # how each line of optuna's journals begins
@@ -313,13 +303,11 @@ def _open_storage(storage: str) -> optuna.storages.BaseStorage:
                 f"--storage {storage} is not a journal of a sweep ({_reason(error)}): name another "
                 "file, or put back a copy of it"
             ) from None
-    engine_options: dict[str, Any] = {}
-    if storage.startswith("sqlite"):
-        engine_options["connect_args"] = {"timeout": DATABASE_TIMEOUT_S}
+    options = {"timeout": DATABASE_TIMEOUT_S} if storage.startswith("sqlite") else {}
     why = ""
     for _ in range(5):
         try:
-            return optuna.storages.RDBStorage(storage, engine_kwargs=engine_options)
+            return optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": options})
         except Exception as error:
             why = _reason(error)
             if "locked" in why:

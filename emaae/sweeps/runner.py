@@ -139,10 +139,9 @@ class Job:
         """Signal the process; SIGKILL also goes to all processes that it started."""
         with contextlib.suppress(ValueError, FileNotFoundError, ProcessLookupError):
             pid = int(lock_path(self.attempt.lock).read_text())
-            if self.running() and number == signal.SIGKILL:
-                os.killpg(pid, number)
-            elif self.running():
-                os.kill(pid, number)
+            kill = os.killpg if number == signal.SIGKILL else os.kill
+            if self.running():
+                kill(pid, number)
 
 
 @dataclass
@@ -160,7 +159,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.runs, self.logs = self.folder / "runs", self.folder / "logs"
-        self._histories: dict[str, tuple[tuple[int, int], list[dict[str, Any]]]] = {}
+        self._histories: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
         self.screen = Screen(self.sweep, self.queue.n_points)
 
     def interrupt(self, *_: Any) -> None:
@@ -249,15 +248,12 @@ class Runner:
 
     def _history(self, run: str) -> list[dict[str, Any]]:
         """Epochs and scores of a run so far; its file is read again only when it has changed."""
-        folder = self.runs / run
-        try:
-            status = (folder / "history.jsonl").stat()
-        except OSError:
-            return []
-        version = status.st_size, status.st_mtime_ns
+        file = self.runs / run / "history.jsonl"
+        status = file.stat() if file.exists() else None
+        version = status and (status.st_size, status.st_mtime_ns)
         if run not in self._histories or self._histories[run][0] != version:
             names = ("epoch", "val/score", self.sweep.metric)
-            rows = [{name: row.get(name) for name in names} for row in read.history(folder)]
+            rows = [{name: row.get(name) for name in names} for row in read.history(file.parent)]
             self._histories[run] = version, rows
         return self._histories[run][1]
 

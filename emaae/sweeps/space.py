@@ -15,13 +15,11 @@ from emaae.system.errors import UserError
 
 
 class Distribution(NamedTuple):
-    """One of W&B's distributions: the keys it takes, and its inverse cumulative distribution.
-
-    `quantile(u, p)` is the value below which a fraction u (0..1) of the draws lies; p: the keys.
-    """
+    """One of W&B's distributions: the keys that it takes, and how it maps 0..1 to values."""
 
     required: tuple[str, ...]
     optional: Mapping[str, float]  # with their defaults
+    # Of u and the keys: the value below which a fraction u of the draws lies.
     quantile: Callable[[float, Mapping[str, Any]], Any]
 
 

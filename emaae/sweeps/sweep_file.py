@@ -1,7 +1,7 @@
 """Sweep files: what they mean, and what is wrong with them.
 
 A sweep file is a YAML file of Weights & Biases. YAML and W&B both accept much that does not mean
-what it seems to, so `check` reports what is wrong in which line; `read` returns a `Sweep`.
+what it seems to, so `examine` reports what is wrong in which line; `read` returns a `Sweep`.
 """
 
 import math
@@ -56,13 +56,8 @@ def read(path: str | Path) -> tuple[Sweep, list[Finding]]:
     return sweep, findings
 
 
-def check(path: str | Path) -> list[Finding]:
-    """Everything that is wrong with a sweep file, by line. Raises UserError when unreadable."""
-    return examine(path)[1]
-
-
 def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
-    """The sweep of a file and what is wrong with it; None when too much is."""
+    """The sweep of a file (None when too much is wrong) and what is wrong, by line. UserError."""
     document = _document(path)
     sweep = _Checker(document, document.content).sweep() if document.content is not None else None
     return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
@@ -203,9 +198,8 @@ class _Checker:
         if name.startswith("test/"):
             message = "selects by the test split, which is kept for the final numbers; "
             self.warn(key_path, message + "use the val/ metric")
-        wrong = {"lower": "maximize", "higher": "minimize"}.get(metric.better)
-        if wrong and goal == wrong:
-            right = next(other for other in GOALS if other != goal)
+        right = {"lower": "minimize", "higher": "maximize"}.get(metric.better)
+        if right and goal and goal != right:
             self.report(("metric", "goal"), f"{name} is better when {metric.better}; write {right}")
 
     def _parameter(self, name: str, spec: Any) -> Parameter | None:
