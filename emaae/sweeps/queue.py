@@ -303,11 +303,11 @@ def _open_storage(storage: str) -> optuna.storages.BaseStorage:
                 f"--storage {storage} is not a journal of a sweep ({_reason(error)}): name another "
                 "file, or put back a copy of it"
             ) from None
-    options = {"timeout": DATABASE_TIMEOUT_S} if storage.startswith("sqlite") else {}
+    connect_args = {"timeout": DATABASE_TIMEOUT_S} if storage.startswith("sqlite") else {}
     why = ""
     for _ in range(5):
         try:
-            return optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": options})
+            return optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": connect_args})
         except Exception as error:
             why = _reason(error)
             if "locked" in why:

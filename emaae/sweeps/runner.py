@@ -37,8 +37,8 @@ STATUS_S = 60.0  # between lines on how far the runs are, without a terminal
 CLAIM_S = 2.0  # between questions for a point when there was none
 # How long a run that was told to stop early may take before it is killed.
 KILL_AFTER_S = 60.0
-# How often a point is resumed after the same epoch; another signal to its run alone is a failure,
-# since something keeps stopping it.
+# How often a run that is told to stop, without its runner, is resumed after the same epoch. Then it
+# counts as failed, since something keeps stopping it.
 MAX_STALLS = 3
 # W&B replaces this by a variable of the environment, inside an item of the command too.
 ENVVAR = r"\$\{envvar:([A-Z0-9_]+)\}"
@@ -268,7 +268,7 @@ class Runner:
                 self.jobs.append(Job(attempt, None))
                 return
             lock_path(attempt.lock).unlink(missing_ok=True)
-        # An interrupted run is resumed; a failed one begins afresh.
+        # An interrupted run is resumed; a failed one starts again from the beginning.
         resume = bool(attempt.run) and (folder / "config.json").is_file()
         name = attempt.run if resume else run_name(attempt, self.runs)
         command = expand_command(self.sweep, attempt.config, self.logs / f"{name}.json")
