@@ -39,7 +39,7 @@ from analysis.runs import (
 )
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import BY_NAME, SUMMARY, SUMMARY_AT_END
-from emaae.sweeps.file import description_of
+from emaae.sweeps.sweep_file import description_of
 from emaae.system.errors import reporting_errors
 from emaae.system.files import expand_home
 

@@ -182,9 +182,9 @@ def report(args: argparse.Namespace) -> None:
 @verb(argument("files", nargs="+", metavar="FILE.yaml"))
 def lint(args: argparse.Namespace) -> int:
     """Say what is wrong with sweep files, by line."""
-    from emaae.sweeps import file
+    from emaae.sweeps import sweep_file
 
-    findings = [f for path in args.files for f in file.check(find_packaged(path))]
+    findings = [f for path in args.files for f in sweep_file.examine(find_packaged(path))[1]]
     for finding in findings:
         print(finding)
     return 2 if any(not finding.warning for finding in findings) else 0

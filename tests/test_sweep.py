@@ -1,6 +1,8 @@
 """Sweeps without a server, run as users run them; a small program stands in for train.py."""
 
+import contextlib
 import csv
+import errno
 import json
 import os
 import signal
@@ -18,11 +20,13 @@ from conftest import ROOT, environment_of, program, small_run
 
 from emaae.metric_table import logged_each_epoch
 from emaae.runs import read
-from emaae.sweeps import file as sweep_file
-from emaae.sweeps import judging, runner
-from emaae.sweeps.queue import Queue, acquire_lock, is_locked, lock_path
+from emaae.sweeps import judging, runner, sweep_file
+from emaae.sweeps.queue import Attempt, Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
+from emaae.sweeps.table import mean_over_seeds
+from emaae.system import files
 from emaae.system.errors import UserError
+from emaae.system.signals import handle_signals
 
 # Leaves what train.py leaves. x is the score, `seconds` how long it takes; x above 8 fails, above 6
 # diverges, and 5 fails the first time.
@@ -72,6 +76,10 @@ def write(parameters: str, head: str = "") -> Path:
     return path
 
 
+def read_sweep(path: Path) -> Sweep:
+    return sweep_file.read(path)[0]
+
+
 def start(*command: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "emaae", "sweep", *command],
@@ -113,9 +121,8 @@ def test_a_grid_runs_in_order_to_a_table_sorted_by_score_and_never_again(place):
     code, out = sweep("play.yaml")
     assert code == 0, out
     assert started() == ["0001", "0002", "0003"]
-    assert [(row["point"], row["x"], row["status"]) for row in table()] == [
-        *(("2", "1", "finished"), ("3", "2", "finished"), ("1", "3", "finished"))
-    ]
+    assert [(row["point"], row["x"]) for row in table()] == [("2", "1"), ("3", "2"), ("1", "3")]
+    assert {row["status"] for row in table()} == {"finished"}
     assert "0001 started  x=3" in out
     assert f"best model: {place}/runs/play/runs/0002/best.pth" in out
     logs = sorted(path.name for path in Path("runs/play/logs").iterdir())
@@ -133,6 +140,13 @@ def test_seeds_are_averaged_for_each_setting(place):
     lines = [line.split() for line in out.splitlines()]
     at = lines.index(["x", "seeds", "mean", "select/score", "sd"])
     assert lines[at + 1 : at + 3] == [["1", "2", "1", "0"], ["3", "2", "3", "0"]]
+
+
+def test_settings_that_print_alike_are_averaged_apart(place):
+    sweep = read_sweep(write("parameters: {x: {values: [0.123411, 0.123412]}}"))
+    attempts = [Attempt(i, i, 1, "finished", config=c, score=i) for i, c in enumerate(sweep.grid())]
+    lines = mean_over_seeds(sweep, attempts)
+    assert [line.split() for line in lines[1:]] == [["0.1234", "1", str(i), "-"] for i in (0, 1)]
 
 
 def test_a_failing_point_is_tried_once_more_and_reported(place):
@@ -256,10 +270,57 @@ def test_ctrl_c_twice_ends_at_once_and_the_same_command_goes_on(place):
     assert not any(is_locked(path.stem) for path in lock_path("x").parent.iterdir())
 
 
+@pytest.mark.parametrize("signals", [["SIGUSR1"], ["SIGINT", "SIGINT"]])
+def test_a_signal_of_a_scheduler_or_one_that_comes_twice_lets_the_runs_save(place, signals):
+    send = "".join(f"    os.kill(os.getppid(), signal.{name})\n" for name in signals)
+    text = PROGRAM.replace("try:\n", f"try:\n{send}    time.sleep(60)\n", 1)
+    Path("play.py").write_text(text)
+    path = write("parameters: {x: {values: [2, 1]}}")
+    code = None
+    with handle_signals(), contextlib.suppress(KeyboardInterrupt):
+        code = runner.run(path)
+    assert code == 130
+    assert read.metrics(Path("runs/play/runs/0001"))["status"] == "preempted"
+    assert started() == ["0001"]
+
+
+# A run that is interrupted at each of its first ten starts. It gets an epoch further if x is 1.
+INTERRUPTED = """
+import json, os, pathlib, sys
+name, resume = os.environ["EMAAE_RUN_NAME"], os.environ["EMAAE_RESUME"]
+with open("started.txt", "a") as file:
+    print(name, resume, file=file)
+n = len(open("started.txt").readlines())
+folder = pathlib.Path(os.environ["EMAAE_OUT_DIR"], name)
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "config.json").write_text("{}")
+epoch = n if sys.argv[1] == "--x=1" else 1
+with open(folder / "history.jsonl", "a") as file:
+    print(json.dumps({"epoch": epoch, "val/score": 1.0}), file=file)
+status = {"status": "finished", "select/score": 1} if n > 10 else {"status": "preempted"}
+(folder / "metrics.json").write_text(json.dumps(status))
+"""
+
+
+@pytest.mark.parametrize(
+    ("x", "code", "starts"),
+    [(1, 0, ["0001"] * 11), (0, 1, ["0001"] * 4 + ["0001-5"])],
+    ids=["further each time", "no further"],
+)
+def test_a_run_that_alone_was_interrupted_is_resumed_as_long_as_it_gets_further(
+    place, x, code, starts
+):
+    Path("play.py").write_text(INTERRUPTED)
+    assert runner.run(write(f"parameters: {{x: {{value: {x}}}}}")) == code
+    assert started() == starts
+    resumed = [line.split()[1] for line in Path("started.txt").read_text().splitlines()]
+    assert resumed == [str(name in starts[:i]) for i, name in enumerate(starts)]
+
+
 def test_a_runner_elsewhere_is_dead_when_it_has_been_silent(place):
     path = write("parameters: {x: {values: [1]}}")
     storage = f"sqlite:///{place}/study.db"
-    mine, other = (Queue(sweep_file.read(path), storage) for _ in range(2))
+    mine, other = (Queue(read_sweep(path), storage) for _ in range(2))
     assert mine.is_alive(other.runner)
     claimed = other.claim()
     assert mine.claim() is None
@@ -277,14 +338,13 @@ def test_a_runner_elsewhere_is_dead_when_it_has_been_silent(place):
 
 def test_of_two_claims_to_one_attempt_the_first_holds(place):
     path = write("parameters: {x: {values: [1, 2]}}")
-    queue = Queue(sweep_file.read(path), f"sqlite:///{place}/study.db")
+    queue = Queue(read_sweep(path), f"sqlite:///{place}/study.db")
     for name, again in (("a", None), ("b", [0, 2]), ("c", [0, 2]), ("d", None), ("e", None)):
         attrs = {"runner": queue.runner, "run": name} | ({"again": again} if again else {})
         trial = optuna.create_trial(state=optuna.trial.TrialState.RUNNING, user_attrs=attrs)
         queue._study.add_trial(trial)
-    assert [(a.run, a.point, a.n) for a in queue.attempts()] == [
-        *(("a", 0, 1), ("b", 0, 2), ("d", 1, 1))
-    ]
+    found = [(a.run, a.point, a.n) for a in queue.attempts()]
+    assert found == [("a", 0, 1), ("b", 0, 2), ("d", 1, 1)]
     queue.close()
 
 
@@ -301,7 +361,7 @@ def expanded(command: list[str], config: dict, tmp_path: Path) -> list[str]:
     path = tmp_path / "sweep.yaml"
     content = {"method": "grid", "metric": {"name": "s"}, "parameters": {"x": {"value": 1}}}
     path.write_text(json.dumps(content | {"program": "play.py", "command": command}))
-    return runner.expand_command(sweep_file.read(path), config, tmp_path / "args.json")
+    return runner.expand_command(read_sweep(path), config, tmp_path / "args.json")
 
 
 @pytest.mark.parametrize(
@@ -341,14 +401,12 @@ def test_flags_after_two_hyphens_reach_the_program_and_the_environment_says_wher
         "(folder / 'metrics.json').write_text(json.dumps(metrics))\n"
     )
     write("name: plays\nparameters: {x: {values: [1, 2]}}")
-    code, out = sweep(
-        *("play.yaml", "--jobs", "2", "--", "--device=cpu", "--epochs", "1"),
-        CUDA_VISIBLE_DEVICES="3,5",
-    )
+    flags = ["--device=cpu", "--epochs", "1"]
+    code, out = sweep("play.yaml", "--jobs", "2", "--", *flags, CUDA_VISIBLE_DEVICES="3,5")
     assert code == 0, out
     seen = [read.metrics(Path("runs/play/runs", name)) for name in ("0001", "0002")]
     for i, each in enumerate(seen):
-        assert each["argv"] == [f"--x={i + 1}", "--device=cpu", "--epochs", "1"]
+        assert each["argv"] == [f"--x={i + 1}", *flags]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in seen] == ["3", "5"]
     assert {(s["WANDB_MODE"], s["WANDB_RUN_GROUP"]) for s in seen} == {("offline", "plays")}
 
@@ -386,7 +444,7 @@ def test_a_bayesian_search_learns_from_its_scores(place):
         "run_cap: 40\nparameters: {x: {min: 0.0, max: 4.0}}",
         "method: bayes\nmetric: {name: select/score}\n",
     )
-    queue = Queue(sweep_file.read(path), "study.log")
+    queue = Queue(read_sweep(path), "study.log")
     found = []
     while (attempt := queue.claim()) is not None:
         found.append(attempt.config["x"])
@@ -413,7 +471,26 @@ def hyperband(**spec) -> Sweep:
         f"parameters: {{x: {{value: 1}}}}\nearly_terminate: {json.dumps(spec)}",
         "method: grid\nmetric: {name: val/score}\n",
     )
-    return sweep_file.read("play.yaml")
+    return read_sweep("play.yaml")
+
+
+def test_only_histories_that_have_changed_are_read_again(place, monkeypatch):
+    write("parameters: {x: {values: [1]}}")
+    queue = Queue(read_sweep("play.yaml"), "study.log")
+    runs = runner.Runner(queue.sweep, queue, place, 1, [], [])
+    file = place / "runs" / "a" / "history.jsonl"
+    file.parent.mkdir(parents=True)
+    reads = []
+    real = read.history
+    monkeypatch.setattr(read, "history", lambda folder: reads.append(folder) or real(folder))
+    job = runner.Job(Attempt(0, 0, 1, "running", run="a"), None)
+    for epoch in (1, 2):
+        with open(file, "a") as out:
+            print(json.dumps({"epoch": epoch, "val/score": 1 / epoch}), file=out)
+        seen = [runs._with_progress(job) for _ in range(3)]
+        assert [(a.epoch, a.score) for a in seen] == [(epoch, 1 / epoch)] * 3
+    assert len(reads) == 2
+    queue.close()
 
 
 def test_bands_are_those_of_wandb():
@@ -458,6 +535,30 @@ def test_a_changed_file_is_refused_with_what_differs(place):
         UserError, match=r"play.yaml: parameters.x was .*\[2, 1\].* and is .*\[2, 3\]"
     ):
         runner.run(changed)
+    assert "[2, 1]" in Path("runs/play/sweep.yaml").read_text()
+
+
+def test_the_copy_in_the_folder_of_a_sweep_continues_it(place):
+    path = write("name: play\nparameters: {x: {values: [2, 1]}}")
+    assert runner.run(path) == 0
+    copy = Path("runs/play/sweep.yaml")
+    assert runner.run(copy, out="runs/play") == 0
+    assert started() == ["0001", "0002"]
+    assert copy.read_text() == path.read_text()
+
+
+@pytest.mark.parametrize("name", ["sweep.yaml", "0001.txt", "table.csv"])
+def test_a_full_disk_names_the_file_and_not_the_storage(place, monkeypatch, name):
+    def full(path, *args, **more):
+        if name in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open(path, *args, **more)
+
+    for module in (runner, files):
+        monkeypatch.setattr(module, "open", full, raising=False)
+    path = write("parameters: {x: {values: [1]}}")
+    with pytest.raises(UserError, match=rf"{name} cannot be written \(No space left on device\)"):
+        runner.run(path)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +568,7 @@ def test_a_changed_file_is_refused_with_what_differs(place):
         ({"flags": ["--out_dir=x"]}, "--out_dir belongs to the sweep"),
         ({"flags": ["--x=3"]}, "--x is a parameter of play.yaml"),
         ({"storage": "nosql://x"}, "--storage nosql://x cannot be opened"),
-        ({"out": "play.py"}, "--out .*play.py cannot be written"),
+        ({"out": "play.py"}, "play.py/logs cannot be made"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(place, options, message):
@@ -506,11 +607,9 @@ def test_a_sweep_of_train_py_leaves_models_that_are_named_in_its_table(tmp_path)
         "method: grid\nprogram: train.py\nmetric: {name: select/score}\n"
         "parameters: {update: {value: false}, seed: {values: [0, 1]}}\n"
     )
-    flags = ("--epochs", "1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2")
-    process = program(
-        *("-m", "emaae", "sweep", str(path), "--jobs", "2"),
-        *("--out", str(tmp_path / "out"), "--", *flags, "--wandb=disabled"),
-    )
+    flags = ("--epochs=1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled")
+    options = ("--jobs", "2", "--out", str(tmp_path / "out"))
+    process = program("-m", "emaae", "sweep", str(path), *options, "--", *flags)
     assert process.returncode == 0, process.stdout + process.stderr
     best = process.stdout.splitlines()[-1].removeprefix("best model: ")
     assert Path(best).is_file()

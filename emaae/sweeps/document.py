@@ -1,5 +1,6 @@
-"""A YAML file as plain values whose lines are known, and what is wrong with it."""
+"""A YAML file as plain values with the line of each key, and what is wrong with it."""
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import yaml
 
 from emaae.system.errors import one_line
 
-# Values in a file with all aliases expanded; nine lines of aliases can mean a billion.
+# Values in a file with all aliases expanded: nine lines of aliases can stand for a billion.
 MAX_VALUES = 200_000
 # Characters of an unquoted scalar: a number of a million digits takes minutes to read.
 MAX_SCALAR = 1000
@@ -45,39 +46,39 @@ class Document:
             if not isinstance(node, yaml.MappingNode):
                 self.report((), "a sweep file is a mapping: `method: grid` and so on")
             elif _n_values(node, {}) > MAX_VALUES:
-                self.report((), f"says more than {MAX_VALUES} values, with aliases written out")
+                self.report((), f"has more than {MAX_VALUES} values, with aliases written out")
             else:
-                self.content = self._plain(loader, node, ())
+                self.content = self._to_python(loader, node, ())
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             what = getattr(error, "problem", None) or str(error)
             self.report((), f"is not YAML: {what}", line=mark.line + 1 if mark else 1)
-        except ValueError as error:  # an escaped character that there is not
+        except ValueError as error:  # an escaped character that does not exist
             self.report((), f"is not YAML: {error}")
         except RecursionError:
             self.report((), "refers to itself, or is nested too deeply")
 
     def report(
-        self, where: tuple, message: str, *, warning: bool = False, line: int | None = None
+        self, key_path: tuple, message: str, *, warning: bool = False, line: int | None = None
     ) -> None:
-        """Add a finding at a key, given by the keys on the way to it; line: instead of its own."""
-        known = where
+        """Add a finding at the key to which a path of keys leads; line: instead of the key's."""
+        known = key_path
         while known and known not in self.lines:
             known = known[:-1]
-        key = ".".join(str(part) for part in where if isinstance(part, str))
+        key = ".".join(part for part in key_path if isinstance(part, str))
         finding = Finding(self.path, line or self.lines.get(known, 1), key, message, warning)
         if finding not in self.findings:
             self.findings.append(finding)
 
-    def _plain(self, loader: yaml.SafeLoader, node: yaml.Node, where: tuple) -> Any:
-        self.lines.setdefault(where, node.start_mark.line + 1)
+    def _to_python(self, loader: yaml.SafeLoader, node: yaml.Node, key_path: tuple) -> Any:
+        self.lines.setdefault(key_path, node.start_mark.line + 1)
         kind = node.tag.removeprefix(TAG_PREFIX)
         if kind not in ALLOWED_TAGS:
-            self.report(where, f"has the tag {node.tag}; write a plain value, or {QUOTE_HINT}")
+            self.report(key_path, f"has the tag {node.tag}; write a plain value, or {QUOTE_HINT}")
             return ""
         if isinstance(node, yaml.MappingNode):
             n_own = sum(key.tag != f"{TAG_PREFIX}merge" for key, _ in node.value)
-            loader.flatten_mapping(node)  # what `<<` merges in now stands before what is written
+            loader.flatten_mapping(node)  # puts what `<<` merges before the node's own keys
             n_merged = len(node.value) - n_own
             out: dict[str, Any] = {}
             own: set[str] = set()
@@ -87,46 +88,51 @@ class Document:
                     self.report((), "a key must be text, not a collection", line=line)
                     continue
                 key = str(key_node.value)
-                here = (*where, key)
+                here = (*key_path, key)
                 if key in own:
                     first = f"is written twice, first in line {self.lines[here]}"
                     self.report(here, f"{first}; YAML takes the last", line=line)
                 if i >= n_merged:
                     own.add(key)
                 self.lines[here] = line
-                out[key] = self._plain(loader, value_node, here)
+                out[key] = self._to_python(loader, value_node, here)
             return out
         if isinstance(node, yaml.SequenceNode):
-            return [self._plain(loader, v, (*where, i)) for i, v in enumerate(node.value)]
+            return [self._to_python(loader, v, (*key_path, i)) for i, v in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
         if node.style is None and len(node.value) > MAX_SCALAR:
-            self.report(where, f"is longer than {MAX_SCALAR} characters; {QUOTE_HINT}")
+            self.report(key_path, f"is longer than {MAX_SCALAR} characters; {QUOTE_HINT}")
             return ""
         try:
             value = loader.construct_object(node, deep=True)
         except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError):
-            # PyYAML does not catch what is only shaped like a number or a date.
-            self.report(where, f"{node.value[:40]!r} cannot be read as {kind}; {QUOTE_HINT}")
+            # PyYAML does not catch text that only looks like a number or a date.
+            self.report(key_path, f"{node.value[:40]!r} cannot be read as {kind}; {QUOTE_HINT}")
             return ""
         if isinstance(value, int) and abs(value) >= 2**63:
-            self.report(where, f"{node.value[:40]} is too large for a number")
+            self.report(key_path, f"{node.value[:40]} is too large for a number")
             return 0
         if node.style is None:
-            self._check_scalar(node.value, value, where)
+            self._check_scalar(node.value, value, key_path)
         return value
 
-    def _check_scalar(self, written: str, value: Any, where: tuple) -> None:
+    def _check_scalar(self, written: str, value: Any, key_path: tuple) -> None:
         number = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?\d+)", written)
         if isinstance(value, str) and number:
             better = f"{float(number[1])}e{int(number[2]):+}"
-            self.report(where, f"{written} is text to YAML, not a number; write {better}")
+            self.report(key_path, f"{written} is text to YAML, not a number; write {better}")
         if isinstance(value, bool) and written.lower() not in ("true", "false"):
             message = f"{written} is {value} to YAML; write {str(value).lower()}, or '{written}'"
-            self.report(where, f"{message} for the word")
+            self.report(key_path, f"{message} for the word")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; True and False are not."""
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _n_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node is with its aliases written out; RecursionError within itself."""
+    """The number of values in a node, aliases expanded; RecursionError if it contains itself."""
     if id(node) not in known:
         parts = []
         if isinstance(node, yaml.MappingNode):

@@ -1,23 +1,25 @@
-"""How good a run is, at its end and on the way."""
+"""The score of a run, at its end and while it runs."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emaae.runs import read
+from emaae.sweeps.document import is_number
 from emaae.sweeps.space import Sweep
 
 
 def outcome_of(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
     """How a run ended and its score, from metrics.json or else its best epoch.
 
-    A run that did not say how it ended, or has no score, has failed.
+    A run without a final status or without a score counts as failed, unless it was interrupted.
     """
     metrics = read.metrics(folder)
     status = metrics.get("status")
     if status == "diverged":
         return status, None
+    if status == "preempted":
+        return "interrupted", None
     score = best_value([metrics], sweep)
     if score is None:
         score = best_value(read.history(folder), sweep)
@@ -26,17 +28,14 @@ def outcome_of(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
 
 def metric_values(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     """A metric epoch by epoch, where it is a number."""
-    values = [row.get(name) for row in history]
-    return [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+    return [float(row[name]) for row in history if is_number(row.get(name))]
 
 
 def best_value(
-    history: Sequence[Mapping[str, Any]], sweep: Sweep, instead: str | None = None
+    history: Sequence[Mapping[str, Any]], sweep: Sweep, fallback: str = ""
 ) -> float | None:
-    """The best value of the metric in a history, or of `instead` when it is not logged there."""
-    values = metric_values(history, sweep.metric)
-    if not values and instead is not None:
-        values = metric_values(history, instead)
+    """The best value of the metric in a history, or of `fallback` when it is not logged there."""
+    values = metric_values(history, sweep.metric) or metric_values(history, fallback)
     return min(values, key=lambda value: sweep.sign * value, default=None)
 
 
@@ -60,7 +59,7 @@ def should_stop_early(
 ) -> bool:
     """Whether a run is not among the best 1/eta at the last band that it has passed.
 
-    Strict compares its value at the band, otherwise its best so far counts, as on W&B.
+    Strict compares its value at the band, otherwise its best so far, as W&B does.
     """
     spec = sweep.early_terminate or {}
     passed = [band for band in hyperband_epochs(spec, len(values)) if band <= len(values)]

@@ -1,13 +1,14 @@
 """The queue of a sweep's points, which any number of runners share.
 
 The queue is an Optuna study. A trial is an attempt at a point: the runner that creates it claims
-the point, and of two claims to the same attempt the one with the lower number holds. Storages
+the point, and of two claims to the same attempt the one with the lower number is valid. Storages
 number trials one by one in the order of their creation, so that all runners see the same owner
 without asking each other, and a claim needs no lock.
 """
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import random
@@ -16,11 +17,13 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
+from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import optuna
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
@@ -30,9 +33,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from emaae.runs.read import ENDED, GOOD
 from emaae.sweeps.space import Sweep
-from emaae.system.errors import UserError
+from emaae.system.errors import UserError, reason
 
-# A runner on another machine without a sign of life for this long is dead.
+# How often a runner says that it is alive, and after how long without that a runner on another
+# machine counts as dead.
 HEARTBEAT_S = 30.0
 DEAD_AFTER_S = 300.0
 # How long to wait for a database that others have locked.
@@ -40,82 +44,92 @@ DATABASE_TIMEOUT_S = 60
 # How often a point is tried when its run fails; an interruption is not a failure.
 MAX_FAILURES = 2
 
-# Outcomes after which a point is done; the others are tried again.
+# Outcomes after which a point is done; after the others it is tried again.
 DONE = (*ENDED, "stopped")
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a point of the sweep.
-
-    point: from 0 in the sweep's order, n: 1 for the first attempt, state: running, or how it ended
-    (one of DONE, failed, interrupted), runner: who claimed it. run: name of its run folder, lock:
-    that the run's process holds; after an interruption those of the attempt before, to go on with.
-    """
+    """One attempt at a point of the sweep."""
 
     trial_id: int
-    point: int
-    n: int
-    state: str
-    runner: str = ""
+    point: int  # from 0 in the sweep's order
+    n: int  # 1 for the first attempt
+    state: str  # running, or how it ended: one of DONE, failed, interrupted
+    runner: str = ""  # who claimed it
     config: Mapping[str, Any] = field(default_factory=dict)
+    # The run's folder name, and the lock that its process holds; after an interruption those of the
+    # previous attempt, which is resumed.
     run: str = ""
     lock: str = ""
     gpu: str | None = None
     score: float | None = None
     epoch: int | None = None
     seconds: float | None = None
+    n_failed: int = 0  # of the attempts at this point so far, this one included
+
+    @property
+    def needs_retry(self) -> bool:
+        """Whether its point must be tried again, if it is the last attempt there."""
+        failed = self.state == "failed" and self.n_failed < MAX_FAILURES
+        return failed or self.state == "interrupted"
+
+
+T = TypeVar("T")
+
+
+def _storage_errors(method: Callable[..., T]) -> Callable[..., T]:
+    """Turn an error of the storage into a UserError."""
+
+    @functools.wraps(method)
+    def wrapped(queue: "Queue", *args: Any) -> T:
+        try:
+            return method(queue, *args)
+        except (OptunaError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
+            why = reason(error.__cause__ or error)
+            raise UserError(
+                f"the storage {queue._where} failed ({why}): once it works again, the "
+                "same command resumes the interrupted runs"
+            ) from None
+
+    return wrapped
 
 
 class Queue:
     """The points of a sweep, and who runs which."""
 
+    @_storage_errors
     def __init__(self, sweep: Sweep, storage: str, flags: Sequence[str] = ()):
         """Join the sweep in a storage, or begin it there.
 
         storage: a database URL, or the path of a journal file on a disk that all nodes share.
-        Raises UserError when the storage holds a sweep of this name that asks for something else.
+        Raises UserError when the storage holds another sweep of this name.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage
-        opened = _open_storage(storage)
-        with self.storage_errors():
-            self._study = optuna.create_study(
-                study_name=sweep.name,
-                storage=opened,
-                direction=optuna.study.StudyDirection[sweep.goal.upper()],
-                load_if_exists=True,
-            )
-            self._storage = self._study._storage  # `opened` behind a cache
-            self._refuse_changes(sweep.definition() | {"flags after --": list(flags)})
-            self.runner = uuid.uuid4().hex[:12]
-            self._lock = acquire_lock(self.runner)
-            self._last_beat = 0.0
-            self.heartbeat()
+        self._study = optuna.create_study(
+            study_name=sweep.name,
+            storage=_open_storage(storage),
+            direction=optuna.study.StudyDirection[sweep.goal.upper()],
+            load_if_exists=True,
+        )
+        self._storage = self._study._storage  # the opened one behind a cache
+        self._refuse_changes(sweep.definition() | {"flags after --": list(flags)})
+        self.runner = uuid.uuid4().hex[:12]
+        self._lock = acquire_lock(self.runner)
+        self._last_beat = 0.0
+        self.heartbeat()
 
     def close(self) -> None:
-        """Leave: what this runner had claimed and not finished is free for others."""
+        """Leave the sweep: what this runner has claimed and not finished is free for others."""
         try:
-            for attempt in self.attempts():
-                if attempt.runner == self.runner and attempt.state == "running":
-                    self.finish(replace(attempt, state="interrupted"))
+            self._release(self.runner)
         finally:
-            lock_path(self.runner).unlink(missing_ok=True)
             self._lock.close()
 
-    @contextlib.contextmanager
-    def storage_errors(self) -> Iterator[None]:
-        """A storage that fails, at the beginning or in the middle of a sweep, becomes one line."""
-        try:
-            yield
-        except (OptunaError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"the storage {self._where} failed ({_reason(error)}): when it is mended, the same "
-                "command goes on with what was interrupted"
-            ) from None
-
+    @_storage_errors
     def heartbeat(self) -> None:
-        """Tell other machines, now and then, that this runner lives."""
+        """Store, at most every HEARTBEAT_S seconds, that this runner is alive."""
         now = time.time()
         if now - self._last_beat >= HEARTBEAT_S:
             self._last_beat = now
@@ -124,29 +138,37 @@ class Queue:
 
     # ---- claiming
 
+    @_storage_errors
     def attempts(self) -> list[Attempt]:
-        """All attempts at all points, in the order of their claims; void claims left out."""
-        fresh = count()
+        """All attempts at all points, in the order of their claims, without invalid claims."""
+        fresh, n_failed = count(), Counter[int]()
         found: dict[tuple[int, int], Attempt] = {}
         for trial in self._study.get_trials(deepcopy=False):
             attrs = trial.user_attrs
-            point, n = attrs.get("again") or (next(fresh), 1)
+            point, n = attrs["again"] if "again" in attrs else (next(fresh), 1)
             if point < self.n_points and (point, n) not in found:
                 ended = trial.state.is_finished()
                 state = attrs.get("outcome", "interrupted") if ended else "running"
-                noted = {f.name: attrs[f.name] for f in fields(Attempt) if f.name in attrs}
-                found[point, n] = Attempt(trial._trial_id, point, n, state, **noted)
+                stored = {f.name: attrs[f.name] for f in fields(Attempt) if f.name in attrs}
+                n_failed[point] += state == "failed"
+                stored["n_failed"] = n_failed[point]
+                found[point, n] = Attempt(trial._trial_id, point, n, state, **stored)
         return list(found.values())
 
+    def latest_attempts(self) -> list[Attempt]:
+        """The last attempt at each point that was tried, by point."""
+        attempts = sorted(self.attempts(), key=attrgetter("point", "n"))
+        return list({a.point: a for a in attempts}.values())
+
+    @_storage_errors
     def claim(self) -> Attempt | None:
         """The next point for this runner: an interrupted or failed one, else a fresh one."""
         while True:
             self._release_dead_runners()
-            attempts = self.attempts()
-            tried = latest_attempts(attempts)
+            tried = self.latest_attempts()
             attrs: dict[str, Any] = {"runner": self.runner}
             suggested: dict[str, Any] = {}
-            last = next((a for a in tried if _needs_retry(a, attempts)), None)
+            last = next((a for a in tried if a.needs_retry), None)
             if last is not None:
                 attrs |= {"again": [last.point, last.n + 1], "config": last.config}
                 if last.state == "interrupted":
@@ -168,14 +190,16 @@ class Queue:
             # Another runner was first.
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
+    @_storage_errors
     def store_fields(self, attempt: Attempt, *names: str) -> None:
         """Write fields of an attempt into the storage."""
         with contextlib.suppress(UpdateFinishedTrialError):
             for name in names:
                 self._storage.set_trial_user_attr(attempt.trial_id, name, getattr(attempt, name))
 
+    @_storage_errors
     def finish(self, ended: Attempt) -> None:
-        """Write how an attempt ended; the first to do so is believed."""
+        """Store how an attempt ended, unless an outcome is already stored."""
         trial_id, score = ended.trial_id, ended.score
         values = None if score is None else [score]
         state = TrialState.PRUNED if ended.state in DONE else TrialState.FAIL
@@ -185,22 +209,18 @@ class Queue:
         with contextlib.suppress(UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(trial_id, "outcome", ended.state)
             if ended.state == "stopped" and score is not None:
-                # Without it a search takes the run for worse than all others.
+                # Without it a search considers the run worse than all others.
                 self._storage.set_trial_intermediate_value(trial_id, ended.epoch or 0, score)
             self._storage.set_trial_state_values(trial_id, state, values)
 
     def done(self) -> bool:
         """Whether nothing is left to run or to wait for."""
-        attempts = self.attempts()
-        ended = [
-            a
-            for a in latest_attempts(attempts)
-            if a.state != "running" and not _needs_retry(a, attempts)
-        ]
-        return len(ended) == self.n_points
+        tried = self.latest_attempts()
+        open_points = [a for a in tried if a.state == "running" or a.needs_retry]
+        return len(tried) == self.n_points and not open_points
 
     def is_alive(self, runner: str) -> bool:
-        """Whether a runner still works: by its lock on this machine, by its beat on others."""
+        """Whether a runner still runs: by its lock on this machine, by its heartbeat on others."""
         beat = self._study.user_attrs.get(f"runner {runner}")
         if beat is None:
             return False
@@ -209,23 +229,27 @@ class Queue:
         return time.time() - beat["seen"] < DEAD_AFTER_S
 
     def _release_dead_runners(self) -> None:
-        """Interrupt the attempts of dead runners."""
-        running = [a for a in self.attempts() if a.state == "running"]
-        for runner in {a.runner for a in running} - {self.runner}:
+        """Release the attempts of dead runners."""
+        running = {a.runner for a in self.attempts() if a.state == "running"}
+        for runner in running - {self.runner}:
             if not self.is_alive(runner):
-                for attempt in running:
-                    if attempt.runner == runner:
-                        self.finish(replace(attempt, state="interrupted"))
-                lock_path(runner).unlink(missing_ok=True)
+                self._release(runner)
 
-    # ---- where a point lies
+    def _release(self, runner: str) -> None:
+        """Mark the running attempts of a runner as interrupted; it is gone, or leaves."""
+        for attempt in self.attempts():
+            if attempt.runner == runner and attempt.state == "running":
+                self.finish(replace(attempt, state="interrupted"))
+        lock_path(runner).unlink(missing_ok=True)
+
+    # ---- the values of a point
 
     def _config(self, attempt: Attempt) -> dict[str, Any]:
         """The values of a point that is tried for the first time.
 
-        In a search Optuna searches the unit cube, and distributions give it W&B's shape. The
+        In a search Optuna searches the unit cube, which W&B's distributions map to values. The
         sampler is seeded by the point, so that a random search is the same however many runners
-        share it, and a bayesian one when a single job does it.
+        share it, and a Bayesian one when it has a single job.
         """
         if self.sweep.method == "grid":
             return self.sweep.grid()[attempt.point]
@@ -234,6 +258,7 @@ class Queue:
             sampler = optuna.samplers.RandomSampler(seed=attempt.point)
         else:
             sampler = optuna.samplers.TPESampler(seed=attempt.point, constant_liar=True)
+        # A study caches the trials that its sampler has seen; a new one knows all.
         study = optuna.load_study(
             study_name=self.sweep.name, storage=self._storage, sampler=sampler
         )
@@ -243,18 +268,15 @@ class Queue:
             if not p.varies:
                 config[p.name] = p.extremes()[0]
             elif p.distribution == "categorical":
-                choices = list(range(len(p.spec["values"])))
-                config[p.name] = p.extremes()[trial.suggest_categorical(p.name, choices)]
+                values = p.spec["values"]
+                config[p.name] = values[trial.suggest_categorical(p.name, range(len(values)))]
             else:
                 u = trial.suggest_float(p.name, 0, 1)
                 config[p.name] = p.quantile(min(max(u, 1e-9), 1 - 1e-9))
         return config
 
     def _refuse_changes(self, meaning: dict[str, Any]) -> None:
-        known = self._study.user_attrs.get("sweep")
-        if known is None:
-            self._study.set_user_attr("sweep", meaning)
-            return
+        known = self._study.user_attrs.get("sweep", meaning)
         for key in sorted(known.keys() | meaning.keys()):
             old, new = known.get(key), meaning.get(key)
             if old != new:
@@ -262,19 +284,7 @@ class Queue:
                     f"{self.sweep.path}: {key} was {old!r} when the sweep in {self._where} began "
                     f"and is {new!r} now: undo that, or begin another sweep with --out DIR"
                 )
-
-
-def latest_attempts(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """The last attempt at each point that was tried, by point."""
-    by_point = {a.point: a for a in sorted(attempts, key=lambda a: a.n)}
-    return [by_point[point] for point in sorted(by_point)]
-
-
-def _needs_retry(last: Attempt, attempts: Sequence[Attempt]) -> bool:
-    """Whether a point is to be tried again after its last attempt."""
-    if last.state == "failed":
-        return sum(a.point == last.point and a.state == "failed" for a in attempts) < MAX_FAILURES
-    return last.state == "interrupted"
+        self._study.set_user_attr("sweep", meaning)
 
 
 JOURNAL_START = b'{"op_code":'  # how each line of optuna's journals begins
@@ -291,31 +301,30 @@ def _open_storage(storage: str) -> optuna.storages.BaseStorage:
             raise UserError(f"--storage {storage} cannot be written: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"--storage {storage} is not a journal of a sweep ({_reason(error)}): name another "
+                f"--storage {storage} is not a journal of a sweep ({reason(error)}): name another "
                 "file, or put back a copy of it"
             ) from None
-    patient = (
-        {"connect_args": {"timeout": DATABASE_TIMEOUT_S}} if storage.startswith("sqlite") else {}
-    )
-    for attempt in count(1):
+    connect_args = {"timeout": DATABASE_TIMEOUT_S} if storage.startswith("sqlite") else {}
+    why = ""
+    for _ in range(5):
         try:
-            return optuna.storages.RDBStorage(storage, engine_kwargs=patient)
+            return optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": connect_args})
         except Exception as error:
-            # Runners that start together create the same tables: all but one get an error at once.
-            if attempt == 5 or "locked" in str(error):
-                raise UserError(
-                    f"--storage {storage} cannot be opened ({_reason(error)}): give a database "
-                    "URL such as sqlite:///study.db, or the path of a journal file such as "
-                    "study.log"
-                ) from None
+            why = reason(error.__cause__ or error)
+            if "locked" in why:
+                break
+            # Of runners that start together and create the same tables, all but one get an error.
             time.sleep(random.uniform(0.1, 0.5))
-    raise AssertionError
+    raise UserError(
+        f"--storage {storage} cannot be opened ({why}): give a database URL such as "
+        "sqlite:///study.db, or the path of a journal file such as study.log"
+    )
 
 
 def _repair_journal(path: Path) -> None:
-    """Take off a last line that was cut short: what it would have said never came to be.
+    """Remove an incomplete last line, left by a process that was killed while it wrote.
 
-    Raises ValueError for a file of something else, to which optuna would add.
+    Raises ValueError for a file that is no journal, to which optuna would append.
     """
     if not path.is_file():
         return
@@ -334,10 +343,6 @@ def _repair_journal(path: Path) -> None:
             warnings.warn(f"{path} was cut short; its last line is left out", stacklevel=2)
     finally:
         lock.release()
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error.__cause__ or error).split())[:200]
 
 
 # ---- locks that end with the process that holds them, however it ends

@@ -2,8 +2,8 @@
 
 `python -m emaae sweep FILE.yaml` takes the file that `wandb sweep` takes and starts its program as
 `wandb agent` does, one process for each point. Points come from a queue that any number of runners
-share (queue.py); a run is judged by what it leaves in its folder (judging.py). The way down this
-file: run, the runner, what is started.
+share (queue.py); a run is judged by what it leaves in its folder (judging.py). Order of this file:
+`run`, the runner, the command of a run.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,33 +18,28 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from emaae.runs import read
-from emaae.sweeps import file as sweep_file
+from emaae.sweeps import sweep_file
 from emaae.sweeps.judging import best_value, metric_values, outcome_of, should_stop_early
-from emaae.sweeps.queue import (
-    DONE,
-    Attempt,
-    Queue,
-    acquire_lock,
-    is_locked,
-    latest_attempts,
-    lock_path,
-)
+from emaae.sweeps.queue import DONE, Attempt, Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import Screen, format_value, mean_over_seeds, ranked, table, write_csv
 from emaae.system.errors import EXIT_INTERRUPTED, UserError, last_error
-from emaae.system.files import find_packaged
-from emaae.system.signals import signal_handlers
+from emaae.system.files import find_packaged, make_folder, write_bytes, write_error
+from emaae.system.signals import SECOND_AFTER_S, SIGNALS, signal_handlers
 
 FAILED = 1  # exit status when a point failed
-POLL_S = 0.25  # at the children and the terminal
-STATUS_S = 60.0  # how far the runs are, without a terminal
-CLAIM_S = 2.0  # the storage, for a point when there was none
-# Between the request to stop and the end of the patience with a run that was stopped early.
+POLL_S = 0.25  # between looks at the runs and the terminal
+STATUS_S = 60.0  # between lines on how far the runs are, without a terminal
+CLAIM_S = 2.0  # between questions for a point when there was none
+# How long a run that was told to stop early may take before it is killed.
 KILL_AFTER_S = 60.0
-# What W&B replaces by a variable of the environment, inside an item of the command too.
+# How often a run that is told to stop, without its runner, is resumed after the same epoch. Then it
+# counts as failed, since something keeps stopping it.
+MAX_STALLS = 3
+# W&B replaces this by a variable of the environment, inside an item of the command too.
 ENVVAR = r"\$\{envvar:([A-Z0-9_]+)\}"
 # How W&B's agent tells a program which run it is.
 AGENT_VARIABLES = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
@@ -60,15 +54,15 @@ def run(
     dry_run: bool = False,
     flags: Sequence[str] = (),
 ) -> int:
-    """Run a sweep file to its end, or go on with it; returns the exit status.
+    """Run a sweep file to its end, or continue it; returns the exit status.
 
     jobs: runs at the same time (default: one per GPU, else one), out: folder of the sweep, storage:
     database URL or journal file of the queue, flags: passed on to the program. Raises UserError.
     """
     path = find_packaged(path)
-    sweep = sweep_file.read(path)
-    for finding in sweep_file.check(path):
-        print(finding, file=sys.stderr)
+    sweep, warnings = sweep_file.read(path)
+    for warning in warnings:
+        print(warning, file=sys.stderr)
     if dry_run:
         print("\n".join(_plan(sweep)))
         return 0
@@ -76,24 +70,18 @@ def run(
     devices = gpus()
     jobs = jobs if jobs is not None else max(1, len(devices))
     _check_options(sweep, flags, jobs)
-    try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be written: {error.strerror}") from None
-    shutil.copyfile(path, folder / "sweep.yaml")  # for `publish`
+    make_folder(folder / "logs")
     queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
     runner = Runner(sweep, queue, folder, jobs, devices, flags)
     try:
-        with (
-            signal_handlers((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), runner.interrupt),
-            queue.storage_errors(),
-        ):
+        with signal_handlers(SIGNALS, runner.interrupt):
+            # For `publish`; only now, since the queue refuses a changed file.
+            write_bytes(folder / "sweep.yaml", path.read_bytes())
             runner.run_until_done()
             return runner.report()
     finally:
         runner.kill()
-        with queue.storage_errors():
-            queue.close()
+        queue.close()
 
 
 def _plan(sweep: Sweep) -> list[str]:
@@ -134,7 +122,7 @@ def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
 
 @dataclass
 class Job:
-    """A run that goes on: one that this runner started, or (without a process) found running."""
+    """A run in progress: one that this runner started, or (without a process) found running."""
 
     attempt: Attempt
     process: subprocess.Popen | None
@@ -142,15 +130,16 @@ class Job:
     began: float = field(default_factory=time.monotonic)
 
     def running(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process is alive."""
         return self.process.poll() is None if self.process else is_locked(self.attempt.lock)
 
     def send(self, number: int) -> None:
-        """Signal the process; SIGKILL goes to all that it started too."""
+        """Signal the process; SIGKILL also goes to all processes that it started."""
         with contextlib.suppress(ValueError, FileNotFoundError, ProcessLookupError):
             pid = int(lock_path(self.attempt.lock).read_text())
+            kill = os.killpg if number == signal.SIGKILL else os.kill
             if self.running():
-                (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
+                kill(pid, number)
 
 
 @dataclass
@@ -164,32 +153,32 @@ class Runner:
     devices: Sequence[str]
     flags: Sequence[str]
     jobs: list[Job] = field(default_factory=list)
-    interrupts: int = 0  # how often it was asked to stop
+    interrupted_at: float | None = None  # when a signal asked it to stop
 
     def __post_init__(self) -> None:
         self.runs, self.logs = self.folder / "runs", self.folder / "logs"
+        self._histories: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
         self.screen = Screen(self.sweep, self.queue.n_points)
 
     def interrupt(self, *_: Any) -> None:
-        """Handle a signal: the runs are asked to end; a second one breaks off at once."""
-        self.interrupts += 1
-        if self.interrupts > 1:
+        """Signal handler: ask the runs to end; a second signal stops at once."""
+        now = time.monotonic()
+        if self.interrupted_at is None:
+            self.interrupted_at = now
+        elif now - self.interrupted_at > SECOND_AFTER_S:
             raise KeyboardInterrupt
 
     def run_until_done(self) -> None:
         """Until all points are done, or until interrupted."""
-        self.screen.print_line(
-            f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}"
-        )
+        say = self.screen.print_line
+        say(f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}")
         stopping = waiting = done = False
         ended: list[Attempt] = []
         ask_at, say_at = 0.0, time.monotonic() + STATUS_S
         while not (done or stopping) or self.jobs:
-            if self.interrupts and not stopping:
+            if self.interrupted_at is not None and not stopping:
                 stopping = True
-                self.screen.print_line(
-                    "stopping: the runs are asked to end; Ctrl-C again kills them"
-                )
+                say("stopping: the runs are asked to end; Ctrl-C again kills them")
                 for job in self.jobs:
                     job.send(signal.SIGTERM)
             for job in [job for job in self.jobs if not job.running()]:
@@ -197,7 +186,7 @@ class Runner:
                 ask_at = 0.0
             if not stopping and len(self.jobs) < self.n_jobs and time.monotonic() >= ask_at:
                 attempt = self.queue.claim()
-                ended = [a for a in latest_attempts(self.queue.attempts()) if a.state != "running"]
+                ended = [a for a in self.queue.latest_attempts() if a.state != "running"]
                 if attempt is not None:
                     self._start_run(attempt)
                     continue
@@ -205,9 +194,7 @@ class Runner:
                 done = not self.jobs and self.queue.done()
                 if not (self.jobs or done or waiting):
                     waiting = True
-                    self.screen.print_line(
-                        "the last points are with other runners; waiting for them"
-                    )
+                    say("the last points are with other runners; waiting for them")
             self._stop_early()
             self.queue.heartbeat()
             if self.screen.live:
@@ -215,14 +202,12 @@ class Runner:
             elif time.monotonic() >= say_at:
                 say_at = time.monotonic() + STATUS_S
                 for a in map(self._with_progress, self.jobs):
-                    self.screen.print_line(
-                        f"{a.run} epoch {format_value(a.epoch)}  score {format_value(a.score)}"
-                    )
+                    say(f"{a.run} epoch {format_value(a.epoch)}  score {format_value(a.score)}")
             if self.jobs or not done:
                 time.sleep(POLL_S)
 
     def kill(self) -> None:
-        """End what still runs, at once."""
+        """Kill the runs that are left."""
         for job in self.jobs:
             job.send(signal.SIGKILL)
             if job.process:
@@ -231,37 +216,49 @@ class Runner:
 
     def report(self) -> int:
         """Print the final table, write table.csv; returns the exit status."""
-        attempts = ranked(self.sweep, latest_attempts(self.queue.attempts()))
+        attempts = ranked(self.sweep, self.queue.latest_attempts())
         write_csv(self.folder / "table.csv", self.sweep, attempts, self.runs)
-        self.screen.print_line("\n" + "\n".join(table(self.sweep, attempts)))
+        say = self.screen.print_line
+        say("\n" + "\n".join(table(self.sweep, attempts)))
         scored = [a for a in attempts if a.score is not None]
         if scored and any(p.name == "seed" for p in self.sweep.varying):
-            self.screen.print_line("\n" + "\n".join(mean_over_seeds(self.sweep, attempts)))
-        self.screen.print_line(f"\ntable: {self.folder / 'table.csv'}")
+            say("\n" + "\n".join(mean_over_seeds(self.sweep, attempts)))
+        say(f"\ntable: {self.folder / 'table.csv'}")
         if scored:
-            self.screen.print_line(f"best model: {self.runs / scored[0].run / 'best.pth'}")
+            say(f"best model: {self.runs / scored[0].run / 'best.pth'}")
         failed = [a for a in attempts if a.state == "failed"]
         for a in failed:
             log = self.logs / f"{a.run}.txt"
             why = last_error(log) or "printed nothing"
-            self.screen.print_line(f"failed: point {a.point + 1:04d} ({why}); see {log}")
-        if self.interrupts:
+            say(f"failed: point {a.point + 1:04d} ({why}); see {log}")
+        if self.interrupted_at is not None:
             done = sum(a.state in DONE for a in attempts)
             of = f"{done} of {self.queue.n_points} points are done"
-            self.screen.print_line(f"interrupted: {of}; the same command goes on")
+            say(f"interrupted: {of}; the same command goes on")
             return EXIT_INTERRUPTED
         return FAILED if failed else 0
 
     def _with_progress(self, job: Job) -> Attempt:
         """The attempt of a job with the epoch and the score that it has reached."""
-        history = read.history(self.runs / job.attempt.run)
+        history = self._history(job.attempt.run)
         score = best_value(history, self.sweep, "val/score")
         return replace(job.attempt, epoch=history[-1]["epoch"] if history else None, score=score)
 
+    def _history(self, run: str) -> list[dict[str, Any]]:
+        """Epochs and scores of a run so far; its file is read again only when it has changed."""
+        file = self.runs / run / "history.jsonl"
+        status = file.stat() if file.exists() else None
+        version = status and (status.st_size, status.st_mtime_ns)
+        if run not in self._histories or self._histories[run][0] != version:
+            names = ("epoch", "val/score", self.sweep.metric)
+            rows = [{name: row.get(name) for name in names} for row in read.history(file.parent)]
+            self._histories[run] = version, rows
+        return self._histories[run][1]
+
     def _start_run(self, attempt: Attempt) -> None:
-        """Start the run of an attempt, unless an earlier one goes on or has just ended well."""
+        """Start the run of an attempt, unless the previous one still runs or has just ended."""
         folder = self.runs / attempt.run
-        if attempt.run:  # of the attempt before, which was interrupted
+        if attempt.run:  # of the previous attempt, which was interrupted
             running = is_locked(attempt.lock)
             if running:
                 self.screen.log_event(f"{attempt.run} goes on after its runner died")
@@ -269,15 +266,15 @@ class Runner:
                 self.jobs.append(Job(attempt, None))
                 return
             lock_path(attempt.lock).unlink(missing_ok=True)
-        # An interrupted run is resumed; a failed one begins afresh.
+        # An interrupted run is resumed; a failed one starts again from the beginning.
         resume = bool(attempt.run) and (folder / "config.json").is_file()
         name = attempt.run if resume else run_name(attempt, self.runs)
         command = expand_command(self.sweep, attempt.config, self.logs / f"{name}.json")
         lock, gpu = f"{attempt.runner}-{attempt.trial_id}", self._free_gpu()
         attempt = replace(attempt, run=name, lock=lock, gpu=gpu)
-        # The lock passes to the child and lives as long as it: a run whose runner was killed is
+        # The child inherits the lock and holds it until it ends: a run whose runner was killed is
         # found by it.
-        with open(self.logs / f"{name}.txt", "ab") as log, acquire_lock(lock) as file:
+        with self._open_log(name) as log, acquire_lock(lock) as file:
             self.queue.store_fields(attempt, "lock", "gpu", "run")
             process = None
             try:
@@ -288,7 +285,7 @@ class Runner:
                     stderr=subprocess.STDOUT,
                     env=self._environment(name, gpu, resume),
                     pass_fds=[file.fileno()],
-                    start_new_session=True,  # Ctrl-C in the terminal is the runner's to pass on
+                    start_new_session=True,  # the runner passes Ctrl-C on
                 )
                 file.write(str(process.pid))
             except OSError as error:
@@ -297,35 +294,47 @@ class Runner:
         values = " ".join(f"{p.name}={attempt.config.get(p.name)}" for p in self.sweep.varying)
         self.screen.log_event(f"{name} {'goes on' if resume else 'started'}  {values}")
 
+    def _open_log(self, run: str) -> BinaryIO:
+        path = self.logs / f"{run}.txt"
+        try:
+            return open(path, "ab")
+        except OSError as error:
+            raise UserError(write_error(path, error)) from None
+
     def _environment(self, name: str, gpu: str | None, resume: bool) -> dict[str, str]:
-        given = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": self.sweep.name}
+        defaults = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": self.sweep.name}
         if self.n_jobs > 1 and not self.devices:
             # Runs side by side on all cores would wait for each other.
-            given["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
-        where = {"EMAAE_OUT_DIR": str(self.runs), "EMAAE_RUN_NAME": name}
-        where["EMAAE_RESUME"] = str(resume)
-        if gpu is not None:
-            where["CUDA_VISIBLE_DEVICES"] = gpu
+            defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
         # A runner that was itself started by an agent is not that agent's run.
-        outside = {k: v for k, v in os.environ.items() if k not in AGENT_VARIABLES}
-        return given | outside | where
+        inherited = {k: v for k, v in os.environ.items() if k not in AGENT_VARIABLES}
+        overrides = {"EMAAE_OUT_DIR": str(self.runs), "EMAAE_RUN_NAME": name}
+        overrides["EMAAE_RESUME"] = str(resume)
+        if gpu is not None:
+            overrides["CUDA_VISIBLE_DEVICES"] = gpu
+        return defaults | inherited | overrides
 
     def _free_gpu(self) -> str | None:
-        if len(self.devices) < 2 or self.n_jobs == 1:  # which may have several processes
+        if len(self.devices) < 2 or self.n_jobs == 1:  # a single run may use all GPUs
             return None
         busy = [job.attempt.gpu for job in self.jobs]
         return min(self.devices, key=busy.count)
 
     def _finish_run(self, job: Job) -> None:
-        """Judge a run whose process is gone."""
+        """Judge a run whose process has ended."""
         self.jobs.remove(job)
         run, reached = job.attempt.run, self._with_progress(job)
         lock_path(job.attempt.lock).unlink(missing_ok=True)
         outcome, score = outcome_of(self.runs / run, self.sweep)
         if outcome not in DONE and job.stop_requested_at is not None:
             outcome, score = "stopped", reached.score
-        elif outcome not in DONE and self.interrupts:
+        elif outcome not in DONE and self.interrupted_at is not None:
             outcome = "interrupted"
+        elif outcome == "interrupted":  # by a signal to the run alone
+            here = (reached.point, reached.epoch, outcome)
+            n_here = sum((a.point, a.epoch, a.state) == here for a in self.queue.attempts())
+            if n_here >= MAX_STALLS:
+                outcome = "failed"
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
         self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))
         best = f"  {self.sweep.metric} {format_value(score)}" if score is not None else ""
@@ -333,13 +342,11 @@ class Runner:
         self.screen.log_event(f"{run} {outcome}{best}{why}")
 
     def _stop_early(self) -> None:
-        """Ask runs to stop that hyperband gives no more epochs; kill those that do not."""
+        """Ask the runs that hyperband rejects to stop; kill those that have not in KILL_AFTER_S."""
         if self.sweep.early_terminate is None:
             return
-        curves = {
-            path.parent.name: metric_values(read.history(path.parent), self.sweep.metric)
-            for path in self.runs.glob("*/history.jsonl")
-        }
+        names = [path.parent.name for path in self.runs.glob("*/history.jsonl")]
+        curves = {name: metric_values(self._history(name), self.sweep.metric) for name in names}
         for job in self.jobs:
             own = curves.get(job.attempt.run, [])
             if job.stop_requested_at is None and should_stop_early(own, curves, self.sweep):
@@ -349,11 +356,11 @@ class Runner:
                 job.send(signal.SIGKILL)
 
 
-# ---- what is started
+# ---- the command of a run
 
 
 def expand_command(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str]:
-    """The command of a run: W&B's macros filled in, each a whole item of the list."""
+    """The command of a run: W&B's macros expanded, each of which is a whole item of the list."""
     items = config.items()
     macros = {
         "${env}": ["/usr/bin/env"],
@@ -371,11 +378,11 @@ def expand_command(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> 
         "${args_json_file}": [str(json_file)],
     }
     if "${args_json_file}" in sweep.command:
-        json_file.write_text(json.dumps(config), encoding="utf-8")
+        write_bytes(json_file, json.dumps(config).encode())
     command = []
     for item in sweep.command:
-        filled = re.sub(ENVVAR, lambda m: os.environ[m[1]], item)
-        command += macros.get(item, [filled])
+        expanded = re.sub(ENVVAR, lambda m: os.environ[m[1]], item)
+        command += macros.get(item, [expanded])
     return command
 
 

@@ -15,14 +15,12 @@ from emaae.system.errors import UserError
 
 
 class Distribution(NamedTuple):
-    """One of W&B's distributions: the keys it takes, and its inverse cumulative distribution.
+    """One of W&B's distributions: the keys that it takes, and how it maps 0..1 to values."""
 
-    `at(u, p)` is the value below which a fraction u (0..1) of the draws lies; p holds the keys.
-    """
-
-    needs: tuple[str, ...]
-    takes: Mapping[str, float]  # optional keys and their defaults
-    at: Callable[[float, Mapping[str, Any]], Any]
+    required: tuple[str, ...]
+    optional: Mapping[str, float]  # with their defaults
+    # Of u and the keys: the value below which a fraction u of the draws lies.
+    quantile: Callable[[float, Mapping[str, Any]], Any]
 
 
 def _between(u: float, low: float, high: float) -> float:
@@ -53,18 +51,13 @@ def _choice(u: float, p: Mapping[str, Any]) -> Any:
     return next((v for v, c in zip(p["values"], reached) if u < c), p["values"][-1])
 
 
-def _with_quantised(
-    name: str, needs: tuple[str, ...], takes: Mapping[str, float], at: Callable
-) -> dict:
-    """A distribution, and the same rounded to multiples of q."""
+def _quantised(distribution: Distribution) -> Distribution:
+    """A distribution rounded to multiples of q."""
 
     def rounded(u: float, p: Mapping[str, Any]) -> float:
-        return round(at(u, p) / p["q"]) * p["q"]
+        return round(distribution.quantile(u, p) / p["q"]) * p["q"]
 
-    return {
-        name: Distribution(needs, takes, at),
-        f"q_{name}": Distribution(needs, {**takes, "q": 1}, rounded),
-    }
+    return Distribution(distribution.required, {**distribution.optional, "q": 1}, rounded)
 
 
 RANGE_KEYS = ("min", "max")
@@ -74,21 +67,23 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "categorical": Distribution(("values",), {}, _choice),
     "categorical_w_probabilities": Distribution(("values", "probabilities"), {}, _choice),
     "int_uniform": Distribution(RANGE_KEYS, {}, _int_uniform),
-    **_with_quantised("uniform", RANGE_KEYS, {}, lambda u, p: _between(u, p["min"], p["max"])),
-    # min and max are exponents of e here, values in the one after it
-    **_with_quantised(
-        "log_uniform", RANGE_KEYS, {}, lambda u, p: math.exp(_between(u, p["min"], p["max"]))
+    "uniform": Distribution(RANGE_KEYS, {}, lambda u, p: _between(u, p["min"], p["max"])),
+    # min and max are exponents of e in these two, and values in the two after them.
+    "log_uniform": Distribution(
+        RANGE_KEYS, {}, lambda u, p: math.exp(_between(u, p["min"], p["max"]))
     ),
-    **_with_quantised("log_uniform_values", RANGE_KEYS, {}, _log_uniform),
     # log(1/x) is uniform: the same draws as log_uniform
     "inv_log_uniform": Distribution(
         RANGE_KEYS, {}, lambda u, p: math.exp(_between(u, -p["max"], -p["min"]))
     ),
+    "log_uniform_values": Distribution(RANGE_KEYS, {}, _log_uniform),
     "inv_log_uniform_values": Distribution(RANGE_KEYS, {}, _log_uniform),
-    **_with_quantised("normal", (), _NORMAL_DEFAULTS, _normal),
-    **_with_quantised("log_normal", (), _NORMAL_DEFAULTS, lambda u, p: math.exp(_normal(u, p))),
-    **_with_quantised("beta", (), {"a": 1, "b": 1}, _beta),
+    "normal": Distribution((), _NORMAL_DEFAULTS, _normal),
+    "log_normal": Distribution((), _NORMAL_DEFAULTS, lambda u, p: math.exp(_normal(u, p))),
+    "beta": Distribution((), {"a": 1, "b": 1}, _beta),
 }
+for _name in ("uniform", "log_uniform", "log_uniform_values", "normal", "log_normal", "beta"):
+    DISTRIBUTIONS[f"q_{_name}"] = _quantised(DISTRIBUTIONS[_name])
 
 
 @dataclass(frozen=True)
@@ -106,10 +101,10 @@ class Parameter:
 
     def quantile(self, u: float) -> Any:
         """The value below which a fraction u of the draws lies, 0 < u < 1."""
-        return as_wandb_passes(DISTRIBUTIONS[self.distribution].at(u, self.spec))
+        return as_wandb_passes(DISTRIBUTIONS[self.distribution].quantile(u, self.spec))
 
     def grid_size(self) -> int:
-        """How many values a grid takes of it."""
+        """The number of its values in a grid."""
         p = self.spec
         if self.distribution == "int_uniform":
             return p["max"] - p["min"] + 1
@@ -131,7 +126,7 @@ class Parameter:
         return None
 
     def extremes(self) -> list[Any]:
-        """Values that Config must accept if it is to accept all: every choice, or both ends."""
+        """Values to check in place of all: every choice, or both ends of the range."""
         if "values" in self.spec:
             return list(self.spec["values"])
         if self.distribution == "constant":
@@ -141,7 +136,7 @@ class Parameter:
 
 
 def as_wandb_passes(value: Any) -> Any:
-    """A value as it reaches a run: on its way through W&B 1.0 becomes 1."""
+    """A value as W&B passes it to a run: 1.0 becomes 1."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
@@ -152,12 +147,12 @@ def as_wandb_passes(value: Any) -> Any:
 
 
 def combinations(choices: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Every choice of a value for each name; the last name varies fastest."""
+    """All combinations of one value for each name; the last name varies fastest."""
     for values in itertools.product(*choices.values()):
         yield dict(zip(choices, map(as_wandb_passes, values)))
 
 
-# ---- the meaning
+# ---- the sweep
 
 
 @dataclass(frozen=True)
@@ -186,12 +181,12 @@ class Sweep:
         return 1 if self.goal == "minimize" else -1
 
     def grid(self) -> list[dict[str, Any]]:
-        """All points in W&B's order: the last name varies fastest, and equal points are one."""
+        """All points in W&B's order, the last name varying fastest; equal points are merged."""
         points = combinations({p.name: p.grid() or [] for p in self.parameters})
         return list({repr(point): point for point in points}.values())
 
     def n_points(self) -> int:
-        """How many runs there will be. Raises UserError when they would never end."""
+        """The number of points. Raises UserError when there is no end to them."""
         if self.method == "grid":
             return len(self.grid()[: self.run_cap])
         if self.run_cap is None:

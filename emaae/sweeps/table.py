@@ -1,18 +1,19 @@
 """The points of a sweep as a table: in a terminal that is redrawn, and as CSV."""
 
 import csv
-import os
+import io
 import shutil
-import statistics
 import sys
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from emaae.runs import read
 from emaae.sweeps.queue import Attempt
 from emaae.sweeps.space import Sweep
+from emaae.system.files import write_bytes
 
 
 class Screen:
@@ -24,17 +25,17 @@ class Screen:
         self._drawn = 0
 
     def print_line(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that is not redrawn."""
         self._erase()
         print(line, flush=True)
 
     def log_event(self, line: str) -> None:
-        """Something that the table shows too: a line only where there is no table."""
+        """Print an event, unless the live table shows it."""
         if not self.live:
             print(line, flush=True)
 
     def draw(self, ended: Sequence[Attempt], running: Sequence[Attempt]) -> None:
-        """The table in place of the last one, cut to the terminal; for a live screen."""
+        """Redraw the table, cut to the height of the terminal; for a live screen."""
         width, height = shutil.get_terminal_size()
         # Running points are never cut.
         cut = max(0, len(ended) + len(running) - max(1, height - 4))
@@ -61,54 +62,48 @@ def table(sweep: Sweep, attempts: Sequence[Attempt]) -> list[str]:
     varying = [p.name for p in sweep.varying]
     cells = [["point", *varying, "epoch", sweep.metric, "status"]]
     for a in attempts:
-        values = [format_value(a.config.get(name)) for name in varying]
-        cells.append(
-            [f"{a.point + 1:04d}", *values, format_value(a.epoch), format_value(a.score), a.state]
-        )
+        values = [a.config.get(name) for name in varying]
+        row = [f"{a.point + 1:04d}", *values, a.epoch, a.score, a.state]
+        cells.append([format_value(value) for value in row])
     return align_columns(cells)
 
 
 def mean_over_seeds(sweep: Sweep, attempts: Sequence[Attempt]) -> list[str]:
     """Mean and standard deviation of the score over the seeds of each setting, the best first."""
     varying = [p.name for p in sweep.varying if p.name != "seed"]
-    settings: dict[tuple, list[float]] = {}
+    settings: dict[str, tuple[list, list[float]]] = {}  # values and scores
     for a in attempts:
         if a.score is not None:
-            key = tuple(format_value(a.config.get(name)) for name in varying)
-            settings.setdefault(key, []).append(a.score)
+            values = [a.config.get(name) for name in varying]
+            settings.setdefault(repr(values), (values, []))[1].append(a.score)
     cells = [[*varying, "seeds", f"mean {sweep.metric}", "sd"]]
-    for key, scores in sorted(settings.items(), key=lambda s: sweep.sign * statistics.fmean(s[1])):
-        sd = statistics.stdev(scores) if len(scores) > 1 else None
-        cells.append(
-            [*key, str(len(scores)), format_value(statistics.fmean(scores)), format_value(sd)]
-        )
+    for values, scores in sorted(settings.values(), key=lambda s: sweep.sign * fmean(s[1])):
+        sd = stdev(scores) if len(scores) > 1 else None
+        cells.append([format_value(v) for v in (*values, len(scores), fmean(scores), sd)])
     return align_columns(cells)
 
 
-# Metrics of a run beside its score, on validation.
+# Validation metrics of a run that the file lists beside its score.
 CSV_METRICS = ("select/fvu", "select/live_sparsity", "select/persistence_within")
 
 
 def write_csv(path: Path, sweep: Sweep, attempts: Sequence[Attempt], runs: Path) -> None:
-    """All points with every parameter and what a run gives up, written beside and then renamed."""
+    """Write each point with its parameters, status and metrics, whole or not at all."""
     names = [p.name for p in sweep.parameters]
     measured = [name for name in CSV_METRICS if name != sweep.metric]
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(
-            ["point", *names, "status", "epoch", sweep.metric, *measured, "seconds", "run"]
-        )
-        for a in attempts:
-            values = [a.config.get(name) for name in names]
-            found = read.metrics(runs / a.run) if a.run else {}
-            values += [a.state, a.epoch, a.score, *(found.get(name) for name in measured)]
-            out.writerow([a.point + 1, *values, a.seconds, runs / a.run if a.run else None])
-    beside.replace(path)
+    text = io.StringIO()
+    out = csv.writer(text)
+    out.writerow(["point", *names, "status", "epoch", sweep.metric, *measured, "seconds", "run"])
+    for a in attempts:
+        values = [a.config.get(name) for name in names]
+        found = read.metrics(runs / a.run) if a.run else {}
+        values += [a.state, a.epoch, a.score, *(found.get(name) for name in measured)]
+        out.writerow([a.point + 1, *values, a.seconds, runs / a.run if a.run else None])
+    write_bytes(path, text.getvalue().encode())
 
 
 def align_columns(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Cells as lines, columns to the right but the last one to the left."""
+    """Rows of cells as lines, every column aligned to the right but the last one to the left."""
     widths = [max(map(len, column)) for column in zip(*cells)]
     return [
         "  ".join([c.rjust(w) for c, w in zip(row[:-1], widths)] + [row[-1]]).rstrip()
@@ -117,7 +112,7 @@ def align_columns(cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 def format_value(value: Any) -> str:
-    """A value as a table shows it; four digits of a number, a dash for nothing."""
+    """A value as a table shows it: four digits of a number, a dash for None."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

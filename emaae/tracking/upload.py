@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from emaae.runs import read
-from emaae.sweeps.file import description_of
+from emaae.sweeps.sweep_file import description_of
 from emaae.system.errors import UserError
 from emaae.system.files import lock_folder, write_json
 from emaae.system.progress import progress

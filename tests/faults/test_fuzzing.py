@@ -19,7 +19,7 @@ from emaae.data.features import check_features
 from emaae.data.npz import MAX_BYTES, load_npz
 from emaae.models import CNNAutoEncoder
 from emaae.runs import checkpoint
-from emaae.sweeps import file as sweep_file
+from emaae.sweeps import sweep_file
 from emaae.system.errors import BadFile, UserError
 
 # Of each of the five in `make test-faults`; in `make test` each gets as many examples.
@@ -132,7 +132,7 @@ WORDS = (
 def a_sweep_file_is_findings_or_one_line(path, text: str) -> None:
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
-        findings = [str(finding) for finding in sweep_file.check(path)]
+        findings = [str(finding) for finding in sweep_file.examine(path)[1]]
     except UserError as error:
         findings = [str(error)]
     assert all(str(path) in line and "\n" not in line for line in findings)

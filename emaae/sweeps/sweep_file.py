@@ -1,21 +1,21 @@
-"""Sweep files: what they ask for, and what is wrong with them.
+"""Sweep files: what they mean, and what is wrong with them.
 
-A sweep file is a YAML file of Weights & Biases. YAML and W&B both take much that does not mean what
-it seems to, so `check` reads with line numbers and says what is wrong where; `read` gives the
-meaning, a `Sweep`.
+A sweep file is a YAML file of Weights & Biases. YAML and W&B both accept much that does not mean
+what it seems to, so `examine` reports what is wrong in which line; `read` returns a `Sweep`.
 """
 
-import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any
 
 from emaae.config import KNOBS, Config
 from emaae.knobs import did_you_mean
 from emaae.metric_table import BY_NAME, COUNTS, SCORE, logged_each_epoch
-from emaae.sweeps.document import Document, Finding
+from emaae.sweeps.document import Document, Finding, is_number
 from emaae.sweeps.space import DISTRIBUTIONS, RANGE_KEYS, Parameter, Sweep, combinations
 from emaae.system.errors import UserError
 from emaae.system.files import read_text
@@ -26,19 +26,19 @@ POSITIVE_KEYS = ("sigma", "q", "a", "b")
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
-# The keys that W&B's schema allows at the top, and those that a local sweep uses.
+# Top-level keys that a local sweep uses; then those that only W&B's server uses.
 TOP_LEVEL_KEYS = (
-    *("program", "method", "metric", "parameters", "command", "name", "description", "run_cap"),
-    *("early_terminate", "project", "entity"),
-)
+    "program", "method", "metric", "parameters", "command", "name", "description", "run_cap",
+    "early_terminate", "project", "entity",
+)  # fmt: skip
 WANDB_ONLY_KEYS = ("apiVersion", "kind", "controller", "job", "image_uri", "metrics", "scheduler")
 METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 
 MACROS = (
-    *("env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens"),
-    *("args_no_boolean_flags", "args_json", "args_json_file"),
-)
+    "env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens",
+    "args_no_boolean_flags", "args_json", "args_json_file",
+)  # fmt: skip
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 
 MAX_POINTS = 100_000
@@ -46,30 +46,25 @@ MAX_POINTS = 100_000
 COMBINATIONS_CHECKED = 10_000
 
 
-def read(path: str | Path) -> Sweep:
-    """The sweep that a file asks for. Raises UserError for the first thing that is wrong."""
+def read(path: str | Path) -> tuple[Sweep, list[Finding]]:
+    """The sweep of a file, and warnings about it. Raises UserError for the first mistake."""
     sweep, findings = examine(path)
     wrong = [finding for finding in findings if not finding.warning]
     if wrong or sweep is None:
         more = f" (and {len(wrong) - 1} more: python -m emaae lint {path})" if wrong[1:] else ""
         raise UserError(f"{wrong[0]}{more}")
-    return sweep
-
-
-def check(path: str | Path) -> list[Finding]:
-    """Everything that is wrong with a sweep file, by line. Raises UserError when unreadable."""
-    return examine(path)[1]
+    return sweep, findings
 
 
 def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
-    """The sweep and what is wrong with it; without a sweep when too much is."""
+    """The sweep of a file (None when too much is wrong) and what is wrong, by line. UserError."""
     document = _document(path)
     sweep = _Checker(document, document.content).sweep() if document.content is not None else None
     return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
 
 
 def description_of(path: str | Path) -> str:
-    """The question of a sweep file: its description, its first line if a comment, or ""."""
+    """The question of a sweep file: its description, else a comment in its first line, or ""."""
     document = _document(path)
     description = (document.content or {}).get("description")
     if isinstance(description, str):
@@ -88,19 +83,20 @@ def _document(path: str | Path) -> Document:
 
 
 class _Checker:
-    """Makes a sweep of a document, and reports to it what is wrong."""
+    """Makes a sweep of a document, and reports to the document what is wrong."""
 
     def __init__(self, document: Document, content: dict[str, Any]):
         self.document, self.content, self.report = document, content, document.report
+        self.warn = partial(document.report, warning=True)
         self.program = self._text("program", "train.py")
         self.is_train_py = Path(self.program).name == "train.py"
 
     def sweep(self) -> Sweep | None:
-        """The sweep; None when a part of it cannot be made sense of."""
+        """The sweep; None when too much of it is wrong."""
         content = self.content
         for key in content:
             if key in WANDB_ONLY_KEYS:
-                self.report((key,), "is W&B's own, ignored without a server", warning=True)
+                self.warn((key,), "is W&B's own, ignored without a server")
         self._check_keys((), [key for key in content if key not in WANDB_ONLY_KEYS], TOP_LEVEL_KEYS)
         self._text("description", "")
         method = self._one_of(("method",), content.get("method"), METHODS)
@@ -109,13 +105,13 @@ class _Checker:
         if not isinstance(tree, dict) or not tree:
             self.report(("parameters",), f"must map names to what they may be, got {tree!r}")
             return None
-        parameters = tuple(self._parameters(tree))
+        parameters = tuple(filter(None, starmap(self._parameter, sorted(tree.items()))))
         run_cap = content.get("run_cap")
         if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
             self.report(("run_cap",), f"must be a whole number, at least 1, got {run_cap!r}")
             run_cap = None
         if run_cap is None and method in ("random", "bayes"):
-            self.report(("method",), f"{method} without run_cap never ends", warning=True)
+            self.warn(("method",), f"{method} without run_cap never ends")
         early_terminate = self._hyperband(content.get("early_terminate"), metric)
         sweep = Sweep(
             path=self.document.path,
@@ -146,7 +142,7 @@ class _Checker:
             self._check_configs(sweep)
         if early_terminate and any(p.name == "update" and True in p.extremes() for p in parameters):
             message = "hyperband stops runs by the phase of their alpha schedule; leave it out"
-            self.report(("early_terminate",), message, warning=True)
+            self.warn(("early_terminate",), message)
         return sweep
 
     # ---- the parts
@@ -160,27 +156,29 @@ class _Checker:
             return default
         return value
 
-    def _check_keys(self, where: tuple, given: Iterable[str], known: Sequence[str]) -> None:
+    def _check_keys(
+        self, key_path: tuple, given: Iterable[str], known: Sequence[str], message="unknown key"
+    ) -> None:
         for key in given:
             if key not in known:
-                self.report((*where, key), f"unknown key{did_you_mean(key, known)}")
+                self.report((*key_path, key), f"{message}{did_you_mean(key, known)}")
 
-    def _one_of(self, where: tuple, value: Any, choices: Sequence[str]) -> str | None:
+    def _one_of(self, key_path: tuple, value: Any, choices: Sequence[str]) -> str | None:
         if value in choices:
             return value
         hint = did_you_mean(str(value), choices) if value is not None else ""
-        self.report(where, f"must be one of {', '.join(choices)}, got {value!r}{hint}")
+        self.report(key_path, f"must be one of {', '.join(choices)}, got {value!r}{hint}")
         return None
 
     def _metric(self, metric: Any) -> tuple[str, str]:
         if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
-            message = f"must say `name: {SCORE}` and `goal: minimize`, got {metric!r}"
-            self.report(("metric",), message)
+            expected = f"`name: {SCORE}` and `goal: minimize`"
+            self.report(("metric",), f"must say {expected}, got {metric!r}")
             return SCORE, "minimize"
         self._check_keys(("metric",), metric, METRIC_KEYS)
         if "target" in metric:
             message = "is known to W&B's server only; without it all points are run"
-            self.report(("metric", "target"), message, warning=True)
+            self.warn(("metric", "target"), message)
         name = metric["name"]
         goal = self._one_of(("metric", "goal"), metric.get("goal", "minimize"), GOALS)
         if self.is_train_py:
@@ -188,56 +186,50 @@ class _Checker:
         return name, goal or "minimize"
 
     def _check_metric(self, name: str, goal: str | None) -> None:
-        where = ("metric", "name")
+        key_path = ("metric", "name")
         metric = BY_NAME.get(name)
         if metric is None or metric.range == COUNTS:
             hint = did_you_mean(name, BY_NAME)
-            self.report(where, f"{name!r} is not logged by runs; use {SCORE}{hint}")
+            self.report(key_path, f"{name!r} is not logged by runs; use {SCORE}{hint}")
             return
         if logged_each_epoch(name) and not self.content.get("early_terminate"):
             message = f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is "
-            self.report(where, message + "logged once, for the selected weights", warning=True)
+            self.warn(key_path, message + "logged once, for the selected weights")
         if name.startswith("test/"):
-            message = "chooses by the split that is kept for the final numbers; choose by val"
-            self.report(where, message, warning=True)
-        wrong = {"lower": "maximize", "higher": "minimize"}.get(metric.better)
-        if wrong and goal == wrong:
-            right = next(other for other in GOALS if other != goal)
+            message = "selects by the test split, which is kept for the final numbers; "
+            self.warn(key_path, message + "use the val/ metric")
+        right = {"lower": "minimize", "higher": "maximize"}.get(metric.better)
+        if right and goal and goal != right:
             self.report(("metric", "goal"), f"{name} is better when {metric.better}; write {right}")
 
-    def _parameters(self, tree: dict) -> Iterator[Parameter]:
-        for name, spec in sorted(tree.items()):
-            here = ("parameters", name)
-            if not isinstance(spec, dict):
-                self.report(here, f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
-            elif "parameters" in spec:
-                self.report(here, "is nested, and no flag is; write its parameters side by side")
-            else:
-                parameter = self._parameter(name, spec, here)
-                if parameter is not None:
-                    yield parameter
-
-    def _parameter(self, name: str, spec: dict, where: tuple) -> Parameter | None:
-        self._check_name(name, where)
+    def _parameter(self, name: str, spec: Any) -> Parameter | None:
+        key_path = ("parameters", name)
+        if not isinstance(spec, dict):
+            self.report(key_path, f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
+            return None
+        if "parameters" in spec:
+            message = "is nested, but flags are not; list its parameters at the top level"
+            self.report(key_path, message)
+            return None
+        self._check_name(name, key_path)
         kind = spec.get("distribution") or _inferred(spec)
         if kind is None:
-            self.report(where, "needs `value`, `values`, or `min` and `max`")
+            self.report(key_path, "needs `value`, `values`, or `min` and `max`")
             return None
         if str(kind) not in DISTRIBUTIONS:
             hint = did_you_mean(str(kind), DISTRIBUTIONS)
-            self.report(where, f"unknown distribution {kind!r}{hint}")
+            self.report(key_path, f"unknown distribution {kind!r}{hint}")
             return None
         distribution = DISTRIBUTIONS[kind]
-        known = (*distribution.needs, *distribution.takes, "distribution")
+        known = (*distribution.required, *distribution.optional, "distribution")
         before = len(self.document.findings)
-        for key in spec:
-            if key not in known:
-                self.report((*where, key), f"{kind} takes no {key!r}{did_you_mean(key, known)}")
-        for key in distribution.needs:
+        self._check_keys(key_path, spec, known, f"{kind} takes no such key")
+        for key in distribution.required:
             if key not in spec:
-                self.report(where, f"{kind} needs `{key}`")
-        values = dict(distribution.takes) | {k: v for k, v in spec.items() if k != "distribution"}
-        self._check_numbers(values, kind, where)
+                self.report(key_path, f"{kind} needs `{key}`")
+        values = {**distribution.optional, **spec}
+        values.pop("distribution", None)
+        self._check_numbers(values, kind, key_path)
         if len(self.document.findings) > before:
             return None
         parameter = Parameter(name, kind, values)
@@ -245,54 +237,49 @@ class _Checker:
             parameter.extremes()
         except (OverflowError, ValueError):
             hint = f"; to give them, write {kind}_values" if kind.endswith("log_uniform") else ""
-            self.report(where, f"{kind} reaches values that are too large for a number{hint}")
+            self.report(key_path, f"{kind} reaches values that are too large for a number{hint}")
             return None
         return parameter
 
-    def _check_name(self, name: str, where: tuple) -> None:
+    def _check_name(self, name: str, key_path: tuple) -> None:
         if not self.is_train_py or name in Config.sweepable():
             return
         if name in KNOBS:
-            message = (
-                "a sweep may not set it: paths and where to run belong to each machine; set "
-                f"EMAAE_{name.upper()} or give --{name} after `--`"
-            )
+            message = "a sweep may not set it: paths and where to run belong to each machine; set "
+            self.report(key_path, f"{message}EMAAE_{name.upper()} or give --{name} after `--`")
         else:
-            message = f"unknown parameter{did_you_mean(name, Config.sweepable())}"
-        self.report(where, message)
+            hint = did_you_mean(name, Config.sweepable())
+            self.report(key_path, f"unknown parameter{hint}")
 
-    def _check_numbers(self, values: dict, kind: str, where: tuple) -> None:
+    def _check_numbers(self, values: dict, kind: str, key_path: tuple) -> None:
         for key, value in values.items():
             if key in NUMERIC_KEYS:
-                if not _is_number(value):
-                    self.report((*where, key), f"must be a finite number, got {value!r}")
+                if not is_number(value):
+                    self.report((*key_path, key), f"must be a finite number, got {value!r}")
                     return
-                above_0 = (
-                    key in POSITIVE_KEYS or key == "min" and kind.endswith("log_uniform_values")
-                )
-                if above_0 and value <= 0:
-                    self.report((*where, key), f"must be above 0 for {kind}, got {value}")
+                log_of_min = key == "min" and kind.endswith("log_uniform_values")
+                if (key in POSITIVE_KEYS or log_of_min) and value <= 0:
+                    self.report((*key_path, key), f"must be above 0 for {kind}, got {value}")
             elif key in ("values", "probabilities") and not (isinstance(value, list) and value):
-                self.report((*where, key), f"must be a list that is not empty, got {value!r}")
+                self.report((*key_path, key), f"must be a list that is not empty, got {value!r}")
                 return
         if "min" in values and "max" in values and not values["min"] < values["max"]:
-            self.report(where, f"min {values['min']} must be below max {values['max']}")
+            self.report(key_path, f"min {values['min']} must be below max {values['max']}")
         if kind == "int_uniform" and not all(type(values.get(k, 0)) is int for k in RANGE_KEYS):
-            self.report(where, "int_uniform takes whole numbers; write 1, not 1.0")
+            self.report(key_path, "int_uniform takes whole numbers; write 1, not 1.0")
         if "probabilities" in values:
             p = values["probabilities"]
-            numbers = all(isinstance(v, (int, float)) and v >= 0 for v in p)
+            numbers = all(is_number(v) and v >= 0 for v in p)
             if len(p) != len(values.get("values", [])) or not numbers or abs(sum(p) - 1) > 1e-5:
                 message = "must be one number for each of the values, and sum to 1"
-                self.report((*where, "probabilities"), message)
+                self.report((*key_path, "probabilities"), message)
 
     def _command(self, command: Any) -> tuple[str, ...]:
         if command is None:
             return DEFAULT_COMMAND
         if not isinstance(command, list) or not command:
-            self.report(
-                ("command",), f"must be a list such as {list(DEFAULT_COMMAND)}, got {command!r}"
-            )
+            example = list(DEFAULT_COMMAND)
+            self.report(("command",), f"must be a list such as {example}, got {command!r}")
             return DEFAULT_COMMAND
         for i, item in enumerate(command):
             for macro in re.findall(r"\$\{([^}]*)\}", str(item)):
@@ -309,25 +296,26 @@ class _Checker:
     def _hyperband(self, spec: Any, metric: str) -> dict[str, Any] | None:
         if spec is None:
             return None
-        where = ("early_terminate",)
+        key_path = ("early_terminate",)
         if not isinstance(spec, dict) or spec.get("type") != "hyperband":
-            self.report(where, f"must be a mapping with `type: hyperband`, got {spec!r}")
+            self.report(key_path, f"must be a mapping with `type: hyperband`, got {spec!r}")
             return None
-        self._check_keys(where, spec, HYPERBAND_KEYS)
-        needs = {"max_iter", "s"} if "max_iter" in spec else {"min_iter"}
-        if not needs <= spec.keys():
-            self.report(where, "needs `min_iter`, or `max_iter` and `s`")
+        self._check_keys(key_path, spec, HYPERBAND_KEYS)
+        required = {"max_iter", "s"} if "max_iter" in spec else {"min_iter"}
+        if not required <= spec.keys():
+            self.report(key_path, "needs `min_iter`, or `max_iter` and `s`")
             return None
         for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 1.001)):
             value = spec.get(key, least)
-            if not _is_number(value) or value < least:
-                self.report((*where, key), f"must be a number of at least {least:g}, got {value!r}")
+            if not is_number(value) or value < least:
+                message = f"must be a number of at least {least:g}, got {value!r}"
+                self.report((*key_path, key), message)
                 return None
         if "strict" not in spec:
-            self.report(where, "say `strict: true` or `false`: W&B documents both", warning=True)
+            self.warn(key_path, "say `strict: true` or `false`: W&B documents both")
         if metric in BY_NAME and not logged_each_epoch(metric):
             message = f"{metric} is logged once, at the end, so that hyperband never stops a run; "
-            self.report(where, message + "take val/score as the metric", warning=True)
+            self.warn(key_path, message + "take val/score as the metric")
         return spec
 
     # ---- every point must be a Config
@@ -337,7 +325,7 @@ class _Checker:
             p.name: (p.grid() if sweep.method == "grid" else None) or p.extremes()
             for p in sweep.parameters
         }
-        for point in itertools.islice(combinations(choices), COMBINATIONS_CHECKED):
+        for point in islice(combinations(choices), COMBINATIONS_CHECKED):
             try:
                 Config.from_mapping(point)
             except UserError as error:
@@ -355,7 +343,3 @@ def _inferred(spec: Mapping[str, Any]) -> str | None:
         whole = all(type(spec.get(key)) is int for key in RANGE_KEYS)
         return "int_uniform" if whole else "uniform"
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
