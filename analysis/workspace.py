@@ -14,7 +14,7 @@ from wandb_workspaces import workspaces as ws
 from wandb_workspaces.reports import v2 as wr
 
 from analysis.programs import program
-from emaae.system.errors import UserError, reporting_errors
+from emaae.system.errors import UserError, reason, reporting_errors
 from emaae.system.files import expand_home
 
 NAME = "alpha schedules"
@@ -157,10 +157,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         view = workspace(*parts) if len(parts) == 2 else report(*parts)
         print(json.dumps(as_json(view), indent=2) if args.dry_run else view.save().url)
     except Exception as error:  # whatever the network and the server do
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"W&B did not {'show' if args.dry_run else 'save'} the page of {args.path} ({reason}): "
-            "log in with `wandb login`, and check the path"
+            f"W&B did not {'show' if args.dry_run else 'save'} the page of {args.path} "
+            f"({reason(error)}): log in with `wandb login`, and check the path"
         ) from None
 
 

@@ -177,7 +177,8 @@ LATER_KEYS = (
     "batchnorm_first", "final_tanh", "initial_ekernel", "initial_dkernel", "exclude_final_norm",
     "exclude_all_norm",
 )  # fmt: skip
-# Other settings that do not change the model.
+# Keys of the original project that are no knobs here: it says input_dim for --keep_loudness, and
+# learning_rate for --lr.
 ORIGINAL_KEYS = ("learning_rate", "input_dim")
 
 

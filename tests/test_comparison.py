@@ -1,5 +1,7 @@
 """Fronts at equal sparsity: the measured costs are the program's, and resampling is honest."""
 
+import json
+import re
 import shutil
 import sys
 
@@ -245,6 +247,21 @@ def test_runs_are_chosen_by_their_knobs_and_weights(swept, capsys):
     said = capsys.readouterr().out
     assert "selected weights" in said
     assert said.count("constant |") == 2
+
+
+def test_a_sparsity_that_no_front_reaches_is_said_with_those_there_are(swept, capsys):
+    comparison.main(
+        [str(swept / "runs"), "--data", str(swept / "speech"), "--at", "0.999", "--resamples", "5"]
+    )
+    assert re.search(r"no front reaches that: runs have 0\.\d+ to 0\.\d+", capsys.readouterr().out)
+
+
+def test_runs_with_and_without_loudness_are_not_compared(swept, tmp_path):
+    shutil.copytree(swept / "runs", tmp_path / "runs")
+    config = next((tmp_path / "runs").glob("0-*")) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"keep_loudness": True}))
+    with pytest.raises(UserError, match="some runs read loudness and others do not"):
+        comparison.main([str(tmp_path / "runs"), "--data", str(swept / "speech")])
 
 
 @pytest.mark.parametrize(

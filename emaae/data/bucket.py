@@ -270,10 +270,17 @@ def _boto_errors(where: str) -> Iterator[None]:
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
-    ours = (BotoCoreError, ClientError, ResponseParserError, OSError, RecursionError, ValueError)
+    boto_errors = (
+        BotoCoreError,
+        ClientError,
+        ResponseParserError,
+        OSError,
+        RecursionError,
+        ValueError,
+    )
     try:
         yield
-    except ours as error:
+    except boto_errors as error:
         raise UserError(f"{where} {_reason(error)}") from error
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from emaae.system.errors import BadFile, shortened
+from emaae.system.errors import BadFile, reason, shortened
 from emaae.system.files import MAX_READ, BoundedReader
 
 # One utterance of 4 hours: 50 frames a second of 14 float64. The longest one of LibriSpeech has
@@ -63,8 +63,7 @@ def open_npz(file: BinaryIO, where: str, at_most: int = MAX_BYTES) -> Iterator[z
     except EOFError:
         raise BadFile(f"{where} is truncated: {RETRY}") from None
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise BadFile(f"{where} is not a readable .npz ({reason}): {RETRY}") from None
+        raise BadFile(f"{where} is not a readable .npz ({reason(error)[:200]}): {RETRY}") from None
 
 
 def read_member(

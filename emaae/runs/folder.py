@@ -91,7 +91,7 @@ class Observer:
 
 
 class RunFolder:
-    """The files of one run; its followers get what is written.
+    """The files of one run; its observers get what is written.
 
     Used as a context it ends the run whatever happens: an exception before `finish` leaves
     metrics.json with the status failed, or preempted when it was an interrupt.
@@ -99,7 +99,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
-        self._followers: tuple[Observer, ...] = ()
+        self._observers: tuple[Observer, ...] = ()
         self.last: dict[str, Any] | None = None  # the state to go on with
         self._lock = files.lock_folder(path)
         # Whether leaving the context ends the run: not once it has finished, nor one that is
@@ -174,13 +174,13 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
-    def observe(self, *followers: Observer) -> None:
-        """Tell these followers everything from now on."""
-        self._followers = followers
+    def observe(self, *observers: Observer) -> None:
+        """Tell these observers everything from now on."""
+        self._observers = observers
 
     def _notify(self, what: str, *values: Any) -> None:
-        for follower in self._followers:
-            getattr(follower, what)(*values)
+        for observer in self._observers:
+            getattr(observer, what)(*values)
 
     def write_config(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """Write config.json and model_config.json.

@@ -45,20 +45,20 @@ def _coders(model: CNNAutoEncoder) -> dict[str, _Coder]:
     return {"encoder": _Coder(model, decodes=False), "decoder": _Coder(model, decodes=True)}
 
 
-def _exported(half: _Coder) -> torch.export.ExportedProgram:
+def _exported(coder: _Coder) -> torch.export.ExportedProgram:
     dims = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("time", min=1)}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        example = torch.zeros(2, half.channels, 50)
-        return torch.export.export(half.eval(), (example,), dynamic_shapes=(dims,))
+        example = torch.zeros(2, coder.channels, 50)
+        return torch.export.export(coder.eval(), (example,), dynamic_shapes=(dims,))
 
 
 def to_torch(model: CNNAutoEncoder, out: Path) -> None:
     """Write encoder.pt2 and decoder.pt2, for this or a later torch. Raises UserError."""
     make_folder(out)
-    for name, half in _coders(model).items():
+    for name, coder in _coders(model).items():
         # torch.export.save takes a file that is open too.
-        write_atomically(out / f"{name}.pt2", partial(torch.export.save, _exported(half)))
+        write_atomically(out / f"{name}.pt2", partial(torch.export.save, _exported(coder)))
 
 
 def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
@@ -72,12 +72,12 @@ def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
         import onnxscript  # noqa: F401
     make_folder(out)
     sessions = {}
-    for name, half in _coders(model).items():
+    for name, coder in _coders(model).items():
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             made: Any = torch.onnx.export(
-                _exported(half), input_names=["x"], output_names=[name], verbose=False
+                _exported(coder), input_names=["x"], output_names=[name], verbose=False
             )
         content = made.model_proto.SerializeToString()
         write_bytes(out / f"{name}.onnx", content)
@@ -96,11 +96,11 @@ def _check_against_pytorch(
     for a difference above 1e-5, or an undefined one.
     """
     largest_difference = 0.0
-    for name, half in _coders(model).items():
+    for name, coder in _coders(model).items():
         for n in TEST_LENGTHS:
-            x = torch.randn(2, half.channels, n, generator=torch.Generator().manual_seed(n))
+            x = torch.randn(2, coder.channels, n, generator=torch.Generator().manual_seed(n))
             with torch.no_grad():
-                expected = half(x).numpy()
+                expected = coder(x).numpy()
             scale = max(1.0, float(np.abs(expected).max()))
             difference = float(np.abs(run_exported(name, x) - expected).max()) / scale
             if not difference <= TOLERANCE:  # NaN too

@@ -84,8 +84,10 @@ def holds_runs(folder: Path) -> bool:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Whether a value is a number, and neither infinite nor NaN."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether a value is a number, and neither infinite nor NaN; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def score(found: Mapping[str, Any]) -> float | None:

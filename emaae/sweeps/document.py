@@ -1,6 +1,5 @@
 """A YAML file as plain values with the line of each key, and what is wrong with it."""
 
-import math
 import re
 from typing import Any, NamedTuple
 
@@ -124,11 +123,6 @@ class Document:
         if isinstance(value, bool) and written.lower() not in ("true", "false"):
             message = f"{written} is {value} to YAML; write {str(value).lower()}, or '{written}'"
             self.report(key_path, f"{message} for the word")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; True and False are not."""
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _n_values(node: yaml.Node, known: dict[int, int]) -> int:

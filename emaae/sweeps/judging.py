@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from emaae.runs import read
-from emaae.sweeps.document import is_number
 from emaae.sweeps.space import Sweep
 
 
@@ -28,7 +27,7 @@ def outcome_of(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
 
 def metric_values(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     """A metric epoch by epoch, where it is a number."""
-    return [float(row[name]) for row in history if is_number(row.get(name))]
+    return [float(row[name]) for row in history if read.is_finite(row.get(name))]
 
 
 def best_value(

@@ -15,7 +15,8 @@ from typing import Any
 from emaae.config import KNOBS, Config
 from emaae.knobs import did_you_mean
 from emaae.metric_table import BY_NAME, COUNTS, SCORE, logged_each_epoch
-from emaae.sweeps.document import Document, Finding, is_number
+from emaae.runs.read import is_finite
+from emaae.sweeps.document import Document, Finding
 from emaae.sweeps.space import DISTRIBUTIONS, RANGE_KEYS, Parameter, Sweep, combinations
 from emaae.system.errors import UserError
 from emaae.system.files import read_text
@@ -254,7 +255,7 @@ class _Checker:
     def _check_numbers(self, values: dict, kind: str, key_path: tuple) -> None:
         for key, value in values.items():
             if key in NUMERIC_KEYS:
-                if not is_number(value):
+                if not is_finite(value):
                     self.report((*key_path, key), f"must be a finite number, got {value!r}")
                     return
                 log_of_min = key == "min" and kind.endswith("log_uniform_values")
@@ -269,7 +270,7 @@ class _Checker:
             self.report(key_path, "int_uniform takes whole numbers; write 1, not 1.0")
         if "probabilities" in values:
             p = values["probabilities"]
-            numbers = all(is_number(v) and v >= 0 for v in p)
+            numbers = all(is_finite(v) and v >= 0 for v in p)
             if len(p) != len(values.get("values", [])) or not numbers or abs(sum(p) - 1) > 1e-5:
                 message = "must be one number for each of the values, and sum to 1"
                 self.report((*key_path, "probabilities"), message)
@@ -307,7 +308,7 @@ class _Checker:
             return None
         for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 1.001)):
             value = spec.get(key, least)
-            if not is_number(value) or value < least:
+            if not is_finite(value) or value < least:
                 message = f"must be a number of at least {least:g}, got {value!r}"
                 self.report((*key_path, key), message)
                 return None

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from emaae.system.distributed import is_distributed, local_rank
-from emaae.system.errors import UserError
+from emaae.system.errors import UserError, reason
 
 
 def pick_device(name: str) -> torch.device:
@@ -86,10 +86,9 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception as error:  # of dynamo, inductor, triton or a subprocess
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"--compile needs a C++ compiler, and on a GPU triton ({reason}): install them, or "
-            "leave the flag out"
+            f"--compile needs a C++ compiler, and on a GPU triton ({reason(error)}): install them, "
+            "or leave the flag out"
         ) from error
     model.compile(dynamic=True)  # one program for all lengths
 
