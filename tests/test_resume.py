@@ -226,10 +226,10 @@ def uninterrupted_run(trees, tmp_path_factory):
     return out / "r"
 
 
-SLOW_SIGUSR1 = pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGUSR1, signal.SIGINT)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, SLOW_SIGUSR1, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, *SLOW])
 def test_a_run_that_is_told_to_stop_goes_on_by_resume(
     trees, tmp_path, uninterrupted_run, number, monkeypatch
 ):
