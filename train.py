@@ -34,12 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     from emaae.runs.folder import RunFolder, check_space, status_if_ended
     from emaae.shift import shift_tolerance
     from emaae.system import distributed
-    from emaae.system.devices import (
-        compile_model,
-        keep_freed_memory,
-        make_deterministic,
-        pick_device,
-    )
+    from emaae.system.devices import keep_freed_memory, make_deterministic, pick_device
     from emaae.tracking import mirror
     from emaae.training import fit
 
@@ -69,8 +64,6 @@ def main(argv: list[str] | None = None) -> int:
         run.write_config(model, splits)
 
         model.to(device)
-        if config.compile:
-            compile_model(model, device)
         splits = {name: split.to(device) for name, split in splits.items()}
         metrics: dict[str, Any] = {}
         curves: dict[str, Any] = {}

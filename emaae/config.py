@@ -237,11 +237,6 @@ class Config:
         "make a repeated run on the same GPU give bitwise identical numbers, more slowly; on a CPU "
         "they are identical anyway",
     )
-    compile: bool = _training(
-        False,
-        "compile the model with torch.compile, for GPUs; this takes minutes at the start, and "
-        "training is slower on a CPU",
-    )
     early_stop: bool = _training(
         False, "stop when val/score has not improved for --patience epochs"
     )

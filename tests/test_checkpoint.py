@@ -70,6 +70,21 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("", "RuntimeError"), ("central directory\nis missing", "central directory")],
+)
+def test_a_checkpoint_that_torch_refuses_is_named_with_the_first_line_of_why(
+    saved, monkeypatch, text, named
+):
+    def refuse(*given, **more):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(UserError, match=rf"readable checkpoint \({named}\): copy it again"):
+        emaae.load_model(saved[0])
+
+
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.95])
 def test_a_truncated_checkpoint_is_refused_in_one_line(saved, keep):
     path = saved[0] / "best.pth"

@@ -1,7 +1,6 @@
 """The fast step is the plain one: utterance by utterance, no padding, no mask, in float64."""
 
 import itertools
-import shutil
 import sys
 import warnings
 
@@ -16,8 +15,7 @@ from emaae.config import Config
 from emaae.data import batches
 from emaae.losses import batch_sums, loss_terms
 from emaae.models import FrameNorm, MaskedBatchNorm, build_model
-from emaae.system.devices import compile_model, make_deterministic, use_bf16
-from emaae.system.errors import UserError
+from emaae.system.devices import make_deterministic, use_bf16
 from emaae.training import Run, TrainingState, train_epoch
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -84,15 +82,13 @@ class Silent(Run):
     """A run that keeps nothing."""
 
 
-def trained(precision, epochs=12, device="cpu", compiled=False, optimizer="adamw"):
+def trained(precision, epochs=12, device="cpu", optimizer="adamw"):
     given = {"inner_size": 32, "n_encoder": 3, "n_decoder": 2, "lr": 0.005}
     config = Config.from_mapping(given | {"precision": precision, "optimizer": optimizer})
     torch.manual_seed(0)
     model = build_model(**config.architecture)
     model.normalise(*SPLIT.mean_and_sd())
     model.to(device)
-    if compiled:
-        compile_model(model, torch.device(device))
     state, rows, split = TrainingState.begin(model, config), [], SPLIT.to(torch.device(device))
     for _ in range(epochs):
         rows.append(train_epoch(state, split, 0.1, config, Silent()))
@@ -179,15 +175,15 @@ def test_memory_of_one_step_serves_the_next_without_asking_the_system():
 
 def test_a_run_on_a_cpu_keeps_the_heap_and_does_what_it_is_asked(small, monkeypatch):
     called = []
-    for name in ("keep_freed_memory", "make_deterministic", "compile_model"):
+    for name in ("keep_freed_memory", "make_deterministic"):
         monkeypatch.setattr(
             f"emaae.system.devices.{name}", lambda *_, name=name: called.append(name)
         )
     assert train.main([*small, "--epochs=1"]) == 0
     assert called == ["keep_freed_memory"]
     called.clear()
-    assert train.main([*small, "--epochs=1", "--deterministic", "--compile"]) == 0
-    assert sorted(called) == ["compile_model", "keep_freed_memory", "make_deterministic"]
+    assert train.main([*small, "--epochs=1", "--deterministic"]) == 0
+    assert sorted(called) == ["keep_freed_memory", "make_deterministic"]
 
 
 @pytest.fixture
@@ -242,35 +238,3 @@ def test_on_a_gpu_no_step_waits_for_the_one_before(monkeypatch):
     state.end_epoch()
     left = iter([True] * (len(split) - 1))
     train_epoch(state, split, 0.1, config, Strict())
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_compiled_model_learns_what_a_plain_one_does():
-    model, rows = trained("fp32", epochs=2)
-    compiled, rows_compiled = trained("fp32", epochs=2, compiled=True)
-    for row, row_compiled in zip(rows, rows_compiled):
-        assert row_compiled == pytest.approx(row, rel=1e-4)
-    assert compiled.state_dict().keys() == model.state_dict().keys()
-
-
-@pytest.mark.slow
-def test_without_a_compiler_compile_is_refused_with_the_way_out(small, tmp_path):
-    done = program(
-        "train.py", *small, "--compile", PATH="", CXX="none", TORCHINDUCTOR_CACHE_DIR=str(tmp_path)
-    )
-    assert done.returncode == 2
-    assert "--compile needs a C++ compiler" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"), [("", "RuntimeError"), ("no g++\nat all", "no g\\+\\+")]
-)
-def test_a_compiler_that_fails_is_a_mistake_even_when_it_says_nothing(monkeypatch, text, reason):
-    def fail(function):
-        raise RuntimeError(text)
-
-    monkeypatch.setattr(torch, "compile", fail)
-    with pytest.raises(UserError, match=rf"needs a C\+\+ compiler.*\({reason}\): install"):
-        compile_model(torch.nn.Identity(), torch.device("cpu"))

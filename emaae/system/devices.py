@@ -5,10 +5,9 @@ import os
 import sys
 
 import torch
-from torch import nn
 
 from emaae.system.distributed import is_distributed, local_rank
-from emaae.system.errors import UserError, reason
+from emaae.system.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
@@ -75,22 +74,6 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
     # It would fill each new tensor with NaN, to expose code that reads before it writes.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def compile_model(model: nn.Module, device: torch.device) -> None:
-    """Compile the calls of a model by torch.compile. Raises UserError without a compiler.
-
-    Measured on CPUs only, where convolutions are nearly all of a step and it is slower
-    (benchmarks/RESULTS.md); meant for GPUs, where a step may wait for launches of small kernels.
-    """
-    try:
-        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
-    except Exception as error:  # of dynamo, inductor, triton or a subprocess
-        raise UserError(
-            f"--compile needs a C++ compiler, and on a GPU triton ({reason(error)}): install them, "
-            "or leave the flag out"
-        ) from error
-    model.compile(dynamic=True)  # one program for all lengths
 
 
 def keep_freed_memory() -> None:
