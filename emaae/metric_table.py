@@ -22,14 +22,6 @@ SUMMARY_AT_END = (
     "shift/persistence", "shift/persistence_within", "shift/persistence_null",
     "lowpass/gain_0.2", "shift/distinct_units", "shift/noise_gain",
 )  # fmt: skip
-# Of the validation split, in the row of the selected epoch.
-SELECTED = (
-    "select/loss", "select/mse", "select/penalty", "select/fvu", "select/r_articulators",
-    "select/sparsity", "select/live_sparsity", "select/l0", "select/active_mean", "select/dead",
-    "select/hoyer", "select/self_similarity_20ms", "select/self_similarity_80ms",
-    "select/persistence_within", "select/participation_ratio", "select/distinct_units",
-    "select/noise_gain",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,6 +140,13 @@ SPLIT_METRICS = (
         "lower",
         brief="what selects weights and models",
     ),
+)
+# Those of the selected epoch on the validation split, which are logged once more at the end.
+SELECTED = tuple(
+    f"select/{name}"
+    for metric in SPLIT_METRICS
+    for name in metric.names.split(", ")
+    if metric.range != COUNTS and "/" not in name and name != "score"
 )
 # Of a run or of an epoch.
 RUN_METRICS = (
