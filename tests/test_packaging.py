@@ -41,6 +41,16 @@ def test_every_package_is_in_the_wheel():
     assert packages | {"emaae.sweep_files"} == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
+def test_the_files_that_programs_read_are_in_the_wheel():
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    for package in ("emaae", "analysis"):
+        packed = {path for pattern in data[package] for path in (ROOT / package).glob(pattern)}
+        read = {path for s in (".html", ".css", ".js") for path in (ROOT / package).rglob(f"*{s}")}
+        # A page beside a module of its name is read by it.
+        read |= {p for p in (ROOT / package).rglob("*.md") if p.with_suffix(".py").is_file()}
+        assert packed == read
+
+
 def test_the_version_is_one():
     assert PROJECT["project"]["version"] == emaae.__version__
     assert f"version: {emaae.__version__}\n" in (ROOT / "CITATION.cff").read_text()
