@@ -26,9 +26,9 @@ from emaae.sweeps.judging import best_value, metric_values, outcome_of, should_s
 from emaae.sweeps.queue import DONE, Attempt, Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import Screen, format_value, mean_over_seeds, ranked, table, write_csv
-from emaae.system.errors import EXIT_INTERRUPTED, UserError, last_error
+from emaae.system.errors import UserError, last_error
 from emaae.system.files import find_packaged, make_folder, write_bytes, write_error
-from emaae.system.signals import SECOND_AFTER_S, SIGNALS, signal_handlers
+from emaae.system.signals import defer_interrupts, interrupt_pending
 
 FAILED = 1  # exit status when a point failed
 POLL_S = 0.25  # between looks at the runs and the terminal
@@ -73,15 +73,15 @@ def run(
     make_folder(folder / "logs")
     queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
     runner = Runner(sweep, queue, folder, jobs, devices, flags)
-    try:
-        with signal_handlers(SIGNALS, runner.interrupt):
+    with defer_interrupts():  # they are raised once the runs have ended
+        try:
             # For `publish`; only now, since the queue refuses a changed file.
             write_bytes(folder / "sweep.yaml", path.read_bytes())
             runner.run_until_done()
             return runner.report()
-    finally:
-        runner.kill()
-        queue.close()
+        finally:
+            runner.kill()
+            queue.close()
 
 
 def _plan(sweep: Sweep) -> list[str]:
@@ -153,30 +153,21 @@ class Runner:
     devices: Sequence[str]
     flags: Sequence[str]
     jobs: list[Job] = field(default_factory=list)
-    interrupted_at: float | None = None  # when a signal asked it to stop
 
     def __post_init__(self) -> None:
         self.runs, self.logs = self.folder / "runs", self.folder / "logs"
         self._histories: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
         self.screen = Screen(self.sweep, self.queue.n_points)
 
-    def interrupt(self, *_: Any) -> None:
-        """Signal handler: ask the runs to end; a second signal stops at once."""
-        now = time.monotonic()
-        if self.interrupted_at is None:
-            self.interrupted_at = now
-        elif now - self.interrupted_at > SECOND_AFTER_S:
-            raise KeyboardInterrupt
-
     def run_until_done(self) -> None:
-        """Until all points are done, or until interrupted."""
+        """Until all points are done, or until a signal came and the runs have ended."""
         say = self.screen.print_line
         say(f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}")
         stopping = waiting = done = False
         ended: list[Attempt] = []
         ask_at, say_at = 0.0, time.monotonic() + STATUS_S
         while not (done or stopping) or self.jobs:
-            if self.interrupted_at is not None and not stopping:
+            if interrupt_pending() and not stopping:
                 stopping = True
                 say("stopping: the runs are asked to end; Ctrl-C again kills them")
                 for job in self.jobs:
@@ -231,11 +222,10 @@ class Runner:
             log = self.logs / f"{a.run}.txt"
             why = last_error(log) or "printed nothing"
             say(f"failed: point {a.point + 1:04d} ({why}); see {log}")
-        if self.interrupted_at is not None:
+        if interrupt_pending():
             done = sum(a.state in DONE for a in attempts)
             of = f"{done} of {self.queue.n_points} points are done"
             say(f"interrupted: {of}; the same command goes on")
-            return EXIT_INTERRUPTED
         return FAILED if failed else 0
 
     def _with_progress(self, job: Job) -> Attempt:
@@ -328,7 +318,7 @@ class Runner:
         outcome, score = outcome_of(self.runs / run, self.sweep)
         if outcome not in DONE and job.stop_requested_at is not None:
             outcome, score = "stopped", reached.score
-        elif outcome not in DONE and self.interrupted_at is not None:
+        elif outcome not in DONE and interrupt_pending():
             outcome = "interrupted"
         elif outcome == "interrupted":  # by a signal to the run alone
             here = (reached.point, reached.epoch, outcome)
