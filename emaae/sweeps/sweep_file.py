@@ -38,10 +38,12 @@ WANDB_ONLY_KEYS = ("apiVersion", "kind", "controller", "job", "image_uri", "metr
 METRIC_KEYS = ("name", "goal", "impute", "impute_while_running")
 HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 
+# Macros of W&B, each an item of a command; then one that is also replaced inside an item.
 MACROS = (
     "env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens",
     "args_no_boolean_flags", "args_json", "args_json_file",
 )  # fmt: skip
+ENVVAR = r"\$\{envvar:([A-Z0-9_]+)\}"
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 
 MAX_POINTS = 100_000
@@ -102,8 +104,8 @@ class _Checker:
         self.program = self._optional("program", _text, "train.py")
         self.is_train_py = Path(self.program).name == "train.py"
 
-    def sweep(self) -> Sweep | None:
-        """The sweep; None when something is wrong."""
+    def sweep(self) -> Sweep:
+        """The sweep, to be used only when nothing is wrong with it."""
         content = self.content
         self._check_keys((), content, TOP_LEVEL_KEYS, WANDB_ONLY_KEYS)
         self._optional("description", _text, "")
@@ -273,7 +275,7 @@ def _one_of(choices: Sequence[str], value: Any, *keys: str) -> str:
     raise _Mistake(f"must be one of {', '.join(choices)}, got {value!r}{hint}", *keys)
 
 
-def _run_cap(value: Any) -> int | None:
+def _run_cap(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise _Mistake(f"must be a whole number, at least 1, got {value!r}")
     return value
@@ -282,10 +284,8 @@ def _run_cap(value: Any) -> int | None:
 def _command(command: Any) -> tuple[str, ...]:
     if not isinstance(command, list) or not command:
         raise _Mistake(f"must be a list such as {list(DEFAULT_COMMAND)}, got {command!r}")
-    for i, item in enumerate(command):
-        for macro in re.findall(r"\$\{([^}]*)\}", str(item)):
-            if re.fullmatch(r"envvar:[A-Z0-9_]+", macro):
-                continue
+    for i, item in enumerate(map(str, command)):
+        for macro in re.findall(r"\$\{([^}]*)\}", re.sub(ENVVAR, "", item)):
             if macro not in MACROS:
                 raise _Mistake(f"unknown macro ${{{macro}}}{did_you_mean(macro, MACROS)}", i)
             if item != f"${{{macro}}}":
