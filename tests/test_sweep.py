@@ -1,6 +1,5 @@
 """Sweeps without a server, run as users run them; a small program stands in for train.py."""
 
-import contextlib
 import csv
 import errno
 import json
@@ -26,7 +25,7 @@ from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import mean_over_seeds
 from emaae.system import files
 from emaae.system.errors import UserError
-from emaae.system.signals import handle_signals
+from emaae.system.signals import Interrupted, handle_signals
 
 # Leaves what train.py leaves. x is the score, `seconds` how long it takes; x above 8 fails, above 6
 # diverges, and 5 fails the first time.
@@ -276,10 +275,8 @@ def test_a_signal_of_a_scheduler_or_one_that_comes_twice_lets_the_runs_save(plac
     text = PROGRAM.replace("try:\n", f"try:\n{send}    time.sleep(60)\n", 1)
     Path("play.py").write_text(text)
     path = write("parameters: {x: {values: [2, 1]}}")
-    code = None
-    with handle_signals(), contextlib.suppress(KeyboardInterrupt):
-        code = runner.run(path)
-    assert code == 130
+    with handle_signals(), pytest.raises(Interrupted):
+        runner.run(path)
     assert read.metrics(Path("runs/play/runs/0001"))["status"] == "preempted"
     assert started() == ["0001"]
 

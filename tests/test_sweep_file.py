@@ -356,10 +356,11 @@ def test_anchors_and_merges_are_no_duplicates(write):
     path = write("""
         parameters:
           seed: &three {values: [0, 1, 2]}
-          patience: {<<: *three, values: [5, 6]}
+          patience: &more {<<: *three, values: [5, 6]}
+          alpha_epochs: *more
         """)
     assert findings(path) == []
-    assert len(read(path).grid()) == 6
+    assert len(read(path).grid()) == 12
 
 
 def test_lint_prints_a_line_for_each_mistake_and_fails(write):

@@ -50,8 +50,8 @@ class Document:
                 self.content = self._to_python(loader, node, ())
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
-            what = getattr(error, "problem", None) or str(error)
-            self.report((), f"is not YAML: {what}", line=mark.line + 1 if mark else 1)
+            what = getattr(error, "problem", error)
+            self.report((), f"is not YAML: {what}", line=mark and mark.line + 1)
         except ValueError as error:  # an escaped character that does not exist
             self.report((), f"is not YAML: {error}")
         except RecursionError:
@@ -76,12 +76,11 @@ class Document:
             self.report(key_path, f"has the tag {node.tag}; write a plain value, or {QUOTE_HINT}")
             return ""
         if isinstance(node, yaml.MappingNode):
-            n_own = sum(key.tag != f"{TAG_PREFIX}merge" for key, _ in node.value)
+            within = range(node.start_mark.index, node.end_mark.index)
             loader.flatten_mapping(node)  # puts what `<<` merges before the node's own keys
-            n_merged = len(node.value) - n_own
             out: dict[str, Any] = {}
             own: set[str] = set()
-            for i, (key_node, value_node) in enumerate(node.value):
+            for key_node, value_node in node.value:
                 line = key_node.start_mark.line + 1
                 if not isinstance(key_node, yaml.ScalarNode):
                     self.report((), "a key must be text, not a collection", line=line)
@@ -91,7 +90,7 @@ class Document:
                 if key in own:
                     first = f"is written twice, first in line {self.lines[here]}"
                     self.report(here, f"{first}; YAML takes the last", line=line)
-                if i >= n_merged:
+                if key_node.start_mark.index in within:  # not merged from elsewhere
                     own.add(key)
                 self.lines[here] = line
                 out[key] = self._to_python(loader, value_node, here)
@@ -111,18 +110,16 @@ class Document:
         if isinstance(value, int) and abs(value) >= 2**63:
             self.report(key_path, f"{node.value[:40]} is too large for a number")
             return 0
-        if node.style is None:
-            self._check_scalar(node.value, value, key_path)
-        return value
-
-    def _check_scalar(self, written: str, value: Any, key_path: tuple) -> None:
-        number = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?\d+)", written)
+        if node.style is not None:  # quoted
+            return value
+        number = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?\d+)", node.value)
         if isinstance(value, str) and number:
             better = f"{float(number[1])}e{int(number[2]):+}"
-            self.report(key_path, f"{written} is text to YAML, not a number; write {better}")
-        if isinstance(value, bool) and written.lower() not in ("true", "false"):
-            message = f"{written} is {value} to YAML; write {str(value).lower()}, or '{written}'"
-            self.report(key_path, f"{message} for the word")
+            self.report(key_path, f"{node.value} is text to YAML, not a number; write {better}")
+        if isinstance(value, bool) and node.value.lower() != str(value).lower():
+            better = f"{str(value).lower()}, or '{node.value}' for the word"
+            self.report(key_path, f"{node.value} is {value} to YAML; write {better}")
+        return value
 
 
 def _n_values(node: yaml.Node, known: dict[int, int]) -> int:

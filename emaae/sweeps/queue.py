@@ -123,8 +123,9 @@ class Queue:
     def close(self) -> None:
         """Leave the sweep: what this runner has claimed and not finished is free for others."""
         try:
-            self._release(self.runner)
+            self._release(lambda runner: runner == self.runner)
         finally:
+            lock_path(self.runner).unlink(missing_ok=True)
             self._lock.close()
 
     @_storage_errors
@@ -164,7 +165,7 @@ class Queue:
     def claim(self) -> Attempt | None:
         """The next point for this runner: an interrupted or failed one, else a fresh one."""
         while True:
-            self._release_dead_runners()
+            self._release(lambda runner: runner != self.runner and not self.is_alive(runner))
             tried = self.latest_attempts()
             attrs: dict[str, Any] = {"runner": self.runner}
             suggested: dict[str, Any] = {}
@@ -201,7 +202,6 @@ class Queue:
     def finish(self, ended: Attempt) -> None:
         """Store how an attempt ended, unless an outcome is already stored."""
         trial_id, score = ended.trial_id, ended.score
-        values = None if score is None else [score]
         state = TrialState.PRUNED if ended.state in DONE else TrialState.FAIL
         if ended.state in GOOD:
             state = TrialState.COMPLETE
@@ -211,13 +211,14 @@ class Queue:
             if ended.state == "stopped" and score is not None:
                 # Without it a search considers the run worse than all others.
                 self._storage.set_trial_intermediate_value(trial_id, ended.epoch or 0, score)
-            self._storage.set_trial_state_values(trial_id, state, values)
+            self._storage.set_trial_state_values(
+                trial_id, state, None if score is None else [score]
+            )
 
     def done(self) -> bool:
         """Whether nothing is left to run or to wait for."""
-        tried = self.latest_attempts()
-        open_points = [a for a in tried if a.state == "running" or a.needs_retry]
-        return len(tried) == self.n_points and not open_points
+        closed = [a for a in self.latest_attempts() if a.state != "running" and not a.needs_retry]
+        return len(closed) == self.n_points
 
     def is_alive(self, runner: str) -> bool:
         """Whether a runner still runs: by its lock on this machine, by its heartbeat on others."""
@@ -228,19 +229,15 @@ class Queue:
             return is_locked(runner)
         return time.time() - beat["seen"] < DEAD_AFTER_S
 
-    def _release_dead_runners(self) -> None:
-        """Release the attempts of dead runners."""
-        running = {a.runner for a in self.attempts() if a.state == "running"}
-        for runner in running - {self.runner}:
-            if not self.is_alive(runner):
-                self._release(runner)
-
-    def _release(self, runner: str) -> None:
-        """Mark the running attempts of a runner as interrupted; it is gone, or leaves."""
-        for attempt in self.attempts():
-            if attempt.runner == runner and attempt.state == "running":
+    def _release(self, is_gone: Callable[[str], bool]) -> None:
+        """Mark the running attempts of runners that are gone, or leave, as interrupted."""
+        running = [attempt for attempt in self.attempts() if attempt.state == "running"]
+        gone = set(filter(is_gone, {attempt.runner for attempt in running}))
+        for attempt in running:
+            if attempt.runner in gone:
                 self.finish(replace(attempt, state="interrupted"))
-        lock_path(runner).unlink(missing_ok=True)
+        for runner in gone:
+            lock_path(runner).unlink(missing_ok=True)
 
     # ---- the values of a point
 
@@ -253,10 +250,8 @@ class Queue:
         """
         if self.sweep.method == "grid":
             return self.sweep.grid()[attempt.point]
-        sampler: optuna.samplers.BaseSampler
-        if self.sweep.method == "random":
-            sampler = optuna.samplers.RandomSampler(seed=attempt.point)
-        else:
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(attempt.point)
+        if self.sweep.method == "bayes":
             sampler = optuna.samplers.TPESampler(seed=attempt.point, constant_liar=True)
         # A study caches the trials that its sampler has seen; a new one knows all.
         study = optuna.load_study(
@@ -292,33 +287,30 @@ JOURNAL_START = b'{"op_code":'  # how each line of optuna's journals begins
 
 def _open_storage(storage: str) -> optuna.storages.BaseStorage:
     """Optuna's storage behind a URL or the path of a journal file. Raises UserError."""
-    if "://" not in storage:
-        try:
-            Path(storage).parent.mkdir(parents=True, exist_ok=True)
-            _repair_journal(Path(storage))
-            return optuna.storages.JournalStorage(JournalFileBackend(storage))
-        except OSError as error:
-            raise UserError(f"--storage {storage} cannot be written: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"--storage {storage} is not a journal of a sweep ({reason(error)}): name another "
-                "file, or put back a copy of it"
-            ) from None
-    connect_args = {"timeout": DATABASE_TIMEOUT_S} if storage.startswith("sqlite") else {}
-    why = ""
-    for _ in range(5):
-        try:
-            return optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": connect_args})
-        except Exception as error:
-            why = reason(error.__cause__ or error)
-            if "locked" in why:
-                break
-            # Of runners that start together and create the same tables, all but one get an error.
-            time.sleep(random.uniform(0.1, 0.5))
-    raise UserError(
-        f"--storage {storage} cannot be opened ({why}): give a database URL such as "
-        "sqlite:///study.db, or the path of a journal file such as study.log"
-    )
+    try:
+        if "://" in storage:
+            return _open_database(storage)
+        Path(storage).parent.mkdir(parents=True, exist_ok=True)
+        _repair_journal(Path(storage))
+        return optuna.storages.JournalStorage(JournalFileBackend(storage))
+    except Exception as error:  # optuna, and the drivers of databases, have no common one
+        raise UserError(
+            f"--storage {storage} cannot be opened ({reason(error.__cause__ or error)}): give a "
+            "database URL such as sqlite:///study.db, or the path of a journal file such as "
+            "study.log; a journal that is broken needs a copy of it put back"
+        ) from None
+
+
+def _open_database(url: str, n_tries: int = 5) -> optuna.storages.BaseStorage:
+    connect_args = {"timeout": DATABASE_TIMEOUT_S} if url.startswith("sqlite") else {}
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args})
+    except Exception as error:
+        if n_tries == 1 or "locked" in str(error.__cause__ or error):
+            raise
+    # Of runners that start together and create the same tables, all but one get an error.
+    time.sleep(random.uniform(0.1, 0.5))
+    return _open_database(url, n_tries - 1)
 
 
 def _repair_journal(path: Path) -> None:
@@ -331,15 +323,14 @@ def _repair_journal(path: Path) -> None:
     lock = JournalFileSymlinkLock(str(path))
     lock.acquire()  # so that nobody is writing it now
     try:
-        content = path.read_bytes()
-        first, end, _ = content.partition(b"\n")
+        *lines, rest = path.read_bytes().split(b"\n")
+        first = lines[0] if lines else rest
         if not (first.startswith(JOURNAL_START) or JOURNAL_START.startswith(first)):
-            raise ValueError(f"it begins with {first[:40]!r}")
-        if end:
+            raise ValueError(f"it is no journal of a sweep: it begins with {first[:40]!r}")
+        if lines:
             json.loads(first)
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
+        if rest:
+            os.truncate(path, path.stat().st_size - len(rest))
             warnings.warn(f"{path} was cut short; its last line is left out", stacklevel=2)
     finally:
         lock.release()

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from emaae.runs import read
 from emaae.sweeps import sweep_file
@@ -26,9 +26,9 @@ from emaae.sweeps.judging import best_value, metric_values, outcome_of, should_s
 from emaae.sweeps.queue import DONE, Attempt, Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import Screen, format_value, mean_over_seeds, ranked, table, write_csv
-from emaae.system.errors import EXIT_INTERRUPTED, UserError, last_error
+from emaae.system.errors import UserError, last_error
 from emaae.system.files import find_packaged, make_folder, write_bytes, write_error
-from emaae.system.signals import SECOND_AFTER_S, SIGNALS, signal_handlers
+from emaae.system.signals import defer_interrupts, interrupt_pending
 
 FAILED = 1  # exit status when a point failed
 POLL_S = 0.25  # between looks at the runs and the terminal
@@ -39,8 +39,6 @@ KILL_AFTER_S = 60.0
 # How often a run that is told to stop, without its runner, is resumed after the same epoch. Then it
 # counts as failed, since something keeps stopping it.
 MAX_STALLS = 3
-# W&B replaces this by a variable of the environment, inside an item of the command too.
-ENVVAR = r"\$\{envvar:([A-Z0-9_]+)\}"
 # How W&B's agent tells a program which run it is.
 AGENT_VARIABLES = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
 
@@ -73,15 +71,15 @@ def run(
     make_folder(folder / "logs")
     queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
     runner = Runner(sweep, queue, folder, jobs, devices, flags)
-    try:
-        with signal_handlers(SIGNALS, runner.interrupt):
+    with defer_interrupts():  # they are raised once the runs have ended
+        try:
             # For `publish`; only now, since the queue refuses a changed file.
             write_bytes(folder / "sweep.yaml", path.read_bytes())
             runner.run_until_done()
             return runner.report()
-    finally:
-        runner.kill()
-        queue.close()
+        finally:
+            runner.kill()
+            queue.close()
 
 
 def _plan(sweep: Sweep) -> list[str]:
@@ -112,7 +110,7 @@ def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
             "the folder that holds it"
         )
     for item in sweep.command:
-        for name in re.findall(ENVVAR, item):
+        for name in re.findall(sweep_file.ENVVAR, item):
             if name not in os.environ:
                 raise UserError(f"{sweep.path}: command reads ${name}, which is not set")
 
@@ -153,30 +151,21 @@ class Runner:
     devices: Sequence[str]
     flags: Sequence[str]
     jobs: list[Job] = field(default_factory=list)
-    interrupted_at: float | None = None  # when a signal asked it to stop
 
     def __post_init__(self) -> None:
         self.runs, self.logs = self.folder / "runs", self.folder / "logs"
         self._histories: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
         self.screen = Screen(self.sweep, self.queue.n_points)
 
-    def interrupt(self, *_: Any) -> None:
-        """Signal handler: ask the runs to end; a second signal stops at once."""
-        now = time.monotonic()
-        if self.interrupted_at is None:
-            self.interrupted_at = now
-        elif now - self.interrupted_at > SECOND_AFTER_S:
-            raise KeyboardInterrupt
-
     def run_until_done(self) -> None:
-        """Until all points are done, or until interrupted."""
+        """Until all points are done, or until a signal came and the runs have ended."""
         say = self.screen.print_line
         say(f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}")
         stopping = waiting = done = False
         ended: list[Attempt] = []
         ask_at, say_at = 0.0, time.monotonic() + STATUS_S
         while not (done or stopping) or self.jobs:
-            if self.interrupted_at is not None and not stopping:
+            if interrupt_pending() and not stopping:
                 stopping = True
                 say("stopping: the runs are asked to end; Ctrl-C again kills them")
                 for job in self.jobs:
@@ -203,8 +192,7 @@ class Runner:
                 say_at = time.monotonic() + STATUS_S
                 for a in map(self._with_progress, self.jobs):
                     say(f"{a.run} epoch {format_value(a.epoch)}  score {format_value(a.score)}")
-            if self.jobs or not done:
-                time.sleep(POLL_S)
+            time.sleep(POLL_S)
 
     def kill(self) -> None:
         """Kill the runs that are left."""
@@ -231,11 +219,10 @@ class Runner:
             log = self.logs / f"{a.run}.txt"
             why = last_error(log) or "printed nothing"
             say(f"failed: point {a.point + 1:04d} ({why}); see {log}")
-        if self.interrupted_at is not None:
+        if interrupt_pending():
             done = sum(a.state in DONE for a in attempts)
             of = f"{done} of {self.queue.n_points} points are done"
             say(f"interrupted: {of}; the same command goes on")
-            return EXIT_INTERRUPTED
         return FAILED if failed else 0
 
     def _with_progress(self, job: Job) -> Attempt:
@@ -272,47 +259,41 @@ class Runner:
         command = expand_command(self.sweep, attempt.config, self.logs / f"{name}.json")
         lock, gpu = f"{attempt.runner}-{attempt.trial_id}", self._free_gpu()
         attempt = replace(attempt, run=name, lock=lock, gpu=gpu)
-        # The child inherits the lock and holds it until it ends: a run whose runner was killed is
-        # found by it.
-        with self._open_log(name) as log, acquire_lock(lock) as file:
-            self.queue.store_fields(attempt, "lock", "gpu", "run")
-            process = None
-            try:
-                process = subprocess.Popen(
-                    [*command, *self.flags],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=self._environment(name, gpu, resume),
-                    pass_fds=[file.fileno()],
-                    start_new_session=True,  # the runner passes Ctrl-C on
-                )
-                file.write(str(process.pid))
-            except OSError as error:
-                log.write(f"{command[0]}: {error.strerror}\n".encode())
+        process, log_file = None, self.logs / f"{name}.txt"
+        try:
+            # The child inherits the lock and holds it until it ends: a run whose runner was killed
+            # is found by it.
+            with open(log_file, "ab") as log, acquire_lock(lock) as file:
+                self.queue.store_fields(attempt, "lock", "gpu", "run")
+                try:
+                    process = subprocess.Popen(
+                        [*command, *self.flags],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env=self._environment(name, gpu, resume),
+                        pass_fds=[file.fileno()],
+                        start_new_session=True,  # the runner passes Ctrl-C on
+                    )
+                    file.write(str(process.pid))
+                except OSError as error:
+                    log.write(f"{command[0]}: {error.strerror}\n".encode())
+        except OSError as error:
+            raise UserError(write_error(log_file, error)) from None
         self.jobs.append(Job(attempt, process))
         values = " ".join(f"{p.name}={attempt.config.get(p.name)}" for p in self.sweep.varying)
         self.screen.log_event(f"{name} {'goes on' if resume else 'started'}  {values}")
 
-    def _open_log(self, run: str) -> BinaryIO:
-        path = self.logs / f"{run}.txt"
-        try:
-            return open(path, "ab")
-        except OSError as error:
-            raise UserError(write_error(path, error)) from None
-
     def _environment(self, name: str, gpu: str | None, resume: bool) -> dict[str, str]:
-        defaults = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": self.sweep.name}
+        env = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": self.sweep.name}
         if self.n_jobs > 1 and not self.devices:
             # Runs side by side on all cores would wait for each other.
-            defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
+            env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
         # A runner that was itself started by an agent is not that agent's run.
-        inherited = {k: v for k, v in os.environ.items() if k not in AGENT_VARIABLES}
-        overrides = {"EMAAE_OUT_DIR": str(self.runs), "EMAAE_RUN_NAME": name}
-        overrides["EMAAE_RESUME"] = str(resume)
-        if gpu is not None:
-            overrides["CUDA_VISIBLE_DEVICES"] = gpu
-        return defaults | inherited | overrides
+        env |= {k: v for k, v in os.environ.items() if k not in AGENT_VARIABLES}
+        env |= {"EMAAE_OUT_DIR": str(self.runs), "EMAAE_RUN_NAME": name}
+        env |= {"EMAAE_RESUME": str(resume)}
+        return env if gpu is None else env | {"CUDA_VISIBLE_DEVICES": gpu}
 
     def _free_gpu(self) -> str | None:
         if len(self.devices) < 2 or self.n_jobs == 1:  # a single run may use all GPUs
@@ -326,15 +307,14 @@ class Runner:
         run, reached = job.attempt.run, self._with_progress(job)
         lock_path(job.attempt.lock).unlink(missing_ok=True)
         outcome, score = outcome_of(self.runs / run, self.sweep)
+        here = (reached.point, reached.epoch, "interrupted")
         if outcome not in DONE and job.stop_requested_at is not None:
             outcome, score = "stopped", reached.score
-        elif outcome not in DONE and self.interrupted_at is not None:
+        elif outcome not in DONE and interrupt_pending():
             outcome = "interrupted"
         elif outcome == "interrupted":  # by a signal to the run alone
-            here = (reached.point, reached.epoch, outcome)
-            n_here = sum((a.point, a.epoch, a.state) == here for a in self.queue.attempts())
-            if n_here >= MAX_STALLS:
-                outcome = "failed"
+            stalls = [a for a in self.queue.attempts() if (a.point, a.epoch, a.state) == here]
+            outcome = "failed" if len(stalls) >= MAX_STALLS else outcome
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
         self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))
         best = f"  {self.sweep.metric} {format_value(score)}" if score is not None else ""
@@ -381,7 +361,7 @@ def expand_command(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> 
         write_bytes(json_file, json.dumps(config).encode())
     command = []
     for item in sweep.command:
-        expanded = re.sub(ENVVAR, lambda m: os.environ[m[1]], item)
+        expanded = re.sub(sweep_file.ENVVAR, lambda m: os.environ[m[1]], item)
         command += macros.get(item, [expanded])
     return command
 

@@ -6,11 +6,11 @@ what it seems to, so `examine` reports what is wrong in which line; `read` retur
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice, starmap
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from emaae.config import KNOBS, Config
 from emaae.knobs import did_you_mean
@@ -20,6 +20,8 @@ from emaae.sweeps.document import Document, Finding
 from emaae.sweeps.space import DISTRIBUTIONS, RANGE_KEYS, Parameter, Sweep, combinations
 from emaae.system.errors import UserError
 from emaae.system.files import read_text
+
+T = TypeVar("T")
 
 # Keys of distributions that hold numbers, and those whose numbers must be above 0.
 NUMERIC_KEYS = ("min", "max", "mu", "sigma", "q", "a", "b")
@@ -33,13 +35,15 @@ TOP_LEVEL_KEYS = (
     "early_terminate", "project", "entity",
 )  # fmt: skip
 WANDB_ONLY_KEYS = ("apiVersion", "kind", "controller", "job", "image_uri", "metrics", "scheduler")
-METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
+METRIC_KEYS = ("name", "goal", "impute", "impute_while_running")
 HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 
+# Macros of W&B, each an item of a command; then one that is also replaced inside an item.
 MACROS = (
     "env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens",
     "args_no_boolean_flags", "args_json", "args_json_file",
 )  # fmt: skip
+ENVVAR = r"\$\{envvar:([A-Z0-9_]+)\}"
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 
 MAX_POINTS = 100_000
@@ -83,255 +87,239 @@ def _document(path: str | Path) -> Document:
         raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
 
 
+class _Mistake(Exception):
+    """What is wrong with the value of a key; keys: from there to what is wrong inside it."""
+
+    def __init__(self, message: str, *keys: str | int):
+        super().__init__(message)
+        self.keys = keys
+
+
 class _Checker:
     """Makes a sweep of a document, and reports to the document what is wrong."""
 
     def __init__(self, document: Document, content: dict[str, Any]):
         self.document, self.content, self.report = document, content, document.report
         self.warn = partial(document.report, warning=True)
-        self.program = self._text("program", "train.py")
+        self.program = self._optional("program", _text, "train.py")
         self.is_train_py = Path(self.program).name == "train.py"
 
-    def sweep(self) -> Sweep | None:
-        """The sweep; None when too much of it is wrong."""
+    def sweep(self) -> Sweep:
+        """The sweep, to be used only when nothing is wrong with it."""
         content = self.content
-        for key in content:
-            if key in WANDB_ONLY_KEYS:
-                self.warn((key,), "is W&B's own, ignored without a server")
-        self._check_keys((), [key for key in content if key not in WANDB_ONLY_KEYS], TOP_LEVEL_KEYS)
-        self._text("description", "")
-        method = self._one_of(("method",), content.get("method"), METHODS)
-        metric, goal = self._metric(content.get("metric"))
-        tree = content.get("parameters")
-        if not isinstance(tree, dict) or not tree:
-            self.report(("parameters",), f"must map names to what they may be, got {tree!r}")
-            return None
-        parameters = tuple(filter(None, starmap(self._parameter, sorted(tree.items()))))
-        run_cap = content.get("run_cap")
-        if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
-            self.report(("run_cap",), f"must be a whole number, at least 1, got {run_cap!r}")
-            run_cap = None
+        self._check_keys((), content, TOP_LEVEL_KEYS, WANDB_ONLY_KEYS)
+        self._optional("description", _text, "")
+        method = self._parsed(content.get("method"), partial(_one_of, METHODS), "", "method")
+        metric, goal = self._parsed(content.get("metric"), self._metric, (SCORE, ""), "metric")
+        tree: dict[str, Any] = self._parsed(content.get("parameters"), _mapping, {}, "parameters")
+        found = [
+            self._parsed(spec, partial(self._parameter, name), None, "parameters", name)
+            for name, spec in sorted(tree.items())
+        ]
+        run_cap = self._optional("run_cap", _run_cap, None)
         if run_cap is None and method in ("random", "bayes"):
             self.warn(("method",), f"{method} without run_cap never ends")
-        early_terminate = self._hyperband(content.get("early_terminate"), metric)
         sweep = Sweep(
             path=self.document.path,
-            name=self._text("name", Path(self.document.path).stem),
+            name=self._optional("name", _text, Path(self.document.path).stem),
             program=self.program,
-            method=method or "grid",
+            method=method,
             metric=metric,
             goal=goal,
-            parameters=parameters,
-            command=self._command(content.get("command")),
+            parameters=tuple(p for p in found if p is not None),
+            command=self._optional("command", _command, DEFAULT_COMMAND),
             run_cap=run_cap,
-            early_terminate=early_terminate,
+            early_terminate=self._optional(
+                "early_terminate", partial(self._hyperband, metric), None
+            ),
         )
-        if method == "grid":
-            n = math.prod(p.grid_size() for p in parameters)
-            if n > MAX_POINTS:
-                size = n if n < 10**12 else f"more than {MAX_POINTS}"
-                message = f"a grid of {size} points; leave some out, or take method: random"
-                self.report(("parameters",), message)
-                return None
-            for p in parameters:
-                if p.grid() is None:
-                    message = f"a grid cannot hold {p.distribution}; list `values`"
-                    self.report(("parameters", p.name), message)
-        if self.is_train_py and not any(
-            not f.warning and f.key.startswith("parameters") for f in self.document.findings
+        if all(finding.warning for finding in self.document.findings):
+            self._parsed(sweep, self._check_points, None, "parameters")
+        if sweep.early_terminate and any(
+            p.name == "update" and True in p.extremes() for p in sweep.parameters
         ):
-            self._check_configs(sweep)
-        if early_terminate and any(p.name == "update" and True in p.extremes() for p in parameters):
             message = "hyperband stops runs by the phase of their alpha schedule; leave it out"
             self.warn(("early_terminate",), message)
         return sweep
 
     # ---- the parts
 
-    def _text(self, key: str, default: str) -> str:
+    def _parsed(self, value: Any, parse: Callable[[Any], T], default: T, *keys: str) -> T:
+        """parse(value), or the default where that is a mistake, which is reported at the keys."""
+        try:
+            return parse(value)
+        except _Mistake as mistake:
+            self.report((*keys, *mistake.keys), str(mistake))
+            return default
+
+    def _optional(self, key: str, parse: Callable[[Any], T], default: T) -> T:
         value = self.content.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, str) or not value.strip():
-            self.report((key,), f"must be text, got {value!r}")
-            return default
-        return value
+        return default if value is None else self._parsed(value, parse, default, key)
 
     def _check_keys(
-        self, key_path: tuple, given: Iterable[str], known: Sequence[str], message="unknown key"
+        self,
+        key_path: tuple,
+        given: Iterable[str],
+        known: Sequence[str],
+        servers: Sequence[str] = (),
     ) -> None:
         for key in given:
-            if key not in known:
-                self.report((*key_path, key), f"{message}{did_you_mean(key, known)}")
-
-    def _one_of(self, key_path: tuple, value: Any, choices: Sequence[str]) -> str | None:
-        if value in choices:
-            return value
-        hint = did_you_mean(str(value), choices) if value is not None else ""
-        self.report(key_path, f"must be one of {', '.join(choices)}, got {value!r}{hint}")
-        return None
+            if key in servers:
+                self.warn((*key_path, key), "is W&B's own, ignored without a server")
+            elif key not in known:
+                self.report((*key_path, key), f"unknown key{did_you_mean(key, known)}")
 
     def _metric(self, metric: Any) -> tuple[str, str]:
         if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
-            expected = f"`name: {SCORE}` and `goal: minimize`"
-            self.report(("metric",), f"must say {expected}, got {metric!r}")
-            return SCORE, "minimize"
-        self._check_keys(("metric",), metric, METRIC_KEYS)
-        if "target" in metric:
-            message = "is known to W&B's server only; without it all points are run"
-            self.warn(("metric", "target"), message)
-        name = metric["name"]
-        goal = self._one_of(("metric", "goal"), metric.get("goal", "minimize"), GOALS)
-        if self.is_train_py:
-            self._check_metric(name, goal)
-        return name, goal or "minimize"
-
-    def _check_metric(self, name: str, goal: str | None) -> None:
-        key_path = ("metric", "name")
-        metric = BY_NAME.get(name)
-        if metric is None or metric.range == COUNTS:
+            raise _Mistake(f"must say `name: {SCORE}` and `goal: minimize`, got {metric!r}")
+        self._check_keys(("metric",), metric, METRIC_KEYS, ("target",))
+        name, goal = metric["name"], _one_of(GOALS, metric.get("goal", "minimize"), "goal")
+        if not self.is_train_py:
+            return name, goal
+        known = BY_NAME.get(name)
+        if known is None or known.range == COUNTS:
             hint = did_you_mean(name, BY_NAME)
-            self.report(key_path, f"{name!r} is not logged by runs; use {SCORE}{hint}")
-            return
+            raise _Mistake(f"{name!r} is not logged by runs; use {SCORE}{hint}", "name")
         if logged_each_epoch(name) and not self.content.get("early_terminate"):
             message = f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is "
-            self.warn(key_path, message + "logged once, for the selected weights")
+            self.warn(("metric", "name"), message + "logged once, for the selected weights")
         if name.startswith("test/"):
             message = "selects by the test split, which is kept for the final numbers; "
-            self.warn(key_path, message + "use the val/ metric")
-        right = {"lower": "minimize", "higher": "maximize"}.get(metric.better)
-        if right and goal and goal != right:
-            self.report(("metric", "goal"), f"{name} is better when {metric.better}; write {right}")
+            self.warn(("metric", "name"), message + "use the val/ metric")
+        right = {"lower": "minimize", "higher": "maximize"}.get(known.better, goal)
+        if goal != right:
+            raise _Mistake(f"{name} is better when {known.better}; write {right}", "goal")
+        return name, goal
 
-    def _parameter(self, name: str, spec: Any) -> Parameter | None:
-        key_path = ("parameters", name)
+    def _parameter(self, name: str, spec: Any) -> Parameter:
         if not isinstance(spec, dict):
-            self.report(key_path, f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
-            return None
+            raise _Mistake(f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
         if "parameters" in spec:
-            message = "is nested, but flags are not; list its parameters at the top level"
-            self.report(key_path, message)
-            return None
-        self._check_name(name, key_path)
+            raise _Mistake("is nested, but flags are not; list its parameters at the top level")
+        if self.is_train_py and name not in Config.sweepable():
+            if name not in KNOBS:
+                raise _Mistake(f"unknown parameter{did_you_mean(name, Config.sweepable())}")
+            raise _Mistake(
+                "a sweep may not set it: paths and where to run belong to each machine; set "
+                f"EMAAE_{name.upper()} or give --{name} after `--`"
+            )
         kind = spec.get("distribution") or _inferred(spec)
         if kind is None:
-            self.report(key_path, "needs `value`, `values`, or `min` and `max`")
-            return None
-        if str(kind) not in DISTRIBUTIONS:
-            hint = did_you_mean(str(kind), DISTRIBUTIONS)
-            self.report(key_path, f"unknown distribution {kind!r}{hint}")
-            return None
-        distribution = DISTRIBUTIONS[kind]
-        known = (*distribution.required, *distribution.optional, "distribution")
-        before = len(self.document.findings)
-        self._check_keys(key_path, spec, known, f"{kind} takes no such key")
-        for key in distribution.required:
-            if key not in spec:
-                self.report(key_path, f"{kind} needs `{key}`")
-        values = {**distribution.optional, **spec}
+            raise _Mistake("needs `value`, `values`, or `min` and `max`")
+        kind = _one_of(tuple(DISTRIBUTIONS), kind, "distribution")
+        values = {**DISTRIBUTIONS[kind].optional, **spec}
         values.pop("distribution", None)
-        self._check_numbers(values, kind, key_path)
-        if len(self.document.findings) > before:
-            return None
+        _check_values(values, kind)
         parameter = Parameter(name, kind, values)
         try:
             parameter.extremes()
         except (OverflowError, ValueError):
             hint = f"; to give them, write {kind}_values" if kind.endswith("log_uniform") else ""
-            self.report(key_path, f"{kind} reaches values that are too large for a number{hint}")
-            return None
+            raise _Mistake(f"{kind} reaches values that are too large for a number{hint}") from None
         return parameter
 
-    def _check_name(self, name: str, key_path: tuple) -> None:
-        if not self.is_train_py or name in Config.sweepable():
-            return
-        if name in KNOBS:
-            message = "a sweep may not set it: paths and where to run belong to each machine; set "
-            self.report(key_path, f"{message}EMAAE_{name.upper()} or give --{name} after `--`")
-        else:
-            hint = did_you_mean(name, Config.sweepable())
-            self.report(key_path, f"unknown parameter{hint}")
-
-    def _check_numbers(self, values: dict, kind: str, key_path: tuple) -> None:
-        for key, value in values.items():
-            if key in NUMERIC_KEYS:
-                if not is_finite(value):
-                    self.report((*key_path, key), f"must be a finite number, got {value!r}")
-                    return
-                log_of_min = key == "min" and kind.endswith("log_uniform_values")
-                if (key in POSITIVE_KEYS or log_of_min) and value <= 0:
-                    self.report((*key_path, key), f"must be above 0 for {kind}, got {value}")
-            elif key in ("values", "probabilities") and not (isinstance(value, list) and value):
-                self.report((*key_path, key), f"must be a list that is not empty, got {value!r}")
-                return
-        if "min" in values and "max" in values and not values["min"] < values["max"]:
-            self.report(key_path, f"min {values['min']} must be below max {values['max']}")
-        if kind == "int_uniform" and not all(type(values.get(k, 0)) is int for k in RANGE_KEYS):
-            self.report(key_path, "int_uniform takes whole numbers; write 1, not 1.0")
-        if "probabilities" in values:
-            p = values["probabilities"]
-            numbers = all(is_finite(v) and v >= 0 for v in p)
-            if len(p) != len(values.get("values", [])) or not numbers or abs(sum(p) - 1) > 1e-5:
-                message = "must be one number for each of the values, and sum to 1"
-                self.report((*key_path, "probabilities"), message)
-
-    def _command(self, command: Any) -> tuple[str, ...]:
-        if command is None:
-            return DEFAULT_COMMAND
-        if not isinstance(command, list) or not command:
-            example = list(DEFAULT_COMMAND)
-            self.report(("command",), f"must be a list such as {example}, got {command!r}")
-            return DEFAULT_COMMAND
-        for i, item in enumerate(command):
-            for macro in re.findall(r"\$\{([^}]*)\}", str(item)):
-                if re.fullmatch(r"envvar:[A-Z0-9_]+", macro):
-                    continue
-                if macro not in MACROS:
-                    hint = did_you_mean(macro, MACROS)
-                    self.report(("command", i), f"unknown macro ${{{macro}}}{hint}")
-                elif item != f"${{{macro}}}":
-                    message = f"${{{macro}}} expands only when it is an item of its own"
-                    self.report(("command", i), f"{message}, got {item!r}")
-        return tuple(str(item) for item in command)
-
-    def _hyperband(self, spec: Any, metric: str) -> dict[str, Any] | None:
-        if spec is None:
-            return None
-        key_path = ("early_terminate",)
+    def _hyperband(self, metric: str, spec: Any) -> dict[str, Any]:
         if not isinstance(spec, dict) or spec.get("type") != "hyperband":
-            self.report(key_path, f"must be a mapping with `type: hyperband`, got {spec!r}")
-            return None
-        self._check_keys(key_path, spec, HYPERBAND_KEYS)
+            raise _Mistake(f"must be a mapping with `type: hyperband`, got {spec!r}")
+        self._check_keys(("early_terminate",), spec, HYPERBAND_KEYS)
         required = {"max_iter", "s"} if "max_iter" in spec else {"min_iter"}
         if not required <= spec.keys():
-            self.report(key_path, "needs `min_iter`, or `max_iter` and `s`")
-            return None
+            raise _Mistake("needs `min_iter`, or `max_iter` and `s`")
         for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 1.001)):
             value = spec.get(key, least)
             if not is_finite(value) or value < least:
-                message = f"must be a number of at least {least:g}, got {value!r}"
-                self.report((*key_path, key), message)
-                return None
+                raise _Mistake(f"must be a number of at least {least:g}, got {value!r}", key)
         if "strict" not in spec:
-            self.warn(key_path, "say `strict: true` or `false`: W&B documents both")
+            self.warn(("early_terminate",), "say `strict: true` or `false`: W&B documents both")
         if metric in BY_NAME and not logged_each_epoch(metric):
             message = f"{metric} is logged once, at the end, so that hyperband never stops a run; "
-            self.warn(key_path, message + "take val/score as the metric")
+            self.warn(("early_terminate",), message + "take val/score as the metric")
         return spec
 
-    # ---- every point must be a Config
-
-    def _check_configs(self, sweep: Sweep) -> None:
-        choices = {
-            p.name: (p.grid() if sweep.method == "grid" else None) or p.extremes()
-            for p in sweep.parameters
-        }
-        for point in islice(combinations(choices), COMBINATIONS_CHECKED):
+    def _check_points(self, sweep: Sweep) -> None:
+        """Raise _Mistake for too large a grid, and report the points that are no Config."""
+        choices = {p.name: p.extremes() for p in sweep.parameters}
+        if sweep.method == "grid":
+            n = math.prod(p.grid_size() for p in sweep.parameters)
+            if n > MAX_POINTS:
+                size = n if n < 10**12 else f"more than {MAX_POINTS}"
+                raise _Mistake(f"a grid of {size} points; leave some out, or take method: random")
+            for p in sweep.parameters:
+                choices[p.name] = p.grid() or []
+                if not choices[p.name]:
+                    raise _Mistake(f"a grid cannot hold {p.distribution}; list `values`", p.name)
+        for point in islice(combinations(choices), COMBINATIONS_CHECKED if self.is_train_py else 0):
             try:
                 Config.from_mapping(point)
             except UserError as error:
                 named = [n for n in re.findall(r"--(\w+)", str(error)) if n in point]
                 self.report(("parameters", *named[:1]), str(error))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _Mistake(f"must be text, got {value!r}")
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        raise _Mistake(f"must map names to what they may be, got {value!r}")
+    return value
+
+
+def _one_of(choices: Sequence[str], value: Any, *keys: str) -> str:
+    if value in choices:
+        return value
+    hint = did_you_mean(str(value), choices) if value is not None else ""
+    raise _Mistake(f"must be one of {', '.join(choices)}, got {value!r}{hint}", *keys)
+
+
+def _run_cap(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise _Mistake(f"must be a whole number, at least 1, got {value!r}")
+    return value
+
+
+def _command(command: Any) -> tuple[str, ...]:
+    if not isinstance(command, list) or not command:
+        raise _Mistake(f"must be a list such as {list(DEFAULT_COMMAND)}, got {command!r}")
+    for i, item in enumerate(map(str, command)):
+        for macro in re.findall(r"\$\{([^}]*)\}", re.sub(ENVVAR, "", item)):
+            if macro not in MACROS:
+                raise _Mistake(f"unknown macro ${{{macro}}}{did_you_mean(macro, MACROS)}", i)
+            if item != f"${{{macro}}}":
+                message = f"${{{macro}}} expands only when it is an item of its own"
+                raise _Mistake(f"{message}, got {item!r}", i)
+    return tuple(map(str, command))
+
+
+def _check_values(values: Mapping[str, Any], kind: str) -> None:
+    """Raise _Mistake unless a distribution can take these keys with these values."""
+    known = (*DISTRIBUTIONS[kind].required, *DISTRIBUTIONS[kind].optional)
+    for key, value in values.items():
+        log_of_min = key == "min" and kind.endswith("log_uniform_values")
+        if key not in known:
+            raise _Mistake(f"{kind} takes no such key{did_you_mean(key, known)}", key)
+        if key in NUMERIC_KEYS and not is_finite(value):
+            raise _Mistake(f"must be a finite number, got {value!r}", key)
+        if (key in POSITIVE_KEYS or log_of_min) and value <= 0:
+            raise _Mistake(f"must be above 0 for {kind}, got {value}", key)
+        if key in ("values", "probabilities") and not (isinstance(value, list) and value):
+            raise _Mistake(f"must be a list that is not empty, got {value!r}", key)
+    for key in known:
+        if key not in values:
+            raise _Mistake(f"{kind} needs `{key}`")
+    if "min" in values and not values["min"] < values["max"]:
+        raise _Mistake(f"min {values['min']} must be below max {values['max']}")
+    if kind == "int_uniform" and not all(type(values[key]) is int for key in RANGE_KEYS):
+        raise _Mistake("int_uniform takes whole numbers; write 1, not 1.0")
+    if "probabilities" in values:
+        p = values["probabilities"]
+        numbers = len(p) == len(values["values"]) and all(is_finite(v) and v >= 0 for v in p)
+        if not numbers or abs(sum(p) - 1) > 1e-5:
+            message = "must be one number for each of the values, and sum to 1"
+            raise _Mistake(message, "probabilities")
 
 
 def _inferred(spec: Mapping[str, Any]) -> str | None:

@@ -1,12 +1,10 @@
 """W&B's client: its modes, settings, queries and errors."""
 
 import contextlib
-import netrc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from emaae.runs import read
 from emaae.system.errors import UserError, reason
@@ -26,22 +24,15 @@ def mode_of(asked: str) -> str:
     """
     if asked != "auto":
         return asked
-    mode = os.environ.get("WANDB_MODE") or ("online" if _key_configured() else "offline")
+    from requests.utils import get_netrc_auth
+
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    has_key = os.environ.get("WANDB_API_KEY") or get_netrc_auth(server)
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
     mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
     if mode not in ("online", "offline", "disabled"):
         raise UserError(f"WANDB_MODE must be online, offline or disabled, got {mode!r}")
     return mode
-
-
-def _key_configured() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    try:
-        return netrc.netrc(path).authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def init(folder: Path, mode: Any, **given: Any) -> Any:
@@ -51,20 +42,15 @@ def init(folder: Path, mode: Any, **given: Any) -> Any:
     """
     import wandb
 
-    settings: dict[str, Any] = {
-        "silent": True,
-        "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
-        "finish_timeout": float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
-        "finish_timeout_raises": True,
-    }
-    settings |= given.pop("settings", {})
-    return wandb.init(
-        dir=str(folder),
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-        settings=wandb.Settings(**settings),
-        **given,
+    settings = wandb.Settings(
+        silent=True,
+        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
+        finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
+        finish_timeout_raises=True,
+        **given.pop("settings", {}),
     )
+    given["resume"] = "allow" if mode == "online" else None
+    return wandb.init(dir=str(folder), mode=mode, settings=settings, **given)
 
 
 @contextlib.contextmanager

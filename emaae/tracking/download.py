@@ -84,9 +84,8 @@ def _curves(rows: list[dict], split: str) -> dict[str, Any]:
 
 def _download_artifact(name: str) -> Path | None:
     """The files of an artifact, in the cache folder; None when there is no such artifact."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     artifact = client.get_or_none(client.public_api().artifact, name)
     if artifact is None:
         return None
-    folder = base / "emaae" / re.sub(r"[^\w./-]", "-", name) / artifact.version
-    return client.download(artifact, folder)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "emaae"
+    return client.download(artifact, base / re.sub(r"[^\w./-]", "-", name) / artifact.version)

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,7 @@ class Mirror(Observer):
             )
 
     def finish(self, status: str, wait_s: int) -> dict[str, Exception]:
-        """Send what W&B lacks, and end the W&B run; returns what did not arrive, and why.
-
-        wait_s: seconds to wait for each artifact.
-        """
+        """Send what W&B lacks, and end its run; returns what did not arrive in wait_s, and why."""
         missing: dict[str, Exception] = {}
         online = self.mode == "online"
         self.send()
@@ -171,15 +169,10 @@ class Mirror(Observer):
         return {"reconstructions": [wandb.Image(str(p), caption=p.stem) for p in images]}
 
     def _record(self, pending: list[str]) -> None:
-        record = {
-            "id": self._run.id,
-            "entity": self._run.entity or None,
-            "project": self._run.project,
-            "sweep": self._run.settings.sweep_id,
-            "group": self._run.group or None,
-            "mode": self.mode,
-            "pending": sorted(pending),
-        }
+        run = self._run
+        record = {"id": run.id, "entity": run.entity or None, "project": run.project}
+        record |= {"sweep": run.settings.sweep_id, "group": run.group or None}
+        record |= {"mode": self.mode, "pending": sorted(pending)}
         write_json(self.folder / RECORD_FILE, record)
 
 
@@ -197,41 +190,42 @@ def start(config: Config, folder: Path) -> Observer:
         return Observer()
     # W&B writes a log of its own: on a full disk each line of it would print a traceback.
     logging.raiseExceptions = False
-    advice = (
-        "log in with `wandb login`, correct --wandb_project or --wandb_entity, or use "
-        "--wandb offline or disabled"
+    refused = client.user_errors(
+        "W&B refuses the run",
+        "log in with `wandb login`, correct --wandb_project or --wandb_entity, or use --wandb "
+        "offline or disabled",
     )
-    refused = client.user_errors("W&B refuses the run", advice)
+    begin = partial(
+        _begin,
+        folder,
+        config.asdict(),
+        entity=config.wandb_entity,
+        project=config.wandb_project,
+        group=os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID"),
+    )
     with client.wandb_environment(folder, mode), refused:
         import wandb
 
         try:
-            run = _init(config, folder, mode)
+            run = begin(mode)
         except (wandb.Error, OSError) as error:
             if mode == "offline" or config.wandb == "online":
                 raise
             print(f"W&B cannot be reached ({reason(error)}); continuing offline", flush=True)
             mode = os.environ["WANDB_MODE"] = "offline"
-            run = _init(config, folder, mode)
+            run = begin(mode)
     later = f"offline; upload later with: python -m emaae upload-pending {folder}"
     print(f"W&B {later if mode == 'offline' else f'online at {run.url}'}", flush=True)
     return Mirror(folder, run, mode)
 
 
-def _init(config: Config, folder: Path, mode: str) -> Any:
-    record = read_record(folder)
+def _begin(folder: Path, config: Mapping[str, Any], mode: str, **given: Any) -> Any:
+    """Begin the W&B run of a folder, or continue it. given: see `client.init`."""
     if mode == "offline":
         # W&B cannot append to the files of an offline run: all rows are logged again.
         shutil.rmtree(folder / "wandb", ignore_errors=True)
-    return client.init(
-        folder,
-        mode,
-        id=record.get("id"),
-        project=config.wandb_project,
-        entity=config.wandb_entity,
-        group=os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID"),
-        job_type="eval" if config.eval_only else "train",
-    )
+    given["job_type"] = "eval" if config.get("eval_only") else "train"
+    return client.init(folder, mode, id=read_record(folder).get("id"), **given)
 
 
 def upload(
@@ -258,16 +252,9 @@ def upload(
         record |= {"entity": entity, "project": project, "pending": []}
         write_json(folder / RECORD_FILE, record)
         return path
-    run = client.init(
-        folder,
-        "online",
-        id=record.get("id"),
-        entity=entity,
-        project=project,
-        group=record.get("group"),
-        job_type="eval" if config.get("eval_only") else "train",
-        settings={"sweep_id": sweep or record.get("sweep"), "console": "off"},
-    )
+    given = {"entity": entity, "project": project, "group": record.get("group")}
+    settings = {"sweep_id": sweep or record.get("sweep"), "console": "off"}
+    run = _begin(folder, config, "online", settings=settings, **given)
     mirror = Mirror(folder, run, "online", sweep_config)
     if config:
         mirror.on_config(config)
@@ -317,9 +304,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     if "select/epoch" in final:  # the epoch of the measured weights
         final["epoch"] = final["select/epoch"]
     found = read.history(folder) + ([final] if final else [])
-    if not (final and curves):
-        return found
-    for curve, names in CURVE_COLUMNS.items():
+    for curve, names in CURVE_COLUMNS.items() if final and curves else ():
         for point in zip(*(curves[curve][column] for column in names)):
             row = dict(zip(names.values(), point))
             found.append({name: value for name, value in row.items() if value is not None})
@@ -350,8 +335,7 @@ def _define_axes(run: Any, sweep: Mapping[str, Any] | None) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The content of wandb.json in a run's folder; {} for a run that never used W&B."""
-    path = folder / RECORD_FILE
-    return read_json(path) if path.is_file() else {}
+    return read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else {}
 
 
 def _for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:

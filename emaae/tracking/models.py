@@ -10,9 +10,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emaae.metric_table import SCORE
 from emaae.metrics import score_description
@@ -30,8 +29,7 @@ REQUIRED_FILES = ("best.pth", "model_config.json", "metrics.json")
 OPTIONAL_FILES = ("curves.json", CARD_FILE, *TORCH_FILES)
 
 
-@dataclass(frozen=True)
-class PromotedModel:
+class PromotedModel(NamedTuple):
     """A promoted model: where it is, the run that made it, its score on the validation split."""
 
     ref: str
@@ -90,7 +88,7 @@ def _promote_local(folder: Path) -> PromotedModel:
         files = _files(run, str(run))
         chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
         best = folder / "best"
-        if not (best / PROMOTED_FILE).is_file() or read_json(best / PROMOTED_FILE) != chosen:
+        if read.read_or_empty(best / PROMOTED_FILE) != chosen:
             with tempfile.TemporaryDirectory(prefix=".best-", dir=folder) as scratch:
                 new = Path(scratch, "new")
                 new.mkdir()

@@ -75,7 +75,7 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
             f"{len(failures)} of {len(uploaded) + len(failures)} runs are not on W&B "
             f"({(failures or ['there are none'])[0]}): publish again when it can be reached"
         )
-    entity = next(iter(uploaded.values())).split("/", 1)[0]
+    entity, *_ = next(iter(uploaded.values())).split("/")
     ids = [path.rsplit("/", 1)[1] for path in uploaded.values()]
     if sweep is None:
         refused = client.user_errors(f"W&B refuses {sweep_file}", "correct it, or publish again")
