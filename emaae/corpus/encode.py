@@ -217,14 +217,9 @@ def encode_tree(
     broken: dict[str, str] | None = {} if skip_broken else None
     fired = np.zeros(model.inner_size, bool)
 
-    def connect() -> Callable[[FeatureFile], NamedFrames]:
-        read, times = listing.connect(), listing.connect_times()
-
-        def source(file: FeatureFile) -> NamedFrames:
-            frames = to_utterance(file.identity, read(file), columns).frames
-            return NamedFrames((file, times(file)), frames)
-
-        return source
+    def source(file: FeatureFile) -> NamedFrames:
+        frames = to_utterance(file.identity, listing.read(file), columns).frames
+        return NamedFrames((file, listing.read_times(file)), frames)
 
     def record_active(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for part in parts:
@@ -238,7 +233,7 @@ def encode_tree(
         replaces = any(_path(out, file).exists() for file in todo)
         if todo:  # which units fire is not known while files come
             write_json(out / encodings.MANIFEST, before | {"fired": None})
-        sources = read_files(todo, connect, broken)
+        sources = read_files(todo, source, broken)
         encoded = ((source, record_active(z)) for source, z in encode_each(model, sources))
         done = progress(encoded, "encoding", total=len(files), done=kept, unit="utterances")
         written = _write(done, out, form, model.inner_size)
