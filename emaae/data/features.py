@@ -60,14 +60,19 @@ def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
         if not recursive and any(files_below(root, True, _is_features)):
             hint = "there are some in its sub-directories: add --recursive"
         raise UserError(f"{root} holds no .npz feature files: {hint}")
-    found.sort()
-    for one, next_one in itertools.pairwise(found):
+    return sort_distinct(found)
+
+
+def sort_distinct(files: list[FeatureFile]) -> list[FeatureFile]:
+    """Files sorted by identity. Raises UserError when two have the same."""
+    files = sorted(files)
+    for one, next_one in itertools.pairwise(files):
         if one.identity == next_one.identity:
             raise UserError(
                 f"{one.path} and {next_one.path} would be the same utterance, {one.identity}: "
                 "rename or remove one"
             )
-    return found
+    return files
 
 
 def files_below(
