@@ -25,7 +25,6 @@ LOUDNESS_COLUMN = CHANNELS.index("loudness")
 # The extractor sees the audio through windows of 400 samples at 16 kHz, one every 320.
 SAMPLE_RATE_HZ, WINDOW_SAMPLES, HOP_SAMPLES = 16_000, 400, 320
 FRAME_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
-FIRST_CENTRE_S = WINDOW_SAMPLES / 2 / SAMPLE_RATE_HZ
 
 
 class FeatureFile(NamedTuple):
@@ -148,6 +147,16 @@ def read_times(path: str | Path) -> np.ndarray | None:
         return load_npz(file, beside, "times")
 
 
+def frames_of(n_samples: float) -> float:
+    """How many frames so many samples of audio have."""
+    return (n_samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1
+
+
+def frame_centres(n_frames: int) -> np.ndarray:
+    """The middle of each frame (n_frames,) in seconds."""
+    return (HOP_SAMPLES * np.arange(n_frames) + WINDOW_SAMPLES / 2) / SAMPLE_RATE_HZ
+
+
 def frame_times(n_frames: int, found: np.ndarray | None = None) -> np.ndarray:
     """Start and end of each frame in seconds, (n_frames, 2), both strictly increasing.
 
@@ -158,8 +167,7 @@ def frame_times(n_frames: int, found: np.ndarray | None = None) -> np.ndarray:
         own = np.isfinite(found).all() and (np.diff(found, axis=0) > 0).all()
         if own and (n_frames > 1 or found[0, 1] - found[0, 0] <= 2 / FRAME_RATE_HZ):
             return found
-    centres = FIRST_CENTRE_S + np.arange(n_frames) / FRAME_RATE_HZ
-    half = 0.5 / FRAME_RATE_HZ
+    centres, half = frame_centres(n_frames), 0.5 / FRAME_RATE_HZ
     return np.stack([centres - half, centres + half], 1).astype(np.float32)
 
 

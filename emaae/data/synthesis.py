@@ -14,10 +14,10 @@ from scipy import ndimage, signal
 from emaae.data.features import (
     ARTICULATORS,
     FRAME_RATE_HZ,
-    HOP_SAMPLES,
     SAMPLE_RATE_HZ,
-    WINDOW_SAMPLES,
+    frame_centres,
     frame_times,
+    frames_of,
 )
 from emaae.data.phones import (
     CODAS,
@@ -241,9 +241,8 @@ def make_utterance(
     movement: np.ndarray,
 ) -> GeneratedUtterance:
     """The utterance that one movement (instants, 12) of a speaker's articulators makes."""
-    n_samples = round(phones[-1].end_s * SAMPLE_RATE_HZ)
-    n_frames = (n_samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1
-    centres_s = (HOP_SAMPLES * np.arange(n_frames) + WINDOW_SAMPLES / 2) / SAMPLE_RATE_HZ
+    n_frames = int(frames_of(round(phones[-1].end_s * SAMPLE_RATE_HZ)))
+    centres_s = frame_centres(n_frames)
     at_frames = FIRST_FRAME_STEP + STEPS_PER_FRAME * np.arange(n_frames)
 
     # Sensor noise whose density does not depend on the step: .04 at a step of one frame.
