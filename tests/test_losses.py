@@ -46,6 +46,14 @@ def test_mse_is_in_units_of_the_training_sd():
     assert float(terms(Config(), model, x, ones(4), 0.0, out).mse) == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize(("alpha", "loss"), [(0.0, 4.0), (0.25, 0.75 * 4 + 0.25 * 3), (1.0, 3.0)])
+def test_alpha_takes_weight_from_the_reconstruction_and_gives_it_to_the_penalty(alpha, loss):
+    x, out = torch.zeros(1, 13, 4), Output(torch.full((1, 13, 4), 2.0), torch.full((1, 24, 4), 3.0))
+    found = terms(Config(), small_model(), x, ones(4), alpha, out)
+    assert (float(found.mse), float(found.penalty)) == (4, 3)
+    assert float(found.loss) == pytest.approx(loss)
+
+
 def test_l1_is_the_mean_over_units_and_real_frames():
     z = torch.tensor([[[1.0, 2, 50], [0, -3, 50]]])
     assert penalty("l1", z, ones(2)[..., :2].new_tensor([[[1, 1, 0]]])) == pytest.approx(6 / 4)
@@ -67,7 +75,8 @@ def test_l1_decoder_norm_is_a_sum_over_units_and_a_mean_over_frames():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("l1", 13 / 24), ("tv", 13 / 24), ("l1_decoder_norm", 13)]
+    ("name", "expected"),
+    [("l1", 13 / 24), ("tv", 13 / 24), ("tvu", 13 / 24), ("l1_decoder_norm", 13)],
 )
 def test_the_pressure_of_alpha_is_per_unit_for_means_over_units(name, expected):
     assert pressure(Config(sparse_loss=name), small_model()) == pytest.approx(expected)

@@ -29,14 +29,17 @@ def test_every_metric_has_words_and_a_meaning():
     for metric in (*SPLIT_METRICS, *RUN_METRICS, *SHIFT_METRICS):
         assert metric.short_description
         assert metric.meaning
-        assert "|" not in metric.meaning
+        assert metric.better in ("lower", "higher", "")
+        assert metric.summary in ("yes", "")
 
 
 def test_what_stands_in_short_tables_is_logged():
     names = [*(f"test/{name}" for name in SUMMARY), *SUMMARY_AT_END]
     names += [name.replace("*", "test") for name in summary.COLUMNS.values()]
     assert set(names) <= set(BY_NAME)
-    assert {"test/fvu", "test/live_sparsity", "shift/persistence_within"} <= set(names)
+    split_metrics = "fvu, r_articulators, sparsity, live_sparsity, l0, dead, score"
+    assert ", ".join(SUMMARY) == split_metrics
+    assert SUMMARY_AT_END[:2] == ("shift/persistence", "shift/persistence_within")
 
 
 def test_what_is_logged_when():

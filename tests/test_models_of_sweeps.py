@@ -222,7 +222,9 @@ def test_a_run_that_has_not_ended_has_no_model_yet(sweep, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(sweep, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file cannot be made \(File exists\): make room, or name"):
+    with pytest.raises(
+        UserError, match=r"file cannot be made \(File exists\): name another folder"
+    ):
         pull(str(sweep[0]), tmp_path / "file")
 
 

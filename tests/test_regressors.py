@@ -248,6 +248,12 @@ def test_units_are_those_of_the_training_set_when_it_is_named(encoded, tmp_path)
         assert not made["X"][:, 0].any(), "a unit that does not fire here is 0, and not undefined"
 
 
+def test_a_tree_of_features_is_no_tree_of_encodings(encoded, tmp_path):
+    features = ["regressors", "--encodings", str(encoded / "features"), "--tr=0.5"]
+    with pytest.raises(UserError, match="manifest.json does not say .*: expected a tree of enc"):
+        main([*features, "--out", str(tmp_path / "r")])
+
+
 def test_units_of_another_model_are_refused(encoded, tmp_path):
     other = shutil.copytree(encoded / "z", tmp_path / "z")
     found = json.loads((other / "manifest.json").read_text())

@@ -61,6 +61,14 @@ def train(train_split=None, val_split=None, **knobs):
     return fitted, notes, model
 
 
+def test_the_sparsity_of_training_is_that_of_the_whole_split():
+    split = split_of(40, 30, 20, 30, seed=1)
+    _, notes, model = train(split, lr=1e-12, lr_schedule="constant", epochs=1)
+    row = evaluate(model, split, Config(), 0.1)
+    assert notes.column("train/sparsity") == pytest.approx([row["sparsity"]], abs=1e-3)
+    assert 0.1 < row["sparsity"] < 0.9
+
+
 def scripted(monkeypatch, scores):
     """Let validation give these scores, one per epoch, the last one for ever."""
     real, calls = evaluate, iter(scores)

@@ -30,8 +30,9 @@ from emaae.data.features import (
     frame_times,
     read_times,
 )
+from emaae.runs.read import read_or_empty
 from emaae.system.errors import UserError, needs_extra, shortened
-from emaae.system.files import make_folder, read_json, read_text, write_atomically, write_json
+from emaae.system.files import make_folder, read_text, write_atomically, write_json
 from emaae.system.progress import progress
 
 LANCZOS_LOBES = 3  # of the window on either side
@@ -192,11 +193,11 @@ def read_tr_times(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarra
 def read_manifest(root: str | Path) -> dict[str, Any]:
     """The manifest of a tree of encodings, with its `units` and those `fired`. Raises UserError."""
     path = Path(root) / MANIFEST
-    found = read_json(path)
+    found = read_or_empty(path)
     if not isinstance(found.get("units"), int) or not isinstance(found.get("fired"), list):
         raise UserError(
-            f"{path} does not say how many units the model has and which of them fire: make the "
-            "encodings again by `python -m emaae encode`, the same command completes it"
+            f"{path} does not say which units fire: expected a tree of encodings, as `python -m "
+            "emaae encode` writes it; the same command completes one that lacks this"
         )
     return found
 

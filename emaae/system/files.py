@@ -218,5 +218,5 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be made ({error.strerror}): make room, or name another folder"
+            f"{path} cannot be made ({error.strerror}): name another folder, or make room"
         ) from None
