@@ -92,7 +92,7 @@ def test_every_listing_goes_by_one_rule_of_what_is_data(tmp_path, features):
             write(path, features)
     data = sorted(name for name, is_data in NAMES.items() if is_data)
     assert [file.identity for file in find_features(tmp_path, recursive=True)] == data
-    assert list(extract._find_audio(tmp_path, {})) == data
+    assert list(extract._find_audio(tmp_path, extract.Extracted())) == data
 
     class Bucket:
         name = "b"
