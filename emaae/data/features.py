@@ -148,8 +148,8 @@ def read_times(path: str | Path) -> np.ndarray | None:
 
 
 def frames_of(n_samples: float) -> float:
-    """How many frames so many samples of audio have."""
-    return (n_samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1
+    """How many frames so many samples of audio have, and the part of one that is left over."""
+    return (n_samples - WINDOW_SAMPLES) / HOP_SAMPLES + 1
 
 
 def frame_centres(n_frames: int) -> np.ndarray:
