@@ -26,7 +26,7 @@ from benchmarks import corpus
 from emaae.config import Config
 from emaae.data import batches, load_splits, training_order
 from emaae.data.features import FRAME_RATE_HZ, find_features, read_features
-from emaae.data.reading import n_cpus
+from emaae.system.devices import n_cpus
 from emaae.system.progress import progress
 
 SPEAKERS, CHAPTERS = 251, 585  # of train-clean-100

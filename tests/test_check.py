@@ -143,6 +143,11 @@ def test_times_of_each_frame_are_fine_and_tell_the_rate(tree):
     assert found(tree) == {"short": ["own (1)"]}
 
 
+def test_audio_with_two_and_a_half_frames_more_than_there_are_has_a_wrong_rate(tree):
+    write(tree, "own", utterance(9, 98), np.tile([0, 2.015], (98, 1)))
+    assert found(tree) == {"rate": ["own (48.6 a second)"]}
+
+
 def test_names_that_collide_twice_are_one_finding(tree):
     for name in ("A/x", "a/x"):
         write(tree, name, utterance(len(name) + ord(name[0])))

@@ -249,6 +249,20 @@ def test_a_process_that_is_killed_while_it_reads_is_told_about(tmp_path, folder,
         split_of(many, folder)
 
 
+def test_a_process_that_is_killed_while_it_hands_over_frames_is_told_about(
+    tmp_path, folder, monkeypatch
+):
+    def send_half(self, content):
+        os.write(self.fileno(), content[: len(content) // 2])
+        os.kill(os.getpid(), 9)
+
+    many = write_tree(tmp_path / "many", {f"{i:03d}": 2 for i in range(12)})
+    monkeypatch.setattr(reading, "FILES_FOR_PROCESSES", 10)
+    monkeypatch.setattr(multiprocessing.connection.Connection, "_send", send_half)
+    with pytest.raises(UserError, match="ended early"):
+        split_of(many, folder)
+
+
 # ---- errors, crashes, full disks
 
 

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from emaae.corpus import encodings
 from emaae.data import Listing
@@ -158,12 +160,9 @@ def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
 
 def _padded(arrays: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """x (batch, D, time), zero where padded, and its mask (batch, 1, time)."""
-    shape = len(arrays), arrays[0].shape[1], max(len(array) for array in arrays)
-    x, mask = np.zeros(shape, np.float32), np.zeros((shape[0], 1, shape[2]), np.float32)
-    for i, array in enumerate(arrays):
-        x[i, :, : len(array)] = array.T
-        mask[i, :, : len(array)] = 1
-    return torch.from_numpy(x), torch.from_numpy(mask)
+    x = pad_sequence([torch.tensor(array, dtype=torch.float32) for array in arrays], True)
+    mask = pad_sequence([torch.ones(len(array)) for array in arrays], True)
+    return rearrange(x, "b t c -> b c t").contiguous(), mask[:, None]
 
 
 # ---- trees
@@ -217,19 +216,13 @@ def encode_tree(
     broken: dict[str, str] | None = {} if skip_broken else None
     fired = np.zeros(model.inner_size, bool)
 
-    def connect() -> Callable[[FeatureFile], NamedFrames]:
-        read, times = listing.connect(), listing.connect_times()
+    def source(file: FeatureFile) -> NamedFrames:
+        frames = to_utterance(file.identity, listing.read(file), columns).frames
+        return NamedFrames((file, listing.read_times(file)), frames)
 
-        def source(file: FeatureFile) -> NamedFrames:
-            frames = to_utterance(file.identity, read(file), columns).frames
-            return NamedFrames((file, times(file)), frames)
-
-        return source
-
-    def record_active(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        for part in parts:
-            fired[(part > 0).any(0)] = True
-            yield part
+    def note_active(z: np.ndarray) -> np.ndarray:
+        fired[(z > 0).any(0)] = True
+        return z
 
     files, manifest = listing.files, {"made": "encodings", "form": form} | dict(made_by)
     with _locked_output(out, listing.root, manifest, files) as (before, todo):
@@ -238,15 +231,15 @@ def encode_tree(
         replaces = any(_path(out, file).exists() for file in todo)
         if todo:  # which units fire is not known while files come
             write_json(out / encodings.MANIFEST, before | {"fired": None})
-        sources = read_files(todo, connect, broken)
-        encoded = ((source, record_active(z)) for source, z in encode_each(model, sources))
+        sources = read_files(todo, source, broken)
+        encoded = ((one, map(note_active, z)) for one, z in encode_each(model, sources))
         done = progress(encoded, "encoding", total=len(files), done=kept, unit="utterances")
         written = _write(done, out, form, model.inner_size)
         if kept and before.get("fired") is not None and not replaces:
             fired[before["fired"]] = True
         elif kept:  # so too where a process was killed, or an older program made the tree
             for file in set(files) - set(todo):
-                fired |= (encodings.read_encoding(_path(out, file), model.inner_size) > 0).any(0)
+                note_active(encodings.read_encoding(_path(out, file), model.inner_size))
         names = np.flatnonzero(fired).tolist()
         write_json(out / encodings.MANIFEST, before | {"fired": names, "units": model.inner_size})
     return TreeResult(written, kept, broken or {})
@@ -297,17 +290,16 @@ def decode_tree(
         z = encodings.read_encoding(file.path, model.inner_size)
         return NamedFrames((file, read_times(file.path)), z)
 
-    def widened(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        for part in parts:
-            features = np.zeros((len(part), len(CHANNELS)), np.float32)
-            features[:, columns] = part
-            yield features
+    def widened(part: np.ndarray) -> np.ndarray:
+        features = np.zeros((len(part), len(CHANNELS)), np.float32)
+        features[:, columns] = part
+        return features
 
     files = find_features(root, recursive)
     manifest = {"made": "features", "form": "float32"} | dict(made_by)
     with _locked_output(out, root, manifest, files) as (_, todo):
         kept = len(files) - len(todo)
-        decoded = ((s, widened(y)) for s, y in decode_each(model, map(source, todo)))
+        decoded = ((one, map(widened, y)) for one, y in decode_each(model, map(source, todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
         written = _write(done, out, "float32", len(CHANNELS))
     return TreeResult(written, kept, {})

@@ -20,7 +20,7 @@ import types
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from emaae.data.features import (
     check_identity,
     files_below,
     frame_times,
+    frames_of,
     read_features,
     read_times,
 )
@@ -48,7 +49,6 @@ from emaae.system.errors import BadFile, UserError, reason
 from emaae.system.files import check_folder, read_text, regular_file, write_atomically
 from emaae.system.progress import progress
 
-MODEL = "en"
 SUFFIXES = (".flac", ".wav")
 INSTALL_COMMAND = (
     "pip install -r requirements-audio.txt && "
@@ -64,8 +64,9 @@ DOWNLOAD_COMMAND = (
 PAD_SAMPLES = 160
 # The low-pass filter runs over the utterance mirrored by 18 frames, and needs one more.
 FEWEST_FRAMES = 19
+MIN_S = (WINDOW_SAMPLES + (FEWEST_FRAMES - 1) * HOP_SAMPLES) / SAMPLE_RATE_HZ
 # WavLM's attention takes memory with the square of the length: 3.6 GB here, 0.8 GB at 15 s.
-LONGEST_S = 60.0
+MAX_S = 60.0
 # Eight channels of the longest at 192 kHz.
 MAX_SAMPLES = 100_000_000
 MAX_AUDIO = 4 * MAX_SAMPLES
@@ -85,12 +86,20 @@ class Audio(NamedTuple):
 
 @dataclass
 class Extracted:
-    """Counts of an extraction. broken: the files without features, and why."""
+    """Counts of an extraction, seconds of new ones. broken: the files without features, and why."""
 
     n_kept: int = 0
     n_new: int = 0
-    seconds: float = 0.0  # of the new ones
+    seconds: float = 0.0
     broken: dict[str, str] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def noting(self, *paths: str) -> Iterator[None]:
+        """Note what a block finds wrong with files, instead of raising BadFile."""
+        try:
+            yield
+        except BadFile as error:
+            self.broken |= dict.fromkeys(paths, str(error))
 
 
 def extract(
@@ -104,7 +113,7 @@ def extract(
     Raises UserError: no audio, no SPARC, no weights, a full disk.
     """
     out, result = Path(out_dir), Extracted()
-    paths = _find_audio(audio_dir, result.broken)
+    paths = _find_audio(audio_dir, result)
     looked_for = progress(paths, "looking for features", unit="files")
     missing = [identity for identity in looked_for if not _is_extracted(out, identity)]
     result.n_kept = len(paths) - len(missing)
@@ -114,19 +123,15 @@ def extract(
     found = []
     for identity in progress(missing, "looking at audio", unit="files"):
         path = paths[identity]
-        try:
+        with result.noting(path):
             found.append(Audio(identity, path, _n_samples(path)))
-        except BadFile as error:
-            result.broken[path] = str(error)
     if not found:
         return result
     coder = load_coder(sparc, torch_device)
     batches = _batches(coder, found, batch_s)
-    work = progress(
-        batches, "extracting", total=sum(map(_seconds, batches)), unit="s of audio", size=_seconds
-    )
-    for batch in work:
-        for audio, features in _features(coder, batch, result.broken):
+    total = sum(map(_seconds, batches))
+    for batch in progress(batches, "extracting", total=total, unit="s of audio", size=_seconds):
+        for audio, features in _features(coder, batch, result):
             times = frame_times(len(features)) - np.float32(_pad(coder) / SAMPLE_RATE_HZ)
             target = out / f"{audio.identity}.npz"
             write_times(target, times)
@@ -143,7 +148,7 @@ def _seconds(batch: Sequence[Audio]) -> int:
 # ---- files
 
 
-def _find_audio(root: str | Path, broken: dict[str, str]) -> dict[str, str]:
+def _find_audio(root: str | Path, result: Extracted) -> dict[str, str]:
     """The audio below the root, identity -> path; notes names that cannot be those of features."""
     root = str(Path(root))
     check_folder(root, f"--audio_dir {root}", ".flac and .wav files")
@@ -154,7 +159,7 @@ def _find_audio(root: str | Path, broken: dict[str, str]) -> dict[str, str]:
         raise UserError(f"--audio_dir {root} holds no .flac or .wav files: expected some below it")
     good = {}
     for identity, paths in sorted(found.items()):
-        try:
+        with result.noting(*paths):
             check_identity(identity, paths[0])
             if identity.endswith("_times"):
                 raise BadFile(f"{paths[0]} has the name of a file of times: rename it")
@@ -164,19 +169,16 @@ def _find_audio(root: str | Path, broken: dict[str, str]) -> dict[str, str]:
                     f"{identity}.npz: rename or remove one"
                 )
             good[identity] = paths[0]
-        except BadFile as error:
-            broken.update(dict.fromkeys(paths, str(error)))
     return good
 
 
 def _is_extracted(out: Path, identity: str) -> bool:
     """Whether features and times of an utterance are there, and whole."""
     path = out / f"{identity}.npz"
-    try:
+    with contextlib.suppress(BadFile):
         times = read_times(path)
         return times is not None and times.shape == (len(read_features(path)), 2)
-    except BadFile:
-        return False
+    return False
 
 
 def _n_samples(path: str) -> int:
@@ -186,19 +188,15 @@ def _n_samples(path: str) -> int:
     with _open_audio(path) as file:
         header = soundfile.info(file)
     seconds = header.frames / header.samplerate
-    if seconds > LONGEST_S or header.frames * header.channels > MAX_SAMPLES:
+    if seconds > MAX_S or header.frames * header.channels > MAX_SAMPLES:
         raise BadFile(
             f"{path} has {seconds:.1f} s, {header.channels} channel(s) and {header.samplerate} Hz: "
-            f"expected at most {LONGEST_S:.0f} s; cut it at pauses"
+            f"expected at most {MAX_S:.0f} s; cut it at pauses"
         )
     # As librosa counts.
     n_samples = math.ceil(header.frames * (SAMPLE_RATE_HZ / header.samplerate))
-    fewest = WINDOW_SAMPLES + (FEWEST_FRAMES - 1) * HOP_SAMPLES
-    if n_samples < fewest:
-        raise BadFile(
-            f"{path} has {seconds:.2f} s: expected at least {fewest / SAMPLE_RATE_HZ:.2f} s; "
-            "remove it"
-        )
+    if n_samples < MIN_S * SAMPLE_RATE_HZ:
+        raise BadFile(f"{path} has {seconds:.2f} s: expected at least {MIN_S:.2f} s; remove it")
     return n_samples
 
 
@@ -248,7 +246,7 @@ def load_coder(sparc: types.ModuleType, device: torch.device) -> Any:
     """
     from sparc.sparc import download_huggingface, model_name_map
 
-    name = model_name_map[MODEL]
+    name = model_name_map["en"]
     try:
         settings = yaml.safe_load(read_text(download_huggingface(f"{name}.yaml")))
         weights = torch.load(
@@ -274,7 +272,7 @@ def _pad(coder: Any) -> int:
 
 
 def _n_frames(coder: Any, n_samples: int) -> int:
-    return (n_samples + 2 * _pad(coder) - WINDOW_SAMPLES) // HOP_SAMPLES + 1
+    return int(frames_of(n_samples + 2 * _pad(coder)))
 
 
 def _batches(coder: Any, files: Sequence[Audio], batch_s: float) -> list[list[Audio]]:
@@ -290,16 +288,14 @@ def _batches(coder: Any, files: Sequence[Audio], batch_s: float) -> list[list[Au
 
 
 def _features(
-    coder: Any, batch: Sequence[Audio], broken: dict[str, str]
+    coder: Any, batch: Sequence[Audio], result: Extracted
 ) -> Iterator[tuple[Audio, np.ndarray]]:
-    """Features (T, 14) of each utterance of a batch; `broken` gets who has none, and why."""
+    """Features (T, 14) of each utterance of a batch that has them; `result` notes the others."""
     waves, seeds = {}, {}
     for audio in batch:
-        try:
+        with result.noting(audio.path):
             waves[audio], seeds[audio] = _read_waveform(coder, audio)
-        except BadFile as error:
-            broken[audio.path] = str(error)
-    for audio, ema in _articulators(coder, waves, broken):
+    for audio, ema in _articulators(coder, waves, result):
         np.random.seed(seeds[audio])  # noqa: NPY002 - what torchcrepe's dither draws from
         # A dict of its own: SPARC's default is one that all calls share.
         source = coder.source_extractor(waves[audio], {})
@@ -307,10 +303,8 @@ def _features(
         parts = ema, source["loudness"][0], pitch
         n_frames = min(map(len, parts))  # they differ at their ends
         features = np.concatenate([part[:n_frames] for part in parts], axis=1)
-        try:
+        with result.noting(audio.path):
             yield audio, check_features(features, f"what SPARC makes of {audio.path}")
-        except BadFile as error:
-            broken[audio.path] = str(error)
 
 
 def _read_waveform(coder: Any, audio: Audio) -> tuple[Any, int]:
@@ -331,7 +325,7 @@ def _read_waveform(coder: Any, audio: Audio) -> tuple[Any, int]:
 
 
 def _articulators(
-    coder: Any, waves: dict[Audio, Any], broken: dict[str, str]
+    coder: Any, waves: Mapping[Audio, Any], result: Extracted
 ) -> Iterator[tuple[Audio, np.ndarray]]:
     """Articulators (T, 12) of waveforms with equally many frames; halves a batch beyond memory."""
     if not waves:
@@ -349,10 +343,10 @@ def _articulators(
     except torch.OutOfMemoryError:
         if len(waves) == 1:
             (audio,) = waves
-            broken[audio.path] = f"{audio.path} does not fit into the device's memory: cut it"
+            result.broken[audio.path] = f"{audio.path} is too long for the device's memory: cut it"
             return
         items, half = [*waves.items()], len(waves) // 2
         for part in (items[:half], items[half:]):
-            yield from _articulators(coder, dict(part), broken)
+            yield from _articulators(coder, dict(part), result)
         return
     yield from zip(waves, emas)

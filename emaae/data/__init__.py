@@ -1,11 +1,13 @@
 """The frames of a run: from feature trees, buckets or the generated demo data."""
 
+import functools
 import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from emaae.data.features import (
     read_times,
     times_beside,
 )
-from emaae.data.reading import FrameFormat, Reader, Utterance, read_files, to_utterance
+from emaae.data.reading import FrameFormat, Utterance, read_files, to_utterance
 from emaae.data.split import Split, check_overlap
 from emaae.system.distributed import main_process_first
 from emaae.system.errors import shortened
@@ -62,76 +64,70 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
 class Listing:
     """The files of features in a tree, or under a prefix of a bucket; none is read yet.
 
-    where: what a person calls it. root: of the tree; None in a bucket. place: identifies it,
-    whatever its content. files: sorted by identity. connect, connect_times: each is called once in
-    every process that reads, and returns a function of a file: its checked features (T, 14), or its
-    times, None where it has none.
+    label: what a person calls the place. root: of the tree; None in a bucket. location: identifies
+    the place, whatever its content. files: sorted by identity. read: gives the checked features
+    (T, 14) of a file. read_times: gives its times, None where it has none.
     """
 
     label: str
     root: str | None
     location: tuple
     files: list[FeatureFile]
-    connect: Callable[[], Reader]
-    connect_times: Callable[[], Callable[[FeatureFile], np.ndarray | None]]
+    read: Callable[[FeatureFile], np.ndarray]
+    read_times: Callable[[FeatureFile], np.ndarray | None]
 
 
 def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listing:
     """The features below a directory, or below a prefix of a bucket. Raises UserError."""
-    return _in_bucket(bucket, root, recursive) if bucket else _in_tree(root, recursive)
-
-
-def _in_tree(root: str, recursive: bool) -> Listing:
+    if bucket:
+        return _list_bucket(bucket, root, recursive)
     return Listing(
-        root,
-        root,
-        ("tree", os.path.realpath(root), recursive),
-        find_features(root, recursive),
-        lambda: lambda file: read_features(file.path, file.stamp),
-        lambda: lambda file: read_times(file.path),
+        label=root,
+        root=root,
+        location=("tree", os.path.realpath(root), recursive),
+        files=find_features(root, recursive),
+        read=lambda file: read_features(file.path, file.stamp),
+        read_times=lambda file: read_times(file.path),
     )
 
 
-def _in_bucket(name: str, prefix: str, recursive: bool) -> Listing:
+def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
     from emaae.data import bucket
 
-    where = f"s3://{name}/{prefix.strip('/')}"
+    @functools.cache
+    def connection(pid: int) -> Any:
+        """The connection of one process: no other one may use it."""
+        return bucket.open_bucket(name)
 
-    # A connection belongs to the process that opened it.
-    def connect() -> Reader:
-        handle = bucket.open_bucket(name)
+    @functools.cache
+    def keys_of_times() -> frozenset[str]:
+        return bucket.list_times(connection(os.getpid()), prefix, recursive)
 
-        def read_object(file: FeatureFile) -> np.ndarray:
-            array = bucket.read_array(handle, file.path, str(file.stamp[1]))
-            return check_features(array, f"s3://{name}/{file.path}")
+    def read(file: FeatureFile) -> np.ndarray:
+        array = bucket.read_array(connection(os.getpid()), file.path, str(file.stamp[1]))
+        return check_features(array, f"s3://{name}/{file.path}")
 
-        return read_object
+    def read_times(file: FeatureFile) -> np.ndarray | None:
+        key = times_beside(file.path)
+        if key not in keys_of_times():
+            return None
+        return bucket.read_array(connection(os.getpid()), key, of="times")
 
-    def connect_times() -> Callable[[FeatureFile], np.ndarray | None]:
-        handle = bucket.open_bucket(name)
-        there = bucket.list_times(handle, prefix, recursive)
-
-        def read_object(file: FeatureFile) -> np.ndarray | None:
-            key = times_beside(file.path)
-            return bucket.read_array(handle, key, of="times") if key in there else None
-
-        return read_object
-
-    files = bucket.list_features(bucket.open_bucket(name), prefix, recursive)
-    place = ("bucket", bucket.endpoint(), where, recursive)
-    return Listing(where, None, place, files, connect, connect_times)
+    label = f"s3://{name}/{prefix.strip('/')}"
+    location = ("bucket", bucket.endpoint(), label, recursive)
+    files = bucket.list_features(connection(os.getpid()), prefix, recursive)
+    return Listing(label, None, location, files, read, read_times)
 
 
 def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.Source:
     found = list_source(root, config.recursive, config.bucket)
     broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
 
-    def connect() -> Callable[[FeatureFile], Utterance]:
-        read = found.connect()
-        return lambda file: to_utterance(file.identity, read(file), form)
+    def read(file: FeatureFile) -> Utterance:
+        return to_utterance(file.identity, found.read(file), form)
 
     def read_all() -> Iterator[Utterance]:
-        utterances = read_files(found.files, connect, broken)
+        utterances = read_files(found.files, read, broken)
         return progress(utterances, f"reading {name}", total=len(found.files), unit="utterances")
 
     state = store.hash_key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))

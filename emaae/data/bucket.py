@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from emaae.data.features import FeatureFile, without_npz
+from emaae.data.features import FeatureFile, sort_distinct, without_npz
 from emaae.data.npz import MAX_BYTES, load_npz, too_large
 from emaae.system.errors import BadFile, UserError, needs_extra, shortened
 from emaae.system.files import is_data
@@ -39,8 +39,6 @@ NUMERIC_DTYPE = re.compile(r"[<>|=]?[fiub]\d+")
 
 # A suffix starts with a letter, so that `rate_1.2` is a name and `x_config.json` is not.
 FILE_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
-
-UPLOAD_AGAIN = "upload it again with cottoncandy's upload_raw_array"
 
 
 def open_bucket(name: str) -> Any:
@@ -66,23 +64,13 @@ def list_features(bucket: Any, prefix: str, recursive: bool) -> list[FeatureFile
     left out. Raises UserError.
     """
     folder = _folder(prefix)
-    where = f"s3://{bucket.name}/{folder}"
     stamps = _listed(bucket, folder, recursive)
-    features = {}
-    for key, stamp in stamps.items():
-        identity = _identity(key[len(folder) :])
-        if identity is None:
-            continue
-        if identity in features:
-            raise UserError(
-                f"{where} holds {identity} both as a raw array and as npz, expected one of them: "
-                "remove one from the bucket, or move it under another prefix"
-            )
-        features[identity] = FeatureFile(identity, key, stamp)
-    if not features:
-        with _boto_errors(where):
+    names = {key: _identity(key[len(folder) :]) for key in stamps}
+    found = [FeatureFile(name, key, stamps[key]) for key, name in names.items() if name]
+    if not found:
+        with _boto_errors(f"s3://{bucket.name}/{folder}"):
             raise UserError(_no_features(bucket, folder, list(stamps), recursive))
-    return sorted(features.values())
+    return sort_distinct(found)
 
 
 def list_times(bucket: Any, prefix: str, recursive: bool) -> frozenset[str]:
@@ -114,13 +102,18 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
     with _boto_errors(where):
         answer = bucket.Object(key).get()
         if answer["ContentLength"] > MAX_BYTES:
-            raise BadFile(too_large(where, "it", answer["ContentLength"]))
+            raise BadFile(f"{where} {too_large('it', answer['ContentLength'])}")
         content = answer["Body"].read()
     if etag is not None and answer["ETag"] != etag:
         raise UserError(f"{where} has changed since it was listed: start again")
     if key.lower().endswith(".npz"):
         return load_npz(io.BytesIO(content), where, of)
-    return _raw_array(content, answer["Metadata"], where)
+    try:
+        return _raw_array(content, answer["Metadata"])
+    except ValueError as error:
+        raise BadFile(
+            f"{where} {error}; upload it again with cottoncandy's upload_raw_array"
+        ) from error
 
 
 def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bool:
@@ -140,14 +133,13 @@ def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bo
     return True
 
 
-def _identity(name: str) -> str | None:
-    """The utterance that the object `name` holds the features of, or None."""
+def _identity(name: str) -> str:
+    """The utterance that the object `name` holds the features of, empty for other objects."""
     identity = without_npz(name)
     last = identity.rpartition("/")[2]
     other = identity == name and FILE_SUFFIX.search(last)
-    if last == "" or last.endswith("_times") or other or not is_data(name):
-        return None
-    return identity
+    wanted = last and not last.endswith("_times") and not other and is_data(name)
+    return identity if wanted else ""
 
 
 def _no_features(bucket: Any, folder: str, keys: list[str], recursive: bool) -> str:
@@ -178,82 +170,78 @@ def _folders(bucket: Any, folder: str) -> str:
     return shortened([entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])])
 
 
-def _raw_array(content: bytes, metadata: Mapping[str, str], where: str) -> np.ndarray:
-    """The array that upload_raw_array wrote as the bytes `content` and the text in `metadata`."""
+def _raw_array(content: bytes, metadata: Mapping[str, str]) -> np.ndarray:
+    """The array that upload_raw_array wrote as the bytes `content` and the text in `metadata`.
+
+    Raises ValueError, which says what was expected.
+    """
     metadata = {name.lower(): text for name, text in metadata.items()}
     missing = [name for name in ("dtype", "shape", "compression") if name not in metadata]
     if missing:
-        raise BadFile(
-            f"{where} is not a raw array, expected metadata with dtype, shape and compression, "
-            f"got no {' and no '.join(missing)}: {UPLOAD_AGAIN}, or name it .npz if it is one"
+        raise ValueError(
+            "is not a raw array (nor named .npz), expected metadata with dtype, shape and "
+            f"compression, got no {' and no '.join(missing)}"
         )
-    dtype, shape = _dtype(metadata["dtype"], where), _shape(metadata["shape"], where)
+    dtype, order = _dtype(metadata["dtype"]), metadata.get("order", "C")
+    if not re.fullmatch(r"(\d{1,18}(,\d{1,18}){0,31})?", metadata["shape"]):  # NumPy's limits
+        raise ValueError(f"must have a shape such as 100,14, got {metadata['shape']!r}")
+    shape = tuple(int(length) for length in metadata["shape"].split(",") if length)
 
     # cottoncandy says order F of an array that is in C order and read-only, and then reads it
     # scrambled. Its versions for Python 2 meant F. Where the order matters, only a person knows.
-    if metadata.get("order", "C") != "C" and sum(length > 1 for length in shape) > 1:
-        raise BadFile(
-            f"{where} must be in order C, got {metadata['order']!r}, which cottoncandy also says "
-            f"of read-only arrays in order C: {UPLOAD_AGAIN}, from a copy made by numpy.array"
+    if order != "C" and sum(length > 1 for length in shape) > 1:
+        raise ValueError(
+            f"must be in order C, got {order!r}, which cottoncandy also says of read-only arrays "
+            "in order C; make a copy by numpy.array"
         )
-
     n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes > MAX_BYTES:
-        raise BadFile(too_large(where, "its array", n_bytes))
-    array = memoryview(_decompressed(content, metadata["compression"], n_bytes, where))
-    if array.nbytes != n_bytes:
-        got = "more" if array.nbytes > n_bytes else array.nbytes
-        raise BadFile(
-            f"{where} must hold {n_bytes} bytes for {metadata['dtype']} of shape {shape}, as its "
-            f"metadata says, got {got}: {UPLOAD_AGAIN}"
+        raise ValueError(too_large("its array", n_bytes))
+    array = _decompressed(content, metadata["compression"], n_bytes)
+    if len(array) != n_bytes:
+        got = "more" if len(array) > n_bytes else len(array)
+        raise ValueError(
+            f"must hold {n_bytes} bytes for {metadata['dtype']} of shape {shape}, as its metadata "
+            f"says, got {got}"
         )
     return np.ndarray(shape, dtype, bytearray(array))
 
 
-def _dtype(text: str, where: str) -> np.dtype:
+def _dtype(text: str) -> np.dtype:
     with contextlib.suppress(TypeError):  # a number of a size that NumPy does not have
         if NUMERIC_DTYPE.fullmatch(text):
             return np.dtype(text)
-    raise BadFile(
-        f"{where} must hold plain numbers such as <f4, got dtype {text!r}, which is not read "
-        f"(objects are never unpickled): convert it to float32 and {UPLOAD_AGAIN}"
+    raise ValueError(
+        f"must hold plain numbers such as <f4, got dtype {text!r}, which is not read (objects are "
+        "never unpickled); convert it to float32"
     )
 
 
-def _shape(text: str, where: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"(\d{1,18}(,\d{1,18}){0,31})?", text):  # NumPy has 32 dimensions
-        raise BadFile(f"{where} must have a shape such as 100,14, got {text!r}: {UPLOAD_AGAIN}")
-    return tuple(int(length) for length in text.split(",") if length)
-
-
-def _decompressed(content: bytes, compression: str, n_bytes: int, where: str) -> bytes:
+def _decompressed(content: bytes, compression: str, n_bytes: int) -> bytes:
     """Decompress `content`, to one byte more than the expected `n_bytes` at most."""
+    codec = compression.lower()
+    if codec in ("false", "none"):
+        return content
+    known = [*DECOMPRESSORS, *NUMCODECS]
+    if codec not in known:
+        raise ValueError(f"must be compressed with {', '.join(known)} or not, got {compression!r}")
     try:
-        if compression in ("False", "None"):
-            return content
-        codec = compression.lower()
         if codec in DECOMPRESSORS:
             stream = DECOMPRESSORS[codec]()
             array = stream.decompress(content, n_bytes + 1)
             if len(array) <= n_bytes and not stream.eof:
                 raise EOFError("the end is missing")
             return array
-        if codec in NUMCODECS:
-            with needs_extra("bucket"):
-                import numcodecs
-
-            decode = numcodecs.get_codec({"id": codec}).decode
-            decode(content, out=bytearray(n_bytes))  # raises an error when more would come
-            return decode(content)
+        with needs_extra("bucket"):
+            import numcodecs
+        decode = numcodecs.get_codec({"id": codec}).decode
+        decode(content, out=bytearray(n_bytes))  # raises an error when more would come
+        return bytes(decode(content))
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
-        raise BadFile(
-            f"{where} must hold {compression} data, as its metadata says, "
-            f"got {len(content)} bytes that do not decompress: {UPLOAD_AGAIN}"
+        raise ValueError(
+            f"must hold {compression} data, as its metadata says, got {len(content)} bytes that do "
+            "not decompress"
         ) from error
-    raise BadFile(
-        f"{where} must be compressed with gzip, zlib, bz2, {', '.join(NUMCODECS)} or not, "
-        f"got {compression!r}: {UPLOAD_AGAIN}"
-    )
 
 
 def endpoint() -> str:
@@ -264,68 +252,52 @@ def endpoint() -> str:
     return f"AWS_ENDPOINT_URL={url.rpartition('@')[2]}"
 
 
+# What is wrong, what was expected and the way out, by the codes of servers and the classes of
+# errors: the first line with one of an error's holds. botocore recurses without end after a
+# redirect that names no region, as a web page sends it.
+UNREACHABLE = (
+    "cannot be reached at {endpoint} ({what}), expected an S3 endpoint that answers: check the "
+    "address, the network, and that the server runs"
+)
+REASONS = {
+    ("NoSuchBucket", "404 HeadBucket"): "does not exist at {endpoint}, expected a bucket: check "
+    "the spelling of --bucket and the endpoint",
+    ("NoSuchKey", "404"): "does not exist, expected a raw array or an .npz: list the bucket again",
+    ("refused",): "was refused by {endpoint} ({what}), expected credentials that may list, read "
+    "it, and write it for --upload: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+    "AWS_DEFAULT_REGION",
+    ("NoCredentialsError", "PartialCredentialsError"): "needs credentials, got none or half of "
+    "them: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL for a store that "
+    "is not Amazon's",
+    ("ParamValidationError", "EndpointResolutionError", "ValueError"): "at {endpoint} cannot be "
+    "asked for, expected a bucket name without spaces or slashes and a URL such as "
+    "https://s3.example.org: check --bucket and the endpoint",
+    ("ConnectionError", "HTTPClientError", "IncompleteReadError"): UNREACHABLE,
+    ("BotoCoreError",): "cannot be opened ({what}), expected a working AWS configuration: check "
+    "the AWS_* variables and the files under ~/.aws",
+    ("Exception",): UNREACHABLE,
+}
+
+
 @contextlib.contextmanager
 def _boto_errors(where: str) -> Iterator[None]:
-    """Turn what boto says about `where` into a UserError."""
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.parsers import ResponseParserError
-
-    boto_errors = (
-        BotoCoreError,
-        ClientError,
-        ResponseParserError,
-        OSError,
-        RecursionError,
-        ValueError,
-    )
-    try:
-        yield
-    except boto_errors as error:
-        raise UserError(f"{where} {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """A message: what is wrong, what was expected, and the way out.
+    """Turn what boto says about `where` into a UserError.
 
     Of a server's error the code alone is quoted: its text may hold the request.
     """
-    from botocore import exceptions as boto
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
-    what = type(error).__name__
-    if isinstance(error, boto.ClientError):
-        what = error.response["Error"]["Code"]
-        if what == "NoSuchBucket" or (what == "404" and error.operation_name == "HeadBucket"):
-            return (
-                f"does not exist at {endpoint()}, expected a bucket: "
-                "check the spelling of --bucket and the endpoint"
-            )
-        if what in ("NoSuchKey", "404"):
-            return "does not exist, expected a raw array or an .npz: list the bucket again"
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
-            return (
-                f"was refused by {endpoint()} ({what}), expected credentials that may list, "
-                "read it, and write it for --upload: check AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION"
-            )
-    elif isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
-        return (
-            "needs credentials, got none or half of them: set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL for a store that is not Amazon's"
-        )
-    elif isinstance(error, boto.ParamValidationError | boto.EndpointResolutionError | ValueError):
-        return (
-            f"at {endpoint()} cannot be asked for, expected a bucket name without spaces "
-            "or slashes and a URL such as https://s3.example.org: check --bucket and the endpoint"
-        )
-    elif isinstance(error, boto.BotoCoreError) and not isinstance(
-        error, boto.ConnectionError | boto.HTTPClientError | boto.IncompleteReadError
-    ):
-        return (
-            f"cannot be opened ({what}), expected a working AWS "
-            "configuration: check the AWS_* variables and the files under ~/.aws"
-        )
-    # botocore recurses without end after a redirect that names no region, as a web page sends it.
-    return (
-        f"cannot be reached at {endpoint()} ({what}), expected an S3 endpoint that "
-        "answers: check the address, the network, and that the server runs"
-    )
+    of_boto = (BotoCoreError, ClientError, ResponseParserError)
+    try:
+        yield
+    except (*of_boto, OSError, RecursionError, ValueError) as error:
+        what = type(error).__name__
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if isinstance(error, ClientError):
+            what = error.response["Error"]["Code"]
+            kinds |= {what, f"{what} {error.operation_name}"}
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
+                kinds.add("refused")
+        reason = next(text for of, text in REASONS.items() if not kinds.isdisjoint(of))
+        raise UserError(f"{where} {reason.format(endpoint=endpoint(), what=what)}") from error

@@ -6,8 +6,7 @@ be meant.
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +15,27 @@ from emaae.data.features import (
     ARTICULATORS,
     CHANNELS,
     FRAME_RATE_HZ,
-    HOP_SAMPLES,
     LOUDNESS_COLUMN,
     SAMPLE_RATE_HZ,
-    WINDOW_SAMPLES,
     check_features,
     check_identity,
     find_features,
+    frames_of,
     read_times,
+    times_beside,
 )
 from emaae.data.npz import MAX_BYTES, load_npz
 from emaae.data.reading import digest_of
 from emaae.data.split import speaker_of
 from emaae.system.errors import BadFile, one_line
 from emaae.system.files import regular_file
-from emaae.system.progress import progress
+from emaae.system.progress import align_columns, progress
 
 PITCH_HZ = (50, 550)
 PITCH = CHANNELS.index("pitch")
 LLX, LLY = CHANNELS.index("LLX"), CHANNELS.index("LLY")
 # Standard deviations of z-scores over a corpus; millimetres and metres are beyond.
-SCALE = (0.2, 3.0)
+SD_RANGE = (0.2, 3.0)
 # Of LLX and LLY: -0.3 to -0.9 where X grows backwards, and as much above 0 where it does not.
 MAX_LIP_CORRELATION = 0.1
 # LibriSpeech's longest utterance has 35 s.
@@ -60,7 +59,7 @@ WARNINGS = {
     "unused": "utterances with negative loudness, which runs read with --keep_loudness alone",
     "rate": f"utterances that do not have {FRAME_RATE_HZ} frames a second by their times",
     "sign": f"directories with r(LLX, LLY) > {MAX_LIP_CORRELATION}: X seems to grow forwards",
-    "scale": f"directories with an articulator's sd beyond {SCALE[0]} to {SCALE[1]}: no z-scores",
+    "scale": "directories with an articulator's sd beyond {} to {}: no z-scores".format(*SD_RANGE),
     "pitch": f"utterances with pitch outside {PITCH_HZ[0]} to {PITCH_HZ[1]} Hz",
     "constant": "utterances with a channel that never moves",
     "speakers": "speakers that are in two directories",
@@ -73,25 +72,29 @@ WARNINGS = {
 }
 
 
-@dataclass
 class Tree:
-    """The findings about one directory.
+    """The findings about one directory, with n_files of features.
 
-    keep_loudness: whether column 12 counts. n_files: of features. lengths: frames of each
-    utterance that could be read. total (14,), products (14, 14): sums over frames of each channel,
-    and of each channel times each.
+    lengths: frames of each utterance that could be read. total (14,), products (14, 14): sums over
+    frames of each channel, and of each channel times each. low, high (14,): of each channel.
     """
 
-    root: Path
-    keep_loudness: bool = False
-    n_files: int = 0
-    lengths: list[int] = field(default_factory=list)
-    total: np.ndarray = field(default_factory=lambda: np.zeros(len(CHANNELS)))
-    products: np.ndarray = field(default_factory=lambda: np.zeros((len(CHANNELS), len(CHANNELS))))
-    low: np.ndarray = field(default_factory=lambda: np.full(len(CHANNELS), np.inf))
-    high: np.ndarray = field(default_factory=lambda: np.full(len(CHANNELS), -np.inf))
-    speakers: set[str] = field(default_factory=set)
-    findings: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    def __init__(self, root: Path, n_files: int):
+        n = len(CHANNELS)
+        self.root, self.n_files = root, n_files
+        self.lengths: list[int] = []
+        self.total, self.products = np.zeros(n), np.zeros((n, n))
+        self.low, self.high = np.full(n, np.inf), np.full(n, -np.inf)
+        self.speakers: set[str] = set()
+        self.findings: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, features: np.ndarray) -> None:
+        """Count one utterance, features (T, 14)."""
+        x = features.astype(np.float64)
+        self.lengths.append(len(x))
+        self.total += x.sum(0)
+        self.products += x.T @ x
+        self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
 
     def mean_and_sd(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each channel (14,); NaN without frames."""
@@ -107,14 +110,6 @@ class Tree:
         covariance = self.products[LLX, LLY] / sum(self.lengths) - mean[LLX] * mean[LLY]
         return float(covariance / (sd[LLX] * sd[LLY]))
 
-    def add(self, features: np.ndarray) -> None:
-        """Count one utterance, features (T, 14)."""
-        x = features.astype(np.float64)
-        self.lengths.append(len(x))
-        self.total += x.sum(0)
-        self.products += x.T @ x
-        self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
-
 
 def check(roots: Sequence[str | Path], recursive: bool, keep_loudness: bool = False) -> list[Tree]:
     """Read everything below the directories once. Raises UserError when one holds no features.
@@ -124,11 +119,10 @@ def check(roots: Sequence[str | Path], recursive: bool, keep_loudness: bool = Fa
     trees: list[Tree] = []
     seen: dict[str, tuple[Tree, str]] = {}  # by identity, and by a digest of the content
     for root in roots:
-        tree = Tree(Path(root), keep_loudness)
         files = find_features(root, recursive)
-        tree.n_files = len(files)
+        tree = Tree(Path(root), len(files))
         for identity, path, _ in progress(files, f"checking {root}", unit="files"):
-            keys = (identity, _check_file(tree, identity, path) or identity)
+            keys = (identity, _check_file(tree, identity, path, keep_loudness) or identity)
             other, twin = next((seen[key] for key in keys if key in seen), (None, ""))
             if other is tree:
                 tree.findings["twice"].append(f"{identity} ({twin})")
@@ -136,13 +130,13 @@ def check(roots: Sequence[str | Path], recursive: bool, keep_loudness: bool = Fa
                 tree.findings["shared"].append(f"{identity} ({other.root}: {twin})")
             for key in keys:
                 seen.setdefault(key, (tree, identity))
-        _check_names(tree, [file.identity for file in files])
-        _check_whole(tree, trees)
+        for kind, where in _wrong_as_a_whole(tree, [file.identity for file in files], trees):
+            tree.findings[kind].append(where)
         trees.append(tree)
     return trees
 
 
-def _check_file(tree: Tree, identity: str, path: str) -> str | None:
+def _check_file(tree: Tree, identity: str, path: str, keep_loudness: bool) -> str | None:
     """Note what is wrong with one file; returns a digest of what it holds, None when broken."""
     kind = "name"
     try:
@@ -156,86 +150,78 @@ def _check_file(tree: Tree, identity: str, path: str) -> str | None:
         tree.findings[kind].append(str(error))
         return None
     tree.add(features)
-    _check_values(tree, identity, features)
-    _check_times(tree, identity, path, len(features))
-    if speaker := speaker_of(identity):
-        tree.speakers.add(speaker)
+    tree.speakers |= {speaker_of(identity)} - {""}
+    wrong = (*_wrong_values(features, keep_loudness), *_wrong_times(path, len(features)))
+    for kind, what in wrong:
+        tree.findings[kind].append(f"{identity} ({what})")
     return digest_of(features.data)
 
 
-def _check_values(tree: Tree, identity: str, features: np.ndarray) -> None:
-    n_frames = len(features)
-    negative = int((features[:, LOUDNESS_COLUMN] < 0).sum())
-    if negative:
-        kind = "loudness" if tree.keep_loudness else "unused"
-        tree.findings[kind].append(f"{identity} ({negative} of {n_frames} frames)")
-    pitch = features[:, PITCH]
-    outside = int(((pitch < PITCH_HZ[0]) | (pitch > PITCH_HZ[1])).sum())
-    if outside:
-        some = f"{outside} of {n_frames} frames, {pitch.min():g} to {pitch.max():g} Hz"
-        tree.findings["pitch"].append(f"{identity} ({some})")
-    if n_frames > 1:
-        still = [c for c, r in zip(CHANNELS, np.ptp(features, axis=0)) if r == 0]
-        if still:
-            tree.findings["constant"].append(f"{identity} ({' '.join(still)})")
+# Each yields kinds of findings, and what was found.
+def _wrong_values(features: np.ndarray, keep_loudness: bool) -> Iterator[tuple[str, str]]:
+    n_frames, pitch = len(features), features[:, PITCH]
+    if negative := np.count_nonzero(features[:, LOUDNESS_COLUMN] < 0):
+        yield "loudness" if keep_loudness else "unused", f"{negative} of {n_frames} frames"
+    if outside := np.count_nonzero((pitch < PITCH_HZ[0]) | (pitch > PITCH_HZ[1])):
+        span = f"{pitch.min():g} to {pitch.max():g} Hz"
+        yield "pitch", f"{outside} of {n_frames} frames, {span}"
+    still = [c for c, moved in zip(CHANNELS, np.ptp(features, axis=0)) if not moved]
+    if still and n_frames > 1:
+        yield "constant", " ".join(still)
     if n_frames < SHORT_FRAMES:
-        tree.findings["short"].append(f"{identity} ({n_frames})")
+        yield "short", f"{n_frames}"
     elif n_frames > LONG_S * FRAME_RATE_HZ:
-        tree.findings["long"].append(f"{identity} ({n_frames / FRAME_RATE_HZ:.0f} s)")
+        yield "long", f"{n_frames / FRAME_RATE_HZ:.0f} s"
 
 
-def _check_times(tree: Tree, identity: str, path: str, n_frames: int) -> None:
+def _wrong_times(path: str, n_frames: int) -> Iterator[tuple[str, str]]:
     try:
-        times = read_times(path)
+        found = read_times(path)
     except BadFile as error:
-        tree.findings["times"].append(str(error))
+        yield "times", str(error)
         return
-    if times is None:
-        tree.findings["missing"].append(identity)
+    if found is None:
+        yield "missing", f"{times_beside(path)} is not there"
         return
-    if times.shape != (n_frames, 2) or times.dtype.kind not in "fiu":
-        what = f"{times.dtype} of shape {times.shape} for {n_frames} frames"
-        tree.findings["times"].append(f"{identity} ({what})")
+    if found.shape != (n_frames, 2) or found.dtype.kind not in "fiu":
+        yield "times", f"{found.dtype} of shape {found.shape} for {n_frames} frames"
         return
-    times = times.astype(np.float64)
+    times = found.astype(np.float64)
     (start, end), middle = times[0], times.mean(1)
     if (times == times[0]).all() and start == 0 < end < np.inf:  # the whole utterance's
-        expected = (end * SAMPLE_RATE_HZ - WINDOW_SAMPLES) / HOP_SAMPLES + 1
-        wrong = abs(n_frames - expected) > SLACK_FRAMES
         rate = n_frames / end
+        wrong = abs(n_frames - frames_of(end * SAMPLE_RATE_HZ)) > SLACK_FRAMES
     elif np.isfinite(times).all() and end > start and (np.diff(middle) > 0).all():
         # Each frame's own; a single one has no rate.
         rate = (n_frames - 1) / (middle[-1] - middle[0]) if n_frames > 1 else FRAME_RATE_HZ
         wrong = abs(rate / FRAME_RATE_HZ - 1) > 0.01
     else:
-        first, last = (f"[{a:g}, {b:g}]" for a, b in (times[0], times[-1]))
-        tree.findings["times"].append(f"{identity} ({first} to {last})")
+        yield "times", " to ".join(f"[{a:g}, {b:g}]" for a, b in times[[0, -1]])
         return
     if wrong:
-        tree.findings["rate"].append(f"{identity} ({rate:.1f} a second)")
+        yield "rate", f"{rate:.1f} a second"
 
 
-def _check_names(tree: Tree, identities: Iterable[str]) -> None:
-    alike, last = defaultdict(list), defaultdict(list)
+def _wrong_as_a_whole(
+    tree: Tree, identities: Sequence[str], others: Sequence[Tree]
+) -> Iterator[tuple[str, str]]:
+    groups = defaultdict(list)
     for identity in identities:
-        alike[unicodedata.normalize("NFC", identity).casefold()].append(identity)
-        last[identity.rpartition("/")[2]].append(identity)
-    groups = {tuple(group[:3]) for group in (*alike.values(), *last.values()) if len(group) > 1}
-    for group in sorted(groups):
-        tree.findings["collision"].append(" = ".join(group))
-
-
-def _check_whole(tree: Tree, others: Sequence[Tree]) -> None:
-    sd = tree.mean_and_sd()[1][: len(ARTICULATORS)]
-    wrong = [f"{c} {s:.3g}" for c, s in zip(ARTICULATORS, sd) if not SCALE[0] <= s <= SCALE[1]]
-    if wrong and tree.lengths:
-        tree.findings["scale"].append(f"{tree.root} ({', '.join(wrong)})")
+        groups["alike", unicodedata.normalize("NFC", identity).casefold()].append(identity)
+        groups["last", identity.rpartition("/")[2]].append(identity)
+    for group in sorted({tuple(group[:3]) for group in groups.values() if len(group) > 1}):
+        yield "collision", " = ".join(group)
+    low, high = SD_RANGE
+    sds = zip(ARTICULATORS, tree.mean_and_sd()[1])
+    wrong = ", ".join(f"{c} {sd:.3g}" for c, sd in sds if sd < low or sd > high)
+    if wrong:
+        yield "scale", f"{tree.root} ({wrong})"
     r = tree.lip_correlation()
     if r > MAX_LIP_CORRELATION:
-        tree.findings["sign"].append(f"{tree.root} (r = {r:.2f})")
+        yield "sign", f"{tree.root} (r = {r:.2f})"
     for other in others:
         for speaker in sorted(tree.speakers & other.speakers, key=int):
-            tree.findings["speakers"].append(f"{speaker} ({tree.root} and {other.root})")
+            yield "speakers", f"{speaker} ({tree.root} and {other.root})"
 
 
 # ---- the report
@@ -266,41 +252,23 @@ def report(trees: Sequence[Tree]) -> Iterator[str]:
     yield f"{n_errors} errors, {n_warnings} warnings" if any(counts) else "all is well"
 
 
-def _table(trees: Sequence[Tree]) -> Iterator[str]:
-    rows: list[tuple[str, ...]] = [
-        ("directory", "files", "read", "hours", "speakers", "s: min", "median", "max", "r(LL)")
-    ]
+def _table(trees: Sequence[Tree]) -> list[str]:
+    rows = [["directory", "files", "read", "hours", "speakers", "s: min", "median", "max", "r(LL)"]]
     for tree in trees:
         seconds = np.array(tree.lengths or np.nan) / FRAME_RATE_HZ
-        rows.append(
-            (
-                str(tree.root),
-                str(tree.n_files),
-                str(len(tree.lengths)),
-                f"{sum(tree.lengths) / FRAME_RATE_HZ / 3600:.2f}",
-                str(len(tree.speakers) or "?"),
-                *(f"{s:.2f}" for s in (seconds.min(), np.median(seconds), seconds.max())),
-                f"{tree.lip_correlation():.2f}",
-            )
-        )
-    yield from _aligned(rows)
+        measured = seconds.min(), np.median(seconds), seconds.max(), tree.lip_correlation()
+        counts = tree.n_files, len(tree.lengths), f"{np.nansum(seconds) / 3600:.2f}"
+        cells = (*counts, len(tree.speakers) or "?", *(f"{value:.2f}" for value in measured))
+        rows.append([one_line(str(tree.root)), *map(str, cells)])
+    return align_columns(rows, left=0)
 
 
-def _channels(trees: Sequence[Tree]) -> Iterator[str]:
-    rows = [("channel", *(f"{tree.root.name}: mean (sd), min to max" for tree in trees))]
-    moments = [tree.mean_and_sd() for tree in trees]
-    for i, channel in enumerate(CHANNELS):
+def _channels(trees: Sequence[Tree]) -> list[str]:
+    columns = [["channel", *CHANNELS]]
+    for tree in trees:
+        of_each = zip(*tree.mean_and_sd(), tree.low, tree.high)
         cells = (
-            f"{mean[i]:.2f} ({sd[i]:.2f}), {tree.low[i]:.2f} to {tree.high[i]:.2f}"
-            for tree, (mean, sd) in zip(trees, moments)
+            f"{mean:.2f} ({sd:.2f}), {low:.2f} to {high:.2f}" for mean, sd, low, high in of_each
         )
-        rows.append((channel, *cells))
-    yield from _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        first, *others = (one_line(cell) for cell in row)
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:]))
-        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
+        columns.append([f"{one_line(tree.root.name)}: mean (sd), min to max", *cells])
+    return align_columns(list(zip(*columns)), left=0)

@@ -25,7 +25,6 @@ LOUDNESS_COLUMN = CHANNELS.index("loudness")
 # The extractor sees the audio through windows of 400 samples at 16 kHz, one every 320.
 SAMPLE_RATE_HZ, WINDOW_SAMPLES, HOP_SAMPLES = 16_000, 400, 320
 FRAME_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
-FIRST_CENTRE_S = WINDOW_SAMPLES / 2 / SAMPLE_RATE_HZ
 
 
 class FeatureFile(NamedTuple):
@@ -60,14 +59,19 @@ def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
         if not recursive and any(files_below(root, True, _is_features)):
             hint = "there are some in its sub-directories: add --recursive"
         raise UserError(f"{root} holds no .npz feature files: {hint}")
-    found.sort()
-    for one, next_one in itertools.pairwise(found):
+    return sort_distinct(found)
+
+
+def sort_distinct(files: list[FeatureFile]) -> list[FeatureFile]:
+    """Files sorted by identity. Raises UserError when two have the same."""
+    files = sorted(files)
+    for one, next_one in itertools.pairwise(files):
         if one.identity == next_one.identity:
             raise UserError(
                 f"{one.path} and {next_one.path} would be the same utterance, {one.identity}: "
                 "rename or remove one"
             )
-    return found
+    return files
 
 
 def files_below(
@@ -143,6 +147,16 @@ def read_times(path: str | Path) -> np.ndarray | None:
         return load_npz(file, beside, "times")
 
 
+def frames_of(n_samples: float) -> float:
+    """How many frames so many samples of audio have, and the part of one that is left over."""
+    return (n_samples - WINDOW_SAMPLES) / HOP_SAMPLES + 1
+
+
+def frame_centres(n_frames: int) -> np.ndarray:
+    """The middle of each frame (n_frames,) in seconds."""
+    return (HOP_SAMPLES * np.arange(n_frames) + WINDOW_SAMPLES / 2) / SAMPLE_RATE_HZ
+
+
 def frame_times(n_frames: int, found: np.ndarray | None = None) -> np.ndarray:
     """Start and end of each frame in seconds, (n_frames, 2), both strictly increasing.
 
@@ -153,8 +167,7 @@ def frame_times(n_frames: int, found: np.ndarray | None = None) -> np.ndarray:
         own = np.isfinite(found).all() and (np.diff(found, axis=0) > 0).all()
         if own and (n_frames > 1 or found[0, 1] - found[0, 0] <= 2 / FRAME_RATE_HZ):
             return found
-    centres = FIRST_CENTRE_S + np.arange(n_frames) / FRAME_RATE_HZ
-    half = 0.5 / FRAME_RATE_HZ
+    centres, half = frame_centres(n_frames), 0.5 / FRAME_RATE_HZ
     return np.stack([centres - half, centres + half], 1).astype(np.float32)
 
 

@@ -24,7 +24,13 @@ MAX_BYTES = MAX_FRAMES * 14 * 8
 # NumPy's headers of plain arrays have 128 bytes.
 MAX_HEADER = 1024
 
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
 RETRY = "extract or copy it again"
+PICKLED = (
+    "holds pickled objects, which are never loaded: expected plain numbers, saved with "
+    "np.savez(file, features=array)"
+)
 
 
 def load_npz(file: BinaryIO, where: str, key: str = "features") -> np.ndarray:
@@ -37,26 +43,34 @@ def load_npz(file: BinaryIO, where: str, key: str = "features") -> np.ndarray:
 
 
 @contextlib.contextmanager
-def open_npz(file: BinaryIO, where: str, at_most: int = MAX_BYTES) -> Iterator[zipfile.ZipFile]:
-    """The archive in a file of at most so many bytes.
+def open_npz(file: BinaryIO, where: str, max_bytes: int = MAX_BYTES) -> Iterator[zipfile.ZipFile]:
+    """The archive in a file of at most `max_bytes`.
 
     Each of the many ways to fail while it is open is a BadFile, one line that names the file.
     """
     try:
-        begins = file.read(6)
+        magic = file.read(6)
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if not size:
             raise BadFile(f"{where} is empty: {RETRY}")
-        if begins.startswith(b"\x93NUMPY"):
+        if magic.startswith(b"\x93NUMPY"):
             raise BadFile(f"{where} is a bare array: expected an .npz, as np.savez writes it")
-        if begins.startswith(b"\x80"):
-            raise BadFile(_pickled(where))
-        if not begins.startswith(b"PK"):
-            raise BadFile(f"{where} is not an .npz (it begins {begins!r}): {RETRY}")
-        if size > at_most:
-            raise BadFile(too_large(where, "it", size))
+        if magic.startswith(b"\x80"):
+            raise BadFile(f"{where} {PICKLED}")
+        if not magic.startswith(b"PK"):
+            raise BadFile(f"{where} is not an .npz (it begins {magic!r}): {RETRY}")
+        if size > max_bytes:
+            raise BadFile(f"{where} {too_large('it', size)}")
         with zipfile.ZipFile(BoundedReader(file, where)) as archive:
+            members = archive.infolist()
+            if len({info.filename for info in members}) < len(members):
+                raise BadFile(f"{where} has two members of one name: expected an .npz; {RETRY}")
+            # Other methods cannot be inflated piece by piece.
+            if any(info.compress_type not in METHODS for info in members):
+                raise BadFile(
+                    f"{where} is neither stored nor deflated: expected what np.savez writes"
+                )
             yield archive
     except BadFile:
         raise
@@ -67,12 +81,12 @@ def open_npz(file: BinaryIO, where: str, at_most: int = MAX_BYTES) -> Iterator[z
 
 
 def read_member(
-    archive: zipfile.ZipFile, key: str, where: str, at_most: int = MAX_BYTES
+    archive: zipfile.ZipFile, key: str, where: str, max_bytes: int = MAX_BYTES
 ) -> np.ndarray:
-    """The array `key` in an open archive, of at most so many bytes. Raises BadFile."""
-    info = _member(archive, where, key)
-    with _opened(archive, info, where) as member:
-        shape, fortran, dtype = _header(member, info, where, at_most)
+    """The array `key` in an open archive, of at most `max_bytes`. Raises BadFile."""
+    name = _member(archive, key, where)
+    with archive.open(name) as member:
+        shape, fortran, dtype = _header(member, archive.getinfo(name), where, max_bytes)
         content = bytearray()
         while piece := member.read(MAX_READ):  # the last one comes with the check of the sum
             content += piece
@@ -80,73 +94,56 @@ def read_member(
     return array.reshape(shape, order="F" if fortran else "C")
 
 
-def _member(archive: zipfile.ZipFile, where: str, key: str) -> zipfile.ZipInfo:
-    """The member that is the array `key`, or else the only 2-D array by the headers."""
-    members = {info.filename: info for info in archive.infolist()}
-    if len(members) < len(archive.infolist()):
-        raise BadFile(f"{where} has two members of one name: expected an .npz; {RETRY}")
-    if f"{key}.npy" in members:
-        return members[f"{key}.npy"]
-    arrays = {n.removesuffix(".npy"): info for n, info in members.items() if n.endswith(".npy")}
+def _member(archive: zipfile.ZipFile, key: str, where: str) -> str:
+    """The name of the array `key`, or else of the only 2-D array by the headers."""
+    names = [name for name in archive.namelist() if name.endswith(".npy")]
+    if f"{key}.npy" in names:
+        return f"{key}.npy"
     matrices = []
-    for info in arrays.values():
-        with _opened(archive, info, where) as member:
-            if len(_header(member, info, where, MAX_BYTES)[0]) == 2:
-                matrices.append(info)
+    for name in names:
+        with archive.open(name) as member:
+            if len(_header(member, archive.getinfo(name), where, MAX_BYTES)[0]) == 2:
+                matrices.append(name)
     if len(matrices) == 1:
         return matrices[0]
+    keys = [name.removesuffix(".npy") for name in names]
     raise BadFile(
         f"{where} has no key `{key}` and {len(matrices)} 2-D arrays among its keys "
-        f"({shortened(list(arrays)) or 'none'}): save the matrix under the key `{key}`"
+        f"({shortened(keys) or 'none'}): save the matrix under the key `{key}`"
     )
 
 
-def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Any:
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise BadFile(
-            f"{where} is compressed by method {info.compress_type}: expected what np.savez or "
-            "np.savez_compressed writes"
-        )
-    return archive.open(info)
-
-
 def _header(
-    member: Any, info: zipfile.ZipInfo, where: str, at_most: int
+    member: Any, info: zipfile.ZipInfo, where: str, max_bytes: int
 ) -> tuple[tuple[int, ...], bool, Any]:
     """Shape, whether in Fortran order, and dtype of a member, whose size must be what they say."""
     version = np.lib.format.read_magic(member)
-    read: Any = {
+    readers: Any = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read is None:
+    }
+    if version not in readers:
         raise BadFile(f"{where} has an array of format {version}: expected plain numbers")
-    shape, fortran, dtype = read(member, max_header_size=MAX_HEADER)
+    shape, fortran, dtype = readers[version](member, max_header_size=MAX_HEADER)
     if dtype.hasobject:
-        raise BadFile(_pickled(where))
-    claimed = math.prod(shape) * dtype.itemsize
-    held = info.file_size - member.tell()
-    if max(claimed, held) > at_most:
-        raise BadFile(too_large(where, f"its array {info.filename!r}", max(claimed, held)))
-    if claimed != held or min(shape, default=0) < 0:
+        raise BadFile(f"{where} {PICKLED}")
+    expected = math.prod(shape) * dtype.itemsize
+    found = info.file_size - member.tell()
+    if max(expected, found) > max_bytes:
+        what = f"its array {info.filename!r}"
+        raise BadFile(f"{where} {too_large(what, max(expected, found))}")
+    if expected != found or min(shape, default=0) < 0:
         raise BadFile(
-            f"{where} holds {held} bytes of the array {info.filename!r}, whose header says "
+            f"{where} holds {found} bytes of the array {info.filename!r}, whose header says "
             f"{dtype} of shape {shape}: {RETRY}"
         )
     return shape, fortran, dtype
 
 
-def _pickled(where: str) -> str:
+def too_large(what: str, n_bytes: int) -> str:
+    """What to say of a file in which `what` is too large for one utterance."""
+    size = f"{n_bytes / 1e9:.1f} GB" if n_bytes < 1e15 else "over a million GB"
     return (
-        f"{where} holds pickled objects, which are never loaded: expected plain numbers, "
-        "saved with np.savez(file, features=array)"
-    )
-
-
-def too_large(where: str, what: str, n_bytes: int) -> str:
-    """The message for a file that is too large for one utterance; `what` has that size."""
-    size = f"{n_bytes / 1e9:.1f} GB" if n_bytes < 1e15 else "more than any disk holds"
-    return (
-        f"{where} is too large for one utterance: {what} has {size}, and 4 hours have "
-        f"{MAX_BYTES / 1e9:.2f} GB; cut it, or extract it again"
+        f"is too large for one utterance: {what} has {size}, expected at most {MAX_BYTES / 1e9:.2f}"
+        " GB, 4 hours; split the recording"
     )

@@ -1,16 +1,17 @@
 """Reading the utterances of a split, one by one or by several processes."""
 
+import contextlib
 import hashlib
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from emaae.data.features import CHANNELS, LOUDNESS_COLUMN, FeatureFile, check_identity
+from emaae.system.devices import n_cpus
 from emaae.system.errors import BadFile, UserError
 from emaae.system.signals import SIGNALS
 
@@ -22,7 +23,6 @@ MAX_PROCESSES = 8
 FILES_AT_ONCE = 32
 
 T = TypeVar("T")
-Reader = Callable[[FeatureFile], np.ndarray]
 
 
 class FrameFormat(NamedTuple):
@@ -77,25 +77,25 @@ def digest_of(content: bytes | memoryview) -> str:
 
 def read_files(
     files: Sequence[FeatureFile],
-    connect: Callable[[], Callable[[FeatureFile], T]],
+    read: Callable[[FeatureFile], T],
     broken: dict[str, str] | None = None,
 ) -> Iterator[T]:
-    """Read each of the files, in their order, in one or several processes.
+    """What `read` makes of each of the files, in their order, in one or several processes.
 
-    connect: called once in each process that reads; returns what reads one file. Raises UserError.
     broken: gets the identities of broken files and why they are; without it, the first file, in
     their order, that raises an error does so here. Raises UserError when all are broken.
     """
     if broken is not None:
         broken.clear()
     if len(files) < FILES_FOR_PROCESSES:
-        reader = connect()
-        found: Iterator[T | BadFile] = (_read(file, reader) for file in files)
+        found: Iterator[T | UserError] = (_read(file, read) for file in files)
     else:
-        found = _in_processes(files, connect)
+        found = _in_processes(files, read)
     for one, file in zip(found, files):
-        if not isinstance(one, BadFile):
+        if not isinstance(one, UserError):
             yield one
+        elif not isinstance(one, BadFile):
+            raise one
         elif broken is None:
             raise BadFile(f"{one} (or leave such files out: --on_bad_file skip)")
         else:
@@ -104,18 +104,18 @@ def read_files(
         raise UserError(f"all {len(files)} files are broken: {next(iter(broken.values()))}")
 
 
-def _read(file: FeatureFile, reader: Callable[[FeatureFile], T]) -> T | BadFile:
+def _read(file: FeatureFile, read: Callable[[FeatureFile], T]) -> T | UserError:
     try:
         check_identity(file.identity, file.path)
-        return reader(file)
-    except BadFile as error:
+        return read(file)
+    except UserError as error:
         return error
 
 
 def _in_processes(
-    files: Sequence[FeatureFile], connect: Callable[[], Callable[[FeatureFile], T]]
-) -> Iterator[T | BadFile]:
-    """Read the files, in their order; a broken one gives its error.
+    files: Sequence[FeatureFile], read: Callable[[FeatureFile], T]
+) -> Iterator[T | UserError]:
+    """Read the files, in their order; one that cannot be read gives its error.
 
     Process i of n reads the parts i, i + n, ... and writes to a pipe of its own: it waits when it
     is far ahead, and ends by itself when its parent is gone, even after a SIGKILL.
@@ -129,39 +129,27 @@ def _in_processes(
         for i in range(n):
             reader, writer = fork.Pipe(duplex=False)
             readers.append(reader)
-            args = (parts[i::n], connect, writer, readers)
+            args = (parts[i::n], read, writer, readers)
             processes.append(fork.Process(target=_read_worker, args=args, daemon=True))
             processes[-1].start()
             writer.close()
         for i in range(len(parts)):
-            try:
-                answer = readers[i % n].recv()
-            except EOFError:
-                raise UserError(
-                    "a process that reads features ended early: if nothing is said above, it was "
-                    "killed, probably for lack of memory; free some and start again"
-                ) from None
-            if isinstance(answer, UserError):
-                raise answer
-            yield from answer
+            yield from readers[i % n].recv()
+    except (EOFError, OSError):  # it was killed between two messages, or within one
+        raise UserError(
+            "a process that reads features ended early: if nothing is said above, it was "
+            "killed, probably for lack of memory; free some and start again"
+        ) from None
     finally:
-        for process in processes:
-            process.kill()
         for process, reader in zip(processes, readers):
+            process.kill()
             process.join()
             reader.close()
 
 
-def n_cpus() -> int:
-    """The CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # macOS has none
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _read_worker(
     parts: Sequence[Sequence[FeatureFile]],
-    connect: Callable[[], Callable[[FeatureFile], T]],
+    read: Callable[[FeatureFile], Any],
     writer: Connection,
     readers: Sequence[Connection],
 ) -> None:
@@ -170,11 +158,6 @@ def _read_worker(
     # Signals reach all processes of the group; the workers ignore them and the parent ends them.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    try:
-        reads = connect()
+    with contextlib.suppress(BrokenPipeError):
         for part in parts:
-            writer.send([_read(file, reads) for file in part])
-    except UserError as error:
-        writer.send(error)
-    except BrokenPipeError:
-        pass
+            writer.send([_read(file, read) for file in part])

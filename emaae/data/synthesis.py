@@ -1,9 +1,4 @@
-"""Movement, loudness and pitch of a generated utterance.
-
-A score of overlapping gestures drives twelve articulators through task dynamics (Saltzman & Munhall
-1989, Ecological Psychology 1:333-382); loudness and pitch follow from the same phones. The way down
-this file: speaker, score, movement, frames.
-"""
+"""How a generated utterance of demo.py is made: speaker, score, movement, frames."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,10 +9,10 @@ from scipy import ndimage, signal
 from emaae.data.features import (
     ARTICULATORS,
     FRAME_RATE_HZ,
-    HOP_SAMPLES,
     SAMPLE_RATE_HZ,
-    WINDOW_SAMPLES,
+    frame_centres,
     frame_times,
+    frames_of,
 )
 from emaae.data.phones import (
     CODAS,
@@ -241,9 +236,7 @@ def make_utterance(
     movement: np.ndarray,
 ) -> GeneratedUtterance:
     """The utterance that one movement (instants, 12) of a speaker's articulators makes."""
-    n_samples = round(phones[-1].end_s * SAMPLE_RATE_HZ)
-    n_frames = (n_samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1
-    centres_s = (HOP_SAMPLES * np.arange(n_frames) + WINDOW_SAMPLES / 2) / SAMPLE_RATE_HZ
+    n_frames = int(frames_of(round(phones[-1].end_s * SAMPLE_RATE_HZ)))
     at_frames = FIRST_FRAME_STEP + STEPS_PER_FRAME * np.arange(n_frames)
 
     # Sensor noise whose density does not depend on the step: .04 at a step of one frame.
@@ -254,7 +247,7 @@ def make_utterance(
     loudness = _loudness(phones, len(movement))[at_frames]
     # The waveform is z-scored, and a normal variable's rms is 1.25 times its mean absolute value.
     loudness /= 1.25 * np.sqrt(np.mean(loudness**2))
-    pitch_hz = _pitch(rng, phones, centres_s, speaker.pitch_hz)
+    pitch_hz = _pitch(rng, phones, frame_centres(n_frames), speaker.pitch_hz)
 
     features = np.column_stack([articulators, loudness, pitch_hz])
     gestures = []

@@ -14,6 +14,7 @@ from emaae.runs import read
 from emaae.sweeps.queue import Attempt
 from emaae.sweeps.space import Sweep
 from emaae.system.files import write_bytes
+from emaae.system.progress import align_columns
 
 
 class Screen:
@@ -100,15 +101,6 @@ def write_csv(path: Path, sweep: Sweep, attempts: Sequence[Attempt], runs: Path)
         values += [a.state, a.epoch, a.score, *(found.get(name) for name in measured)]
         out.writerow([a.point + 1, *values, a.seconds, runs / a.run if a.run else None])
     write_bytes(path, text.getvalue().encode())
-
-
-def align_columns(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, every column aligned to the right but the last one to the left."""
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return [
-        "  ".join([c.rjust(w) for c, w in zip(row[:-1], widths)] + [row[-1]]).rstrip()
-        for row in cells
-    ]
 
 
 def format_value(value: Any) -> str:

@@ -90,3 +90,10 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_max = -1, -4  # of malloc.h
         libc.mallopt(mmap_max, 0)  # no block of its own for a large array ...
         libc.mallopt(trim_threshold, -1)  # ... and none is given back
+
+
+def n_cpus() -> int:
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

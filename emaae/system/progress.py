@@ -1,8 +1,8 @@
-"""Progress: a bar in a terminal or a notebook, plain lines elsewhere."""
+"""What a terminal shows: progress (a bar there or in a notebook, plain lines elsewhere), tables."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -58,3 +58,12 @@ def progress(
                 left = tqdm.format_interval(elapsed * (total - n_done) / (n_done - done))
                 text = f"{n_done:.0f} of {total:.0f} {unit}, {elapsed:.0f} s, about {left} left"
             print(f"{what}: {text}", flush=True)
+
+
+def align_columns(rows: Sequence[Sequence[str]], left: int = -1) -> list[str]:
+    """Rows of cells as lines; columns are aligned to the right, that of the index `left` to it."""
+    columns = []
+    for i, cells in enumerate(zip(*rows)):
+        align = str.ljust if i == left % len(rows[0]) else str.rjust
+        columns.append([align(cell, max(map(len, cells))) for cell in cells])
+    return ["  ".join(cells).rstrip() for cells in zip(*columns)]
