@@ -23,7 +23,7 @@ import torch
 
 from emaae.data.reading import FrameFormat, Utterance, digest_of
 from emaae.data.split import Precomputed, Split, mean_and_sd, offsets_of
-from emaae.system.files import flush_to_disk
+from emaae.system.files import flush_to_disk, lock_folder
 
 # Raised when what lies in a store changes, so that older stores are built again.
 FORMAT = 3
@@ -34,8 +34,9 @@ BUILDING = "building-"  # the folder that a store is built in
 class Source:
     """The source of a split.
 
-    where: what a person calls it. place: identifies it, whatever its content: a store of the same
-    place is replaced. state: differs when the content does. read: all utterances, in their order.
+    label: what a person calls it. location: identifies it, whatever its content: a store of the
+    same location is replaced. content_key: differs when the content does. read: all utterances, in
+    their order.
     broken: which files were left out when it was read last, and why; None when a broken file ends
     the reading.
     """
@@ -58,8 +59,7 @@ def load(source: Source, cache: Path | None) -> Split:
         columns = (source.form.channels, source.form.dtype)
         folder = cache / hash_key(source.location, columns) / hash_key(FORMAT, source.content_key)
         try:
-            split = _open(folder, source)
-            return _open_or_build(folder, source) if split is None else split
+            return _open(folder, source) or _open_or_build(folder, source)
         except OSError as error:
             warnings.warn(
                 f"{cache} cannot hold {source.label} ({error.strerror or error}), which is read "
@@ -77,53 +77,39 @@ def hash_key(*parts: Any) -> str:
 
 def _open_or_build(folder: Path, source: Source) -> Split:
     """The split in `folder`, which is built there unless another process has just done it."""
-    shelf = folder.parent
-    shelf.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shelf.mkdir(mode=0o700, exist_ok=True)
-    with _locked(shelf, source.label):
-        split = _open(folder, source)
-        if split is not None:
+    place = folder.parent
+    for path in (place.parent, place):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = lock_folder(place, f"waiting for another process that packs {source.label}")
+    if lock is None:
+        raise OSError("no file can be locked there")
+    with lock:
+        if split := _open(folder, source):
             return split
-        for leavings in shelf.glob(f"{BUILDING}*"):
-            shutil.rmtree(leavings)  # of a process that was killed
-        with tempfile.TemporaryDirectory(prefix=BUILDING, dir=shelf) as building:
+        for unfinished in place.glob(f"{BUILDING}*"):
+            shutil.rmtree(unfinished)  # by a process that was killed
+        with tempfile.TemporaryDirectory(prefix=BUILDING, dir=place) as building:
             _build(Path(building), source)
             with contextlib.suppress(FileNotFoundError):  # a broken one that others may have mapped
-                folder.rename(shelf / f"{folder.name}-{os.getpid()}")
+                folder.rename(place / f"{folder.name}-{os.getpid()}")
             os.rename(building, folder)
-        replaced = _remove_others(folder)
+        instead = ", in place of what it was before" if _remove_others(folder) else ""
         built = _open(folder, source)
         assert built is not None
-        print(
-            f"packed {source.label}: {built.frames.nbytes / 1e6:.1f} MB in {shelf.parent}"
-            + (", in place of what it was before" if replaced else ""),
-            flush=True,
-        )
+        size = f"{built.frames.nbytes / 1e6:.1f} MB"
+        print(f"packed {source.label}: {size} in {place.parent}{instead}", flush=True)
         return built
-
-
-@contextlib.contextmanager
-def _locked(shelf: Path, where: str) -> Iterator[None]:
-    """Hold the lock of a shelf, which ends with this process however that ends."""
-    with open(shelf / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that packs {where}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _build(folder: Path, source: Source) -> None:
     """Write frames and index."""
-    names, lengths, digests = [], [], []
+    utterances = []
     with open(folder / "frames", "wb") as file:
-        for name, frames, content in source.read():
-            names.append(name)
-            lengths.append(len(frames))
-            digests.append(content)
+        for name, frames, digest in source.read():
+            utterances.append((name, len(frames), digest))
             file.write(frames.data)
         flush_to_disk(file)  # content only: a folder that a power cut takes back is built again
+    names, lengths, digests = zip(*utterances)
     mean, sd = mean_and_sd(_map(folder / "frames", source.form, sum(lengths)))
     index = {
         "where": source.label,
@@ -144,23 +130,16 @@ def _open(folder: Path, source: Source) -> Split | None:
     """The split in `folder`; None where it is missing, broken, or lacks files that are wanted."""
     try:
         digest, _, text = (folder / "index.json").read_text(encoding="latin1").partition("\n")
-        if digest != hash_key(text):
-            return None
-        index = json.loads(text)
-        if index["skipped"] and source.broken is None:
+        index = json.loads(text) if digest == hash_key(text) else None
+        if index is None or (index["skipped"] and source.broken is None):
             return None
         frames = _map(folder / "frames", source.form, sum(index["lengths"]))
     except (FileNotFoundError, BlockingIOError, ValueError):  # locked by who removes it, cut short
         return None
     known = Precomputed(tuple(index["digests"]), np.array(index["mean"]), np.array(index["sd"]))
-    return Split(
-        tuple(index["names"]),
-        torch.from_numpy(frames),
-        offsets_of(index["lengths"]),
-        source.form.channels,
-        known,
-        index["skipped"],
-    )
+    names, offsets = tuple(index["names"]), offsets_of(index["lengths"])
+    channels, skipped = source.form.channels, index["skipped"]
+    return Split(names, torch.from_numpy(frames), offsets, channels, known, skipped)
 
 
 def _map(path: Path, form: FrameFormat, n_frames: int) -> np.ndarray:

@@ -97,18 +97,24 @@ def read_text(path: str | Path) -> str:
         return file.read().decode("utf-8")
 
 
-def lock_folder(folder: Path) -> IO[str] | None:
-    """A lock on the folder that ends with this process, whatever ends it. Raises UserError."""
+def lock_folder(folder: Path, waiting: str = "") -> IO[str] | None:
+    """A lock on the folder that ends with this process, whatever ends it. Raises UserError.
+
+    None where no file can be locked, as on some shared disks, or be written. waiting: what to print
+    while another process has the lock; without it that is an error.
+    """
     try:
         file = open(folder / ".lock", "w")  # noqa: SIM115 - open for as long as the lock is held
-    except OSError as error:
-        raise UserError(write_error(folder, error)) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process is writing {folder}: wait until it has ended") from None
-    except OSError:  # a shared disk without locks
-        file.close()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                raise UserError(
+                    f"another process is writing {folder}: wait until it has ended"
+                ) from None
+            print(waiting, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
         return None
     return file
 
