@@ -6,17 +6,20 @@ of each channel, so offsets and scales are not in the data.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from scipy.interpolate import CubicSpline
 
+from analysis import paper
 from analysis.colours import PREDICTION, SOFT, TRUTH
-from analysis.drawing import Axis, Line, Look, Panel
-from analysis.insides import through
+from analysis.drawing import Axis, Drawing, Line, Panel, Style, Text
+from analysis.model_panels import reconstruction, through
 from analysis.programs import folder_of, program, writing
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
@@ -34,10 +37,11 @@ REST_MM = {
     "UL": (-9.0, 5.0),
     "LL": (-8.0, -13.0),
 }
-# Fixed parts of the template: hard palate and velum from the upper incisors, and the throat.
+# Fixed parts of the template: hard palate and velum from the upper incisors, these, and the throat.
 PALATE_MM = np.array(
     [(0, 0), (1.5, 7), (5, 10.5), (12, 15), (24, 18), (36, 17), (47, 12), (54, 4), (57, -6)]
 )
+INCISORS_MM = np.array([(0, 0), (-2.5, 1.5), (0.5, 8), (3, 7), (0, 0)])
 THROAT_MM = np.array([(66, 12), (68, -6), (68, -26), (65, -44)])
 ROOT_MM = (56.0, -42.0)  # of the tongue
 # Outlines that move with a sensor, from it.
@@ -46,8 +50,8 @@ OUTLINES_MM = {
     "UL": np.array([(3.5, 10), (0, 6), (-1, 1), (4, -3)]),
     "LL": np.array([(3.5, -9), (0, -6), (-1, -1), (4, 3)]),
 }
-SIZE_INCHES, DPI = (4.2, 4.6), 100
-LARGEST_MM = 12.0  # that a primitive moves a sensor in a picture
+WIDTH_INCHES, DPI = 4.2, 100
+MAX_MM = 12.0  # that a primitive moves a sensor in a picture
 COLORS = 32  # of the GIF's palette
 
 
@@ -73,83 +77,62 @@ def outlines(at: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return lines | {name: at[name] + _smooth(line) for name, line in OUTLINES_MM.items()}
 
 
+def mouth(*states: tuple[Mapping[str, np.ndarray], str, float, str]) -> Panel:
+    """The mouth with its sensors in some places, the last on top and named.
+
+    A state is where the sensors are, a colour, a width and a label.
+    """
+    fixed = (_smooth(PALATE_MM), INCISORS_MM, _smooth(THROAT_MM))
+    items = [_line(mm, SOFT, width=1.2) for mm in fixed]
+    for at, color, width, label in states:
+        moving = outlines(at).values()
+        items += [_line(mm, color, label=label, width=width) for mm in moving]
+        sensors = np.array(list(at.values()))
+        items.append(_line(sensors, color, points=True, size=3 + width))
+    texts = [
+        Text(sensor, y - 1, x - 8) if sensor in ("UL", "LL") else Text(sensor, y + 2, x + 2)
+        for sensor, (x, y) in states[-1][0].items()
+    ]
+    return Panel(Axis(range=(-22, 74)), Axis(range=(-50, 28)), items, texts=texts, equal=True)
+
+
 def moved(effect: np.ndarray) -> Panel:
     """The mouth at rest and at the strongest frame of a primitive (D, W), in units of the sd.
 
-    Magnified, so that the sensor that moves most moves LARGEST_MM.
+    Magnified, so that the sensor that moves most moves MAX_MM.
     """
-    paths = positions(effect.T)
     strongest = int(np.abs(effect[: len(ARTICULATORS)]).sum(0).argmax())
-    rest = {name: np.array(at) for name, at in REST_MM.items()}
-    steps = {name: path[strongest] - rest[name] for name, path in paths.items()}
-    most = max(1e-9, np.linalg.norm(list(steps.values()), axis=1).max())
-    at = {name: rest[name] + step * LARGEST_MM / most for name, step in steps.items()}
-    still = [(_smooth(line), SOFT, 1.2) for line in (PALATE_MM, THROAT_MM)]
-    before = [(line, SOFT, 0.7) for line in outlines(rest).values()]
-    after = [(line, PREDICTION, 2.2) for line in outlines(at).values()]
-    drawn = [
-        Line(line[:, 0], line[:, 1], Look(color), width=width)
-        for line, color, width in (*still, *before, *after)
-    ]
-    where = np.array(list(at.values()))
-    sensors = Line(where[:, 0], where[:, 1], Look(PREDICTION), points=True, text=list(at))
-    x, y = Axis(range=(-22, 74)), Axis(range=(-50, 28))
-    return Panel(x, y, [*drawn, sensors], "displacement, magnified", equal=True)
+    rest = {sensor: np.array(at) for sensor, at in REST_MM.items()}
+    steps = {name: path[strongest] - rest[name] for name, path in positions(effect.T).items()}
+    scale = MAX_MM / max(1e-9, np.linalg.norm(list(steps.values()), axis=1).max())
+    at = {name: rest[name] + step * scale for name, step in steps.items()}
+    shown = mouth((rest, SOFT, 0.7, ""), (at, PREDICTION, 2.2, ""))
+    return replace(shown, title="displacement, magnified")
 
 
 def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
     """The picture of each frame of an utterance, truth over reconstruction."""
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor="white")
+    predicted, true = positions(found.prediction), positions(found.truth)
+    pitch = reconstruction(found)[found.channels.index("pitch")]
+
+    def panels(t: int) -> list[Panel]:
+        before, after = ({name: path[t] for name, path in of.items()} for of in (predicted, true))
+        states = (before, PREDICTION, 3.2, "reconstruction"), (after, TRUTH, 1.4, "truth")
+        note = "schematic: rest positions and mm per unit are a template's"
+        return [replace(mouth(*states), title=note), replace(pitch, marks=[t / FRAME_RATE_HZ])]
+
+    rows = [[panel] for panel in panels(0)]
+    figure = paper.draw(Drawing(rows, title, heights=(4, 1), legend=True), WIDTH_INCHES, 2.3)
+    figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
-    mouth = figure.add_axes((0.02, 0.245, 0.96, 0.685))
-    mouth.set(xlim=(-22, 74), ylim=(-50, 28), xticks=[], yticks=[], aspect="equal")
-    mouth.spines[:].set_visible(False)
-    mouth.plot(*_smooth(PALATE_MM).T, color="0.6", lw=2)
-    mouth.plot(*_smooth(THROAT_MM).T, color="0.6", lw=2)
-    mouth.fill([0, -2.5, 0.5, 3], [0, 1.5, 8, 7], color="0.8", lw=0)  # the upper incisors
-    figure.text(0.03, 0.945, title, fontsize=8, parse_math=False)
-    note = "schematic: rest positions and mm per unit are a template's"
-    figure.text(0.03, 0.225, note, fontsize=6, color="0.4")
-    for x, name, color in ((0.6, "truth", TRUTH), (0.73, "reconstruction", PREDICTION)):
-        figure.text(x, 0.905, name, fontsize=8, color=color, weight="bold")
-
-    sides = []
-    for values, color, width in ((found.prediction, PREDICTION, 3.2), (found.truth, TRUTH, 1.4)):
-        lines = {
-            name: mouth.plot([], [], color=color, lw=width, solid_capstyle="round")[0]
-            for name in ("tongue", *OUTLINES_MM)
-        }
-        (dots,) = mouth.plot([], [], "o", color=color, ms=3 + 1.2 * width)
-        sides.append((positions(values), lines, dots))
-    labels = {
-        sensor: mouth.text(0, 0, sensor, fontsize=6, color="0.3", clip_on=True)
-        for sensor in REST_MM
-    }
-
-    pitch = figure.add_axes((0.12, 0.075, 0.85, 0.13))
-    seconds = np.arange(len(found.truth)) / FRAME_RATE_HZ
-    column = found.channels.index("pitch")
-    pitch.plot(seconds, found.prediction[:, column], color=PREDICTION, lw=2.2)
-    pitch.plot(seconds, found.truth[:, column], color=TRUTH, lw=1)
-    pitch.set_xlim(0, max(seconds[-1], 1 / FRAME_RATE_HZ))
-    pitch.set_ylabel("pitch (Hz)", fontsize=7)
-    pitch.set_xlabel("seconds", fontsize=7, labelpad=1)
-    pitch.tick_params(labelsize=6, length=2, pad=1.5)
-    pitch.locator_params(axis="y", nbins=3)
-    pitch.spines[["top", "right"]].set_visible(False)
-    cursor = pitch.axvline(0, color="0.2", lw=1)
-
-    for t, second in enumerate(seconds):
-        for where, lines, dots in sides:
-            now = {sensor: path[t] for sensor, path in where.items()}
-            for name, line in outlines(now).items():
-                lines[name].set_data(*line.T)
-            dots.set_data(*np.array(list(now.values())).T)
-        for sensor, label in labels.items():
-            aside = (-7, -1) if sensor in ("UL", "LL") else (2.2, 2.2)
-            label.set_position(now[sensor] + aside)  # of the truth, which is drawn last
-        cursor.set_xdata([second] * 2)
-        canvas.draw()
+    canvas.draw()
+    figure.set_layout_engine("none")  # what is in place stays there
+    for t in range(len(found.truth)):
+        with matplotlib.rc_context(paper.RC):
+            for axes, panel in zip(figure.axes, panels(t)):
+                axes.clear()
+                paper.fill(axes, panel)
+            canvas.draw()
         yield Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
@@ -191,6 +174,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out must name a .gif file, got {path}")
     size = write(found, path, f"{found.name}, run {run.name}")
     print(f"{path}: {len(found.truth) / FRAME_RATE_HZ:.2f} s, {size / 1000:.0f} kB")
+
+
+def _line(mm: np.ndarray, color: str, **more: Any) -> Line:
+    x, y = mm.T
+    return Line(x, y, Style(color), **more)
 
 
 def _smooth(points: np.ndarray) -> np.ndarray:

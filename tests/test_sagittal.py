@@ -8,7 +8,7 @@ from PIL import Image
 from synthetic_runs import CHANNELS, write_run
 
 from analysis import sagittal
-from analysis.insides import through
+from analysis.model_panels import through
 from analysis.runs import read_runs
 from emaae.data.phones import SD_MM
 from emaae.system.errors import UserError
@@ -67,7 +67,7 @@ def test_the_film_has_a_frame_each_20_ms_and_only_what_moves_changes(run, tmp_pa
 
 
 def test_an_utterance_that_was_not_kept_is_named_beside_those_that_were(run):
-    with pytest.raises(UserError, match="a has not kept other: it has 103-1240-0000"):
+    with pytest.raises(UserError, match="run a has not kept other: it has 103-1240-0000"):
         sagittal.main([str(run), "--utterance", "other"])
 
 
