@@ -16,26 +16,14 @@ from emaae.system.errors import UserError
 
 # Plotly's names, and matplotlib's for the same.
 DASHES: dict[str, Any] = {
-    "solid": "-",
-    "dash": "--",
-    "dot": ":",
-    "dashdot": "-.",
-    "longdashdot": (0, (5, 1, 1, 1, 1, 1)),
-    "longdash": (0, (9, 2)),
-}
+    "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.",
+    "longdashdot": (0, (5, 1, 1, 1, 1, 1)), "longdash": (0, (9, 2)),
+}  # fmt: skip
 MARKERS = {
-    "circle": "o",
-    "square": "s",
-    "triangle-up": "^",
-    "diamond": "D",
-    "triangle-down": "v",
-    "star": "*",
-    "x": "X",
-    "cross": "P",
-    "triangle-right": ">",
-    "triangle-left": "<",
+    "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v",
+    "star": "*", "x": "X", "cross": "P", "triangle-right": ">", "triangle-left": "<",
     "hexagon": "h",
-}
+}  # fmt: skip
 
 
 class Missing(UserError):
@@ -181,22 +169,18 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
     combination has a marker.
     """
     parts = [label.partition(", ")[::2] for label in labels]
-    schedules, rests = (list(dict.fromkeys(part[i] for part in parts)) for i in (0, 1))
-    named = len(schedules) > 1 and all(schedule in SCHEDULE_COLOURS for schedule in schedules)
+    schedules, rests = (list(dict.fromkeys(part)) for part in zip(*parts))
+    named = len(schedules) > 1 and set(schedules) <= set(SCHEDULE_COLOURS)
     crossed = len(schedules) > 1 and len(rests) > 1
     dashes, markers = list(DASHES), list(MARKERS)
     found = {}
     for i, (label, (schedule, rest)) in enumerate(zip(labels, parts)):
-        row = schedules.index(schedule) if crossed else i
-        color = SCHEDULE_COLOURS[schedule] if named else COLOURS[row % len(COLOURS)]
-        # Colours that come again come with other dashes and markers.
-        again = 0 if named else row // len(COLOURS)
-        if crossed:
-            column = rests.index(rest)
-            dash, marker = column + again * len(rests), column + row * len(rests)
-        else:
-            dash = marker = i + 3 * again
-        found[label] = Style(color, dashes[dash % len(dashes)], markers[marker % len(markers)])
+        color, dash = (schedules.index(schedule), rests.index(rest)) if crossed else (i, i)
+        found[label] = Style(
+            SCHEDULE_COLOURS[schedule] if named else COLOURS[color % len(COLOURS)],
+            dashes[dash % len(dashes)],
+            markers[i % len(markers)],
+        )
     return found
 
 
@@ -214,8 +198,8 @@ def log_ticks(values: Iterable[float]) -> list[tuple[float, str]]:
     return [(tick, f"{tick:g}") for tick in ticks if low / 2 <= tick <= high * 2]
 
 
-def in_grid(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
-    """Rows of so many panels that share their axes' names, which stand at the margins alone."""
+def in_grid(panels: Sequence[Panel], columns: int, **more: Any) -> Drawing:
+    """Panels that share their axes' names, which stand at the margins alone."""
     found = []
     for i, panel in enumerate(panels):
         bare: dict[str, Any] = {"label": "", "ticks": ()} if panel.images else {"label": ""}
@@ -224,7 +208,7 @@ def in_grid(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
         if i + columns < len(panels):
             panel = replace(panel, x=replace(panel.x, **bare))
         found.append(panel)
-    return [found[i : i + columns] for i in range(0, len(found), columns)]
+    return Drawing([found[i : i + columns] for i in range(0, len(found), columns)], **more)
 
 
 def described(drawing: Drawing) -> str:

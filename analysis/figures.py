@@ -18,7 +18,6 @@ from analysis.runs import Run, best, read_comparable
 from emaae.system.errors import UserError, reporting_errors
 from emaae.system.files import expand_home
 
-N_TILES = 24
 Show = Callable[[Sequence[Run]], Drawing]
 
 
@@ -47,47 +46,45 @@ def of_best(show: Callable[[Run], Drawing]) -> Show:
 
 
 def _overview(run: Run) -> Drawing:
-    shown = model_panels.encodings(*model_panels.through(run))
-    rows = list(zip((panels.run_losses(run), panels.run_alpha(run)), shown))
+    traces, raster = model_panels.encodings(*model_panels.through(run)).panels
+    rows = [[panels.run_losses(run), traces], [panels.run_alpha(run), raster]]
     return Drawing(rows, widths=(1, 1.9))
 
 
 def _reconstruction(run: Run) -> Drawing:
     found, _ = model_panels.through(run)
-    rows = [[panel] for panel in model_panels.reconstruction(found)]
-    return Drawing(rows, f"{found.name}, run {run.name}", share_x=True, legend=True)
+    return model_panels.reconstruction(found, f"{found.name}, run {run.name}")
 
 
 def _encodings(run: Run) -> Drawing:
     found, z = model_panels.through(run)
-    rows = [[panel] for panel in model_panels.encodings(found, z)]
-    return Drawing(rows, f"{found.name}, run {run.name}")
+    return model_panels.encodings(found, z, f"{found.name}, run {run.name}")
 
 
 def _kernels(run: Run) -> Drawing:
     model = model_panels.model_of(run)
-    found, n = model_panels.first_kernels(model, N_TILES), model.encoder[0].conv.out_channels
+    found, n = model_panels.first_kernels(model), model.encoder[0].conv.out_channels
     title = f"first-layer kernels of {run.name}, {len(found)} of {n}, the largest norm first"
-    return Drawing(in_grid(found, 8), title)
+    return in_grid(found, 8, title=title)
 
 
 def _primitives(run: Run) -> Drawing:
     model = model_panels.model_of(run)
     kept = model_panels.kept_by(run, model).values()
     z = np.concatenate([kernels.through(model, features)[1] for features in kept])
-    units = kernels.busiest_units(model, z, N_TILES)
+    units = kernels.busiest_units(model, z, model_panels.N_TILES)
     if not len(units):
         raise Missing(f"no unit of run {run.name} fires on the kept utterances")
     found = model_panels.primitives(kernels.primitives(model, units), units)
     title = (
         f"decoder primitives of {run.name}, the {len(units)} busiest of {model.inner_size} units"
     )
-    return Drawing(in_grid(found, 8), title)
+    return in_grid(found, 8, title=title)
 
 
 def _losses_by_run(runs: Sequence[Run]) -> Drawing:
     found = panels.losses_by_run(runs)
-    return Drawing(in_grid(found, min(len(found), 4)), legend=True)
+    return in_grid(found, min(len(found), 4), legend=True)
 
 
 # What each shows, its width and the height of a row, in inches.

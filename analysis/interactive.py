@@ -21,6 +21,7 @@ AXIS = {
     "title": {"standoff": 8},
     "automargin": True,
 }
+SMALL = {"color": SOFT, "size": 12}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, sans-serif", "size": 12.5, "color": INK},
@@ -33,6 +34,9 @@ TEMPLATE = go.layout.Template(
         "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         "xaxis": AXIS,
         "yaxis": AXIS,
+        "annotationdefaults": {"showarrow": False, "align": "left", "font": SMALL},
+        "shapedefaults": {"type": "line", "line": {"color": SOFT, "width": 1, "dash": "dot"}},
+        "coloraxis": {"colorbar": {"thickness": 10, "outlinewidth": 0, "title": {"side": "right"}}},
     }
 )
 MAX_UPRIGHT = 6  # letters of a tick, more are written upwards
@@ -67,8 +71,7 @@ def draw(drawing: Drawing, height: int = 360) -> go.Figure:
             x["visible"] = y["visible"] = False
             y["scaleanchor"] = f"x{number}"
         layout |= {f"xaxis{number}": x, f"yaxis{number}": y}
-        layout["annotations"] += _annotations(panel, number)
-        layout["shapes"] += _shapes(panel, number)
+        _annotate(layout, panel, {"xref": f"x{number}", "yref": f"y{number}"})
         for item in panel.items:
             if isinstance(item, Image):
                 found: Iterable[dict[str, Any]] = [_heatmap(item)]
@@ -93,26 +96,20 @@ def _domains(shares: Sequence[float], gap: float) -> list[list[float]]:
     return np.stack([ends - room, ends], 1).clip(0, 1).tolist()
 
 
-def _annotations(panel: Panel, number: str) -> Iterator[dict[str, Any]]:
-    style = {"showarrow": False, "xref": f"x{number}", "yref": f"y{number}", "align": "left"}
+def _annotate(layout: dict[str, Any], panel: Panel, place: dict[str, str]) -> None:
+    """Add the panel's texts, its title and its dotted lines; place: its axes."""
+    wide, high = (place | {axis: f"{place[axis]} domain"} for axis in place)
     for text, y, x in panel.texts:
-        where = {"x": 1.005, "xref": f"x{number} domain"} if x is None else {"x": x}
-        soft = {"font": {"color": SOFT, "size": 12}, "xanchor": "left"}
+        where = wide | {"x": 1.005} if x is None else place | {"x": x}
         said = escape(text, quote=False).replace("\n", "<br>")
-        yield style | soft | {"text": said, "y": y} | where
+        layout["annotations"].append(where | {"text": said, "y": y, "xanchor": "left"})
     if panel.title:
-        above = {"x": 0.5, "xref": f"x{number} domain", "y": 1, "yref": f"y{number} domain"}
-        ink = {"font": {"color": INK, "size": 12}, "yanchor": "bottom"}
-        yield style | ink | {"text": escape(panel.title, quote=False)} | above
-
-
-def _shapes(panel: Panel, number: str) -> Iterator[dict[str, Any]]:
-    dotted = {"type": "line", "line": {"color": SOFT, "width": 1, "dash": "dot"}}
-    dotted |= {"xref": f"x{number}", "yref": f"y{number}"}
-    for y in panel.levels:
-        yield dotted | {"x0": 0, "x1": 1, "xref": f"x{number} domain", "y0": y, "y1": y}
-    for x in panel.marks:
-        yield dotted | {"y0": 0, "y1": 1, "yref": f"y{number} domain", "x0": x, "x1": x}
+        above = (
+            wide | high | {"x": 0.5, "y": 1, "yanchor": "bottom", "font": SMALL | {"color": INK}}
+        )
+        layout["annotations"].append(above | {"text": escape(panel.title, quote=False)})
+    layout["shapes"] += [wide | {"x0": 0, "x1": 1, "y0": y, "y1": y} for y in panel.levels]
+    layout["shapes"] += [high | {"y0": 0, "y1": 1, "x0": x, "x1": x} for x in panel.marks]
 
 
 def _legend_height(labels: Collection[str]) -> int:
@@ -148,18 +145,13 @@ def _traces(line: Line, in_legend: bool) -> Iterator[dict[str, Any]]:
         "visible": line.kind != "each",
     }
     trace = common | {
-        "x": np.asarray(line.x, dtype=np.float32),
-        "y": np.asarray(line.y, dtype=np.float32),
+        "x": line.x.astype(np.float32),
+        "y": line.y.astype(np.float32),
         "mode": "markers" if line.points else "lines+markers" if line.markers else "lines",
         "name": label,
         "showlegend": in_legend and bool(label),
         "opacity": 0.85 if line.points else 1,
-        "line": {
-            "color": style.color,
-            "width": 1.4 * line.width,
-            "dash": style.dash,
-            "shape": line.step or "linear",
-        },
+        "line": {"color": style.color, "width": 1.4 * line.width, "dash": style.dash},
         "marker": {
             "color": style.color,
             "size": 1.8 * line.size if line.points else 7,
@@ -170,6 +162,8 @@ def _traces(line: Line, in_legend: bool) -> Iterator[dict[str, Any]]:
         "text": escape(line.text, quote=False),
         "hovertemplate": f"{pointed}%{{x:.4~g}}, %{{y:.4~g}}<extra></extra>",
     }
+    if line.step:
+        trace["line"]["shape"] = line.step
     if line.low is not None and line.high is not None:
         if line.points:
             up, down = line.high - line.y, line.y - line.low
@@ -182,7 +176,7 @@ def _traces(line: Line, in_legend: bool) -> Iterator[dict[str, Any]]:
                 "fill": "toself",
                 "fillcolor": style.color,
                 "opacity": 0.15,
-                "line": {"width": 0, "shape": line.step or "linear"},
+                "line": trace["line"] | {"width": 0},
                 "hoverinfo": "skip",
                 "showlegend": False,
             }
@@ -193,13 +187,10 @@ def _heatmap(image: Image) -> dict[str, Any]:
     rows, columns = image.z.shape
     (x0, x1), (y0, y1) = image.x, image.y
     dx, dy = (x1 - x0) / columns, (y1 - y0) / rows
-    return {
+    place = {"x0": x0 + dx / 2, "dx": dx, "y0": y0 + dy / 2, "dy": dy}
+    return place | {
         "type": "heatmap",
         "z": image.z.astype(np.float32),
-        "x0": x0 + dx / 2,
-        "dx": dx,
-        "y0": y0 + dy / 2,
-        "dy": dy,
         "coloraxis": "coloraxis",
         "hovertemplate": "%{x:.4~g}, %{y:.0f}: %{z:.3~g}<extra></extra>",
     }
@@ -208,17 +199,10 @@ def _heatmap(image: Image) -> dict[str, Any]:
 def _scale(image: Image, across: list[float], upwards: list[float]) -> dict[str, Any]:
     """The colours of all images, with a bar beside the one in these parts of the figure."""
     colours = SIGNED if image.signed else SILENCE_TO_PEAK
-    low, high = upwards
+    place = {"x": across[1], "y": sum(upwards) / 2, "len": upwards[1] - upwards[0]}
     return {
         "cmin": -image.high if image.signed else 0,
         "cmax": image.high,
-        "colorscale": [(i / (len(colours) - 1), colour) for i, colour in enumerate(colours)],
-        "colorbar": {
-            "title": {"text": image.label, "side": "right"},
-            "x": across[1],
-            "y": (low + high) / 2,
-            "len": high - low,
-            "thickness": 10,
-            "outlinewidth": 0,
-        },
+        "colorscale": list(zip(np.linspace(0, 1, len(colours)).tolist(), colours)),
+        "colorbar": {"title": {"text": image.label}, **place},
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis import kernels
 from analysis.colours import PREDICTION, TRUTH
-from analysis.drawing import Axis, Image, Line, Missing, Panel, Style, Text
+from analysis.drawing import Axis, Drawing, Image, Line, Missing, Panel, Style, Text
 from analysis.runs import Run
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
@@ -18,7 +18,7 @@ from emaae.runs.reconstructions import Reconstruction
 from emaae.shift import FRAME_MS
 
 TRACED = ("TTY", "TDY", "LLY", "pitch")
-MAX_LABELS = 12
+MAX_LABELS, N_TILES = 12, 24
 EPS = 1e-12  # in place of a scale of 0
 
 
@@ -53,25 +53,21 @@ def through(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarr
     return Reconstruction(name, kernels.channels_of(model.input_dim), kept[name], y), z
 
 
-def reconstruction(found: Reconstruction) -> list[Panel]:
+def reconstruction(found: Reconstruction, title: str = "") -> Drawing:
     """Truth and reconstruction of every channel of an utterance, a panel each, in its own unit."""
-    panels = []
+    rows = []
     for i, (name, r) in enumerate(zip(found.channels, found.correlations())):
         truth, prediction = found.truth[:, i], found.prediction[:, i]
         agreement = "undefined" if np.isnan(r) else f"{r:.3f}"
         unit = " z" if name in ARTICULATORS else " Hz" if name == "pitch" else ""
-        panels.append(
-            Panel(
-                _seconds_of(truth, "seconds" if i == len(found.channels) - 1 else ""),
-                Axis(name + unit),
-                _truth_over_prediction(truth, prediction, labelled=i == 0),
-                texts=[Text(f"r = {agreement}", float(np.nanmean(truth)))],
-            )
-        )
-    return panels
+        lines = _truth_over_prediction(truth, prediction, labelled=i == 0)
+        texts = [Text(f"r = {agreement}", float(np.nanmean(truth)))]
+        x = _seconds_of(truth, "seconds" if i == len(found.channels) - 1 else "")
+        rows.append([Panel(x, Axis(name + unit), lines, texts=texts)])
+    return Drawing(rows, title, share_x=True, legend=True)
 
 
-def encodings(found: Reconstruction, z: np.ndarray) -> list[Panel]:
+def encodings(found: Reconstruction, z: np.ndarray, title: str = "") -> Drawing:
     """An encoding z (T, C) under what it encodes: some channels, each over its sd, and the units.
 
     Each live unit is over its own maximum, in the order of its peak.
@@ -93,10 +89,11 @@ def encodings(found: Reconstruction, z: np.ndarray) -> list[Panel]:
     where = (0, len(z) / FRAME_RATE_HZ), (0, alive.shape[1])
     image = Image(alive[:, order].T, *where, "of the unit's maximum")
     counts = f"{alive.shape[1]} of {z.shape[1]} units fire, {(z == 0).mean():.0%} zeros"
-    return [traces, Panel(Axis("seconds"), Axis("unit, by time of peak"), [image], counts)]
+    raster = Panel(Axis("seconds"), Axis("unit, by time of peak"), [image], counts)
+    return Drawing([[traces], [raster]], title, heights=(1, 1.6))
 
 
-def first_kernels(model: CNNAutoEncoder, n: int) -> list[Panel]:
+def first_kernels(model: CNNAutoEncoder, n: int = N_TILES) -> list[Panel]:
     """First-layer weights, a panel each, the largest norm first."""
     found = kernels.first_kernels(model, n)
     return _montage(found, [f"no. {i + 1}" for i in range(len(found))], "weight (per sd)")

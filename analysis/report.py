@@ -6,6 +6,7 @@ The page holds everything: text, numbers, drawing code. It asks no network for a
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from analysis.fronts import FRONT_HEADS, costs, front_row, schedule_fronts
 from analysis.interactive import TEMPLATE
 from analysis.panels import styled
 from analysis.programs import folder_of, program, writing
-from analysis.report_figures import collect, shown_in_full
+from analysis.report_figures import collect
 from analysis.runs import (
     GOOD,
     Run,
@@ -43,10 +44,6 @@ from emaae.system.errors import reporting_errors
 from emaae.system.files import expand_home
 
 MAX_VALUES = 12  # of a filter
-WHERE = {
-    "test": "of the selected weights, on the test split",
-    "val": "of the selected weights, on the validation split (not every run has a test split)",
-}
 
 
 def page(runs: Sequence[Run], title: str) -> str:
@@ -56,8 +53,8 @@ def page(runs: Sequence[Run], title: str) -> str:
         for kind in ("html", "css", "js")
     )
     figures, choices = collect(runs)
-    top, full, settings = best(runs), shown_in_full(runs), labels(runs)
-    content = {
+    top = best(runs)
+    data = {
         "runs": [run.name for run in runs],
         "best": runs.index(top) if top else None,
         "filters": filters(runs),
@@ -66,42 +63,37 @@ def page(runs: Sequence[Run], title: str) -> str:
         "template": TEMPLATE.to_plotly_json(),
         "dark": DARK,
     }
-    # A closing tag in a run's name would end the script that holds the data.
-    data = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
-    color_of = {run: style.color for _, style, members in styled(runs) for run in members}
     return (
         Environment(autoescape=True)
         .from_string(html)
         .render(
             title=title,
             runs=runs,
-            best=content["best"],
-            answer=top and answer(top, runs),
+            top=top,
+            split=split_of(runs),
+            settings=labels(runs),
+            color_of={run: style.color for _, style, members in styled(runs) for run in members},
+            # Those without a score are the last.
+            order=np.argsort([score(run) for run in runs], kind="stable").tolist(),
+            final=final,
+            score=score,
+            second=np.sort([score(r) for r in runs if r.status in GOOD] + [math.nan] * 2)[1],
             facts={
                 "Runs": _statuses(runs),
                 "Compared": _compared(runs),
                 "Data": _data(runs),
-                "Numbers": WHERE[split_of(runs)],
                 "Score": f"combines {aims(runs)}",
             },
-            problems=[(run, _why(run)) for run in runs if run.status not in GOOD],
-            filters=content["filters"],
-            colours=SCHEDULE_COLOURS,
+            problems={run: _why(run) for run in runs if run.status not in GOOD},
+            schedule_colours=SCHEDULE_COLOURS,
             seeds=len(groups(runs)) < len(runs),
             front_heads=FRONT_HEADS,
             fronts=fronts(runs),
             columns=columns(runs),
-            good=GOOD,
-            # Those without a score are the last.
-            order=np.argsort([score(run) for run in runs], kind="stable").tolist(),
-            run_colours=[color_of[run] for run in runs],
-            run_choices=[
-                f"{'● ' if run in full else ''}{run.name}: {settings[run]}, "
-                f"seed {run.config.get('seed')}"
-                for run in runs
-            ],
-            footer=footer(runs),
-            page=data,
+            commits=sorted({str(run.config.get("git_commit") or "")[:12] for run in runs} - {""}),
+            data=data,
+            # A closing tag in a run's name would end the script that holds the data.
+            page=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
             css=css,
             plotly=get_plotlyjs(),
             js=js,
@@ -109,44 +101,7 @@ def page(runs: Sequence[Run], title: str) -> str:
     )
 
 
-# ---- the answer
-
-
-def answer(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
-    """Why to take the best run, and what it gives up."""
-    split = split_of(runs)
-    rows = [
-        (f"{split}/fvu", "fvu", "of the variance is not explained; lower is better"),
-        (f"{split}/live_sparsity", "zeros of live units", "target_sparsity"),
-        ("shift/persistence_within", "persistence within", "target_persistence"),
-        (f"{split}/r_articulators", "mean r of the articulators", "1 is perfect"),
-        ("shift/persistence", "persistence", "half-life of the encoding / that of the input"),
-    ]
-    numbers = []
-    for metric, name, words in rows:
-        value = final(run, metric)
-        if words.startswith("target_"):
-            words = _beside_target(value, number(run.config.get(words)))
-        if value == value:
-            numbers.append((f"{value:.3g}", name, words))
-    others = [score(other) for other in runs if other is not run and other.status in GOOD]
-    lead = min((value for value in others if value == value), default=None)
-    than = "" if lead is None else f"; the second best has {lead:.4g}"
-    epoch = run.selected.get("epoch", "unknown")
-    return {
-        "run": f"{run.name}: {labels(runs)[run]}, epoch {epoch}",
-        "score": f"{score(run):.4g}{than}",
-        "numbers": numbers,
-        "code": f"model = emaae.load_model({run.ref!r})",
-    }
-
-
-def _beside_target(value: float, target: float) -> str:
-    if target != target or not target:
-        return "not asked for"
-    return (
-        f"target {target:g}, met" if value >= target else f"{target - value:.2g} below {target:g}"
-    )
+# ---- what is said
 
 
 def _statuses(runs: Sequence[Run]) -> str:
@@ -187,14 +142,6 @@ def _why(run: Run) -> str:
     return (reached or " before the end of its first epoch") + reason
 
 
-def footer(runs: Sequence[Run]) -> str:
-    """Which code made the runs."""
-    commits = sorted({str(run.config.get("git_commit") or "")[:12] for run in runs} - {""})
-    if not commits:
-        return "The commit of the runs' code is not known."
-    return f"Made by the code at commit {', '.join(commits)}."
-
-
 # ---- filters and tables
 
 
@@ -226,23 +173,17 @@ def columns(runs: Sequence[Run]) -> list[Column]:
     split = split_of(runs)
     found = [Column(name, "", [_setting(r.knob(name)) for r in runs]) for name in varying(runs)]
     found.append(Column("status", "", [(run.status.replace("_", " "), None) for run in runs]))
-    metrics = {
-        "select/epoch": ("epoch", "whose weights were selected"),
-        "select/score": ("score", "validation; lower is better"),
-    }
+    names = {"epoch": "select/epoch", "score": "select/score"}
     for name in (*SUMMARY, *SUMMARY_AT_END):
-        if name != "score":
-            name, heading = (
-                name if name in BY_NAME else f"{split}/{name}",
-                name.removeprefix("shift/"),
+        names.setdefault(name, name if name in BY_NAME else f"{split}/{name}")
+    for name, metric in names.items():
+        values = [final(run, metric) for run in runs]
+        if metric.startswith("select/") or np.isfinite(values).any():
+            known = BY_NAME[metric]
+            words = known.short_description + (
+                f"; {known.better} is better" if known.better else ""
             )
-            metric = BY_NAME[name]
-            better = f"; {metric.better} is better" if metric.better else ""
-            words = metric.short_description + better
-            metrics[name] = (heading.replace("/", " ").replace("_", " "), words)
-    for name, (heading, words) in metrics.items():
-        values = [final(run, name) for run in runs]
-        if name.startswith("select/") or np.isfinite(values).any():
+            heading = re.sub("[/_]", " ", name.removeprefix("shift/"))
             found.append(Column(heading, words, _numbers(values)))
     return found
 

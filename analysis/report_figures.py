@@ -13,7 +13,6 @@ from analysis.labels import LABELS, read_split
 from analysis.runs import Run, best, groups, score
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
-from emaae.runs.reconstructions import Reconstruction
 from emaae.system.errors import UserError
 
 # Runs that are shown in full: the best, and the best of up to three other settings.
@@ -21,7 +20,6 @@ MAX_IN_FULL = 4
 UTTERANCES_OF_BEST, UTTERANCES_OF_OTHERS = 3, 1
 MAX_FRAMES = 10 * FRAME_RATE_HZ  # of an utterance
 MAX_LABELLED = 30  # utterances
-N_TILES = 24
 
 
 def _epochs(name: str, label: str, **more: Any) -> Callable[[Sequence[Run]], Panel]:
@@ -95,15 +93,17 @@ def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[
             y, z = kernels.through(model, one.truth)
             encodings[one.name] = z
             shown = replace(shown, prediction=y[:MAX_FRAMES])
-            figures[f"encoding/{i}/{at}"] = _shown(_encoding, shown, z[:MAX_FRAMES])
-        rows = [[panel] for panel in model_panels.reconstruction(shown)]
-        figures[f"reconstruction/{i}/{at}"] = _figure(Drawing(rows, share_x=True), height=96)
+            cut = z[:MAX_FRAMES]
+            figures[f"encoding/{i}/{at}"] = _shown(model_panels.encodings, shown, cut)
+        drawing = model_panels.reconstruction(shown)
+        figures[f"reconstruction/{i}/{at}"] = _figure(drawing, height=96)
     units = np.empty(0, dtype=int)
     if model is not None:
-        figures[f"kernels/{i}"] = _montage(model_panels.first_kernels(model, N_TILES))
+        tiles = in_grid(model_panels.first_kernels(model), 8)
+        figures[f"kernels/{i}"] = _figure(tiles, height=240)
         if encodings:
             z = np.concatenate(list(encodings.values()))
-            units = kernels.busiest_units(model, z, N_TILES)
+            units = kernels.busiest_units(model, z, model_panels.N_TILES)
         if len(units):
             figures |= _of_units(run, i, model, units, encodings)
     choices = {"utterances": [one.name for one in utterances]}
@@ -116,7 +116,7 @@ def _of_units(
     """Figures of units by key; encodings (T, C) by the name of the utterance."""
     effects = kernels.primitives(model, units)
     tiles = model_panels.primitives(effects, units)
-    figures: dict[str, Any] = {f"primitives/{i}": _montage(tiles)}
+    figures: dict[str, Any] = {f"primitives/{i}": _figure(in_grid(tiles, 8), height=240)}
     labels, z_of_labels = _labelled(run, model)
     for name in LABELS:
         figures[f"unit-{name}s/{i}"] = "Labels are known for generated speech only."
@@ -146,14 +146,6 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
     bound = labels["gesture"]
     labels["gesture"] = np.where(bound == " ".join(ARTICULATORS), "all (vowel)", bound)
     return labels, z
-
-
-def _encoding(found: Reconstruction, z: np.ndarray) -> Drawing:
-    return Drawing([[panel] for panel in model_panels.encodings(found, z)], heights=(1, 1.6))
-
-
-def _montage(tiles: Sequence[Panel]) -> dict[str, Any]:
-    return _figure(Drawing(in_grid(tiles, 8)), height=240)
 
 
 def _shown(show: Callable[..., Panel | Drawing], *args: Any) -> Any:

@@ -113,7 +113,7 @@ def moved(effect: np.ndarray) -> Panel:
 def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
     """The picture of each frame of an utterance, truth over reconstruction."""
     predicted, true = positions(found.prediction), positions(found.truth)
-    pitch = reconstruction(found)[found.channels.index("pitch")]
+    pitch = reconstruction(found).panels[found.channels.index("pitch")]
 
     def panels(t: int) -> list[Panel]:
         before, after = ({name: path[t] for name, path in of.items()} for of in (predicted, true))
