@@ -1,16 +1,8 @@
 """The panels of the figures of runs, which `paper` draws for print, `interactive` for pages.
 
-A notebook can put its own figure together:
-
-    from analysis import panels, paper
-    from analysis.drawing import Drawing
-    from analysis.runs import read_runs
-
-    paper.draw(Drawing([panels.losses(read_runs("runs/demo"))]))
-
 Runs of the same settings are one line, the mean over their seeds, in a band from the lowest seed to
 the highest. What cannot be drawn raises `Missing`, which says what is missing and why. The panels
-of one model are in `analysis.model_panels`.
+of one model are in `analysis.model_panels`; docs/analysis.md has a notebook's own figure.
 """
 
 from collections.abc import Callable, Sequence
@@ -220,13 +212,12 @@ def articulators(runs: Sequence[Run]) -> Panel:
     prefix = f"{split_of(runs)}/r/"
     measured = {key for run in runs for key in run.measured}
     channels = [name for name in CHANNELS if prefix + name in measured]
-    members = groups(runs)
-    aside = np.linspace(-0.3, 0.3, len(members)) if len(members) > 1 else [0.0]
-    shift = {run: dx for found, dx in zip(members.values(), aside) for run in found}
+    settings = list(groups(runs).values())
+    aside = {run: (i + 0.5) / len(settings) - 0.5 for i, of in enumerate(settings) for run in of}
 
     def curve(run: Run) -> Curve | None:
         r = np.array([final(run, prefix + name) for name in channels])
-        x = np.arange(len(channels)) + shift[run]
+        x = np.arange(len(channels)) + 0.7 * aside[run]
         return (x, r) if run.status in GOOD and np.isfinite(r).any() else None
 
     lacking = "no run has measured the channels of selected weights"

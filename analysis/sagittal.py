@@ -5,7 +5,7 @@ where they rest, and how far one unit of a channel reaches, is a template's: fea
 of each channel, so offsets and scales are not in the data.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,8 @@ from emaae.system.errors import UserError, reporting_errors
 from emaae.system.files import expand_home
 
 # Millimetres; x grows backwards and y upwards, from the edge of the upper incisors.
-REST_MM = {
-    "TD": (42.0, -6.0),
-    "TB": (27.0, -5.0),
-    "TT": (11.0, -10.0),
-    "LI": (1.5, -9.0),
-    "UL": (-9.0, 5.0),
-    "LL": (-8.0, -13.0),
-}
+SENSORS = ("TD", "TB", "TT", "LI", "UL", "LL")  # in the order of the features
+REST_MM = np.array([(42.0, -6), (27, -5), (11, -10), (1.5, -9), (-9, 5), (-8, -13)])
 # Fixed parts of the template: hard palate and velum from the upper incisors, these, and the throat.
 PALATE_MM = np.array(
     [(0, 0), (1.5, 7), (5, 10.5), (12, 15), (24, 18), (36, 17), (47, 12), (54, 4), (57, -6)]
@@ -44,55 +38,50 @@ PALATE_MM = np.array(
 INCISORS_MM = np.array([(0, 0), (-2.5, 1.5), (0.5, 8), (3, 7), (0, 0)])
 THROAT_MM = np.array([(66, 12), (68, -6), (68, -26), (65, -44)])
 ROOT_MM = (56.0, -42.0)  # of the tongue
-# Outlines that move with a sensor, from it.
-OUTLINES_MM = {
-    "LI": np.array([(0, 0), (1, -7), (4, -16), (16, -24)]),
-    "UL": np.array([(3.5, 10), (0, 6), (-1, 1), (4, -3)]),
-    "LL": np.array([(3.5, -9), (0, -6), (-1, -1), (4, 3)]),
-}
+# Outlines that move with LI, UL and LL, from them.
+OUTLINES_MM = np.array(
+    [
+        [(0, 0), (1, -7), (4, -16), (16, -24)],
+        [(3.5, 10), (0, 6), (-1, 1), (4, -3)],
+        [(3.5, -9), (0, -6), (-1, -1), (4, 3)],
+    ]
+)
+NAMES_MM = np.array([(2, 2)] * 4 + [(-8, -1)] * 2)  # where their names are, from the sensors
 WIDTH_INCHES, DPI = 4.2, 100
 MAX_MM = 12.0  # that a primitive moves a sensor in a picture
 COLORS = 32  # of the GIF's palette
 
 
-def positions(features: np.ndarray) -> dict[str, np.ndarray]:
-    """Schematic positions (T, 2) in mm of each sensor, from features (T, D) in z-scores.
+def positions(features: np.ndarray) -> np.ndarray:
+    """Schematic positions (T, 6, 2) in mm of `SENSORS`, from features (T, D) in z-scores.
 
     A rest position plus z times the channel's standard deviation in real articulography.
     """
-    mm = features[:, : len(ARTICULATORS)] * SD_MM
-    at = {name: i for i, name in enumerate(ARTICULATORS)}
-    return {
-        sensor: np.array(rest) + mm[:, [at[f"{sensor}X"], at[f"{sensor}Y"]]]
-        for sensor, rest in REST_MM.items()
-    }
+    moved_mm = features[:, : len(ARTICULATORS)] * SD_MM
+    return REST_MM + moved_mm.reshape(-1, *REST_MM.shape)
 
 
-def outlines(at: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Smooth lines (n, 2) of the tongue and of what moves with the other sensors.
+def outlines(at: np.ndarray) -> list[np.ndarray]:
+    """Smooth lines (n, 2) of the tongue and of what moves with the other sensors, at (6, 2).
 
-    at: where the sensors are. The tongue reaches from its tip to its fixed root.
+    The tongue reaches from its tip to its fixed root.
     """
-    lines = {"tongue": _smooth(np.array([at["TT"], at["TB"], at["TD"], ROOT_MM]))}
-    return lines | {name: at[name] + _smooth(line) for name, line in OUTLINES_MM.items()}
+    dorsum, body, tip, *others = at
+    lines = [_smooth(np.array([tip, body, dorsum, ROOT_MM]))]
+    return lines + [sensor + _smooth(line) for sensor, line in zip(others, OUTLINES_MM)]
 
 
-def mouth(*states: tuple[Mapping[str, np.ndarray], str, float, str]) -> Panel:
+def mouth(*states: tuple[np.ndarray, str, float, str]) -> Panel:
     """The mouth with its sensors in some places, the last on top and named.
 
-    A state is where the sensors are, a colour, a width and a label.
+    A state is where the sensors are (6, 2), a colour, a width and a label.
     """
     fixed = (_smooth(PALATE_MM), INCISORS_MM, _smooth(THROAT_MM))
     items = [_line(mm, SOFT, width=1.2) for mm in fixed]
     for at, color, width, label in states:
-        moving = outlines(at).values()
-        items += [_line(mm, color, label=label, width=width) for mm in moving]
-        sensors = np.array(list(at.values()))
-        items.append(_line(sensors, color, points=True, size=3 + width))
-    texts = [
-        Text(sensor, y - 1, x - 8) if sensor in ("UL", "LL") else Text(sensor, y + 2, x + 2)
-        for sensor, (x, y) in states[-1][0].items()
-    ]
+        items += [_line(mm, color, label=label, width=width) for mm in outlines(at)]
+        items.append(_line(at, color, points=True, size=3 + width))
+    texts = [Text(name, y, x) for name, (x, y) in zip(SENSORS, states[-1][0] + NAMES_MM)]
     return Panel(Axis(range=(-22, 74)), Axis(range=(-50, 28)), items, texts=texts, equal=True)
 
 
@@ -101,12 +90,10 @@ def moved(effect: np.ndarray) -> Panel:
 
     Magnified, so that the sensor that moves most moves MAX_MM.
     """
-    strongest = int(np.abs(effect[: len(ARTICULATORS)]).sum(0).argmax())
-    rest = {sensor: np.array(at) for sensor, at in REST_MM.items()}
-    steps = {name: path[strongest] - rest[name] for name, path in positions(effect.T).items()}
-    scale = MAX_MM / max(1e-9, np.linalg.norm(list(steps.values()), axis=1).max())
-    at = {name: rest[name] + step * scale for name, step in steps.items()}
-    shown = mouth((rest, SOFT, 0.7, ""), (at, PREDICTION, 2.2, ""))
+    strongest = np.abs(effect[: len(ARTICULATORS)]).sum(0).argmax()
+    steps = positions(effect.T)[strongest] - REST_MM
+    steps *= MAX_MM / max(1e-9, np.linalg.norm(steps, axis=1).max())
+    shown = mouth((REST_MM, SOFT, 0.7, ""), (REST_MM + steps, PREDICTION, 2.2, ""))
     return replace(shown, title="displacement, magnified")
 
 
@@ -116,10 +103,11 @@ def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
     pitch = reconstruction(found).panels[found.channels.index("pitch")]
 
     def panels(t: int) -> list[Panel]:
-        before, after = ({name: path[t] for name, path in of.items()} for of in (predicted, true))
-        states = (before, PREDICTION, 3.2, "reconstruction"), (after, TRUTH, 1.4, "truth")
+        shown = mouth(
+            (predicted[t], PREDICTION, 3.2, "reconstruction"), (true[t], TRUTH, 1.4, "truth")
+        )
         note = "schematic: rest positions and mm per unit are a template's"
-        return [replace(mouth(*states), title=note), replace(pitch, marks=[t / FRAME_RATE_HZ])]
+        return [replace(shown, title=note), replace(pitch, marks=[t / FRAME_RATE_HZ])]
 
     rows = [[panel] for panel in panels(0)]
     figure = paper.draw(Drawing(rows, title, heights=(4, 1), legend=True), WIDTH_INCHES, 2.3)
