@@ -101,13 +101,12 @@ def _annotate(layout: dict[str, Any], panel: Panel, place: dict[str, str]) -> No
     wide, high = (place | {axis: f"{place[axis]} domain"} for axis in place)
     for text, y, x in panel.texts:
         where = wide | {"x": 1.005} if x is None else place | {"x": x}
-        said = escape(text, quote=False).replace("\n", "<br>")
-        layout["annotations"].append(where | {"text": said, "y": y, "xanchor": "left"})
+        lines = escape(text, quote=False).replace("\n", "<br>")
+        layout["annotations"].append(where | {"text": lines, "y": y, "xanchor": "left"})
     if panel.title:
-        above = (
-            wide | high | {"x": 0.5, "y": 1, "yanchor": "bottom", "font": SMALL | {"color": INK}}
-        )
-        layout["annotations"].append(above | {"text": escape(panel.title, quote=False)})
+        above = {"x": 0.5, "y": 1, "yanchor": "bottom", "font": SMALL | {"color": INK}}
+        title = {"text": escape(panel.title, quote=False), "yref": high["yref"]}
+        layout["annotations"].append(wide | above | title)
     layout["shapes"] += [wide | {"x0": 0, "x1": 1, "y0": y, "y1": y} for y in panel.levels]
     layout["shapes"] += [high | {"y0": 0, "y1": 1, "x0": x, "x1": x} for x in panel.marks]
 

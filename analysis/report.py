@@ -101,7 +101,7 @@ def page(runs: Sequence[Run], title: str) -> str:
     )
 
 
-# ---- what is said
+# ---- the summary
 
 
 def _statuses(runs: Sequence[Run]) -> str:

@@ -252,8 +252,11 @@ def test_paper_and_page_draw_the_same_lines_on_the_same_axes():
 
 def test_paper_and_page_draw_the_same_image_with_its_first_row_at_the_top():
     image = Image(np.array([[0.0, 1.0], [2.0, 3.0]]), (0, 4), (0, 2), "activation", high=3)
-    axes, figure = drawn_twice(Panel(Axis("s"), Axis("unit"), [image]))
+    axes, figure = drawn_twice(Panel(Axis("s"), Axis("unit"), [image], "a title"))
     (heatmap,) = figure.data
+    (title,) = figure.layout.annotations
+    assert axes.get_title(loc="left") == title.text == "a title"
+    assert (title.xref, title.yref) == ("x domain", "y domain")
     np.testing.assert_array_equal(axes.images[0].get_array(), heatmap.z)
     assert axes.yaxis_inverted()
     assert figure.layout.yaxis.autorange == "reversed"
