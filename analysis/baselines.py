@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from analysis.anatomy import untrained
+from analysis.kernels import untrained
 from analysis.measured import Code
 from emaae.activations import TopK
 from emaae.data import Split

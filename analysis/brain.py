@@ -23,7 +23,7 @@ from scipy.special import gamma
 from analysis import paper, probe
 from analysis.baselines import baseline
 from analysis.comparison import fraction, settings
-from analysis.drawing import Axis, Drawing, Line, Panel, looks
+from analysis.drawing import Axis, Drawing, Line, Panel, styles
 from analysis.probe import View, encoding
 from analysis.programs import program
 from analysis.runs import Run, number, read_comparable
@@ -229,10 +229,10 @@ def drawn(rows: Any) -> Drawing:
     """r2 over the jitter, a line for each input: the mean over seeds in a band of their range."""
     found = over_seeds(rows)
     items = []
-    for (name, r2), look in zip(found.items(), looks(list(found)).values()):
+    for (name, r2), style in zip(found.items(), styles(list(found)).values()):
         mean, low, high = r2.values.T
         jitters_ms = 1000 * r2.index.to_numpy()
-        items.append(Line(jitters_ms, mean, look, name, low=low, high=high, markers=True))
+        items.append(Line(jitters_ms, mean, style, name, low=low, high=high, markers=True))
     x = Axis(f"error of the onsets (ms): sd before the cut at {1000 * LARGEST_S:.0f} ms")
     y = Axis("r2 of simulated responses")
     return Drawing([[Panel(x, y, items, levels=(1 / (1 + NOISE),))]], legend=True)

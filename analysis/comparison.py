@@ -20,7 +20,7 @@ import numpy as np
 
 from analysis import paper, probe
 from analysis.baselines import BASELINES, baseline
-from analysis.drawing import Axis, Drawing, Line, Panel, looks
+from analysis.drawing import Axis, Drawing, Line, Panel, styles
 from analysis.labels import read_splits
 from analysis.measured import Code, measure
 from analysis.programs import program
@@ -287,14 +287,14 @@ def drawn(found: Mapping[str, Front], units: str = "live") -> Drawing:
 
     def lines(name: str) -> list[Line]:
         items = []
-        for (label, front), look in zip(found.items(), looks(list(found)).values()):
+        for (label, front), style in zip(found.items(), styles(list(found)).values()):
             points = [p.costs for of_seed in front.values() for p in of_seed]
             live, cost = (np.array([p[of][0] for p in points]) for of in ("live_sparsity", name))
-            items.append(Line(live, cost, look, points=True, size=4, opacity=0.7))
+            items.append(Line(live, cost, style, points=True, size=4))
             grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
             # The mean of all seeds or nothing: where some are missing the line would jump.
             mean = np.mean([at(grid, ps, name, n=1)[0] for ps in front.values()], 0)
-            items.append(Line(grid, mean, look, label, markers=True))
+            items.append(Line(grid, mean, style, label, markers=True))
         return items
 
     x = Axis(f"sparsity of {units} units")

@@ -16,33 +16,21 @@ from emaae.system.errors import UserError
 
 # Plotly's names, and matplotlib's for the same.
 DASHES: dict[str, Any] = {
-    "solid": "-",
-    "dash": "--",
-    "dot": ":",
-    "dashdot": "-.",
-    "longdashdot": (0, (5, 1, 1, 1, 1, 1)),
-    "longdash": (0, (9, 2)),
-}
+    "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.",
+    "longdashdot": (0, (5, 1, 1, 1, 1, 1)), "longdash": (0, (9, 2)),
+}  # fmt: skip
 MARKERS = {
-    "circle": "o",
-    "square": "s",
-    "triangle-up": "^",
-    "diamond": "D",
-    "triangle-down": "v",
-    "star": "*",
-    "x": "X",
-    "cross": "P",
-    "triangle-right": ">",
-    "triangle-left": "<",
+    "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v",
+    "star": "*", "x": "X", "cross": "P", "triangle-right": ">", "triangle-left": "<",
     "hexagon": "h",
-}
+}  # fmt: skip
 
 
 class Missing(UserError):
     """The runs lack what a figure needs."""
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """How a setting is told from the others: by colour and, again, by dash or marker."""
 
     color: str
@@ -50,7 +38,7 @@ class Look(NamedTuple):
     marker: str = "circle"
 
 
-INPUT = Look(INK, "dash")
+INPUT = Style(INK, "dash")
 
 
 @dataclass(frozen=True)
@@ -69,52 +57,58 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """Points (n,) joined by a line, or not (`points`), or both (a line with a few markers).
+    """Points (n,) joined by a line, or not (`points`), or both (`markers`: a few on the line).
 
-    low, high: a band around the line, or bars at points. runs: positions of the runs that it
-    shows. kind: a mean over seeds, or each of them, which pages alone draw. text: what the pointer
-    says at each point. step: "vh" and "hvh" as plotly has them. markers: a few, on a line.
+    low, high: a band around the line, or bars at points. step: "vh" or "hvh", as plotly has them.
+    open: hollow markers. runs: positions of the runs that it shows. kind: a mean over seeds, or
+    each of them, which pages alone draw. text: what the pointer says.
     """
 
     x: np.ndarray
     y: np.ndarray
-    look: Look
+    style: Style
     label: str = ""
     points: bool = False
+    markers: bool = False
     width: float = 1.4
     size: float = 5.0
-    opacity: float = 1.0
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     step: str = ""
     open: bool = False
-    markers: bool = False
     runs: tuple[int, ...] = ()
     kind: Literal["", "mean", "each"] = ""
-    text: Sequence[str] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Image:
     """z (rows, columns), from x and y over their width and height, the first row at the top.
 
-    signed: colours are symmetric about 0, up to `most` both ways; else white is 0.
+    label: what the colours mean, beside their bar. They go from 0 to `high`; signed: from -`high`.
     """
 
     z: np.ndarray
     x: tuple[float, float]
     y: tuple[float, float]
-    most: float = 1.0
+    label: str
+    high: float = 1.0
     signed: bool = False
+
+
+class Text(NamedTuple):
+    """text at x and y in data; without x it stands to the right of the panel."""
+
+    text: str
+    y: float
+    x: float | None = None
 
 
 @dataclass(frozen=True)
 class Panel:
     """Axes and what is in them. levels: where lines are drawn across; marks: upright ones.
 
-    notes: texts beside the panel at a height in data, e.g. r. note: one text, in its middle.
-    above: the label and the scale of a second x axis, on paper alone. equal: a picture,
-    in one scale, without axes.
+    equal: a picture, in one scale, without axes.
     """
 
     x: Axis
@@ -123,9 +117,7 @@ class Panel:
     title: str = ""
     levels: Sequence[float] = ()
     marks: Sequence[float] = ()
-    notes: Sequence[tuple[float, str]] = ()
-    note: str = ""
-    above: tuple[str, float] | None = None
+    texts: Sequence[Text] = ()
     equal: bool = False
 
     @property
@@ -138,13 +130,23 @@ class Panel:
         """Its images."""
         return [item for item in self.items if isinstance(item, Image)]
 
+    @property
+    def axes(self) -> dict[Literal["x", "y"], Axis]:
+        """Both axes by name, with ticks where one is logarithmic and has none."""
+        found: dict[Literal["x", "y"], Axis] = {"x": self.x, "y": self.y}
+        for name, axis in found.items():
+            if axis.log and axis.ticks is None:
+                values = (value for line in self.lines for value in getattr(line, name))
+                found[name] = replace(axis, ticks=log_ticks(values))
+        return found
+
 
 @dataclass(frozen=True)
 class Drawing:
     """Panels in rows; of rows that are shorter the rest stays empty.
 
     widths, heights: shares of columns and rows. legend: one for all, below; else each panel with
-    labels has its own. bar: the label of a colour bar for all images, on paper alone.
+    labels has its own on paper. All images are in one colour scale.
     """
 
     rows: Sequence[Sequence[Panel]]
@@ -153,7 +155,6 @@ class Drawing:
     heights: Sequence[float] | None = None
     share_x: bool = False
     legend: bool = False
-    bar: str = ""
 
     @property
     def panels(self) -> list[Panel]:
@@ -161,29 +162,25 @@ class Drawing:
         return [panel for row in self.rows for panel in row]
 
 
-def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """A look for each label of `groups`; at least thirty differ, as lines and as points.
+def styles(labels: Sequence[str]) -> dict[str, Style]:
+    """A style for each label of `groups`; at least thirty differ, as lines and as points.
 
     Where both schedules and something else vary, a schedule is a colour and the rest a dash; each
     combination has a marker.
     """
     parts = [label.partition(", ")[::2] for label in labels]
-    schedules, rests = (list(dict.fromkeys(part[i] for part in parts)) for i in (0, 1))
-    named = len(schedules) > 1 and all(schedule in SCHEDULE_COLOURS for schedule in schedules)
+    schedules, rests = (list(dict.fromkeys(part)) for part in zip(*parts))
+    named = len(schedules) > 1 and set(schedules) <= set(SCHEDULE_COLOURS)
     crossed = len(schedules) > 1 and len(rests) > 1
     dashes, markers = list(DASHES), list(MARKERS)
     found = {}
     for i, (label, (schedule, rest)) in enumerate(zip(labels, parts)):
-        row = schedules.index(schedule) if crossed else i
-        color = SCHEDULE_COLOURS[schedule] if named else COLOURS[row % len(COLOURS)]
-        # Colours that come again come in other styles.
-        again = 0 if named else row // len(COLOURS)
-        if crossed:
-            column = rests.index(rest)
-            dash, marker = column + again * len(rests), column + row * len(rests)
-        else:
-            dash = marker = i + 3 * again
-        found[label] = Look(color, dashes[dash % len(dashes)], markers[marker % len(markers)])
+        color, dash = (schedules.index(schedule), rests.index(rest)) if crossed else (i, i)
+        found[label] = Style(
+            SCHEDULE_COLOURS[schedule] if named else COLOURS[color % len(COLOURS)],
+            dashes[dash % len(dashes)],
+            markers[i % len(markers)],
+        )
     return found
 
 
@@ -201,33 +198,17 @@ def log_ticks(values: Iterable[float]) -> list[tuple[float, str]]:
     return [(tick, f"{tick:g}") for tick in ticks if low / 2 <= tick <= high * 2]
 
 
-def ranged(panel: Panel) -> Panel:
-    """The panel with ticks where its axis is logarithmic: what both programs draw alike."""
-
-    def ticked(axis: Axis, name: str) -> Axis:
-        if not axis.log or axis.ticks is not None:
-            return axis
-        return replace(
-            axis, ticks=log_ticks(v for line in panel.lines for v in getattr(line, name))
-        )
-
-    return replace(panel, x=ticked(panel.x, "x"), y=ticked(panel.y, "y"))
-
-
-def in_grid(panels: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
-    """Rows of so many panels that share their axes' names, which stand at the margins alone."""
+def in_grid(panels: Sequence[Panel], columns: int, **more: Any) -> Drawing:
+    """Panels that share their axes' names, which stand at the margins alone."""
     found = []
     for i, panel in enumerate(panels):
-        x, y = (
-            replace(axis, label="", ticks=() if panel.images else axis.ticks)
-            for axis in (panel.x, panel.y)
-        )
+        bare: dict[str, Any] = {"label": "", "ticks": ()} if panel.images else {"label": ""}
         if i % columns:
-            panel = replace(panel, y=y)
+            panel = replace(panel, y=replace(panel.y, **bare))
         if i + columns < len(panels):
-            panel = replace(panel, x=x)
+            panel = replace(panel, x=replace(panel.x, **bare))
         found.append(panel)
-    return [found[i : i + columns] for i in range(0, len(found), columns)]
+    return Drawing([found[i : i + columns] for i in range(0, len(found), columns)], **more)
 
 
 def described(drawing: Drawing) -> str:
@@ -236,29 +217,19 @@ def described(drawing: Drawing) -> str:
     for panel in drawing.panels[:16]:
         axes = " against ".join(label for label in (panel.y.label, panel.x.label) if label)
         parts.append(": ".join(part for part in (panel.title, axes) if part))
+        if panel.equal:
+            continue
         for image in panel.images:
-            if not np.isfinite(image.z).any():
-                continue
-            row, column = np.unravel_index(np.nanargmax(np.abs(image.z)), image.z.shape)
-            name = dict(panel.y.ticks or ()).get(row + 0.5)  # ticks are in the middle of rows
-            if name:
+            row, column = np.unravel_index(np.abs(image.z).argmax(), image.z.shape)
+            if name := dict(panel.y.ticks or ()).get(row + 0.5):  # ticks are in the middle of rows
                 parts.append(f"strongest in {name}, {image.z[row, column]:.3g}")
-        for line in panel.lines[:12] if not panel.equal else ():
+        names = dict(panel.x.ticks or ())
+        for line in panel.lines[:12]:
             known = np.isfinite(line.y)
-            if not known.any():
-                continue
-            x, y = line.x[known], line.y[known]
-            if line.points and panel.x.ticks:
-                names = dict(panel.x.ticks)
-                span = ", ".join(f"{names.get(round(at), at)} {v:.3g}" for at, v in zip(x, y))
-            elif line.points:
-                span = f"{len(y)} at {_range(x)}, {_range(y)}"
-            else:
-                span = f"{y[0]:.3g} at {x[0]:.3g} to {y[-1]:.3g} at {x[-1]:.3g}"
-            parts.append(f"{line.label}: {span}" if line.label else span)
+            points = [
+                f"{y:.3g} at {names.get(round(x), f'{x:.3g}')}"
+                for x, y in zip(line.x[known], line.y[known])
+            ]
+            span = ", ".join(points) if line.points else " to ".join(points[:1] + points[1:][-1:])
+            parts.append(f"{line.label}: {span}" if line.label and span else span)
     return "; ".join(part for part in parts if part)
-
-
-def _range(values: np.ndarray) -> str:
-    low, high = min(values), max(values)
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"

@@ -5,12 +5,12 @@ and the same runs give the same file. What they show is in `analysis/panels.py`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from analysis import insides, panels, paper
+from analysis import kernels, model_panels, panels, paper
 from analysis.drawing import Drawing, Missing, Panel, in_grid
 from analysis.paper import ONE, TWO, UNDATED
 from analysis.programs import folder_of, program
@@ -18,21 +18,10 @@ from analysis.runs import Run, best, read_comparable
 from emaae.system.errors import UserError, reporting_errors
 from emaae.system.files import expand_home
 
-
-@dataclass(frozen=True)
-class Page:
-    """A figure on paper: what it shows of the runs, its width and the height of a row, in inches.
-
-    of_best: it shows one run, the best.
-    """
-
-    show: Callable[..., Drawing]
-    width: float
-    height: float
-    of_best: bool = False
+Show = Callable[[Sequence[Run]], Drawing]
 
 
-def beside(*shown: Callable[[Sequence[Run]], Panel | list[Panel]]) -> Callable[..., Drawing]:
+def beside(*shown: Callable[[Sequence[Run]], Panel | list[Panel]]) -> Show:
     """A row of the panels for which there are numbers, with one legend."""
 
     def show(runs: Sequence[Run]) -> Drawing:
@@ -51,57 +40,75 @@ def beside(*shown: Callable[[Sequence[Run]], Panel | list[Panel]]) -> Callable[.
     return show
 
 
+def of_best(show: Callable[[Run], Drawing]) -> Show:
+    """A figure of one run, of the best."""
+    return lambda runs: show(best(runs) or runs[0])
+
+
+def _overview(run: Run) -> Drawing:
+    traces, raster = model_panels.encodings(*model_panels.through(run)).panels
+    rows = [[panels.run_losses(run), traces], [panels.run_alpha(run), raster]]
+    return Drawing(rows, widths=(1, 1.9))
+
+
 def _reconstruction(run: Run) -> Drawing:
-    found, _ = insides.through(run)
-    rows = [[panel] for panel in insides.reconstruction(found)]
-    return Drawing(rows, f"{found.name}, run {run.name}", share_x=True, legend=True)
+    found, _ = model_panels.through(run)
+    return model_panels.reconstruction(found, f"{found.name}, run {run.name}")
 
 
 def _encodings(run: Run) -> Drawing:
-    found, z = insides.through(run)
-    rows = [[panel] for panel in insides.encodings(found, z)]
-    return Drawing(rows, f"{found.name}, run {run.name}")
+    found, z = model_panels.through(run)
+    return model_panels.encodings(found, z, f"{found.name}, run {run.name}")
 
 
 def _kernels(run: Run) -> Drawing:
-    found, n = insides.kernels(run), insides.model_of(run).encoder[0].conv.out_channels
+    model = model_panels.model_of(run)
+    found, n = model_panels.first_kernels(model), model.encoder[0].conv.out_channels
     title = f"first-layer kernels of {run.name}, {len(found)} of {n}, the largest norm first"
-    return Drawing(in_grid(found, 8), title, bar="weight (per sd)")
+    return in_grid(found, 8, title=title)
 
 
 def _primitives(run: Run) -> Drawing:
-    found, n = insides.decoder_primitives(run), insides.model_of(run).inner_size
-    title = f"decoder primitives of {run.name}, the {len(found)} busiest of {n} units"
-    return Drawing(in_grid(found, 8), title, bar="answer to an impulse (sd)")
+    model = model_panels.model_of(run)
+    kept = model_panels.kept_by(run, model).values()
+    z = np.concatenate([kernels.through(model, features)[1] for features in kept])
+    units = kernels.busiest_units(model, z, model_panels.N_TILES)
+    if not len(units):
+        raise Missing(f"no unit of run {run.name} fires on the kept utterances")
+    found = model_panels.primitives(kernels.primitives(model, units), units)
+    title = (
+        f"decoder primitives of {run.name}, the {len(units)} busiest of {model.inner_size} units"
+    )
+    return in_grid(found, 8, title=title)
 
 
 def _losses_by_run(runs: Sequence[Run]) -> Drawing:
     found = panels.losses_by_run(runs)
-    return Drawing(in_grid(found, min(len(found), 4)), legend=True)
+    return in_grid(found, min(len(found), 4), legend=True)
 
 
-FIGURES = {
-    "overview": Page(insides.overview, TWO, 1.9, of_best=True),
-    "losses": Page(beside(panels.losses), TWO, 2.5),
-    "losses_by_run": Page(_losses_by_run, TWO, 1.5),
-    "alpha": Page(beside(panels.alpha), TWO, 2.5),
-    "mse_against_alpha": Page(beside(panels.mse_along_epochs, panels.mse_across_runs), TWO, 2.6),
-    "fvu_against_sparsity": Page(beside(panels.fvu_against_sparsity), ONE, 2.8),
-    "sparsity_against_persistence": Page(beside(panels.sparsity_against_persistence), ONE, 2.8),
-    "shift_tolerance": Page(beside(panels.self_similarity, panels.lowpass), TWO, 2.6),
-    "articulators": Page(beside(panels.articulators), TWO, 2.4),
-    "reconstruction": Page(_reconstruction, TWO, 0.55, of_best=True),
-    "encodings": Page(_encodings, TWO, 2.2, of_best=True),
-    "kernels": Page(_kernels, TWO, 1.5, of_best=True),
-    "decoder_primitives": Page(_primitives, TWO, 1.5, of_best=True),
+# What each shows, its width and the height of a row, in inches.
+FIGURES: dict[str, tuple[Show, float, float]] = {
+    "overview": (of_best(_overview), TWO, 1.9),
+    "losses": (beside(panels.losses), TWO, 2.5),
+    "losses_by_run": (_losses_by_run, TWO, 1.5),
+    "alpha": (beside(panels.alpha), TWO, 2.5),
+    "mse_against_alpha": (beside(panels.mse_along_epochs, panels.mse_across_runs), TWO, 2.6),
+    "fvu_against_sparsity": (beside(panels.fvu_against_sparsity), ONE, 2.8),
+    "sparsity_against_persistence": (beside(panels.sparsity_against_persistence), ONE, 2.8),
+    "shift_tolerance": (beside(panels.self_similarity, panels.lowpass), TWO, 2.6),
+    "articulators": (beside(panels.articulators), TWO, 2.4),
+    "reconstruction": (of_best(_reconstruction), TWO, 0.55),
+    "encodings": (of_best(_encodings), TWO, 2.2),
+    "kernels": (of_best(_kernels), TWO, 1.5),
+    "decoder_primitives": (of_best(_primitives), TWO, 1.5),
 }
 
 
 def draw(name: str, runs: Sequence[Run]) -> Figure:
     """One of FIGURES. Raises Missing when the runs lack what it shows."""
-    page = FIGURES[name]
-    shown = page.show((best(runs) or runs[0]) if page.of_best else runs)
-    return paper.draw(shown, page.width, page.height)
+    show, width, height = FIGURES[name]
+    return paper.draw(show(runs), width, height)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

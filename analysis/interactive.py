@@ -1,7 +1,7 @@
 """Drawings on pages and in notebooks: plotly."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analysis.colours import FAINT, INK, PAPER, SIGNED, SILENCE_TO_PEAK, SOFT
-from analysis.drawing import Axis, Drawing, Image, Line, Panel, ranged
+from analysis.drawing import Axis, Drawing, Image, Line, Panel
 
 AXIS = {
     "gridcolor": FAINT,
@@ -21,6 +21,7 @@ AXIS = {
     "title": {"standoff": 8},
     "automargin": True,
 }
+SMALL = {"color": SOFT, "size": 12}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, sans-serif", "size": 12.5, "color": INK},
@@ -33,10 +34,13 @@ TEMPLATE = go.layout.Template(
         "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         "xaxis": AXIS,
         "yaxis": AXIS,
+        "annotationdefaults": {"showarrow": False, "align": "left", "font": SMALL},
+        "shapedefaults": {"type": "line", "line": {"color": SOFT, "width": 1, "dash": "dot"}},
+        "coloraxis": {"colorbar": {"thickness": 10, "outlinewidth": 0, "title": {"side": "right"}}},
     }
 )
-UPRIGHT = 6  # letters of a tick, more are written upwards
-LABELS = 12  # of a legend; more are told apart by the pointer
+MAX_UPRIGHT = 6  # letters of a tick, more are written upwards
+MAX_LABELS = 12  # of a legend; more are told apart by the pointer
 
 
 def draw(drawing: Drawing, height: int = 360) -> go.Figure:
@@ -48,74 +52,69 @@ def draw(drawing: Drawing, height: int = 360) -> go.Figure:
     rows, columns = len(drawing.rows), max(map(len, drawing.rows))
     titled = any(panel.title for panel in drawing.panels)
     across = _domains(drawing.widths or [1] * columns, 0.15 / columns)
-    gap = (0.25 if titled else 0.12) / rows
-    down = [(1 - b, 1 - a) for a, b in _domains(drawing.heights or [1] * rows, gap)]
+    upwards = _domains((drawing.heights or [1] * rows)[::-1], (0.25 if titled else 0.12) / rows)
     layout: dict[str, Any] = {"template": TEMPLATE, "annotations": [], "shapes": []}
-    traces: list[Any] = []
+    traces: list[dict[str, Any]] = []
     labels: set[str] = set()
-    for row, panels in enumerate(drawing.rows):
-        for column, panel in enumerate(panels):
-            # Plotly's first axes have no number.
-            number = str(row * columns + column + 1) if row or column else ""
-            _axes(layout, ranged(panel), number, (across[column], down[row]))
-            if drawing.share_x and row + 1 < rows:
-                layout[f"xaxis{number}"] |= {"matches": f"x{rows}", "showticklabels": False}
-            for item in panel.items:
-                if isinstance(item, Image):
-                    found = [_image(item)]
-                else:
-                    shown = item.kind != "each"
-                    found = _traces(item, shown and item.label not in labels)
-                    labels |= {item.label} - {""} if shown else set()
-                for trace in found:
-                    trace.update(xaxis=f"x{number}", yaxis=f"y{number}")
-                traces += found
-    layout["showlegend"] = 1 < len(labels) <= LABELS
+    places = [(row, column) for row in range(rows) for column in range(len(drawing.rows[row]))]
+    for i, ((row, column), panel) in enumerate(zip(places, drawing.panels)):
+        number = str(i + 1) if i else ""  # plotly's first axes have none
+        x, y = (_axis(axis) for axis in panel.axes.values())
+        x |= {"domain": across[column], "anchor": f"y{number}"}
+        y |= {"domain": upwards[rows - 1 - row], "anchor": f"x{number}"}
+        if drawing.share_x and row + 1 < rows:
+            x |= {"matches": f"x{rows}", "showticklabels": False}
+        if panel.images:
+            y |= {"autorange": "reversed", "showgrid": False, "tickfont": {"size": 10}}
+            layout["coloraxis"] = _scale(panel.images[0], x["domain"], y["domain"])
+        if panel.equal:
+            x["visible"] = y["visible"] = False
+            y["scaleanchor"] = f"x{number}"
+        layout |= {f"xaxis{number}": x, f"yaxis{number}": y}
+        _annotate(layout, panel, {"xref": f"x{number}", "yref": f"y{number}"})
+        for item in panel.items:
+            if isinstance(item, Image):
+                found: Iterable[dict[str, Any]] = [_heatmap(item)]
+            else:
+                shown = item.kind != "each"
+                found = _traces(item, shown and item.label not in labels)
+                labels |= {item.label} - {""} if shown else set()
+            traces += [trace | {"xaxis": f"x{number}", "yaxis": f"y{number}"} for trace in found]
+    layout["showlegend"] = 1 < len(labels) <= MAX_LABELS
     layout["height"] = height * rows + (_legend_height(labels) if layout["showlegend"] else 0)
-    notes = [part for p in drawing.panels for _, text in p.notes for part in text.split("\n")]
-    if notes:
-        layout["margin"] = {"r": 24 + 7 * max(map(len, notes))}
+    beside = [text.text for panel in drawing.panels for text in panel.texts if text.x is None]
+    if beside:
+        letters = max(len(line) for text in beside for line in text.split("\n"))
+        layout["margin"] = {"r": 24 + 7 * letters}
     return go.Figure({"data": traces, "layout": layout})
+
+
+def _domains(shares: Sequence[float], gap: float) -> list[list[float]]:
+    """From, to of each share of 0..1, with gaps between them."""
+    room = np.array(shares) * (1 - gap * (len(shares) - 1)) / sum(shares)
+    ends = np.cumsum(room + gap) - gap
+    return np.stack([ends - room, ends], 1).clip(0, 1).tolist()
+
+
+def _annotate(layout: dict[str, Any], panel: Panel, place: dict[str, str]) -> None:
+    """Add the panel's texts, its title and its dotted lines; place: its axes."""
+    wide, high = (place | {axis: f"{place[axis]} domain"} for axis in place)
+    for text, y, x in panel.texts:
+        where = wide | {"x": 1.005} if x is None else place | {"x": x}
+        lines = escape(text, quote=False).replace("\n", "<br>")
+        layout["annotations"].append(where | {"text": lines, "y": y, "xanchor": "left"})
+    if panel.title:
+        above = {"x": 0.5, "y": 1, "yanchor": "bottom", "font": SMALL | {"color": INK}}
+        title = {"text": escape(panel.title, quote=False), "yref": high["yref"]}
+        layout["annotations"].append(wide | above | title)
+    layout["shapes"] += [wide | {"x0": 0, "x1": 1, "y0": y, "y1": y} for y in panel.levels]
+    layout["shapes"] += [high | {"y0": 0, "y1": 1, "x0": x, "x1": x} for x in panel.marks]
 
 
 def _legend_height(labels: Collection[str]) -> int:
     """Pixels of a legend whose entries share lines as far as the longest lets them."""
     columns = max(1, 400 // (7 * max(map(len, labels)) + 50))
     return 20 * math.ceil(len(labels) / columns)
-
-
-def _domains(shares: Sequence[float], gap: float) -> list[tuple[float, float]]:
-    """From, to of each share of 0..1, with gaps between them."""
-    room = (1 - gap * (len(shares) - 1)) / sum(shares)
-    starts = [room * sum(shares[:i]) + gap * i for i in range(len(shares))]
-    return [(start, min(1.0, start + room * share)) for start, share in zip(starts, shares)]
-
-
-def _axes(layout: dict[str, Any], panel: Panel, number: str, domains: Sequence[Any]) -> None:
-    x, y = _axis(panel.x), _axis(panel.y)
-    x |= {"domain": domains[0], "anchor": f"y{number}"}
-    y |= {"domain": domains[1], "anchor": f"x{number}"}
-    if panel.images:
-        y |= {"autorange": "reversed", "showgrid": False}
-    if panel.equal:
-        x["visible"] = y["visible"] = False
-        y["scaleanchor"] = f"x{number}"
-    layout[f"xaxis{number}"], layout[f"yaxis{number}"] = x, y
-    inside = {"xref": f"x{number} domain", "yref": f"y{number} domain", "showarrow": False}
-    beside = inside | {"yref": f"y{number}", "x": 1.005, "xanchor": "left", "align": "left"}
-    title = inside | {"x": 0.5, "y": 1, "yanchor": "bottom", "font": {"color": INK, "size": 12}}
-    texts = [(text, beside | {"y": height}) for height, text in panel.notes]
-    texts += [(panel.note, inside | {"x": 0.5, "y": 0.5}), (panel.title, title)]
-    for text, place in texts:
-        if text:
-            said = escape(text, quote=False).replace("\n", "<br>")
-            soft = {"text": said, "font": {"color": SOFT, "size": 12}}
-            layout["annotations"].append(soft | place)
-    dotted = {"line": {"color": SOFT, "width": 1, "dash": "dot"}, "layer": "above", "type": "line"}
-    across = dotted | {"x0": 0, "x1": 1, "xref": inside["xref"], "yref": f"y{number}"}
-    upright = dotted | {"y0": 0, "y1": 1, "xref": f"x{number}", "yref": inside["yref"]}
-    layout["shapes"] += [across | {"y0": level, "y1": level} for level in panel.levels]
-    layout["shapes"] += [upright | {"x0": mark, "x1": mark} for mark in panel.marks]
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
@@ -130,74 +129,79 @@ def _axis(axis: Axis) -> dict[str, Any]:
         found["autorangeoptions"] = {"minallowed": limits[0], "maxallowed": limits[1]}
     if axis.ticks is not None:
         found |= {"tickvals": [at for at, _ in axis.ticks], "ticktext": [t for _, t in axis.ticks]}
-        if max((len(text) for _, text in axis.ticks), default=0) > UPRIGHT:
+        if max((len(text) for _, text in axis.ticks), default=0) > MAX_UPRIGHT:
             found |= {"tickangle": -90, "ticklabeloverflow": "allow"}
     return found
 
 
-def _traces(line: Line, shown: bool) -> list[dict[str, Any]]:
-    look, label = line.look, escape(line.label, quote=False)
-    said = "".join(f"{part}<br>" for part in (label, "%{text}" if line.text else "") if part)
+def _traces(line: Line, in_legend: bool) -> Iterator[dict[str, Any]]:
+    style, label = line.style, escape(line.label, quote=False)
+    pointed = "".join(f"{part}<br>" for part in (label, "%{text}" if line.text else "") if part)
     common: dict[str, Any] = {
         "type": "scatter",
         "legendgroup": label,
         "meta": {"runs": line.runs, "kind": line.kind},
         "visible": line.kind != "each",
     }
-    pen = {"color": look.color, "width": 1.4 * line.width, "dash": look.dash}
     trace = common | {
-        "x": np.asarray(line.x, dtype=np.float32),
-        "y": np.asarray(line.y, dtype=np.float32),
+        "x": line.x.astype(np.float32),
+        "y": line.y.astype(np.float32),
         "mode": "markers" if line.points else "lines+markers" if line.markers else "lines",
         "name": label,
-        "showlegend": shown and bool(label),
-        "opacity": line.opacity,
-        "line": pen | {"shape": line.step or "linear"},
+        "showlegend": in_legend and bool(label),
+        "opacity": 0.85 if line.points else 1,
+        "line": {"color": style.color, "width": 1.4 * line.width, "dash": style.dash},
         "marker": {
-            "color": look.color,
+            "color": style.color,
             "size": 1.8 * line.size if line.points else 7,
-            "symbol": look.marker + ("-open" if line.open else ""),
+            "symbol": style.marker + ("-open" if line.open else ""),
             "maxdisplayed": 0 if line.points else 8,
             "line": {"width": 2 if line.open else 0},
         },
-        "text": [escape(text, quote=False) for text in line.text],
-        "hovertemplate": f"{said}%{{x:.4~g}}, %{{y:.4~g}}<extra></extra>",
+        "text": escape(line.text, quote=False),
+        "hovertemplate": f"{pointed}%{{x:.4~g}}, %{{y:.4~g}}<extra></extra>",
     }
-    if line.low is None or line.high is None:
-        return [trace]
-    if line.points:
-        up, down = line.high - line.y, line.y - line.low
-        bars = {"array": up, "arrayminus": down, "thickness": 1, "width": 0}
-        return [trace | {"error_y": bars}]
-    band = common | {
-        "x": np.concatenate([line.x, line.x[::-1]]).astype(np.float32),
-        "y": np.concatenate([line.high, line.low[::-1]]).astype(np.float32),
-        "mode": "lines",
-        "fill": "toself",
-        "fillcolor": look.color,
-        "opacity": 0.15,
-        "line": {"width": 0, "shape": line.step or "linear"},
-        "hoverinfo": "skip",
-        "showlegend": False,
-    }
-    return [band, trace]
+    if line.step:
+        trace["line"]["shape"] = line.step
+    if line.low is not None and line.high is not None:
+        if line.points:
+            up, down = line.high - line.y, line.y - line.low
+            trace["error_y"] = {"array": up, "arrayminus": down, "thickness": 1, "width": 0}
+        else:
+            yield common | {
+                "x": np.concatenate([line.x, line.x[::-1]]).astype(np.float32),
+                "y": np.concatenate([line.high, line.low[::-1]]).astype(np.float32),
+                "mode": "lines",
+                "fill": "toself",
+                "fillcolor": style.color,
+                "opacity": 0.15,
+                "line": trace["line"] | {"width": 0},
+                "hoverinfo": "skip",
+                "showlegend": False,
+            }
+    yield trace
 
 
-def _image(image: Image) -> dict[str, Any]:
+def _heatmap(image: Image) -> dict[str, Any]:
     rows, columns = image.z.shape
     (x0, x1), (y0, y1) = image.x, image.y
     dx, dy = (x1 - x0) / columns, (y1 - y0) / rows
-    colours = SIGNED if image.signed else SILENCE_TO_PEAK
-    return {
+    place = {"x0": x0 + dx / 2, "dx": dx, "y0": y0 + dy / 2, "dy": dy}
+    return place | {
         "type": "heatmap",
         "z": image.z.astype(np.float32),
-        "x0": x0 + dx / 2,
-        "dx": dx,
-        "y0": y0 + dy / 2,
-        "dy": dy,
-        "zmin": -image.most if image.signed else 0,
-        "zmax": image.most,
-        "colorscale": [(i / (len(colours) - 1), colour) for i, colour in enumerate(colours)],
-        "showscale": False,
+        "coloraxis": "coloraxis",
         "hovertemplate": "%{x:.4~g}, %{y:.0f}: %{z:.3~g}<extra></extra>",
+    }
+
+
+def _scale(image: Image, across: list[float], upwards: list[float]) -> dict[str, Any]:
+    """The colours of all images, with a bar beside the one in these parts of the figure."""
+    colours = SIGNED if image.signed else SILENCE_TO_PEAK
+    place = {"x": across[1], "y": sum(upwards) / 2, "len": upwards[1] - upwards[0]}
+    return {
+        "cmin": -image.high if image.signed else 0,
+        "cmax": image.high,
+        "colorscale": list(zip(np.linspace(0, 1, len(colours)).tolist(), colours)),
+        "colorbar": {"title": {"text": image.label}, **place},
     }

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.anatomy import select_channels
+from analysis.kernels import select_channels
 from emaae.data import Split
 from emaae.losses import LIVE_FRACTION
 from emaae.metrics import MIN_VARIANCE, zero

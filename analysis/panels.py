@@ -1,16 +1,8 @@
 """The panels of the figures of runs, which `paper` draws for print, `interactive` for pages.
 
-A notebook can put its own figure together:
-
-    from analysis import panels, paper
-    from analysis.drawing import Drawing
-    from analysis.runs import read_runs
-
-    paper.draw(Drawing([panels.losses(read_runs("runs/demo"))]))
-
 Runs of the same settings are one line, the mean over their seeds, in a band from the lowest seed to
 the highest. What cannot be drawn raises `Missing`, which says what is missing and why. The panels
-of one model are in `analysis.insides`.
+of one model are in `analysis.model_panels`; docs/analysis.md has a notebook's own figure.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
-from analysis.drawing import DASHES, INPUT, Axis, Line, Look, Missing, Panel, looks
+from analysis.drawing import DASHES, INPUT, Axis, Line, Missing, Panel, Style, styles
 from analysis.fronts import costs, hypervolume, pareto_front
 from analysis.runs import GOOD, Run, best, final, grouped, groups, labels, number, score, split_of
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
-MANY = 12  # settings
+MAX_SETTINGS = 12  # of points; of more, only the schedules are told apart
 BROKEN = ("diverged", "failed")  # statuses of runs that count in no mean over seeds
 EPOCH = Axis("epoch", whole=True)
 Curve = tuple[np.ndarray, np.ndarray]  # x (n,) and y (n,)
@@ -35,7 +27,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # x (n,) and y (n,)
 # ---- over epochs
 
 
-def over_epochs(runs: Sequence[Run], name: str, y: Axis, title: str = "") -> Panel:
+def over_epochs(runs: Sequence[Run], name: str, y: Axis) -> Panel:
     """One metric over epochs: the mean over the seeds that got so far, and the range of them."""
 
     def curve(run: Run) -> Curve | None:
@@ -44,157 +36,140 @@ def over_epochs(runs: Sequence[Run], name: str, y: Axis, title: str = "") -> Pan
             found = np.where(found > 0, found, np.nan)
         return (run.column("epoch"), found) if np.isfinite(found).any() else None
 
-    return Panel(EPOCH, y, _means(runs, curve, f"no run has logged {name}"), title)
+    return Panel(EPOCH, y, _means(runs, curve, f"no run has logged {name}"))
 
 
 def losses(runs: Sequence[Run]) -> list[Panel]:
     """Training and validation loss over epochs, on one scale."""
-    drawn = [run.column(name) for run in runs for name in ("train/loss", "val/loss")]
-    known = [value for values in drawn for value in values if 0 < value < np.inf]
-    scale = (min(known) / 1.1, max(known) * 1.1) if known else (None, None)
+    splits = {"train": "training loss", "val": "validation loss"}
+    known = np.concatenate([run.column(f"{split}/loss") for run in runs for split in splits])
+    known = known[(known > 0) & (known < np.inf)]
+    scale = (known.min() / 1.1, known.max() * 1.1) if len(known) else (None, None)
     return [
-        over_epochs(runs, f"{split}/loss", Axis("loss", log=True, range=scale), f"{words} loss")
-        for split, words in (("train", "training"), ("val", "validation"))
+        over_epochs(runs, f"{split}/loss", Axis(label, log=True, range=scale))
+        for split, label in splits.items()
     ]
 
 
-def losses_by_run(runs: Sequence[Run], most: int = 60) -> list[Panel]:
+def losses_by_run(runs: Sequence[Run], max_runs: int = 60) -> list[Panel]:
     """Training and validation loss of each run, a panel each.
 
-    Of more runs than `most` those with the lowest scores are drawn, in this order.
+    Of more runs than `max_runs` those with the lowest scores are drawn, in this order.
     """
     runs = [run for run in runs if run.history]
     if len(runs) < 2:
         raise Missing("fewer than two runs have finished an epoch; one alone is in the overview")
-    if len(runs) > most:
+    if len(runs) > max_runs:
         runs = sorted(runs, key=lambda run: (np.nan_to_num(score(run), nan=np.inf), run.name))
-    return [run_losses(run, title=run.name) for run in runs[:most]]
+    return [replace(run_losses(run), title=run.name) for run in runs[:max_runs]]
 
 
-def run_losses(run: Run, title: str = "") -> Panel:
+def run_losses(run: Run) -> Panel:
     """Training and validation loss of one run; the upright line is the selected epoch."""
-    names = {"train/loss": (TRUTH, "training"), "val/loss": (PREDICTION, "validation")}
-    return _of_run(run, names, Axis("loss", log=True), title)
+    names = {"training": ("train/loss", TRUTH), "validation": ("val/loss", PREDICTION)}
+    return _of_run(run, names, Axis("loss", log=True))
 
 
 def run_alpha(run: Run) -> Panel:
     """Alpha, sparsity and dead units of one run, as fractions."""
     names = {
-        "alpha": (ALPHA, "alpha"),
-        "val/sparsity": (SPARSITY, "sparsity"),
-        "val/dead": (DEAD, "dead"),
+        "alpha": ("alpha", ALPHA),
+        "sparsity": ("val/sparsity", SPARSITY),
+        "dead": ("val/dead", DEAD),
     }
     return _of_run(run, names, Axis("fraction", range=(0, 1)))
 
 
-def _of_run(run: Run, names: dict[str, tuple[str, str]], y: Axis, title: str = "") -> Panel:
+def _of_run(run: Run, names: dict[str, tuple[str, str]], y: Axis) -> Panel:
     if not run.history:
-        raise Missing(f"{run.name} has finished no epoch")
+        raise Missing(f"run {run.name} has finished no epoch")
     items = [
-        Line(run.column("epoch"), run.column(name), Look(color, dash), label, width=1.8)
-        for dash, (name, (color, label)) in zip(DASHES, names.items())
+        Line(run.column("epoch"), run.column(name), Style(color, dash), label, width=1.8)
+        for dash, (label, (name, color)) in zip(DASHES, names.items())
         if np.isfinite(run.column(name)).any()
     ]
-    chosen = [run.selected["epoch"]] if run.selected else []
-    return Panel(EPOCH, y, items, title, marks=chosen)
+    return Panel(EPOCH, y, items, marks=[run.selected["epoch"]] if run.selected else [])
 
 
 def alpha(runs: Sequence[Run]) -> list[Panel]:
     """Alpha and sparsity over epochs, both from 0 to 1."""
     names = {"alpha": "alpha", "val/sparsity": "val sparsity (fraction of zeros)"}
-    return [over_epochs(runs, name, Axis(words, range=(0, 1))) for name, words in names.items()]
+    return [over_epochs(runs, name, Axis(label, range=(0, 1))) for name, label in names.items()]
 
 
 def mse_along_epochs(runs: Sequence[Run]) -> Panel:
     """Mse against alpha, epoch by epoch: mean of the seeds; the marker is the last epoch."""
     items: list[Line] = []
-    for label, look, members in looked(runs):
-        trained = [run for run in members if run.history and run.status not in BROKEN]
-        if not trained:
+    for label, style, members in styled(runs):
+        paths = {
+            runs.index(run): (run.column("alpha"), run.column("val/mse"))
+            for run in members
+            if run.history and run.status not in BROKEN
+        }
+        if not paths:
             continue
-        paths = [(run.column("alpha"), run.column("val/mse")) for run in trained]
-        whose = [runs.index(run) for run in trained]
-        n = min(len(x) for x, _ in paths)
-        x, y = np.mean([(x[:n], y[:n]) for x, y in paths], 0)
-        lines = [Line(x, y, look, label, markers=True, runs=tuple(whose), kind="mean")]
-        lines += [Line(*p, look, runs=(i,), kind="each") for i, p in zip(whose, paths)]
+        n = min(len(x) for x, _ in paths.values())
+        x, y = np.mean([(x[:n], y[:n]) for x, y in paths.values()], 0)
+        lines = [Line(x, y, style, label, markers=True, runs=tuple(paths), kind="mean")]
+        lines += [Line(x, y, style, runs=(i,), kind="each") for i, (x, y) in paths.items()]
         for line in lines:
             end = replace(line, x=line.x[-1:], y=line.y[-1:], label="", points=True, size=7.0)
             items += [line, end]
     if not items:
         raise Missing("no run has finished an epoch")
-    return Panel(Axis("alpha"), Axis("val mse (sd²)", log=True), items, "along the epochs")
+    return Panel(Axis("alpha, along the epochs"), Axis("val mse (sd²)", log=True), items)
 
 
 def mse_across_runs(runs: Sequence[Run]) -> Panel:
     """Mse against alpha at the selected epochs, a point per run."""
     split = split_of(runs)
     items = points(runs, "select/alpha", f"{split}/mse")
-    y = Axis(f"{split} mse (sd²)", log=True)
-    return Panel(Axis("alpha"), y, items, "across runs, selected epoch")
+    return Panel(Axis("alpha, at the selected epoch"), Axis(f"{split} mse (sd²)", log=True), items)
 
 
 # ---- across runs
 
 
 def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
-    """One metric of the selected weights against another, a point per run. Raises Missing.
-
-    Of more settings than a legend can tell apart, only the schedules are told apart.
-    """
-    members = groups(runs)
-    if len(members) > MANY and len({run.schedule for run in runs}) > 1:
+    """One metric of the selected weights against another, a point per run. Raises Missing."""
+    members, settings = groups(runs), labels(runs)
+    if len(members) > MAX_SETTINGS and len({run.schedule for run in runs}) > 1:
         members = grouped(runs, lambda run: run.schedule)
-    items = []
-    settings = labels(runs)
-    for label, look in looks(list(members)).items():
-        shown = [run for run in members[label] if run.status in GOOD]
-        shown = [run for run in shown if np.isfinite(final(run, x) + final(run, y))]
-        for i, run in enumerate(shown):
-            said = f"{run.name}: {settings[run]}, seed {run.config.get('seed')}"
-            items.append(
-                Line(
-                    np.array([final(run, x)]),
-                    np.array([final(run, y)]),
-                    look,
-                    "" if i else label,
-                    points=True,
-                    opacity=0.85,
-                    runs=(runs.index(run),),
-                    text=(f"{said}, score {score(run):.4g}",),
-                )
-            )
+    items: list[Line] = []
+    for (label, some), style in zip(members.items(), styles(list(members)).values()):
+        for run in some:
+            point = _point(runs, run, x, y, style, label)
+            if run.status in GOOD and np.isfinite([point.x, point.y]).all():
+                seed = f"seed {run.config.get('seed')}"
+                text = f"{run.name}: {settings[run]}, {seed}, score {score(run):.4g}"
+                items.append(replace(point, text=text))
+                label = ""
     if not items:
         raise Missing(f"no run has both {x} and {y}")
     return items
 
 
+def _point(runs: Sequence[Run], run: Run, x: str, y: str, style: Style, label: str) -> Line:
+    at_x, at_y = (np.array([final(run, name)]) for name in (x, y))
+    return Line(at_x, at_y, style, label, points=True, runs=(runs.index(run),))
+
+
 def fvu_against_sparsity(runs: Sequence[Run]) -> Panel:
     """The trade that alpha makes, and the Pareto front of all runs: right and down is better."""
     split = split_of(runs)
-    items = points(runs, f"{split}/sparsity", f"{split}/fvu")
-    found = costs(runs, split)
-    alone = len(found) == 1
-    if not alone:
+    x, y = f"{split}/sparsity", f"{split}/fvu"
+    items, title = points(runs, x, y), "one run: a front needs several"
+    found, top = costs(runs, split), best(runs)
+    if len(found) > 1:
+        title = ""
         fvu, dense = pareto_front(found).T
         label = f"Pareto front, hypervolume {hypervolume(found):.3f}"
-        items.insert(0, Line(1 - dense, fvu, Look(SOFT), label, step="vh", width=1.0))
-    top = best(runs)
-    if top is not None and not alone:
-        items.append(
-            Line(
-                np.array([final(top, f"{split}/sparsity")]),
-                np.array([final(top, f"{split}/fvu")]),
-                Look(INK),
-                f"best: {top.name}",
-                points=True,
-                size=11.0,
-                open=True,
-                runs=(runs.index(top),),
-            )
-        )
-    x, y = Axis(f"{split} sparsity (fraction of zeros)"), Axis(f"{split} fvu", log=True)
-    return Panel(x, y, items, note="one run: a front needs several" if alone else "")
+        items.insert(0, Line(1 - dense, fvu, Style(SOFT), label, step="vh", width=1.0))
+        if top is not None:
+            point = _point(runs, top, x, y, Style(INK), f"best: {top.name}")
+            items.append(replace(point, size=11.0, open=True))
+    fvu_axis = Axis(f"{split} fvu", log=True)
+    return Panel(Axis(f"{split} sparsity (fraction of zeros)"), fvu_axis, items, title)
 
 
 def sparsity_against_persistence(runs: Sequence[Run]) -> Panel:
@@ -226,14 +201,10 @@ def gain(runs: Sequence[Run]) -> Panel:
 
 
 def lowpass(runs: Sequence[Run]) -> Panel:
-    """Fvu after the encoding was smoothed in time; the input, smoothed likewise, is the baseline.
-
-    The cutoff's second axis is in Hz.
-    """
+    """Fvu after the encoding was smoothed in time; so was the input, the baseline."""
     items = _curves(runs, "lowpass", "cutoff")
-    y = Axis("fvu after smoothing", log=True)
-    hz = ("cutoff (Hz)", FRAME_RATE_HZ / 2)
-    return Panel(Axis("cutoff (fraction of Nyquist)"), y, items, above=hz)
+    x = Axis(f"cutoff (fraction of Nyquist, {FRAME_RATE_HZ / 2:g} Hz)")
+    return Panel(x, Axis("fvu after smoothing", log=True), items)
 
 
 def articulators(runs: Sequence[Run]) -> Panel:
@@ -241,13 +212,12 @@ def articulators(runs: Sequence[Run]) -> Panel:
     prefix = f"{split_of(runs)}/r/"
     measured = {key for run in runs for key in run.measured}
     channels = [name for name in CHANNELS if prefix + name in measured]
-    members = groups(runs)
-    aside = np.linspace(-0.3, 0.3, len(members)) if len(members) > 1 else [0.0]
-    shift = {run: dx for found, dx in zip(members.values(), aside) for run in found}
+    settings = list(groups(runs).values())
+    aside = {run: (i + 0.5) / len(settings) - 0.5 for i, of in enumerate(settings) for run in of}
 
     def curve(run: Run) -> Curve | None:
         r = np.array([final(run, prefix + name) for name in channels])
-        x = np.arange(len(channels)) + shift[run]
+        x = np.arange(len(channels)) + 0.7 * aside[run]
         return (x, r) if run.status in GOOD and np.isfinite(r).any() else None
 
     lacking = "no run has measured the channels of selected weights"
@@ -274,31 +244,31 @@ def density(runs: Sequence[Run]) -> Panel:
 # ---- what they share
 
 
-def looked(runs: Sequence[Run]) -> list[tuple[str, Look, list[Run]]]:
-    """Each setting's label, look and runs."""
+def styled(runs: Sequence[Run]) -> list[tuple[str, Style, list[Run]]]:
+    """Each setting's label, style and runs."""
     members = groups(runs)
-    return [(label, look, members[label]) for label, look in looks(list(members)).items()]
+    return [(label, style, members[label]) for label, style in styles(list(members)).items()]
 
 
 def _means(
-    runs: Sequence[Run], curve: Callable[[Run], Curve | None], lacking: str, **style: Any
+    runs: Sequence[Run], curve: Callable[[Run], Curve | None], lacking: str, **more: Any
 ) -> list[Line]:
     """The mean of each setting with its range, and every run by itself for pages.
 
     lacking: what the Missing says when there is no curve.
     """
     items = []
-    for label, look, members in looked(runs):
+    for label, style, members in styled(runs):
         found = {runs.index(run): got for run in members if (got := curve(run))}
         whose = tuple(i for i in found if runs[i].status not in BROKEN)
         if whose:
             x, mean, low, high = _mean_and_range([found[i] for i in whose])
             band: dict[str, Any] = {"low": low, "high": high} if len(whose) > 1 else {}
             band |= {"runs": whose, "kind": "mean", "markers": True}
-            items.append(Line(x, mean, look, label, **band, **style))
+            items.append(Line(x, mean, style, label, **band, **more))
         for i, (x, y) in found.items():
             name = f"{label}, {runs[i].name}"
-            items.append(Line(x, y, look, name, runs=(i,), kind="each", **style))
+            items.append(Line(x, y, style, name, runs=(i,), kind="each", **more))
     if not items:
         raise Missing(lacking)
     return items

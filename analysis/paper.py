@@ -2,22 +2,22 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from analysis.colours import SIGNED, SILENCE_TO_PEAK, SOFT
-from analysis.drawing import DASHES, MARKERS, Axis, Drawing, Image, Line, Panel, ranged
+from analysis.drawing import DASHES, MARKERS, Drawing, Image, Line, Panel
 from analysis.programs import writing
 
 ONE, TWO = 3.5, 7.2  # columns of a journal, in inches: 89 and 183 mm
-STYLE = {
+RC = {
     "font.size": 8,
     "axes.titlesize": 8,
+    "axes.titlelocation": "left",
     "axes.labelsize": 8,
     "figure.titlesize": 8,
     "xtick.labelsize": 7,
@@ -38,16 +38,14 @@ STYLE = {
 # The same runs give the same file, whenever it is drawn.
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 STEPS = {"vh": "pre", "hvh": "mid"}
-MAPS = {
-    signed: LinearSegmentedColormap.from_list("", colours)
-    for signed, colours in ((True, SIGNED), (False, SILENCE_TO_PEAK))
-}
 
 
 def draw(drawing: Drawing, width: float = TWO, height: float = 2.5) -> Figure:
     """The drawing as a figure; width in inches, height in inches of a row."""
     rows, columns = len(drawing.rows), max(map(len, drawing.rows))
-    with matplotlib.rc_context(STYLE):
+    # All images are in one colour scale, whose bar is beside the last of them.
+    last = next((panel for panel in drawing.panels[::-1] if panel.images), None)
+    with matplotlib.rc_context(RC):
         figure = Figure(layout="constrained")
         grid = figure.subplots(
             rows,
@@ -59,17 +57,16 @@ def draw(drawing: Drawing, width: float = TWO, height: float = 2.5) -> Figure:
         )
         for axes, panels in zip(grid, drawing.rows):
             for place, panel in zip(axes, panels):
-                fill(place, ranged(panel))
+                fill(place, panel)
+                if panel is last:
+                    bar = place.inset_axes((1 + 0.012 * columns, 0, 0.012 * columns, 1))
+                    figure.colorbar(place.images[0], bar, label=panel.images[0].label)
                 if not drawing.legend and any(line.label for line in panel.lines):
                     # Traces leave no room for one among them.
                     outside = {"loc": "lower right", "bbox_to_anchor": (1, 0.97), "ncols": 2}
-                    place.legend(handlelength=1.6, **(outside if panel.notes else {}))
+                    place.legend(handlelength=1.6, **(outside if panel.texts else {}))
             for empty in axes[len(panels) :]:
                 empty.set_visible(False)
-        if drawing.bar:
-            shown = next(image for axes in grid.flat for image in axes.images)
-            bar = figure.colorbar(shown, ax=list(grid.flat), shrink=0.5, aspect=30, pad=0.01)
-            bar.set_label(drawing.bar)
         if drawing.title:
             figure.suptitle(drawing.title)
         below = _legend(figure, width) if drawing.legend else 0.0
@@ -84,87 +81,74 @@ def fill(axes: Axes, panel: Panel) -> None:
             _image(axes, item)
         elif item.kind != "each":
             _line(axes, item)
+    dotted: dict[str, Any] = {"color": SOFT, "lw": 0.6, "ls": ":", "zorder": 0}
     for level in panel.levels:
-        axes.axhline(level, color=SOFT, lw=0.6, ls=":", zorder=0)
+        axes.axhline(level, **dotted)
     for mark in panel.marks:
-        axes.axvline(mark, color=SOFT, lw=0.6, ls=":", zorder=0)
-    _axis(axes, "x", panel.x)
-    _axis(axes, "y", panel.y)
+        axes.axvline(mark, **dotted)
+    for name, axis in panel.axes.items():
+        side = getattr(axes, f"{name}axis")
+        side.set_label_text(axis.label)
+        if axis.log:
+            axes.set(**{f"{name}scale": "log"})
+            side.set_minor_locator(matplotlib.ticker.NullLocator())
+        bounds = getattr(axes, f"get_{name}lim")()  # which ticks may widen
+        if axis.ticks is not None:
+            side.set_ticks([at for at, _ in axis.ticks], [text for _, text in axis.ticks])
+        if axis.whole:
+            axes.locator_params(axis=name, integer=True)
+        limits = [new if new is not None else old for new, old in zip(axis.range, bounds)]
+        if not axis.log or limits[0] > 0:
+            axes.set(**{f"{name}lim": limits})
     tile = bool(panel.images) and panel.y.ticks is not None  # one of many, in small type
     if panel.images:
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(True)
-        if tile:
-            axes.tick_params(labelsize=5, length=1.5)
+    if tile:
+        axes.tick_params(labelsize=5, length=1.5)
     if panel.y.ticks == ():
         axes.spines["left"].set_visible(False)
-    for height, text in panel.notes:
-        axes.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), va="center")
+    for text, y, x in panel.texts:
+        if x is None:
+            axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center")
+        else:
+            axes.text(x, y, text, fontsize=6, color=SOFT, clip_on=True)
     if panel.equal:
         axes.set_aspect("equal")
         axes.axis("off")
-    if panel.note:
-        axes.annotate(panel.note, (0.5, 0.5), xycoords="axes fraction", ha="center", color=SOFT)
-    if panel.title:
-        axes.set_title(panel.title, loc="left", fontsize=6 if tile else 8)
-    if panel.above:
-        label, scale = panel.above
-        both = (lambda c: np.multiply(c, scale), lambda hz: np.divide(hz, scale))
-        axes.secondary_xaxis("top", functions=both).set_xlabel(label)
+    axes.set_title(panel.title, fontsize=6 if tile else 8)
 
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure in the format of the path's suffix: pdf, svg or png. Raises UserError."""
     path = Path(path)
-    with writing(path), matplotlib.rc_context(STYLE):
+    with writing(path), matplotlib.rc_context(RC):
         figure.savefig(path, metadata=UNDATED[path.suffix[1:]])
 
 
-def _axis(axes: Axes, name: Literal["x", "y"], axis: Axis) -> None:
-    side = getattr(axes, f"{name}axis")
-    side.set_label_text(axis.label)
-    if axis.log:
-        axes.set(**{f"{name}scale": "log"})
-        side.set_minor_locator(matplotlib.ticker.NullLocator())
-    bounds = getattr(axes, f"get_{name}lim")()  # which ticks may widen
-    if axis.ticks is not None:
-        side.set_ticks([at for at, _ in axis.ticks], [text for _, text in axis.ticks])
-    if axis.whole:
-        axes.locator_params(axis=name, integer=True)
-    limits = [new if new is not None else old for new, old in zip(axis.range, bounds)]
-    if not axis.log or limits[0] > 0:
-        axes.set(**{f"{name}lim": limits})
-
-
 def _line(axes: Axes, line: Line) -> None:
-    look, x, y, step = line.look, line.x, line.y, STEPS.get(line.step)
-    style: dict[str, Any] = {
-        "color": look.color,
-        "alpha": line.opacity,
-        "label": line.label or None,
-    }
+    style, x, y, step = line.style, line.x, line.y, STEPS.get(line.step)
+    drawn: dict[str, Any] = {"color": style.color, "label": line.label or None, "lw": line.width}
+    drawn["ls"] = "none" if line.points else DASHES[style.dash]
     if line.points or line.markers:
-        style |= {"marker": MARKERS[look.marker], "ms": line.size if line.points else 3.5}
-        style |= {"mfc": "none"} if line.open else {"mew": 0}
-        if not line.points:
-            style["markevery"] = math.ceil(len(x) / 8)
-    style["ls"] = "none" if line.points else DASHES[look.dash]
-    style["drawstyle"] = f"steps-{step}" if step else "default"
-    axes.plot(x, y, lw=line.width, **style)
+        drawn |= {"marker": MARKERS[style.marker], "ms": line.size if line.points else 3.5}
+        drawn |= {"mfc": "none"} if line.open else {"mew": 0}
+        drawn |= {"alpha": 0.85} if line.points else {"markevery": math.ceil(len(x) / 8)}
+    axes.plot(x, y, drawstyle=f"steps-{step}" if step else "default", **drawn)
     if line.low is not None and line.high is not None:
         if line.points:
-            axes.vlines(x, line.low, line.high, color=look.color, lw=1, alpha=0.6)
+            axes.vlines(x, line.low, line.high, color=style.color, lw=1, alpha=0.6)
         else:
-            band: dict[str, Any] = {"color": look.color, "alpha": 0.18, "lw": 0, "step": step}
+            band: dict[str, Any] = {"color": style.color, "alpha": 0.18, "lw": 0, "step": step}
             axes.fill_between(x, line.low, line.high, **band)
 
 
 def _image(axes: Axes, image: Image) -> None:
     axes.imshow(
         image.z,
-        cmap=MAPS[image.signed],
-        vmin=-image.most if image.signed else 0,
-        vmax=image.most,
+        cmap=LinearSegmentedColormap.from_list("", SIGNED if image.signed else SILENCE_TO_PEAK),
+        vmin=-image.high if image.signed else 0,
+        vmax=image.high,
         aspect="auto",
         extent=(*image.x, *image.y),
         interpolation="nearest",

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import emaae
-from analysis import anatomy
+from analysis import kernels
 from analysis.labels import LABELS, Labelled, read_splits
 from analysis.programs import program
 from analysis.tables import frame, write
@@ -65,7 +65,7 @@ def raw(n_channels: int, n_frames: int = 1) -> View:
     delays = range(-(n_frames // 2), n_frames // 2 + 1)
 
     def view(features: np.ndarray) -> np.ndarray:
-        frames = anatomy.select_channels(features, n_channels)
+        frames = kernels.select_channels(features, n_channels)
         return np.concatenate([shifted(frames, delay) for delay in delays], axis=1)
 
     return view
@@ -79,7 +79,7 @@ def encoding(model: CNNAutoEncoder) -> View:
 
 def untrained(model: CNNAutoEncoder, train: Sequence[Labelled]) -> CNNAutoEncoder:
     """A model of the same architecture, random weights (seed 0), that standardises by `train`."""
-    fresh = anatomy.untrained(model, seed=0)
+    fresh = kernels.untrained(model, seed=0)
     frames = np.concatenate([raw(model.input_dim)(u.features) for u in train])
     fresh.normalise(*map(torch.from_numpy, mean_and_sd(frames)))
     return fresh.eval()

@@ -141,7 +141,7 @@ const selects = Object.fromEntries(["run", "utterance", "unit"].map((name) => [n
 function choose(run) {
   Object.assign(state, { run, utterance: 0, unit: 0 });
   selects.run.value = String(run);
-  const { utterances = [], units = [] } = page.details[run] ?? {};
+  const { utterances = [], units = [] } = page.choices[run] ?? {};
   for (const [name, options] of [["utterance", utterances], ["unit", units]]) {
     selects[name].replaceChildren(...options.map((text, i) => new Option(text, i)));
     selects[name].parentElement.hidden = !options.length;

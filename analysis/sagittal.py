@@ -5,18 +5,21 @@ where they rest, and how far one unit of a channel reaches, is a template's: fea
 of each channel, so offsets and scales are not in the data.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from scipy.interpolate import CubicSpline
 
+from analysis import paper
 from analysis.colours import PREDICTION, SOFT, TRUTH
-from analysis.drawing import Axis, Line, Look, Panel
-from analysis.insides import through
+from analysis.drawing import Axis, Drawing, Line, Panel, Style, Text
+from analysis.model_panels import reconstruction, through
 from analysis.programs import folder_of, program, writing
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
@@ -26,130 +29,98 @@ from emaae.system.errors import UserError, reporting_errors
 from emaae.system.files import expand_home
 
 # Millimetres; x grows backwards and y upwards, from the edge of the upper incisors.
-REST_MM = {
-    "TD": (42.0, -6.0),
-    "TB": (27.0, -5.0),
-    "TT": (11.0, -10.0),
-    "LI": (1.5, -9.0),
-    "UL": (-9.0, 5.0),
-    "LL": (-8.0, -13.0),
-}
-# Fixed parts of the template: hard palate and velum from the upper incisors, and the throat.
+SENSORS = ("TD", "TB", "TT", "LI", "UL", "LL")  # in the order of the features
+REST_MM = np.array([(42.0, -6), (27, -5), (11, -10), (1.5, -9), (-9, 5), (-8, -13)])
+# Fixed parts of the template: hard palate and velum from the upper incisors, these, and the throat.
 PALATE_MM = np.array(
     [(0, 0), (1.5, 7), (5, 10.5), (12, 15), (24, 18), (36, 17), (47, 12), (54, 4), (57, -6)]
 )
+INCISORS_MM = np.array([(0, 0), (-2.5, 1.5), (0.5, 8), (3, 7), (0, 0)])
 THROAT_MM = np.array([(66, 12), (68, -6), (68, -26), (65, -44)])
 ROOT_MM = (56.0, -42.0)  # of the tongue
-# Outlines that move with a sensor, from it.
-OUTLINES_MM = {
-    "LI": np.array([(0, 0), (1, -7), (4, -16), (16, -24)]),
-    "UL": np.array([(3.5, 10), (0, 6), (-1, 1), (4, -3)]),
-    "LL": np.array([(3.5, -9), (0, -6), (-1, -1), (4, 3)]),
-}
-SIZE_INCHES, DPI = (4.2, 4.6), 100
-LARGEST_MM = 12.0  # that a primitive moves a sensor in a picture
+# Outlines that move with LI, UL and LL, from them.
+OUTLINES_MM = np.array(
+    [
+        [(0, 0), (1, -7), (4, -16), (16, -24)],
+        [(3.5, 10), (0, 6), (-1, 1), (4, -3)],
+        [(3.5, -9), (0, -6), (-1, -1), (4, 3)],
+    ]
+)
+NAMES_MM = np.array([(2, 2)] * 4 + [(-8, -1)] * 2)  # where their names are, from the sensors
+WIDTH_INCHES, DPI = 4.2, 100
+MAX_MM = 12.0  # that a primitive moves a sensor in a picture
 COLORS = 32  # of the GIF's palette
 
 
-def positions(features: np.ndarray) -> dict[str, np.ndarray]:
-    """Schematic positions (T, 2) in mm of each sensor, from features (T, D) in z-scores.
+def positions(features: np.ndarray) -> np.ndarray:
+    """Schematic positions (T, 6, 2) in mm of `SENSORS`, from features (T, D) in z-scores.
 
     A rest position plus z times the channel's standard deviation in real articulography.
     """
-    mm = features[:, : len(ARTICULATORS)] * SD_MM
-    at = {name: i for i, name in enumerate(ARTICULATORS)}
-    return {
-        sensor: np.array(rest) + mm[:, [at[f"{sensor}X"], at[f"{sensor}Y"]]]
-        for sensor, rest in REST_MM.items()
-    }
+    moved_mm = features[:, : len(ARTICULATORS)] * SD_MM
+    return REST_MM + moved_mm.reshape(-1, *REST_MM.shape)
 
 
-def outlines(at: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Smooth lines (n, 2) of the tongue and of what moves with the other sensors.
+def outlines(at: np.ndarray) -> list[np.ndarray]:
+    """Smooth lines (n, 2) of the tongue and of what moves with the other sensors, at (6, 2).
 
-    at: where the sensors are. The tongue reaches from its tip to its fixed root.
+    The tongue reaches from its tip to its fixed root.
     """
-    lines = {"tongue": _smooth(np.array([at["TT"], at["TB"], at["TD"], ROOT_MM]))}
-    return lines | {name: at[name] + _smooth(line) for name, line in OUTLINES_MM.items()}
+    dorsum, body, tip, *others = at
+    lines = [_smooth(np.array([tip, body, dorsum, ROOT_MM]))]
+    return lines + [sensor + _smooth(line) for sensor, line in zip(others, OUTLINES_MM)]
+
+
+def mouth(*states: tuple[np.ndarray, str, float, str]) -> Panel:
+    """The mouth with its sensors in some places, the last on top and named.
+
+    A state is where the sensors are (6, 2), a colour, a width and a label.
+    """
+    fixed = (_smooth(PALATE_MM), INCISORS_MM, _smooth(THROAT_MM))
+    items = [_line(mm, SOFT, width=1.2) for mm in fixed]
+    for at, color, width, label in states:
+        items += [_line(mm, color, label=label, width=width) for mm in outlines(at)]
+        items.append(_line(at, color, points=True, size=3 + width))
+    texts = [Text(name, y, x) for name, (x, y) in zip(SENSORS, states[-1][0] + NAMES_MM)]
+    return Panel(Axis(range=(-22, 74)), Axis(range=(-50, 28)), items, texts=texts, equal=True)
 
 
 def moved(effect: np.ndarray) -> Panel:
     """The mouth at rest and at the strongest frame of a primitive (D, W), in units of the sd.
 
-    Magnified, so that the sensor that moves most moves LARGEST_MM.
+    Magnified, so that the sensor that moves most moves MAX_MM.
     """
-    paths = positions(effect.T)
-    strongest = int(np.abs(effect[: len(ARTICULATORS)]).sum(0).argmax())
-    rest = {name: np.array(at) for name, at in REST_MM.items()}
-    steps = {name: path[strongest] - rest[name] for name, path in paths.items()}
-    most = max(1e-9, np.linalg.norm(list(steps.values()), axis=1).max())
-    at = {name: rest[name] + step * LARGEST_MM / most for name, step in steps.items()}
-    still = [(_smooth(line), SOFT, 1.2) for line in (PALATE_MM, THROAT_MM)]
-    before = [(line, SOFT, 0.7) for line in outlines(rest).values()]
-    after = [(line, PREDICTION, 2.2) for line in outlines(at).values()]
-    drawn = [
-        Line(line[:, 0], line[:, 1], Look(color), width=width)
-        for line, color, width in (*still, *before, *after)
-    ]
-    where = np.array(list(at.values()))
-    sensors = Line(where[:, 0], where[:, 1], Look(PREDICTION), points=True, text=list(at))
-    x, y = Axis(range=(-22, 74)), Axis(range=(-50, 28))
-    return Panel(x, y, [*drawn, sensors], "displacement, magnified", equal=True)
+    strongest = np.abs(effect[: len(ARTICULATORS)]).sum(0).argmax()
+    steps = positions(effect.T)[strongest] - REST_MM
+    steps *= MAX_MM / max(1e-9, np.linalg.norm(steps, axis=1).max())
+    shown = mouth((REST_MM, SOFT, 0.7, ""), (REST_MM + steps, PREDICTION, 2.2, ""))
+    return replace(shown, title="displacement, magnified")
 
 
 def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
     """The picture of each frame of an utterance, truth over reconstruction."""
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor="white")
+    predicted, true = positions(found.prediction), positions(found.truth)
+    pitch = reconstruction(found).panels[found.channels.index("pitch")]
+
+    def panels(t: int) -> list[Panel]:
+        shown = mouth(
+            (predicted[t], PREDICTION, 3.2, "reconstruction"), (true[t], TRUTH, 1.4, "truth")
+        )
+        note = "schematic: rest positions and mm per unit are a template's"
+        return [replace(shown, title=note), replace(pitch, marks=[t / FRAME_RATE_HZ])]
+
+    rows = [[panel] for panel in panels(0)]
+    figure = paper.draw(Drawing(rows, title, heights=(4, 1), legend=True), WIDTH_INCHES, 2.3)
+    figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
-    mouth = figure.add_axes((0.02, 0.245, 0.96, 0.685))
-    mouth.set(xlim=(-22, 74), ylim=(-50, 28), xticks=[], yticks=[], aspect="equal")
-    mouth.spines[:].set_visible(False)
-    mouth.plot(*_smooth(PALATE_MM).T, color="0.6", lw=2)
-    mouth.plot(*_smooth(THROAT_MM).T, color="0.6", lw=2)
-    mouth.fill([0, -2.5, 0.5, 3], [0, 1.5, 8, 7], color="0.8", lw=0)  # the upper incisors
-    figure.text(0.03, 0.945, title, fontsize=8, parse_math=False)
-    note = "schematic: rest positions and mm per unit are a template's"
-    figure.text(0.03, 0.225, note, fontsize=6, color="0.4")
-    for x, name, color in ((0.6, "truth", TRUTH), (0.73, "reconstruction", PREDICTION)):
-        figure.text(x, 0.905, name, fontsize=8, color=color, weight="bold")
-
-    sides = []
-    for values, color, width in ((found.prediction, PREDICTION, 3.2), (found.truth, TRUTH, 1.4)):
-        lines = {
-            name: mouth.plot([], [], color=color, lw=width, solid_capstyle="round")[0]
-            for name in ("tongue", *OUTLINES_MM)
-        }
-        (dots,) = mouth.plot([], [], "o", color=color, ms=3 + 1.2 * width)
-        sides.append((positions(values), lines, dots))
-    labels = {
-        sensor: mouth.text(0, 0, sensor, fontsize=6, color="0.3", clip_on=True)
-        for sensor in REST_MM
-    }
-
-    pitch = figure.add_axes((0.12, 0.075, 0.85, 0.13))
-    seconds = np.arange(len(found.truth)) / FRAME_RATE_HZ
-    column = found.channels.index("pitch")
-    pitch.plot(seconds, found.prediction[:, column], color=PREDICTION, lw=2.2)
-    pitch.plot(seconds, found.truth[:, column], color=TRUTH, lw=1)
-    pitch.set_xlim(0, max(seconds[-1], 1 / FRAME_RATE_HZ))
-    pitch.set_ylabel("pitch (Hz)", fontsize=7)
-    pitch.set_xlabel("seconds", fontsize=7, labelpad=1)
-    pitch.tick_params(labelsize=6, length=2, pad=1.5)
-    pitch.locator_params(axis="y", nbins=3)
-    pitch.spines[["top", "right"]].set_visible(False)
-    cursor = pitch.axvline(0, color="0.2", lw=1)
-
-    for t, second in enumerate(seconds):
-        for where, lines, dots in sides:
-            now = {sensor: path[t] for sensor, path in where.items()}
-            for name, line in outlines(now).items():
-                lines[name].set_data(*line.T)
-            dots.set_data(*np.array(list(now.values())).T)
-        for sensor, label in labels.items():
-            aside = (-7, -1) if sensor in ("UL", "LL") else (2.2, 2.2)
-            label.set_position(now[sensor] + aside)  # of the truth, which is drawn last
-        cursor.set_xdata([second] * 2)
-        canvas.draw()
+    canvas.draw()
+    figure.set_layout_engine("none")  # what is in place stays there
+    for t in range(len(found.truth)):
+        with matplotlib.rc_context(paper.RC):
+            for axes, panel in zip(figure.axes, panels(t)):
+                axes.clear()
+                paper.fill(axes, panel)
+            canvas.draw()
         yield Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
@@ -191,6 +162,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out must name a .gif file, got {path}")
     size = write(found, path, f"{found.name}, run {run.name}")
     print(f"{path}: {len(found.truth) / FRAME_RATE_HZ:.2f} s, {size / 1000:.0f} kB")
+
+
+def _line(mm: np.ndarray, color: str, **more: Any) -> Line:
+    x, y = mm.T
+    return Line(x, y, Style(color), **more)
 
 
 def _smooth(points: np.ndarray) -> np.ndarray:

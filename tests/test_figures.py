@@ -8,8 +8,18 @@ import pytest
 import torch
 from synthetic_runs import write_run, write_runs
 
-from analysis import figures, insides, interactive, panels, paper
-from analysis.drawing import Axis, Drawing, Image, Line, Missing, Panel, described, log_ticks, looks
+from analysis import figures, interactive, kernels, model_panels, panels, paper
+from analysis.drawing import (
+    Axis,
+    Drawing,
+    Image,
+    Line,
+    Missing,
+    Panel,
+    described,
+    log_ticks,
+    styles,
+)
 from analysis.runs import Run, read_runs
 from emaae.system.errors import UserError
 
@@ -119,7 +129,7 @@ def test_the_front_is_the_staircase_below_which_no_run_is_and_the_best_run_is_ri
 def test_the_front_of_one_run_says_so():
     run = of(alpha=[0], metrics={"select/epoch": 1, "test/fvu": 0.2, "test/sparsity": 0.7})
     panel = panels.fvu_against_sparsity([run])
-    assert panel.note == "one run: a front needs several"
+    assert panel.title == "one run: a front needs several"
     assert len(panel.lines) == 1
 
 
@@ -151,7 +161,7 @@ def test_channels_are_points_that_no_line_joins(sweep):
 def test_the_reconstruction_is_that_of_the_selected_weights(sweep):
     run = read_runs(sweep)[0]
     (name,) = run.features()
-    rows = insides.reconstruction(insides.through(run)[0])
+    rows = model_panels.reconstruction(model_panels.through(run)[0]).panels
     x = torch.from_numpy(run.features()[name]).T[None]
     with torch.no_grad():
         y = run.model()(x).y[0]
@@ -162,11 +172,12 @@ def test_the_reconstruction_is_that_of_the_selected_weights(sweep):
 
 
 def test_kernels_and_primitives_are_on_one_scale_about_zero(sweep):
-    run = read_runs(sweep)[0]
-    for show, width in ((insides.kernels, 3), (insides.decoder_primitives, 5)):
-        images = [panel.items[0] for panel in show(run, 6)]
+    model, units = read_runs(sweep)[0].model(), np.arange(6)
+    primitives = model_panels.primitives(kernels.primitives(model, units), units)
+    for found, width in ((model_panels.first_kernels(model, 6), 3), (primitives, 5)):
+        images = [panel.items[0] for panel in found]
         assert {image.z.shape for image in images} == {(13, width)}
-        assert {image.most for image in images} == {max(np.abs(i.z).max() for i in images)}
+        assert {image.high for image in images} == {max(np.abs(i.z).max() for i in images)}
         assert all(image.signed for image in images)
 
 
@@ -177,7 +188,7 @@ def test_of_more_runs_than_panels_those_with_the_lowest_scores_are_drawn():
         of(seed=i, name=f"r{i}", metrics={"select/score": score}, **loss)
         for i, score in enumerate(scores)
     ]
-    titles = [panel.title for panel in panels.losses_by_run(runs, most=3)]
+    titles = [panel.title for panel in panels.losses_by_run(runs, max_runs=3)]
     assert titles == ["r2", "r3", "r0"]
 
 
@@ -190,22 +201,22 @@ def test_of_more_runs_than_panels_those_with_the_lowest_scores_are_drawn():
     ],
 )
 def test_thirty_settings_look_different_as_lines_and_as_points(labels):
-    found = looks(labels).values()
-    assert len({(look.color, look.dash) for look in found}) == 30
-    assert len({(look.color, look.marker) for look in found}) == 30
+    found = styles(labels).values()
+    assert len({(style.color, style.dash) for style in found}) == 30
+    assert len({(style.color, style.marker) for style in found}) == 30
 
 
 def test_a_schedule_is_a_colour_and_what_else_varies_a_dash_and_both_have_a_marker():
-    found = looks([f"{s}, alpha_max {a}" for s in ("linear", "cosine") for a in (0.3, 0.6)])
+    found = styles([f"{s}, alpha_max {a}" for s in ("linear", "cosine") for a in (0.3, 0.6)])
     linear, stronger, cosine, _ = found.values()
     assert linear.color == stronger.color != cosine.color
     assert linear.dash == cosine.dash != stronger.dash
-    assert len({look.marker for look in found.values()}) == 4
+    assert len({style.marker for style in found.values()}) == 4
 
 
 def test_a_unit_by_label_is_its_mean_there_over_its_mean_everywhere():
     z, labels = np.array([0.0, 0, 3, 3, 0, 0]), np.array(["a", "a", "b", "b", "c", "b"])
-    panel = insides.by_label(z, labels)
+    panel = model_panels.by_label(z, labels)
     assert [text for _, text in panel.x.ticks] == ["b", "a", "c"]
     assert panel.lines[0].y.tolist() == [2, 0, 0]  # means 2, 0, 0 over 1
 
@@ -219,15 +230,15 @@ def drawn_twice(panel):
 
 
 def test_paper_and_page_draw_the_same_lines_on_the_same_axes():
-    look = looks(["linear"])["linear"]
+    style = styles(["linear"])["linear"]
     x, y = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.2, 0.1])
-    line = Line(x, y, look, "<linear>", low=y / 2, high=y * 2)
-    single = Line(x, y, look, "one seed", kind="each")
+    line = Line(x, y, style, "<linear>", low=y / 2, high=y * 2)
+    single = Line(x, y, style, "one seed", kind="each")
     panel = Panel(Axis("epoch"), Axis("loss", log=True, range=(0.05, 1)), [line, single])
     axes, figure = drawn_twice(panel)
     band, trace, each = figure.data
     np.testing.assert_allclose(axes.lines[0].get_xydata(), np.c_[trace.x, trace.y], rtol=1e-6)
-    assert axes.lines[0].get_color() == trace.line.color == look.color
+    assert axes.lines[0].get_color() == trace.line.color == style.color
     assert len(axes.lines) == 1, "single seeds are for pages"
     assert (trace.visible, each.visible) == (True, False)
     assert (axes.get_xlabel(), figure.layout.xaxis.title.text) == ("epoch", "epoch")
@@ -240,14 +251,21 @@ def test_paper_and_page_draw_the_same_lines_on_the_same_axes():
 
 
 def test_paper_and_page_draw_the_same_image_with_its_first_row_at_the_top():
-    image = Image(np.array([[0.0, 1.0], [2.0, 3.0]]), (0, 4), (0, 2), most=3)
-    axes, figure = drawn_twice(Panel(Axis("s"), Axis("unit"), [image]))
+    image = Image(np.array([[0.0, 1.0], [2.0, 3.0]]), (0, 4), (0, 2), "activation", high=3)
+    axes, figure = drawn_twice(Panel(Axis("s"), Axis("unit"), [image], "a title"))
     (heatmap,) = figure.data
+    (title,) = figure.layout.annotations
+    assert axes.get_title(loc="left") == title.text == "a title"
+    assert (title.xref, title.yref) == ("x domain", "y domain")
     np.testing.assert_array_equal(axes.images[0].get_array(), heatmap.z)
     assert axes.yaxis_inverted()
     assert figure.layout.yaxis.autorange == "reversed"
     assert (heatmap.x0, heatmap.dx, heatmap.y0) == (1, 2, 0.5)
     assert axes.get_xlim() == (0, 4)
+    (bar,) = axes.child_axes
+    scale = figure.layout.coloraxis
+    assert bar.get_ylabel() == scale.colorbar.title.text == "activation"
+    assert bar.get_ylim() == (scale.cmin, scale.cmax) == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -265,23 +283,23 @@ def test_logarithmic_axes_have_a_few_ticks(values, ticks):
 
 
 def test_a_drawing_can_be_told_in_words():
-    look = looks(["linear"])["linear"]
-    line = Line(np.array([1, 2]), np.array([0.5, 0.25]), look, "linear")
-    point = Line(np.array([0.9]), np.array([0.1]), look, "best", points=True)
+    style = styles(["linear"])["linear"]
+    line = Line(np.array([1, 2]), np.array([0.5, 0.25]), style, "linear")
+    point = Line(np.array([0.9]), np.array([0.1]), style, "best", points=True)
     panel = Panel(Axis("epoch"), Axis("loss"), [line, point], "training")
-    expected = "training: loss against epoch; linear: 0.5 at 1 to 0.25 at 2; best: 1 at 0.9, 0.1"
+    expected = "training: loss against epoch; linear: 0.5 at 1 to 0.25 at 2; best: 0.1 at 0.9"
     assert described(Drawing([[panel]])) == expected
 
 
 def test_the_words_of_an_image_name_the_channel_of_its_largest_value():
-    tile = insides.montage(np.eye(13)[None, :, :5] * -1, ["no. 1"])[0]
+    (tile,) = model_panels.primitives(np.eye(13)[None, :, :5] * -1, [1])
     assert "strongest in TDX, -1" in described(Drawing([[tile]]))
 
 
 def test_single_seeds_leave_the_legend_of_their_settings():
-    look, x = looks(["linear"])["linear"], np.array([1.0, 2.0])
-    means = [Line(x, x, look, f"setting {i}", kind="mean") for i in range(2)]
-    seeds = [Line(x, x, look, f"setting 0, {i}", kind="each") for i in range(30)]
+    style, x = styles(["linear"])["linear"], np.array([1.0, 2.0])
+    means = [Line(x, x, style, f"setting {i}", kind="mean") for i in range(2)]
+    seeds = [Line(x, x, style, f"setting 0, {i}", kind="each") for i in range(30)]
     figure = interactive.draw(Drawing([[Panel(Axis(), Axis(), [*means, *seeds])]]))
     assert figure.layout.showlegend
 
@@ -303,7 +321,7 @@ def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path, capsys):
     lacking = {
         "shift_tolerance": "no run has the curve self_similarity (curves.json)",
         "sparsity_against_persistence": "no run has both shift/persistence and val/sparsity",
-        "kernels": "a has no model (best.pth) that can be loaded",
+        "kernels": "run a has no model (best.pth) that can be loaded",
         "losses_by_run": "fewer than two runs have finished an epoch",
     }
     figures.main([str(folder), "--only", *lacking, "losses"])

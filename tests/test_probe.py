@@ -10,7 +10,7 @@ import pytest
 import torch
 from forked import forked
 
-from analysis import anatomy, probe
+from analysis import kernels, probe
 from analysis import labels as labels_of
 from emaae.data.demo import generate, read_score, write_tree
 from emaae.data.phones import Gesture, Phone
@@ -264,7 +264,7 @@ def test_a_difference_has_the_error_of_utterances_not_of_frames():
 
 
 def test_untrained_encoders_of_other_activations_are_other_rivals(model):
-    other = anatomy.untrained(model, 0, activation="batch_topk")
+    other = kernels.untrained(model, 0, activation="batch_topk")
     assert probe.rivals(other)[2] != probe.rivals(model)[2]
 
 

@@ -14,8 +14,8 @@ from synthetic_runs import write_model, write_run, write_runs
 
 from analysis.colours import SCHEDULE_COLOURS
 from analysis.fronts import fvu_at, hypervolume
-from analysis.report import filters, main, page
-from analysis.report_figures import OF_UNITS, SECTIONS, collect
+from analysis.report import columns, filters, main, page
+from analysis.report_figures import OF_MODEL, OF_RUNS, collect
 from analysis.runs import best, read_runs, score
 from emaae.data.features import ARTICULATORS
 
@@ -131,7 +131,7 @@ def test_every_figure_is_drawn_when_it_is_scrolled_to_and_not_before(sweep, open
         show(view, figure)
     lacking = view.locator("figure:has(.note)").evaluate_all("all => all.map(one => one.id)")
     # Of these runs nothing has counted directions, and no unit of an untrained model fires.
-    assert set(lacking) <= {"guard", "encoding", *OF_UNITS}
+    assert set(lacking) <= {"guard", *OF_MODEL} - {"kernels"}
     drawn = view.locator("figure .js-plotly-plot").count()
     assert drawn == len(figures(view)) - len(lacking)
 
@@ -357,7 +357,7 @@ def test_whatever_is_missing_is_said_in_its_place(tmp_path, opened):
         "lowpass": "No run has the curve lowpass",
         "sparsity-persistence": "No run has both shift/persistence and val/sparsity",
         "reconstruction": "This run has kept no reconstructions",
-        "encoding": "This run has no model, and so no encodings",
+        "encoding": "This run has no model that can be loaded",
         "kernels": "This run has no model that can be loaded",
         "primitives": "This run has no model that can be loaded",
         "unit": "This run has no model that can be loaded",
@@ -366,7 +366,7 @@ def test_whatever_is_missing_is_said_in_its_place(tmp_path, opened):
         assert said in view.inner_text(f"#{figure}"), figure
     view.locator("#choose-run").select_option("1")
     show(view, "run-losses")
-    assert "B has finished no epoch" in view.inner_text("#run-losses")
+    assert "Run b has finished no epoch" in view.inner_text("#run-losses")
 
 
 def test_one_run_that_failed_at_once_still_has_a_page(tmp_path, opened):
@@ -400,13 +400,13 @@ def test_numbers_of_two_hundred_runs_stay_small(tmp_path):
 def test_filters_are_the_knobs_that_vary_with_their_values_in_order(sweep):
     runs = read_runs(sweep)
     found = filters(runs)
-    assert {name: one["values"] for name, one in found.items()} == {
+    assert {one["name"]: one["values"] for one in found} == {
         "schedule": ["constant", "cosine", "linear"],
         "alpha_max": ["0.3", "0.5"],
         "seed": ["0", "1", "2"],
     }
-    for name, one in found.items():
-        values = [run.schedule if name == "schedule" else run.config[name] for run in runs]
+    for one in found:
+        values = [run.knob(one["name"]) for run in runs]
         assert [one["values"][i] for i in one["of"]] == list(map(str, values))
 
 
@@ -439,10 +439,26 @@ def test_the_page_begins_with_the_run_to_take_and_what_it_gives_up(tmp_path):
     assert "<b>0.95</b>persistence within<small>target 0.9, met</small>" in answer
 
 
-def test_every_figure_has_a_heading_and_a_caption_of_its_own():
-    shown = [one for found in SECTIONS.values() for one in found]
-    for part in ("name", "heading", "caption"):
-        assert len({getattr(one, part) for one in shown}) == len(shown)
+def test_every_figure_has_a_place_with_a_heading_and_a_caption_of_its_own(sweep):
+    html = page(read_runs(sweep), "t")
+    pattern = r'data-figure="(.*?)".*?<h3>(.*?)</h3>.*?<figcaption>(.*?)</figcaption>'
+    places = re.findall(pattern, html, re.DOTALL)
+    names, *others = zip(*places)
+    of_one_run = {"run-losses", "run-alpha", "reconstruction", *OF_MODEL}
+    assert sorted(names) == sorted({*OF_RUNS, *of_one_run})
+    for texts in others:
+        assert all(texts)
+        assert len(set(texts)) == len(names)
+    links = re.findall('<a href="#(.*?)">', html.partition("<main")[0])
+    assert set(links) <= set(re.findall('id="(.*?)"', html))
+
+
+def test_the_numbers_of_a_column_have_the_same_decimals(sweep):
+    found = {column.name: column.cells for column in columns(read_runs(sweep))}
+    for name in ("score", "fvu", "sparsity", "l0", "persistence"):
+        assert len({len(text.partition(".")[2]) for text, _ in found[name]}) == 1, name
+    assert {text for text, _ in found["epoch"]} <= set("123456")
+    assert {text for text, _ in found["alpha_max"]} == {"0.3", "0.5"}
 
 
 def test_the_program_says_where_the_page_is_and_what_loads_the_best_model(sweep, capsys):
@@ -450,7 +466,7 @@ def test_the_program_says_where_the_page_is_and_what_loads_the_best_model(sweep,
     path = sweep / "report.html"
     assert capsys.readouterr().out == f"report: {path}\n"
     top = best(read_runs(sweep))
-    assert f"emaae.load_model(&#x27;{top.ref}&#x27;)" in path.read_text()
+    assert f"emaae.load_model(&#39;{top.ref}&#39;)" in path.read_text()
 
 
 def test_a_sweep_is_called_by_its_question(tmp_path, capsys):

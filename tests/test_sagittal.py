@@ -8,7 +8,7 @@ from PIL import Image
 from synthetic_runs import CHANNELS, write_run
 
 from analysis import sagittal
-from analysis.insides import through
+from analysis.model_panels import through
 from analysis.runs import read_runs
 from emaae.data.phones import SD_MM
 from emaae.system.errors import UserError
@@ -22,26 +22,25 @@ def run(tmp_path_factory):
 def test_a_sensor_rests_at_its_place_and_moves_by_its_own_scale():
     z = np.zeros((2, 13))
     z[1, CHANNELS.index("TTX")], z[1, CHANNELS.index("LLY")] = 2, -1
-    where = sagittal.positions(z)
-    assert list(where) == list(sagittal.REST_MM)
-    for sensor, path in where.items():
-        moved = {"TT": (2 * SD_MM[4], 0), "LL": (0, -SD_MM[11])}.get(sensor, (0, 0))
-        np.testing.assert_allclose(path[0], sagittal.REST_MM[sensor])
-        np.testing.assert_allclose(path[1] - path[0], moved)
+    rest, moved = sagittal.positions(z)
+    np.testing.assert_allclose(rest, sagittal.REST_MM)
+    expected = {"TT": (2 * SD_MM[4], 0), "LL": (0, -SD_MM[11])}
+    for sensor, step in zip(sagittal.SENSORS, moved - rest):
+        np.testing.assert_allclose(step, expected.get(sensor, (0, 0)))
 
 
 def test_the_tongue_goes_through_tip_body_and_dorsum():
-    rest = sagittal.REST_MM
-    line = sagittal.outlines(rest)["tongue"]
+    rest = dict(zip(sagittal.SENSORS, sagittal.REST_MM))
+    line = sagittal.outlines(sagittal.REST_MM)[0]
     for sensor in ("TT", "TB", "TD"):
         assert np.linalg.norm(line - rest[sensor], axis=1).min() < 2  # mm
     np.testing.assert_allclose(line[[0, -1]], [rest["TT"], sagittal.ROOT_MM])
-    folded = sagittal.outlines(rest | {"TB": rest["TT"]})["tongue"]
+    folded = sagittal.outlines(np.array(list((rest | {"TB": rest["TT"]}).values())))[0]
     assert np.isfinite(folded).all()  # sensors that touch
 
 
 def test_the_lips_are_in_front_of_the_tongue_and_the_upper_one_is_above():
-    rest = sagittal.REST_MM
+    rest = dict(zip(sagittal.SENSORS, sagittal.REST_MM))
     assert rest["UL"][0] < rest["LI"][0] < rest["TT"][0] < rest["TB"][0] < rest["TD"][0]
     assert rest["UL"][1] > rest["LL"][1]
 
@@ -67,7 +66,7 @@ def test_the_film_has_a_frame_each_20_ms_and_only_what_moves_changes(run, tmp_pa
 
 
 def test_an_utterance_that_was_not_kept_is_named_beside_those_that_were(run):
-    with pytest.raises(UserError, match="a has not kept other: it has 103-1240-0000"):
+    with pytest.raises(UserError, match="run a has not kept other: it has 103-1240-0000"):
         sagittal.main([str(run), "--utterance", "other"])
 
 

@@ -1,6 +1,6 @@
-"""The inside of one model: kernels, the decoder's primitives, the encoding of an utterance."""
+"""Kernels of one model, the primitives of its decoder, and features through it."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +26,11 @@ def untrained(model: CNNAutoEncoder, seed: int, **changed: Any) -> CNNAutoEncode
         return build_model(**model.architecture() | changed)
 
 
-class Answer(NamedTuple):
-    """One utterance through a model: y (T, D) in raw units, encoding z (T, C)."""
-
-    y: np.ndarray
-    z: np.ndarray
-
-
 @torch.no_grad()
-def answer(model: CNNAutoEncoder, features: np.ndarray) -> Answer:
-    """The model's answer to raw features (T, D)."""
+def through(model: CNNAutoEncoder, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reconstruction (T, D) in raw units and encoding (T, C) of raw features (T, D)."""
     y, z = model(torch.as_tensor(features).T[None])
-    return Answer(y[0].T.numpy(), z[0].T.numpy())
+    return y[0].T.numpy(), z[0].T.numpy()
 
 
 def busiest_units(model: CNNAutoEncoder, z: np.ndarray, n: int) -> np.ndarray:

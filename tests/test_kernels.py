@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.anatomy import answer, busiest_units, first_kernels, primitives
+from analysis.kernels import busiest_units, first_kernels, primitives, through
 from emaae.models import CNNAutoEncoder
 
 
@@ -69,8 +69,8 @@ def test_the_kernels_are_the_largest_first():
     assert (np.diff(norms) <= 0).all()
 
 
-def test_an_answer_is_that_of_the_model():
+def test_features_go_through_the_model_and_back():
     net, x = model(), torch.randn(1, 13, 9)
-    found = answer(net, x[0].T.numpy())
-    np.testing.assert_allclose(found.z, net.encode(x)[0].T.detach(), atol=1e-6)
-    assert found.y.shape == (9, 13)
+    y, z = through(net, x[0].T.numpy())
+    np.testing.assert_allclose(z, net.encode(x)[0].T.detach(), atol=1e-6)
+    assert y.shape == (9, 13)
