@@ -22,7 +22,7 @@ import numpy as np
 from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
 from analysis.drawing import DASHES, INPUT, Axis, Line, Look, Missing, Panel, looks
 from analysis.fronts import costs, hypervolume, pareto_front
-from analysis.runs import GOOD, Run, best, final, grouped, groups, labels, number, score, split_of
+from analysis.runs import GOOD, Run, best, grouped, groups, labels, number, score, split_of
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
@@ -149,13 +149,13 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
     settings = labels(runs)
     for label, look in looks(list(members)).items():
         shown = [run for run in members[label] if run.status in GOOD]
-        shown = [run for run in shown if np.isfinite(final(run, x) + final(run, y))]
+        shown = [run for run in shown if np.isfinite(run.metric(x) + run.metric(y))]
         for i, run in enumerate(shown):
             said = f"{run.name}: {settings[run]}, seed {run.config.get('seed')}"
             items.append(
                 Line(
-                    np.array([final(run, x)]),
-                    np.array([final(run, y)]),
+                    np.array([run.metric(x)]),
+                    np.array([run.metric(y)]),
                     look,
                     "" if i else label,
                     points=True,
@@ -183,8 +183,8 @@ def fvu_against_sparsity(runs: Sequence[Run]) -> Panel:
     if top is not None and not alone:
         items.append(
             Line(
-                np.array([final(top, f"{split}/sparsity")]),
-                np.array([final(top, f"{split}/fvu")]),
+                np.array([top.metric(f"{split}/sparsity")]),
+                np.array([top.metric(f"{split}/fvu")]),
                 Look(INK),
                 f"best: {top.name}",
                 points=True,
@@ -246,7 +246,7 @@ def articulators(runs: Sequence[Run]) -> Panel:
     shift = {run: dx for found, dx in zip(members.values(), aside) for run in found}
 
     def curve(run: Run) -> Curve | None:
-        r = np.array([final(run, prefix + name) for name in channels])
+        r = np.array([run.metric(prefix + name) for name in channels])
         x = np.arange(len(channels)) + shift[run]
         return (x, r) if run.status in GOOD and np.isfinite(r).any() else None
 

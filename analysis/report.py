@@ -27,7 +27,6 @@ from analysis.runs import (
     Run,
     aims,
     best,
-    final,
     groups,
     labels,
     number,
@@ -120,7 +119,7 @@ def _answer(runs: Sequence[Run]) -> str:
     shown = "".join(
         f"<div><b>{value:.3g}</b>{name}<small>{escape(said)}</small></div>"
         for name, metric, said in rows
-        if (value := final(run, metric)) == value
+        if (value := run.metric(metric)) == value
     )
     others = [score(other) for other in runs if other is not run and other.status in GOOD]
     lead = min((value for value in others if value == value), default=None)
@@ -134,7 +133,7 @@ def _answer(runs: Sequence[Run]) -> str:
 
 def _asked(run: Run, name: str, metric: str, knob: str) -> tuple[str, str, str]:
     """A number of the best run beside what its score asks for."""
-    target, value = number(run.config.get(knob)), final(run, metric)
+    target, value = number(run.config.get(knob)), run.metric(metric)
     if target != target or not target:
         return name, metric, "not asked for"
     met = f"target {target:g}, met" if value >= target else f"{target - value:.2g} below {target:g}"
@@ -243,7 +242,7 @@ def table(runs: Sequence[Run]) -> str:
     known = [name for name in (*SUMMARY, *SUMMARY_AT_END) if name != "score"]
     full = {name: name if name in BY_NAME else f"{split}/{name}" for name in known}
     full = {
-        name: at for name, at in full.items() if any(final(r, at) == final(r, at) for r in runs)
+        name: at for name, at in full.items() if any(r.metric(at) == r.metric(at) for r in runs)
     }
     heads = [("run", ""), *((knob, "") for knob in knobs), ("status", "")]
     heads += [("epoch", "whose weights were selected"), ("score", "validation; lower is better")]
@@ -260,7 +259,7 @@ def table(runs: Sequence[Run]) -> str:
         run = runs[i]
         star = " ★" if run is top else ""
         bad = "" if run.status in GOOD else " bad"
-        numbers = [final(run, at) for at in ("select/epoch", "select/score", *full.values())]
+        numbers = [run.metric(at) for at in ("select/epoch", "select/score", *full.values())]
         body += (
             f'<tr data-run="{i}">'
             f"<td><button>{_dot(colour[run])}{escape(run.name)}{star}</button></td>"
