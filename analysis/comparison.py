@@ -234,19 +234,12 @@ def rows(
     return lines
 
 
-# The columns of the printed table, and those that have no interval there.
+# How the printed table calls its columns, and which have no interval there.
 HEADS = {
-    "setting": "setting",
-    "seeds": "seeds",
-    "fvu": "fvu",
     "times_reference": "× reference",
     "persistence": "persistence within",
-    "dead": "dead",
     "distinct": "distinct units",
-    "participation": "participation",
-    "phone": "phone",
     "phone_gain": "more than reference",
-    "gesture": "gesture",
     "gesture_gain": "more than reference",
 }
 MEANS = ("phone", "gesture", "dead", "distinct", "participation")
@@ -254,9 +247,10 @@ MEANS = ("phone", "gesture", "dead", "distinct", "participation")
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of `rows`."""
-    names = [name for name in HEADS if name in lines[0]]
+    names = list(dict.fromkeys(["setting", "seeds", "fvu", "times_reference", *lines[0]]))
+    names.remove("live_sparsity")
     cells = [[number(x[n].mean) if n in MEANS else str(x[n]) for n in names] for x in lines]
-    return markdown([HEADS[name] for name in names], cells)
+    return markdown([HEADS.get(name, name) for name in names], cells)
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:

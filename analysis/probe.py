@@ -30,15 +30,15 @@ from analysis.labels import LABELS, Labelled, read_splits
 from analysis.programs import program
 from analysis.tables import frame, markdown, write
 from emaae.data import SPLITS
-from emaae.data.features import CHANNELS, FRAME_RATE_HZ
+from emaae.data.features import CHANNELS
 from emaae.data.split import mean_and_sd
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, needs_extra, reporting_errors
 from emaae.system.files import expand_home
 from emaae.system.progress import progress
 
-SHIFTS = {f"{n * 1000 // FRAME_RATE_HZ}ms": n for n in (1, 2, 3)}  # frames, to either side
-DELAYS = tuple(range(-max(SHIFTS.values()), max(SHIFTS.values()) + 1))
+SHIFTS = {1: "20ms", 2: "40ms", 3: "60ms"}  # frames, to either side
+DELAYS = range(-3, 4)
 # L2 penalties beside the mean cross-entropy, strongest first: each fit begins where the last ended.
 L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 MAX_STEPS = 500
@@ -168,17 +168,11 @@ class Result:
 
     def row(self) -> dict[str, Any]:
         """The result as a row of a table."""
-        row = {
-            "model": self.model,
-            "labels": self.labels,
-            "input": self.input,
-            "n_inputs": self.n_inputs,
-            "l2": self.l2,
-            "accuracy": self.accuracy(),
-            "balanced_accuracy": self.balanced(),
-        }
-        row |= {f"kept_{ms}": self.kept(n) for ms, n in SHIFTS.items()}
-        for ms, n in SHIFTS.items():
+        fields = ("model", "labels", "input", "n_inputs", "l2")
+        row = {name: getattr(self, name) for name in fields}
+        row |= {"accuracy": self.accuracy(), "balanced_accuracy": self.balanced()}
+        row |= {f"kept_{ms}": self.kept(n) for n, ms in SHIFTS.items()}
+        for n, ms in SHIFTS.items():
             row[f"accuracy_{ms}_early"] = self.accuracy(-n)
             row[f"accuracy_{ms}_late"] = self.accuracy(n)
         return row
@@ -196,7 +190,7 @@ def measure(
     x_test = {d: [view(shifted(u.features, d)) for u in splits["test"]] for d in delays}
     results = []
     for name in LABELS:
-        train, val, true = (_labels(splits[s], name) for s in SPLITS)
+        train, val, true = ([u.labels[name] for u in splits[s]] for s in SPLITS)
         pipeline, l2 = fit(x, np.concatenate(train), x_val, np.concatenate(val))
         predicted = {d: [pipeline.predict(one) for one in x_test[d]] for d in delays}
         results.append(Result(model, name, input, true, predicted, x.shape[1], l2))
@@ -205,7 +199,7 @@ def measure(
 
 def references(splits: Mapping[str, Sequence[Labelled]], name: str) -> list[Result]:
     """Always the train split's most frequent label; and labels that are known, but shifted."""
-    train, true = (_labels(splits[s], name) for s in ("train", "test"))
+    train, true = ([u.labels[name] for u in splits[s]] for s in ("train", "test"))
     classes, counts = np.unique(np.concatenate(train), return_counts=True)
     most_frequent = [np.full(len(labels), classes[counts.argmax()]) for labels in true]
     known = {d: [shifted(labels, d) for labels in true] for d in DELAYS}
@@ -213,10 +207,6 @@ def references(splits: Mapping[str, Sequence[Labelled]], name: str) -> list[Resu
         Result("", name, "most frequent label", true, dict.fromkeys(DELAYS, most_frequent)),
         Result("", name, "labels themselves", true, known),
     ]
-
-
-def _labels(utterances: Sequence[Labelled], name: str) -> list[np.ndarray]:
-    return [u.labels[name] for u in utterances]
 
 
 def compare(
@@ -270,13 +260,14 @@ def difference(a: Result, b: Result) -> tuple[float, float]:
 def table(results: Sequence[Result]) -> str:
     """Markdown, a line per result."""
     head = ["labels", "model", "input", "n", "l2", "accuracy", "balanced"]
+    head += [f"±{20 * n} ms" for n in SHIFTS]
     lines = []
     for r in results:
         l2 = "-" if math.isnan(r.l2) else f"{r.l2:g}"
         cells = [r.labels, r.model or "-", r.input, str(r.n_inputs or "-"), l2]
         cells += [f"{r.accuracy():.3f}", f"{r.balanced():.3f}"]
-        lines.append(cells + [f"{r.shifted(n):.3f} ({r.kept(n):.0%})" for n in SHIFTS.values()])
-    return markdown([*head, *(f"±{ms.replace('ms', ' ms')}" for ms in SHIFTS)], lines)
+        lines.append(cells + [f"{r.shifted(n):.3f} ({r.kept(n):.0%})" for n in SHIFTS])
+    return markdown(head, lines)
 
 
 # The meaning of beating, tying with and losing to each of the `baseline_inputs`.

@@ -9,30 +9,19 @@ from typing import Any
 
 from emaae.system.errors import UserError
 
+RUNS = "runs, sweeps or an --out_dir here, or ENTITY/PROJECT[/SWEEP] on W&B, put together"
+MODELS = (
+    "models: a run's folder, a sweep's after promote, a .pth beside its model_config.json, "
+    "wandb:ENTITY/PROJECT/NAME:ALIAS"
+)
+DATA = "a tree with train, val and test; probes need one of demo-data (default: the demo data)"
+
 # Arguments that several programs have.
 SHARED: dict[str, dict[str, Any]] = {
-    "refs": {
-        "nargs": "+",
-        "metavar": "REF",
-        "help": "runs, sweeps or an --out_dir here, or ENTITY/PROJECT[/SWEEP] on W&B, put together",
-    },
-    "models": {
-        "nargs": "+",
-        "metavar": "REF",
-        "help": "a model: a run's folder, a sweep's after promote, a .pth beside its "
-        "model_config.json, wandb:ENTITY/PROJECT/NAME:ALIAS",
-    },
-    "--data": {
-        "type": Path,
-        "metavar": "DIR",
-        "help": "a tree with train, val and test, of generated speech where phones are asked for "
-        "(default: the demo data)",
-    },
-    "--weights": {
-        "choices": ("final", "selected"),
-        "default": "final",
-        "help": "(default: final)",
-    },
+    "refs": {"nargs": "+", "metavar": "REF", "help": RUNS},
+    "models": {"nargs": "+", "metavar": "REF", "help": MODELS},
+    "--data": {"type": Path, "metavar": "DIR", "help": DATA},
+    "--weights": {"choices": ("final", "selected"), "default": "final", "help": "(default: final)"},
 }
 
 
