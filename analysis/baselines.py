@@ -11,6 +11,7 @@ Each has a linear decoder that sees as many frames of the encoding as a model's:
 the train split, its strength chosen on val.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -20,8 +21,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from analysis.costs import Codec
 from analysis.kernels import untrained
-from analysis.measured import Code
 from emaae.activations import TopK
 from emaae.data import Split
 from emaae.models import CNNAutoEncoder
@@ -29,7 +30,7 @@ from emaae.system.errors import needs_extra
 
 HANN = 9  # frames
 RIDGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # in units of the inputs' mean energy
-MOST_FRAMES = 20_000  # of the train split, for thresholds and decoders
+MAX_FRAMES = 20_000  # of the train split, for thresholds and decoders
 # Gestures, frames of a window, weight of the L1 penalty on activations, steps, frames.
 N_GESTURES, WINDOW, NMF_PENALTY, NMF_STEPS, NMF_FRAMES = 64, 9, 0.01, 100, 8_000
 
@@ -45,13 +46,13 @@ def baseline(
     val: Split,
     sparsities: Sequence[float],
     seed: int,
-) -> list[Code]:
-    """A code of a name in `BASELINES` for each sparsity, 0 to 1.
+) -> list[Codec]:
+    """A codec of a name in `BASELINES` for each sparsity, 0 to 1.
 
     model: how many units there are (`nmf` has 64), how many frames are seen, and how features are
     standardised.
     """
-    train, val = _some(train), _some(val)
+    train, val = _evenly_spread(train), _evenly_spread(val)
     respond = BASELINES[name](model, train, seed)
     responses = torch.cat([respond(train[i].T) for i in range(len(train))], 1)
     found = []
@@ -61,13 +62,14 @@ def baseline(
         def encode(x: Tensor, threshold: Tensor = threshold) -> Tensor:
             return (respond(x) - threshold).relu()
 
-        found.append(Code(encode, _decoder(encode, model, train, val), model.standardise))
+        decode = _decoder(encode, model, train, val)
+        found.append(Codec(model.input_dim, encode, decode, model.standardise))
     return found
 
 
-def _some(split: Split) -> Split:
-    """Utterances, evenly spread, of at most `MOST_FRAMES`."""
-    step = 1 + len(split.frames) // MOST_FRAMES
+def _evenly_spread(split: Split) -> Split:
+    """Utterances, evenly spread, of at most `MAX_FRAMES`."""
+    step = 1 + len(split.frames) // MAX_FRAMES
     return split.subset(np.arange(0, len(split), step))
 
 
@@ -138,7 +140,7 @@ def _context(z: Tensor, n_frames: int) -> Tensor:
 
 
 def _decoder(encode: Response, model: CNNAutoEncoder, train: Split, val: Split) -> Response:
-    """The best linear decoder: z (C, T) -> features (D, T) in units of sd."""
+    """The best linear decoder: z (C, T) -> features (D, T) in units of sd, fitted when needed."""
     n_frames = model.decoder_receptive_field()
 
     def inputs(z: Tensor) -> Tensor:
@@ -146,18 +148,19 @@ def _decoder(encode: Response, model: CNNAutoEncoder, train: Split, val: Split) 
 
     def pairs(split: Split) -> tuple[Tensor, Tensor]:
         xs = [split[i].T for i in range(len(split))]
-        return (
-            torch.cat([inputs(encode(x)) for x in xs], 1),
-            torch.cat([model.standardise(x) for x in xs], 1),
-        )
+        z = torch.cat([inputs(encode(x)) for x in xs], 1)
+        return z, torch.cat([model.standardise(x) for x in xs], 1)
 
-    (z, x), (z_val, x_val) = pairs(train), pairs(val)
-    inner, outer = (z @ z.T).double(), (z @ x.T).double()
-    scale, best, lowest = inner.diagonal().mean(), outer, float("inf")
-    for ridge in RIDGE:
-        solved = inner + ridge * scale * torch.eye(len(inner), dtype=inner.dtype)
-        weights = torch.cholesky_solve(outer, torch.linalg.cholesky(solved)).float()
-        error = float((weights.T @ z_val - x_val).square().sum())
-        if error < lowest:
-            best, lowest = weights, error
-    return lambda z: best.T @ inputs(z)
+    @functools.cache
+    @torch.no_grad()
+    def weights() -> Tensor:
+        (z, x), (z_val, x_val) = pairs(train), pairs(val)
+        inner, outer = (z @ z.T).double(), (z @ x.T).double()
+        scale = inner.diagonal().mean()
+        fits = []
+        for ridge in RIDGE:
+            solved = inner + ridge * scale * torch.eye(len(inner), dtype=inner.dtype)
+            fits.append(torch.cholesky_solve(outer, torch.linalg.cholesky(solved)).float())
+        return min(fits, key=lambda fit: float((fit.T @ z_val - x_val).square().sum()))
+
+    return lambda z: weights().T @ inputs(z)

@@ -10,32 +10,28 @@ haemodynamic response, with noise. So it tells what a pipeline can find, and not
     ridge regression with cross-validated penalties (himalaya) -> r2 on stories that were left out
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.signal import fftconvolve
-from scipy.special import gamma
+from scipy.special import gamma, ndtri
 
-from analysis import paper, probe
+from analysis import paper
 from analysis.baselines import baseline
-from analysis.comparison import fraction, settings
+from analysis.comparison import load, load_data, settings
+from analysis.costs import Codec
 from analysis.drawing import Axis, Drawing, Line, Panel, styles
-from analysis.probe import View, encoding
-from analysis.programs import program
+from analysis.probe import View
+from analysis.programs import fraction, program
 from analysis.runs import Run, number, read_comparable
-from analysis.summary import markdown
-from analysis.tables import frame, write
-from emaae.config import Config
+from analysis.tables import frame, markdown, write
 from emaae.corpus.regressors import delayed, lanczos_resample, zscored
-from emaae.data import Split, load_splits
 from emaae.data.demo import generate
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import Gesture
-from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, needs_extra, reporting_errors
 from emaae.system.files import expand_home
 from emaae.system.progress import progress
@@ -51,7 +47,7 @@ NOISE = 1.0  # variance, in units of the signal's: half of a response can be exp
 JITTERS_S = (0.0, 0.25, 0.5, 1.0)  # sd of errors of the onsets
 PENALTIES = np.logspace(0, 6, 13)
 NULL = "null of "  # an encoding at the wrong time: turned by half a story
-LARGEST_S = GAP_S / 2.1  # error of an onset: beyond it utterances would overlap
+MAX_ERROR_S = GAP_S / 2.1  # of an onset: beyond it utterances would overlap
 SEED = 77  # of the stories: other speakers and sentences than those of the demo data
 
 
@@ -122,7 +118,7 @@ def responses(spoken: Sequence[Story], seed: int) -> list[np.ndarray]:
 def design(one: Story, view: View, jitter_s: float, random: np.random.Generator) -> np.ndarray:
     """The design matrix (TRs, columns) of a story, its onsets wrong by jitter_s (sd), then cut."""
     parts = [view(features) for features in one.features]
-    wrong = np.clip(random.normal(0, jitter_s, len(parts)), -LARGEST_S, LARGEST_S)
+    wrong = np.clip(random.normal(0, jitter_s, len(parts)), -MAX_ERROR_S, MAX_ERROR_S)
     times = [
         onset + (np.arange(len(frames)) + 0.5) / FRAME_RATE_HZ
         for frames, onset in zip(parts, one.onsets_s + wrong)
@@ -148,22 +144,8 @@ def explained(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> np.ndarray:
 # ---- what predicts
 
 
-def raw(model: CNNAutoEncoder) -> View:
-    """The model's input, standardised as it does."""
-    frames = probe.raw(model.input_dim)
-    return lambda x: model.standardise(torch.from_numpy(frames(x)).T).T.numpy()
-
-
-def untrained(
-    model: CNNAutoEncoder, splits: Mapping[str, Split], sparsity: float, seed: int
-) -> View:
-    """Random weights of the model's encoder with thresholds of a sparsity."""
-    (code,) = baseline("untrained", model, splits["train"], splits["val"], [sparsity], seed)
-    return code.view(model.input_dim)
-
-
-def zeros(run: Run, weights: str) -> float:
-    """Live sparsity on validation of the final or the selected weights; of an old run, sparsity."""
+def live_sparsity(run: Run, weights: str) -> float:
+    """That on validation of the final or the selected weights; of an old run, sparsity."""
     row = run.selected if weights == "selected" else (run.history or [{}])[-1]
     return number(row.get("val/live_sparsity", row.get("val/sparsity")))
 
@@ -171,7 +153,7 @@ def zeros(run: Run, weights: str) -> float:
 def nearest(runs: Sequence[Run], sparsity: float, weights: str) -> dict[int, Run]:
     """The run of each seed whose live sparsity on validation is nearest."""
     found: dict[int, Run] = {}
-    for run in sorted(runs, key=lambda run: abs(zeros(run, weights) - sparsity)):
+    for run in sorted(runs, key=lambda run: abs(live_sparsity(run, weights) - sparsity)):
         found.setdefault(int(run.config.get("seed", 0)), run)
     return found
 
@@ -179,18 +161,20 @@ def nearest(runs: Sequence[Run], sparsity: float, weights: str) -> dict[int, Run
 def compare(runs: Sequence[Run], spoken: Sequence[Story], sparsity: float, weights: str) -> Any:
     """A pandas row for each input, seed and jitter: its sparsity, and the mean r2 over voxels.
 
-    weights: final, or selected. Raises UserError when no run has a model.
+    weights: final, or selected. Raises UserError without them.
     """
-    splits = load_splits(Config.from_mapping({}), ("train", "val"))
+    data = load_data(runs, None)
     views: dict[tuple[str, int], tuple[View, float]] = {}
     for name, members in settings(runs).items():
         for seed, run in nearest(members, sparsity, weights).items():
-            model = run.model(final=weights == "final")
-            if model is not None:
-                views["raw features", seed] = (raw(model), 0.0)
-                views["untrained", seed] = (untrained(model, splits, sparsity, seed), sparsity)
-                views[name, seed] = (encoding(model), zeros(run, weights))
-                views[NULL + name, seed] = views[name, seed]
+            model = load(run, weights)
+            codec = Codec.of(model)
+            if ("untrained", seed) not in views:
+                views["raw features", seed] = codec.standardised, 0.0
+                fitted = baseline("untrained", model, data["train"], data["val"], [sparsity], seed)
+                views["untrained", seed] = fitted[0].encoding, sparsity
+            own = codec.encoding, live_sparsity(run, weights)
+            views |= {(name, seed): own, (NULL + name, seed): own}
     if not views:
         raise UserError("no run has a model that can be loaded: expected runs that ended well")
     answers = {seed: responses(spoken, seed) for _, seed in views}
@@ -225,42 +209,37 @@ def table(rows: Any) -> str:
     return markdown(["input", "zeros", *(f"jitter {1000 * j:.0f} ms" for j in jitters)], lines)
 
 
-def drawn(rows: Any) -> Drawing:
-    """r2 over the jitter, a line for each input: the mean over seeds in a band of their range."""
+def drawing(rows: Any) -> Drawing:
+    """r2 over the errors of onsets, a line per input: mean and range of the seeds."""
     found = over_seeds(rows)
+    quantiles = ndtri((np.arange(1000) + 0.5) / 1000)
     items = []
     for (name, r2), style in zip(found.items(), styles(list(found)).values()):
         mean, low, high = r2.values.T
-        jitters_ms = 1000 * r2.index.to_numpy()
-        items.append(Line(jitters_ms, mean, style, name, low=low, high=high, markers=True))
-    x = Axis(f"error of the onsets (ms): sd before the cut at {1000 * LARGEST_S:.0f} ms")
-    y = Axis("r2 of simulated responses")
-    return Drawing([[Panel(x, y, items, levels=(1 / (1 + NOISE),))]], legend=True)
+        errors_s = np.clip(np.outer(r2.index, quantiles), -MAX_ERROR_S, MAX_ERROR_S)
+        x = 1000 * errors_s.std(1)
+        items.append(Line(x, mean, style, name, low=low, high=high, markers=True))
+    x_axis, y_axis = Axis("sd of the errors of the onsets (ms)"), Axis("r2 of simulated responses")
+    return Drawing([[Panel(x_axis, y_axis, items, levels=(1 / (1 + NOISE),))]], legend=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, and write it and its figure if asked to."""
-    parser = program("brain", __doc__)
-    parser.add_argument("refs", nargs="+", metavar="REF", help="runs, sweeps, an --out_dir")
-    parser.add_argument(
-        "--at", type=fraction, default=0.85, help="zeros of live units (default: .85)"
-    )
-    parser.add_argument(
-        "--weights", choices=("final", "selected"), default="final", help="(default: final)"
-    )
-    parser.add_argument("--stories", type=int, default=STORIES, help=f"(default: {STORIES})")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write brain.csv and brain.png")
+    parser = program("brain", __doc__, "refs", "--weights")
+    add = parser.add_argument
+    add("--at", type=fraction, default=0.85, help="zeros of live units (default: .85)")
+    add("--stories", type=int, default=STORIES, help=f"(default: {STORIES})")
+    add("--out", type=Path, metavar="DIR", help="write brain.csv and brain.png")
     args = expand_home(parser.parse_args(argv))
     if args.stories <= LEFT_OUT + 1:
         raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
     frame([])  # fails before the long computation when pandas is missing
-    runs, spoken = read_comparable(*args.refs), stories(args.stories)
-    rows = compare(runs, spoken, args.at, args.weights)
+    rows = compare(read_comparable(*args.refs), stories(args.stories), args.at, args.weights)
     print(f"Simulated responses; {1 / (1 + NOISE):.0%} of their variance can be explained.\n")
     print(table(rows))
     if args.out:
         write(rows, args.out / "brain.csv")
-        paper.save(paper.draw(drawn(rows), paper.ONE, 2.8), args.out / "brain.png")
+        paper.save(paper.draw(drawing(rows), paper.ONE, 2.8), args.out / "brain.png")
 
 
 if __name__ == "__main__":

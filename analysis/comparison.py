@@ -10,9 +10,8 @@ correlate by more than .9) make an encoding look sparse and slow: --copies_once 
 a group as one unit.
 """
 
-import argparse
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +19,13 @@ import numpy as np
 
 from analysis import paper, probe
 from analysis.baselines import BASELINES, baseline
+from analysis.costs import Codec, measure
 from analysis.drawing import Axis, Drawing, Line, Panel, styles
 from analysis.labels import read_splits
-from analysis.measured import Code, measure
-from analysis.programs import program
+from analysis.programs import fraction, program
 from analysis.runs import GOOD, Run, grouped, read_runs, text, varying
-from analysis.summary import markdown
-from analysis.tables import frame, write
-from emaae.config import Config
+from analysis.tables import frame, markdown, write
+from emaae.config import KNOBS, Config
 from emaae.data import SPLITS, Split, load_splits
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, reporting_errors
@@ -41,9 +39,9 @@ BASELINE_SPARSITIES, BASELINE_SEEDS = (0.75, 0.8, 0.85, 0.9, 0.95), (0, 1, 2, 3,
 
 
 class Point(NamedTuple):
-    """One run, or one baseline: its code, and its costs (B,) on each resample of utterances."""
+    """One run, or one baseline: its codec, and its costs (B,) on each resample of utterances."""
 
-    code: Code
+    codec: Codec
     costs: Mapping[str, np.ndarray]
 
 
@@ -71,7 +69,8 @@ def number(value: float) -> str:
     if abs(value) <= 1e-9:
         return "0"
     digits = max(0, 2 - int(f"{value:.2e}".partition("e")[2]))
-    return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
+    shown = f"{value:.{digits}f}"
+    return shown.replace("0.", ".", 1) if abs(value) < 1 else shown
 
 
 # ---- resampling
@@ -92,8 +91,8 @@ def over_seeds(values: np.ndarray) -> Estimate:
     mean = float(_mean(values)[0])
     if np.isnan(mean):
         return Estimate(mean, mean, mean)
-    drawn = np.random.default_rng(1).integers(len(values), size=values.shape)
-    means = _mean(np.take_along_axis(values, drawn, 0))[1:]
+    seeds = np.random.default_rng(1).integers(len(values), size=values.shape)
+    means = _mean(np.take_along_axis(values, seeds, 0))[1:]
     low, high = np.nanpercentile(means, [2.5, 97.5]) if np.isfinite(means).any() else [np.nan] * 2
     return Estimate(mean, float(low), float(high))
 
@@ -110,13 +109,12 @@ def at(
 
     At sparsities (K,) it is (B, K). n: of so many resamples alone.
     """
-    live, cost = (np.stack([p.costs[of][:n] for p in points]) for of in ("live_sparsity", name))
-    order = live.argsort(0)
-    columns = zip(np.take_along_axis(live, order, 0).T, np.take_along_axis(cost, order, 0).T)
-    return np.array([np.interp(sparsity, x, y, np.nan, np.nan) for x, y in columns])
+    pairs = np.stack([[p.costs["live_sparsity"][:n], p.costs[name][:n]] for p in points], -1)
+    ordered = (pair[:, pair[0].argsort()] for pair in pairs.swapaxes(0, 1))
+    return np.array([np.interp(sparsity, x, y, np.nan, np.nan) for x, y in ordered])
 
 
-def read_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
+def costs_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
     """Each of `COSTS` of a front, (seeds, B), at a live sparsity."""
     return {name: np.stack([at(sparsity, ps, name) for ps in front.values()]) for name in COSTS}
 
@@ -127,75 +125,70 @@ def read_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
 def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that ended well under the label of their setting, without seed and `SPARSER`."""
     ended = [run for run in runs if run.status in GOOD]
-    said: dict[Run, tuple[str, ...]] = dict.fromkeys(ended, ())
+    labels: dict[Run, tuple[str, ...]] = dict.fromkeys(ended, ())
     for name in varying(ended):
-        more = {run: (*words, _said(run, name)) for run, words in said.items()}
+        longer = {run: (*words, _value(run, name)) for run, words in labels.items()}
         # Knobs that follow from those before, such as the window of each schedule, are left out.
-        if name not in (*SPARSER, "seed") and len(set(more.values())) > len(set(said.values())):
-            said = more
-    return grouped(ended, lambda run: ", ".join(said[run]) or run.schedule)
+        if name not in (*SPARSER, "seed") and len({*longer.values()}) > len({*labels.values()}):
+            labels = longer
+    return grouped(ended, lambda run: ", ".join(labels[run]) or run.schedule)
 
 
-def _said(run: Run, name: str) -> str:
-    if name == "activation":
-        return str(run.config.get(name, "relu"))
-    return run.schedule if name == "schedule" else f"{name} {text(run.config[name])}"
+def _value(run: Run, name: str) -> str:
+    if name == "schedule":
+        return run.schedule
+    # A run of an earlier program has what is the default of a knob now.
+    value = text(run.config.get(name, KNOBS[name].default))
+    return value if name == "activation" else f"{name} {value}"
 
 
-def trained(runs: Mapping[str, Sequence[Run]], weights: str) -> Iterator[tuple[str, int, Code]]:
-    """The setting, the seed and the code of each run."""
+def load(run: Run, weights: str) -> CNNAutoEncoder:
+    """The final or the selected weights of a run. Raises UserError without them."""
+    model = run.model(final=weights == "final")
+    if model is None:
+        raise UserError(
+            f"run {run.name} has no {weights} weights that can be loaded: expected its "
+            "best.pth or, for final ones, the last.pt of a folder on this machine"
+        )
+    return model
+
+
+def trained(runs: Mapping[str, Sequence[Run]], weights: str) -> Iterator[tuple[str, int, Codec]]:
+    """The setting, the seed and the codec of each run."""
     todo = [(label, run) for label, members in runs.items() for run in members]
-    for label, run in progress(todo, "measuring", total=len(todo), unit="runs"):
-        model = run.model(final=weights == "final")
-        if model is None:
-            raise UserError(
-                f"run {run.name} has no {weights} weights that can be loaded: expected its "
-                "best.pth or, for final ones, the last.pt of a folder on this machine"
-            )
-        yield label, run.config.get("seed", 0), Code.of(model)
+    for label, run in progress(todo, "measuring", unit="runs"):
+        yield label, run.config.get("seed", 0), Codec.of(load(run, weights))
 
 
-def rivals(model: CNNAutoEncoder, splits: Mapping[str, Split]) -> Iterator[tuple[str, int, Code]]:
-    """The name, the seed and the codes of all baselines, as wide as a model and seeing as much."""
-    todo = [(name, seed) for name in BASELINES for seed in BASELINE_SEEDS]
-    for name, seed in progress(todo, "baselines", total=len(todo), unit="fits"):
-        codes = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
-        yield from ((name, seed, code) for code in codes)
+def baselines(
+    model: CNNAutoEncoder, splits: Mapping[str, Split]
+) -> Iterator[tuple[str, int, Codec]]:
+    """The name, the seed and the codecs of all baselines, as wide as a model, seeing as much."""
+    todo = list(itertools.product(BASELINES, BASELINE_SEEDS))
+    for name, seed in progress(todo, "baselines", unit="fits"):
+        codecs = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
+        yield from ((name, seed, codec) for codec in codecs)
 
 
 def fronts(
-    codes: Iterable[tuple[str, int, Code]], test: Split, counts: np.ndarray, copies_once: bool
+    codecs: Iterable[tuple[str, int, Codec]], test: Split, counts: np.ndarray, copies_once: bool
 ) -> Mapping[str, Front]:
-    """The front of each setting, its codes measured on the test split and its resamples."""
+    """The front of each setting, its codecs measured on the test split and its resamples."""
     found: dict[str, dict[int, list[Point]]] = {}
-    for label, seed, code in codes:
-        one = Point(code, measure(code, test).costs(counts, copies_once))
-        found.setdefault(label, {}).setdefault(seed, []).append(one)
+    for label, seed, codec in codecs:
+        point = Point(codec, measure(codec, test).costs(counts, copies_once))
+        found.setdefault(label, {}).setdefault(seed, []).append(point)
     return found
-
-
-def reached(found: Mapping[str, Front]) -> tuple[float, float]:
-    """The lowest and the highest live sparsity of all points."""
-    points = [p for front in found.values() for of_seed in front.values() for p in of_seed]
-    live = [p.costs["live_sparsity"][0] for p in points]
-    return float(np.nanmin(live)), float(np.nanmax(live))
-
-
-# ---- a probe beside each
 
 
 def nearest(sparsity: float, points: Sequence[Point]) -> Point:
     """The one whose live sparsity is nearest; one without any is never nearer than another."""
-
-    def distance(point: Point) -> float:
-        away = abs(float(point.costs["live_sparsity"][0]) - sparsity)
-        return np.inf if np.isnan(away) else away
-
-    return min(points, key=distance)
+    away = [abs(point.costs["live_sparsity"][0] - sparsity) for point in points]
+    return points[int(np.argmin(np.nan_to_num(away, nan=np.inf)))]
 
 
 def probed(
-    fronts: Mapping[str, Front], sparsity: float, data: Path | None, n_channels: int, n: int
+    fronts: Mapping[str, Front], sparsity: float, data: Path | None, n: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Accuracies (seeds, 1 + n) of a linear probe, by front and set of labels, on resamples.
 
@@ -205,9 +198,9 @@ def probed(
     counts = resampled(len(splits["test"]), n)
     todo = [(label, nearest(sparsity, ps)) for label, f in fronts.items() for ps in f.values()]
     found: dict[str, dict[str, list]] = {label: {} for label in fronts}
-    for label, one in progress(todo, "probing", total=len(todo), unit="codes"):
-        view = one.code.view(n_channels)
-        for result in probe.measure(splits, label, probe.ENCODING, view):
+    for label, point in progress(todo, "probing", unit="codecs"):
+        view = point.codec.encoding
+        for result in probe.measure(splits, label, probe.ENCODING, view, delays=(0,)):
             right = np.array([correct.sum() for correct in result.correct()])
             length = np.array([len(true) for true in result.true])
             accuracy = counts @ right / (counts @ length)
@@ -225,7 +218,7 @@ def rows(
     accuracies: Mapping[str, Mapping[str, np.ndarray]],
 ) -> list[dict[str, Any]]:
     """A row per setting at a live sparsity: estimates, and seeds whose front reaches it."""
-    values = {label: read_at(sparsity, front) for label, front in found.items()}
+    values = {label: costs_at(sparsity, front) for label, front in found.items()}
     base = _mean(values[reference]["fvu"])
     lines = []
     for label, value in values.items():
@@ -241,30 +234,23 @@ def rows(
     return lines
 
 
-HEAD = {
-    "setting": "setting",
-    "seeds": "seeds",
-    "fvu": "fvu",
+# How the printed table calls its columns, and which have no interval there.
+HEADS = {
     "times_reference": "× reference",
     "persistence": "persistence within",
-    "dead": "dead",
     "distinct": "distinct units",
-    "participation": "participation",
-    "phone": "phone",
     "phone_gain": "more than reference",
-    "gesture": "gesture",
     "gesture_gain": "more than reference",
 }
-
-
-BRIEF = ("phone", "gesture", "dead", "distinct", "participation")
+MEANS = ("phone", "gesture", "dead", "distinct", "participation")
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of `rows`."""
-    names = [name for name in HEAD if name in lines[0]]
-    cells = [[number(x[n].mean) if n in BRIEF else str(x[n]) for n in names] for x in lines]
-    return markdown([HEAD[name] for name in names], cells)
+    names = list(dict.fromkeys(["setting", "seeds", "fvu", "times_reference", *lines[0]]))
+    names.remove("live_sparsity")
+    cells = [[number(x[n].mean) if n in MEANS else str(x[n]) for n in names] for x in lines]
+    return markdown([HEADS.get(name, name) for name in names], cells)
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,73 +258,77 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in line.items():
         if isinstance(value, Estimate):
-            mean, low, high = (float(f"{x:.5g}") for x in value)
-            found |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+            columns = zip((name, f"{name}_low", f"{name}_high"), value)
+            found |= {column: float(f"{x:.5g}") for column, x in columns}
         else:
             found[name] = value
     return found
 
 
-def drawn(found: Mapping[str, Front], units: str = "live") -> Drawing:
+def drawing(found: Mapping[str, Front], units: str = "live") -> Drawing:
     """Fvu and persistence over the sparsity of live or of distinct units.
 
     A point for each run, a line for the mean over seeds.
     """
+    style_of = styles(list(found))
 
-    def lines(name: str) -> list[Line]:
-        items = []
-        for (label, front), style in zip(found.items(), styles(list(found)).values()):
-            points = [p.costs for of_seed in front.values() for p in of_seed]
-            live, cost = (np.array([p[of][0] for p in points]) for of in ("live_sparsity", name))
-            items.append(Line(live, cost, style, points=True, size=4))
+    def lines(name: str) -> Iterator[Line]:
+        for label, front in found.items():
+            live, cost = (
+                np.array([p.costs[of][0] for of_seed in front.values() for p in of_seed])
+                for of in ("live_sparsity", name)
+            )
+            yield Line(live, cost, style_of[label], points=True, size=4)
             grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
             # The mean of all seeds or nothing: where some are missing the line would jump.
             mean = np.mean([at(grid, ps, name, n=1)[0] for ps in front.values()], 0)
-            items.append(Line(grid, mean, style, label, markers=True))
-        return items
+            yield Line(grid, mean, style_of[label], label, markers=True)
 
     x = Axis(f"sparsity of {units} units")
     fvu, persistence = Axis("fvu", log=True), Axis("persistence within utterances")
-    panels = [Panel(x, fvu, lines("fvu")), Panel(x, persistence, lines("persistence"), levels=(1,))]
-    return Drawing([panels], legend=True)
+    left = Panel(x, fvu, [*lines("fvu")])
+    right = Panel(x, persistence, [*lines("persistence")], levels=(1,))
+    return Drawing([[left, right]], legend=True)
 
 
-def fraction(text: str) -> float:
-    """A number of a command line between 0 and 1, these excluded."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a fraction between 0 and 1, got {text}")
-    return value
+# ---- the program
 
 
-def _kept(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
-    """The runs whose knobs have the values of NAME=VALUE."""
+def with_knobs(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
+    """The runs whose knobs have the values of NAME=VALUE. Raises UserError."""
     for condition in conditions:
         name, equals, value = condition.partition("=")
         if not equals or name not in Config.sweepable():
             raise UserError(f"--where needs NAME=VALUE, a knob of a sweep, got {condition!r}")
-        wanted = getattr(Config.from_mapping({name: value}), name)
+        wanted = KNOBS[name].cast(value)
+        KNOBS[name].check(wanted)
         runs = [run for run in runs if run.config.get(name) == wanted]
     return list(runs)
 
 
+def load_data(runs: Sequence[Run], data: Path | None) -> dict[str, Split]:
+    """The splits of a tree, or of the demo data, in the form that the runs read."""
+    loudness = {bool(run.config.get("keep_loudness")) for run in runs}
+    if len(loudness) > 1:
+        raise UserError(
+            "some runs read loudness and others do not: compare one kind alone, as by --where "
+            "keep_loudness=False"
+        )
+    folders = {f"{name}_dir": str(data / name) for name in SPLITS} if data else {}
+    form = {"recursive": True, "keep_loudness": loudness.pop()}
+    return load_splits(Config.from_mapping(folders | form))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for each sparsity, and write them and a figure if asked to."""
-    parser = program("comparison", __doc__)
-    add: Callable = parser.add_argument
-    add("refs", nargs="+", metavar="REF", help="as for analysis.report, put together")
-    add("--data", type=Path, metavar="DIR", help="with train, val, test (default: the demo data)")
+    parser = program("comparison", __doc__, "refs", "--data", "--weights")
+    add = parser.add_argument
     add("--at", type=fraction, nargs="+", default=[0.85, 0.9], help="(default: .85 .9)")
-    add("--weights", choices=("final", "selected"), default="final", help="(default: final)")
     add("--where", nargs="+", default=[], metavar="NAME=VALUE", help="only runs with these knobs")
     add("--reference", metavar="SETTING", help="(default: the first setting)")
     add("--baselines", action="store_true", help="measure encodings that were not trained, too")
     add("--copies_once", action="store_true", help="sparsity and persistence of distinct units")
-    add(
-        "--probe",
-        action="store_true",
-        help="add the accuracy of a linear probe; needs generated speech",
-    )
+    add("--probe", action="store_true", help="add the accuracy of a linear probe")
     add("--resamples", type=int, default=1000, metavar="N", help="(default: 1000)")
     add("--out", type=Path, metavar="DIR", help="write comparison.csv and comparison.png there")
     args = expand_home(parser.parse_args(argv))
@@ -347,47 +337,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         frame([])  # fails before the long measurement when pandas is missing
 
-    found = settings(_kept([run for ref in args.refs for run in read_runs(ref)], args.where))
-    if not found:
+    runs = settings(with_knobs(read_runs(*args.refs), args.where))
+    if not runs:
         raise UserError(f"{' '.join(args.refs)}: no run there has ended well")
-    first = next(iter(found.values()))[0]
-    where = {f"{name}_dir": str(args.data / name) for name in SPLITS} if args.data else {}
-    loudness = {bool(run.config.get("keep_loudness")) for of in found.values() for run in of}
-    if len(loudness) > 1:
-        raise UserError(
-            "some runs read loudness and others do not: use --where keep_loudness=False"
-        )
-    form = {"recursive": True, "keep_loudness": loudness.pop()}
-    splits = load_splits(Config.from_mapping(where | form))
-    test, counts = splits["test"], resampled(len(splits["test"]), args.resamples)
-    names = [*found, *(BASELINES if args.baselines else ())]
+    names = [*runs, *(BASELINES if args.baselines else ())]
     reference = args.reference or names[0]
     if reference not in names:
         raise UserError(f"--reference must be one of {'; '.join(names)}, got {reference!r}")
-    codes = trained(found, args.weights)
+    members = list(itertools.chain(*runs.values()))
+    splits = load_data(members, args.data)
+    codecs = trained(runs, args.weights)
     if args.baselines:
-        model = first.model()
-        if model is None:
-            raise UserError(f"run {first.name} has no weights that can be loaded")
-        codes = itertools.chain(codes, rivals(model, splits))
-    compared = fronts(codes, test, counts, args.copies_once)
+        codecs = itertools.chain(codecs, baselines(load(members[0], "selected"), splits))
+    counts = resampled(len(splits["test"]), args.resamples)
+    found = fronts(codecs, splits["test"], counts, args.copies_once)
     print(f"{args.weights} weights, test split, reference: {reference}")
-    accuracies = {}
-    if args.probe:
-        accuracies = probed(compared, args.at[0], args.data, len(test.channels), args.resamples)
+    accuracies = probed(found, args.at[0], args.data, args.resamples) if args.probe else {}
     lines: list[dict[str, Any]] = []
     units = "distinct" if args.copies_once else "live"
     for sparsity in args.at:
-        found_here = rows(compared, sparsity, reference, accuracies)
-        print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(found_here)}", flush=True)
-        if all(np.isnan(line["fvu"].mean) for line in found_here):
-            low, high = reached(compared)
-            print(f"\nno front reaches that: runs have {low:.3g} to {high:.3g}, a front needs two")
-        lines += map(flat, found_here)
+        at_sparsity = rows(found, sparsity, reference, accuracies)
+        print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(at_sparsity)}", flush=True)
+        if all(np.isnan(line["fvu"].mean) for line in at_sparsity):
+            fronts_of_seeds = [front.values() for front in found.values()]
+            live = [p.costs["live_sparsity"][0] for f in fronts_of_seeds for ps in f for p in ps]
+            print(
+                f"\nno front reaches that: runs have {np.nanmin(live):.3g} to "
+                f"{np.nanmax(live):.3g}, a front needs two"
+            )
+        lines += map(flat, at_sparsity)
         accuracies = {}  # they are of the first sparsity
     if args.out:
         write(frame(lines), args.out / "comparison.csv")
-        figure = paper.draw(drawn(compared, units), height=3.0)
+        figure = paper.draw(drawing(found, units), height=3.0)
         paper.save(figure, args.out / "comparison.png")
 
 

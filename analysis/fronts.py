@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.runs import GOOD, Run, final, grouped, split_of
+from analysis.runs import GOOD, Run, grouped, split_of
 
 # The worst point, of an encoding that explains nothing and is never 0: (fvu, 1 - sparsity).
 REFERENCE = (1.0, 1.0)
@@ -54,7 +54,7 @@ def fvu_at(points: ArrayLike, sparsity: float) -> float:
 def costs(runs: Sequence[Run], split: str) -> np.ndarray:
     """The points (n, 2) of the runs that ended well and have both values."""
     ended = [run for run in runs if run.status in GOOD]
-    found = [(final(run, f"{split}/fvu"), 1 - final(run, f"{split}/sparsity")) for run in ended]
+    found = [(run.metric(f"{split}/fvu"), 1 - run.metric(f"{split}/sparsity")) for run in ended]
     points = np.reshape(found, (-1, 2))
     return points[np.isfinite(points).all(1)]
 

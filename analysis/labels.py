@@ -1,5 +1,6 @@
 """Phones and gestures of generated speech, frame by frame."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,11 +34,10 @@ def gesture_labels(gestures: Sequence[Gesture], centres_s: np.ndarray) -> np.nda
     Consonants lie over vowels, which bind all articulators, and what begins later over what began
     before. Phones that bind the same articulators are the same gesture; `rest` is none.
     """
-    bound: dict[tuple[float, float, str], list[str]] = {}
+    bound = defaultdict(list)
     for gesture in gestures:
         if gesture.weight == 1:
-            key = (gesture.start_s, gesture.end_s, gesture.phone)
-            bound.setdefault(key, []).append(gesture.channel)
+            bound[gesture.start_s, gesture.end_s, gesture.phone].append(gesture.channel)
     vowels_first = sorted(bound, key=lambda key: (len(bound[key]) < len(ARTICULATORS), key))
     labels = np.full(len(centres_s), REST, dtype=object)
     for start_s, end_s, phone in vowels_first:
@@ -54,10 +54,8 @@ def labelled(
 ) -> Labelled:
     """Features (T, 14) with the labels at the middle of each frame's time."""
     centres_s = frame_times(len(features), times).mean(1, dtype=np.float64)
-    return Labelled(
-        features,
-        {"phone": phone_labels(phones, centres_s), "gesture": gesture_labels(gestures, centres_s)},
-    )
+    both = phone_labels(phones, centres_s), gesture_labels(gestures, centres_s)
+    return Labelled(features, dict(zip(LABELS, both)))
 
 
 def read_split(

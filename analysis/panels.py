@@ -14,7 +14,7 @@ import numpy as np
 from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
 from analysis.drawing import DASHES, INPUT, Axis, Line, Missing, Panel, Style, styles
 from analysis.fronts import costs, hypervolume, pareto_front
-from analysis.runs import GOOD, Run, best, final, grouped, groups, labels, number, score, split_of
+from analysis.runs import GOOD, Run, best, grouped, groups, labels, number, score, split_of
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
@@ -150,7 +150,7 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
 
 
 def _point(runs: Sequence[Run], run: Run, x: str, y: str, style: Style, label: str) -> Line:
-    at_x, at_y = (np.array([final(run, name)]) for name in (x, y))
+    at_x, at_y = (np.array([run.metric(name)]) for name in (x, y))
     return Line(at_x, at_y, style, label, points=True, runs=(runs.index(run),))
 
 
@@ -216,7 +216,7 @@ def articulators(runs: Sequence[Run]) -> Panel:
     aside = {run: (i + 0.5) / len(settings) - 0.5 for i, of in enumerate(settings) for run in of}
 
     def curve(run: Run) -> Curve | None:
-        r = np.array([final(run, prefix + name) for name in channels])
+        r = np.array([run.metric(prefix + name) for name in channels])
         x = np.arange(len(channels)) + 0.7 * aside[run]
         return (x, r) if run.status in GOOD and np.isfinite(r).any() else None
 

@@ -25,29 +25,28 @@ import torch
 
 import emaae
 from analysis import kernels
+from analysis.costs import Codec
 from analysis.labels import LABELS, Labelled, read_splits
 from analysis.programs import program
-from analysis.tables import frame, write
-from emaae.corpus.encode import encode
+from analysis.tables import frame, markdown, write
 from emaae.data import SPLITS
-from emaae.data.features import CHANNELS, FRAME_RATE_HZ
+from emaae.data.features import CHANNELS
 from emaae.data.split import mean_and_sd
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, needs_extra, reporting_errors
 from emaae.system.files import expand_home
 from emaae.system.progress import progress
 
-SHIFTS = (1, 2, 3)  # frames, to either side
-DELAYS = (*(-n for n in reversed(SHIFTS)), 0, *SHIFTS)
+SHIFTS = {1: "20ms", 2: "40ms", 3: "60ms"}  # frames, to either side
+DELAYS = range(-3, 4)
 # L2 penalties beside the mean cross-entropy, strongest first: each fit begins where the last ended.
 L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-MOST_STEPS = 500
+MAX_STEPS = 500
 # Accuracies that differ by less than this many standard errors are called the same.
 CLEAR = 2
 
 ENCODING = "encoding"
 
-Row = dict[str, Any]
 # Raw features (T, 14) of one utterance -> what the probe reads (T, n).
 View = Callable[[np.ndarray], np.ndarray]
 
@@ -69,12 +68,6 @@ def raw(n_channels: int, n_frames: int = 1) -> View:
         return np.concatenate([shifted(frames, delay) for delay in delays], axis=1)
 
     return view
-
-
-def encoding(model: CNNAutoEncoder) -> View:
-    """The view of a model's encoding (T, units)."""
-    frames = raw(model.input_dim)
-    return lambda features: encode(model, frames(features))
 
 
 def untrained(model: CNNAutoEncoder, train: Sequence[Labelled]) -> CNNAutoEncoder:
@@ -112,7 +105,7 @@ def fit(
         )
     scaler = StandardScaler().fit(x)
     # Newton's method, since neighbouring frames as inputs are too much alike for gradients.
-    classifier = LogisticRegression(solver="newton-cg", max_iter=MOST_STEPS, warm_start=True)
+    classifier = LogisticRegression(solver="newton-cg", max_iter=MAX_STEPS, warm_start=True)
     inputs = scaler.transform(x)
     best, best_l2, best_accuracy = None, math.nan, -1.0
     for l2 in sorted(strengths, reverse=True):
@@ -139,7 +132,7 @@ def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """How well each input predicts each set of labels, on the test split.
+    """How well an input predicts a set of labels, on the test split.
 
     model: "" for what needs none. true: the labels (T,) of each utterance's frames; predicted: the
     same by delay in frames. l2: that of the probe, NaN where there is none.
@@ -165,54 +158,48 @@ class Result:
         """The balanced accuracy, 0..1."""
         return balanced_accuracy(np.concatenate(self.true), np.concatenate(self.predicted[0]))
 
-    def moved(self, n_frames: int) -> float:
+    def shifted(self, n_frames: int) -> float:
         """The accuracy under shifts by n_frames, mean of early and late."""
         return (self.accuracy(-n_frames) + self.accuracy(n_frames)) / 2
 
     def kept(self, n_frames: int) -> float:
         """The accuracy under shifts by n_frames in fractions of that without; NaN of none."""
-        return self.moved(n_frames) / self.accuracy() if self.accuracy() else math.nan
+        return self.shifted(n_frames) / self.accuracy() if self.accuracy() else math.nan
 
-    def row(self) -> Row:
+    def row(self) -> dict[str, Any]:
         """The result as a row of a table."""
-        row = {
-            "model": self.model,
-            "labels": self.labels,
-            "input": self.input,
-            "n_inputs": self.n_inputs,
-            "l2": self.l2,
-            "accuracy": self.accuracy(),
-            "balanced_accuracy": self.balanced(),
-        }
-        row |= {f"kept_{_ms(n)}ms": self.kept(n) for n in SHIFTS}
-        for n in SHIFTS:
-            row[f"accuracy_{_ms(n)}ms_early"] = self.accuracy(-n)
-            row[f"accuracy_{_ms(n)}ms_late"] = self.accuracy(n)
+        fields = ("model", "labels", "input", "n_inputs", "l2")
+        row = {name: getattr(self, name) for name in fields}
+        row |= {"accuracy": self.accuracy(), "balanced_accuracy": self.balanced()}
+        row |= {f"kept_{ms}": self.kept(n) for n, ms in SHIFTS.items()}
+        for n, ms in SHIFTS.items():
+            row[f"accuracy_{ms}_early"] = self.accuracy(-n)
+            row[f"accuracy_{ms}_late"] = self.accuracy(n)
         return row
 
 
-def _ms(n_frames: int) -> int:
-    return n_frames * 1000 // FRAME_RATE_HZ
-
-
 def measure(
-    splits: Mapping[str, Sequence[Labelled]], model: str, input: str, view: View
+    splits: Mapping[str, Sequence[Labelled]],
+    model: str,
+    input: str,
+    view: View,
+    delays: Sequence[int] = DELAYS,
 ) -> list[Result]:
     """A probe of each set of labels, fitted to a view of the train split, measured on test."""
     x, x_val = (np.concatenate([view(u.features) for u in splits[s]]) for s in ("train", "val"))
-    x_test = {d: [view(shifted(u.features, d)) for u in splits["test"]] for d in DELAYS}
+    x_test = {d: [view(shifted(u.features, d)) for u in splits["test"]] for d in delays}
     results = []
     for name in LABELS:
-        train, val, true = (_labels(splits[s], name) for s in SPLITS)
+        train, val, true = ([u.labels[name] for u in splits[s]] for s in SPLITS)
         pipeline, l2 = fit(x, np.concatenate(train), x_val, np.concatenate(val))
-        predicted = {d: [pipeline.predict(one) for one in x_test[d]] for d in DELAYS}
+        predicted = {d: [pipeline.predict(one) for one in x_test[d]] for d in delays}
         results.append(Result(model, name, input, true, predicted, x.shape[1], l2))
     return results
 
 
 def references(splits: Mapping[str, Sequence[Labelled]], name: str) -> list[Result]:
     """Always the train split's most frequent label; and labels that are known, but shifted."""
-    train, true = (_labels(splits[s], name) for s in ("train", "test"))
+    train, true = ([u.labels[name] for u in splits[s]] for s in ("train", "test"))
     classes, counts = np.unique(np.concatenate(train), return_counts=True)
     most_frequent = [np.full(len(labels), classes[counts.argmax()]) for labels in true]
     known = {d: [shifted(labels, d) for labels in true] for d in DELAYS}
@@ -222,21 +209,17 @@ def references(splits: Mapping[str, Sequence[Labelled]], name: str) -> list[Resu
     ]
 
 
-def _labels(utterances: Sequence[Labelled], name: str) -> list[np.ndarray]:
-    return [u.labels[name] for u in utterances]
-
-
 def compare(
     models: Mapping[str, CNNAutoEncoder], splits: Mapping[str, Sequence[Labelled]]
 ) -> list[Result]:
     """Every input for every model and set of labels; what models have in common is there once."""
     views: dict[tuple[str, str], View] = {}
     for name, model in models.items():
-        n, field = model.input_dim, model.receptive_field()
-        frame, context, fresh = rivals(model)
-        views["", frame], views["", context] = raw(n), raw(n, field)
-        views["", fresh] = encoding(untrained(model, splits["train"]))
-        views[name, ENCODING] = encoding(model)
+        frame, context, random_weights = baseline_inputs(model)
+        views["", frame] = raw(model.input_dim)
+        views["", context] = raw(model.input_dim, model.receptive_field())
+        views["", random_weights] = Codec.of(untrained(model, splits["train"])).encoding
+        views[name, ENCODING] = Codec.of(model).encoding
     results = [one for labels in LABELS for one in references(splits, labels)]
     for (name, input), view in progress(views.items(), "probing", total=len(views), unit="inputs"):
         results += measure(splits, name, input, view)
@@ -244,8 +227,8 @@ def compare(
     return sorted(results, key=lambda r: (LABELS.index(r.labels), order.index(r.model)))
 
 
-def rivals(model: CNNAutoEncoder) -> tuple[str, str, str]:
-    """The rivals of a model's encoding: one frame, all frames that it sees, no training."""
+def baseline_inputs(model: CNNAutoEncoder) -> tuple[str, str, str]:
+    """What a model's encoding is compared with: one frame, all that it sees, random weights."""
     loudness = " with loudness" if model.input_dim == len(CHANNELS) else ""
     norm = "" if model.norm == "none" else f", norm {model.norm}"
     if model.activation != "relu":
@@ -275,21 +258,19 @@ def difference(a: Result, b: Result) -> tuple[float, float]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Columns that stand below each other, a line per result."""
+    """Markdown, a line per result."""
     head = ["labels", "model", "input", "n", "l2", "accuracy", "balanced"]
-    lines = [head + [f"±{_ms(n)} ms" for n in SHIFTS]]
+    head += [f"±{20 * n} ms" for n in SHIFTS]
+    lines = []
     for r in results:
         l2 = "-" if math.isnan(r.l2) else f"{r.l2:g}"
         cells = [r.labels, r.model or "-", r.input, str(r.n_inputs or "-"), l2]
         cells += [f"{r.accuracy():.3f}", f"{r.balanced():.3f}"]
-        lines.append(cells + [f"{r.moved(n):.3f} ({r.kept(n):4.0%})" for n in SHIFTS])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    sides = ["<" if i < head.index("n") else ">" for i in range(len(widths))]
-    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths))
-    return "\n".join(form.format(*line) for line in lines)
+        lines.append(cells + [f"{r.shifted(n):.3f} ({r.kept(n):.0%})" for n in SHIFTS])
+    return markdown(head, lines)
 
 
-# The meaning of beating, tying with and losing to each of the `rivals`.
+# The meaning of beating, tying with and losing to each of the `baseline_inputs`.
 MEANING = (
     (
         "more of the label is linear in the encoding than in the frame",
@@ -317,12 +298,12 @@ def verdicts(results: Sequence[Result], models: Mapping[str, CNNAutoEncoder]) ->
         for name, model in models.items():
             ours = found[labels, name, ENCODING]
             lines.append(f"{labels}, encoding of {name}:")
-            for rival, meaning in zip(rivals(model), MEANING):
-                gain, error = difference(ours, found[labels, "", rival])
+            for other, meaning in zip(baseline_inputs(model), MEANING):
+                gain, error = difference(ours, found[labels, "", other])
                 # An undefined error is no evidence.
                 outcome = 0 if gain > CLEAR * error else 2 if -gain > CLEAR * error else 1
                 verb = ("beats", "ties with", "loses to")[outcome]
-                lines.append(f"  {verb} {rival} ({gain:+.3f} ± {error:.3f}): {meaning[outcome]}")
+                lines.append(f"  {verb} {other} ({gain:+.3f} ± {error:.3f}): {meaning[outcome]}")
     return "\n".join(lines)
 
 
@@ -335,27 +316,13 @@ What is hardly better than the most frequent label keeps much and says little.""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Probe the models, print the table and what it means, and write it if asked to."""
-    parser = program("probe", __doc__)
-    parser.add_argument(
-        "refs",
-        nargs="+",
-        metavar="REF",
-        help="a model: a run's folder, a sweep's after promote, a .pth beside its "
-        "model_config.json, wandb:ENTITY/PROJECT/NAME:ALIAS",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="a tree that `python -m emaae demo-data` wrote (default: the demo data)",
-    )
+    parser = program("probe", __doc__, "models", "--data")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the table there too")
     args = expand_home(parser.parse_args(argv))
     if args.out is not None and args.out.suffix != ".csv":
         raise UserError(f"--out must name a .csv file, got {args.out}")
-    models = {ref: emaae.load_model(ref) for ref in args.refs}
-    splits = read_splits(args.data)
-    results = compare(models, splits)
+    models = {ref: emaae.load_model(ref) for ref in args.models}
+    results = compare(models, read_splits(args.data))
     print(f"{table(results)}\n\n{HOW_TO_READ}\n\n{verdicts(results, models)}")
     if args.out is not None:
         write(frame([result.row() for result in results]), args.out)

@@ -5,17 +5,47 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from emaae.system.errors import UserError
 
+RUNS = "runs, sweeps or an --out_dir here, or ENTITY/PROJECT[/SWEEP] on W&B, put together"
+MODELS = (
+    "models: a run's folder, a sweep's after promote, a .pth beside its model_config.json, "
+    "wandb:ENTITY/PROJECT/NAME:ALIAS"
+)
+DATA = "a tree with train, val and test; probes need one of demo-data (default: the demo data)"
 
-def program(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The parser of a program of this package; its help begins with the docstring of its module."""
-    return argparse.ArgumentParser(
+# Arguments that several programs have.
+SHARED: dict[str, dict[str, Any]] = {
+    "refs": {"nargs": "+", "metavar": "REF", "help": RUNS},
+    "models": {"nargs": "+", "metavar": "REF", "help": MODELS},
+    "--data": {"type": Path, "metavar": "DIR", "help": DATA},
+    "--weights": {"choices": ("final", "selected"), "default": "final", "help": "(default: final)"},
+}
+
+
+def program(name: str, description: str | None, *shared: str) -> argparse.ArgumentParser:
+    """The parser of a program of this package, with some `SHARED` arguments.
+
+    Its help begins with the docstring of its module.
+    """
+    parser = argparse.ArgumentParser(
         prog=f"python -m analysis.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    for argument in shared:
+        parser.add_argument(argument, **SHARED[argument])
+    return parser
+
+
+def fraction(text: str) -> float:
+    """An argument between 0 and 1, these excluded."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a fraction between 0 and 1, got {text}")
+    return value
 
 
 def folder_of(ref: str) -> Path:

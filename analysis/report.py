@@ -27,7 +27,6 @@ from analysis.runs import (
     Run,
     aims,
     best,
-    final,
     groups,
     labels,
     number,
@@ -75,7 +74,6 @@ def page(runs: Sequence[Run], title: str) -> str:
             color_of={run: style.color for _, style, members in styled(runs) for run in members},
             # Those without a score are the last.
             order=np.argsort([score(run) for run in runs], kind="stable").tolist(),
-            final=final,
             score=score,
             second=np.sort([score(r) for r in runs if r.status in GOOD] + [math.nan] * 2)[1],
             facts={
@@ -177,7 +175,7 @@ def columns(runs: Sequence[Run]) -> list[Column]:
     for name in (*SUMMARY, *SUMMARY_AT_END):
         names.setdefault(name, name if name in BY_NAME else f"{split}/{name}")
     for name, metric in names.items():
-        values = [final(run, metric) for run in runs]
+        values = [run.metric(metric) for run in runs]
         if metric.startswith("select/") or np.isfinite(values).any():
             known = BY_NAME[metric]
             words = known.short_description + (

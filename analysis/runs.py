@@ -25,7 +25,9 @@ from emaae.runs import read
 from emaae.runs.checkpoint import load_last
 from emaae.runs.read import GOOD
 from emaae.runs.reconstructions import Reconstruction
-from emaae.system.errors import UserError, last_error
+from emaae.system.errors import UserError, last_error, shortened
+from emaae.tracking import download
+from emaae.tracking.client import is_local
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,10 @@ class Run:
         """The value of a knob in the run's config, or its schedule; None without one."""
         return self.schedule if name == "schedule" else self.config.get(name)
 
+    def metric(self, name: str) -> float:
+        """A number of the selected weights, NaN when it is not known."""
+        return number(self.measured.get(name))
+
     def column(self, name: str) -> np.ndarray:
         """One metric over the epochs of the history (n,); NaN where it is undefined or missing."""
         return np.array([number(row.get(name)) for row in self.history], dtype=float)
@@ -105,23 +111,25 @@ class Run:
         return {one.name: one.truth for one in found[max(found)]} if found else {}
 
 
-def read_runs(ref: str | os.PathLike) -> list[Run]:
-    """All runs of REF, by name: a run's folder, a sweep's, an --out_dir, or a path on W&B.
+def read_runs(*refs: str | os.PathLike) -> list[Run]:
+    """All runs of each REF, by name: a run's folder, a sweep's, an --out_dir, or a path on W&B.
 
     On W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP. Raises UserError when there is no run.
     """
-    folder = Path(ref).expanduser()
-    from emaae.tracking.client import is_local
-
-    if not is_local(folder):
-        return _read_wandb(str(ref))
-    folders = [folder] if read.is_run(folder) else read.run_folders(folder)
-    if not folders:
-        raise UserError(
-            f"{folder} holds no run: expected the folder of a run (with a config.json in it), of a "
-            "sweep, or an --out_dir"
-        )
-    return [read_run(path) for path in folders]
+    runs: list[Run] = []
+    for ref in refs:
+        folder = Path(ref).expanduser()
+        if not is_local(folder):
+            runs += [Run(**fields) for fields in download.runs(str(ref))]
+            continue
+        folders = [folder] if read.is_run(folder) else read.run_folders(folder)
+        if not folders:
+            raise UserError(
+                f"{folder} holds no run: expected the folder of a run (with a config.json in it), "
+                "of a sweep, or an --out_dir"
+            )
+        runs += map(read_run, folders)
+    return runs
 
 
 def read_comparable(*refs: str | os.PathLike) -> list[Run]:
@@ -129,18 +137,17 @@ def read_comparable(*refs: str | os.PathLike) -> list[Run]:
 
     Numbers of other data do not compare: a warning names those runs. Raises UserError.
     """
-    runs = [run for ref in refs for run in read_runs(ref)]
-    data = [read.data_fingerprint(run.config) for run in runs]
-    (most, _), *_ = Counter(filter(None, data)).most_common(1) or [("", 0)]
-    left = [run.name for run, of in zip(runs, data) if of not in ("", most)]
-    if left:
-        some = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+    runs = read_runs(*refs)
+    data = {run: read.data_fingerprint(run.config) for run in runs}
+    (most, _), *_ = Counter(filter(None, data.values())).most_common(1) or [("", 0)]
+    left_out = [run.name for run in runs if data[run] not in ("", most)]
+    if left_out:
         warnings.warn(
-            f"left out {len(left)} of {len(runs)} runs, which are of other data than those of "
-            f"data_fingerprint {most}, so that their numbers do not compare: {some}",
+            f"left out {len(left_out)} of {len(runs)} runs, which are of other data than those of "
+            f"data_fingerprint {most}, so that their numbers do not compare: {shortened(left_out)}",
             stacklevel=2,
         )
-    return [run for run, of in zip(runs, data) if of in ("", most)]
+    return [run for run in runs if data[run] in ("", most)]
 
 
 def read_run(folder: Path) -> Run:
@@ -159,12 +166,15 @@ def read_run(folder: Path) -> Run:
 
 def varying(runs: Sequence[Run]) -> list[str]:
     """The knobs that differ between runs, the seed last; of two schedules, `schedule` alone."""
-    found = [name for name in Config.sweepable() if _differs(runs, name)]
-    if {"update", "penalty_scheduler"} & set(found):
-        # Together they say which schedule a run had, and apart they may differ without a meaning.
-        found = [name for name in found if name not in ("update", "penalty_scheduler")]
-        found = ["schedule", *found] if _differs(runs, "schedule") else found
-    return sorted(found, key=lambda name: name == "seed")
+    # update and penalty_scheduler say together which schedule a run had; apart they may differ
+    # without a meaning.
+    apart = ("update", "penalty_scheduler", "seed")
+    names = ["schedule", *(n for n in Config.sweepable() if n not in apart), "seed"]
+    return [
+        name
+        for name in names
+        if len({json.dumps(run.knob(name)) for run in runs if _matters(run, name)}) > 1
+    ]
 
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -175,12 +185,11 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def labels(runs: Sequence[Run]) -> dict[Run, str]:
     """The schedule of each run and its values of what varies, e.g. `cosine, alpha_max 0.5`."""
     names = [name for name in varying(runs) if name not in ("schedule", "seed")]
-
-    def label(run: Run) -> str:
-        known = [f"{name} {text(run.config[name])}" for name in names if _matters(run, name)]
-        return ", ".join([run.schedule, *known])
-
-    return {run: label(run) for run in runs}
+    said = {
+        run: [f"{name} {text(run.config[name])}" for name in names if _matters(run, name)]
+        for run in runs
+    }
+    return {run: ", ".join([run.schedule, *values]) for run, values in said.items()}
 
 
 def grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
@@ -206,11 +215,6 @@ def score(run: Run) -> float:
     return number(run.metrics.get("select/score"))
 
 
-def final(run: Run, name: str) -> float:
-    """A number of the selected weights, NaN when it is not known."""
-    return number(run.measured.get(name))
-
-
 def split_of(runs: Sequence[Run]) -> str:
     """The split to compare on: "test" if all runs that ended well were measured there, or "val"."""
     ended = [run for run in runs if run.status in GOOD]
@@ -227,9 +231,6 @@ def text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# ---- local folders
-
-
 def _reconstruction(path: Path) -> Reconstruction | None:
     try:
         with np.load(path, allow_pickle=False) as kept:
@@ -239,22 +240,9 @@ def _reconstruction(path: Path) -> Reconstruction | None:
         return None
 
 
-# ---- W&B
-
-
-def _read_wandb(path: str) -> list[Run]:
-    from emaae.tracking import download
-
-    return [Run(**fields) for fields in download.runs(path)]
-
-
-def _differs(runs: Sequence[Run], name: str) -> bool:
-    if name == "schedule":
-        return len({run.schedule for run in runs if run.config}) > 1
-    return len({json.dumps(run.config[name]) for run in runs if _matters(run, name)}) > 1
-
-
 def _matters(run: Run, name: str) -> bool:
-    # The knobs of schedules do not describe a run whose alpha is constant.
+    """Whether a run has a knob; those of schedules do not describe one whose alpha is constant."""
+    if name == "schedule":
+        return bool(run.config)
     moves_alpha = name != "alpha" and KNOBS[name].group == "alpha"
     return name in run.config and not (moves_alpha and run.schedule == "constant")

@@ -10,7 +10,8 @@ import numpy as np
 
 from analysis.fronts import FRONT_HEADS, schedule_fronts
 from analysis.programs import program
-from analysis.runs import GOOD, Run, aims, final, groups, read_comparable, split_of
+from analysis.runs import GOOD, Run, aims, groups, read_comparable, split_of
+from analysis.tables import markdown
 from emaae.system.errors import UserError, reporting_errors
 from emaae.system.files import expand_home
 
@@ -40,9 +41,8 @@ def settings(runs: Sequence[Run]) -> str:
         ended = [run for run in members if run.status in GOOD]
         cells = [label, f"{len(ended)}/{len(members)}"]
         for metric in COLUMNS.values():
-            values = np.array([final(run, metric.replace("*", split)) for run in ended])
-            values = values[np.isfinite(values)]
-            cells.append(_mean_and_sd(values))
+            values = np.array([run.metric(metric.replace("*", split)) for run in ended])
+            cells.append(_mean_and_sd(values[np.isfinite(values)]))
         lines.append(cells)
     return markdown(["setting", "runs", *COLUMNS], lines)
 
@@ -55,26 +55,16 @@ def _mean_and_sd(values: np.ndarray) -> str:
 
 def fronts(runs: Sequence[Run]) -> str:
     """Hypervolume and fvu at a sparsity of each schedule's front, the best one first."""
-    return markdown(
-        FRONT_HEADS,
-        [
-            [name, str(n), *("–" if np.isnan(value) else f"{value:.4f}" for value in values)]
-            for name, n, *values in schedule_fronts(runs)
-        ],
-    )
-
-
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    lines = [
+        [name, str(n), *("–" if np.isnan(value) else f"{value:.4f}" for value in values)]
+        for name, n, *values in schedule_fronts(runs)
+    ]
+    return markdown(FRONT_HEADS, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print both tables."""
-    parser = program("summary", __doc__)
-    parser.add_argument("refs", nargs="+", metavar="REF", help="as for analysis.report")
-    args = expand_home(parser.parse_args(argv))
+    args = expand_home(program("summary", __doc__, "refs").parse_args(argv))
     runs = read_comparable(*args.refs)
     if not any(run.status in GOOD for run in runs):
         raise UserError(f"{' '.join(args.refs)}: none of {len(runs)} runs has ended well")

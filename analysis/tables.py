@@ -1,11 +1,11 @@
-"""Tidy tables: `python -m analysis.tables DIR` writes runs for R, pandas or a spreadsheet.
+"""Tidy tables: `python -m analysis.tables REF...` writes runs for R, pandas or a spreadsheet.
 
 A row is an observation, a column a variable. All begin with the run, its setting (the
 same but for the seed), schedule and seed. Metrics keep their names, with `_` for `/`; settings are
 `config_NAME`. Undefined values are empty.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +26,25 @@ Row = dict[str, Any]
 def tables(runs: Sequence[Run]) -> dict[str, Any]:
     """The tables by name, each a pandas DataFrame; their rows are in the order of the runs."""
     settings = labels(runs)
-
-    def rows(rows_of: Callable[[Run], Iterator[Row]]) -> Iterator[Row]:
-        for run in runs:
-            keys = {
-                "run": run.name,
-                "setting": settings[run],
-                "schedule": run.schedule,
-                "seed": run.config.get("seed"),
-            }
-            yield from (keys | row for row in rows_of(run))
-
+    keys = {
+        run: {
+            "run": run.name,
+            "setting": settings[run],
+            "schedule": run.schedule,
+            "seed": run.config.get("seed"),
+        }
+        for run in runs
+    }
     makers = {
         "runs": _of_run,
         "history": _of_history,
         "channels": _of_channels,
         "curves": _of_curves,
     }
-    return {name: frame(rows(rows_of)) for name, rows_of in makers.items()}
+    return {
+        name: frame(keys[run] | row for run in runs for row in rows_of(run))
+        for name, rows_of in makers.items()
+    }
 
 
 def _of_run(run: Run) -> Iterator[Row]:
@@ -129,24 +130,25 @@ def write(table: Any, path: Path) -> None:
             table.to_parquet(path, index=False)
 
 
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the tables that have rows."""
-    parser = program("tables", __doc__)
-    parser.add_argument(
-        "runs", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run, a sweep, or an --out_dir"
-    )
+    parser = program("tables", __doc__, "refs")
     parser.add_argument("--format", default="csv", choices=FORMATS, help="(default: csv)")
     parser.add_argument(
         "--out", type=Path, help="directory (default: DIR/tables; tables for runs on W&B)"
     )
     args = expand_home(parser.parse_args(argv))
-    found = tables(read_runs(args.runs))
-    out = args.out or folder_of(args.runs) / "tables"
-    for name, table in found.items():
-        path = out / f"{name}.{args.format}"
+    out = args.out or folder_of(args.refs[0]) / "tables"
+    for name, table in tables(read_runs(*args.refs)).items():
         if table.empty:
             print(f"no {name}: no run has left any")
             continue
+        path = out / f"{name}.{args.format}"
         write(table, path)
         print(f"{path}: {len(table)} rows, {len(table.columns)} columns")
 

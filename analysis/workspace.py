@@ -21,29 +21,41 @@ NAME = "alpha schedules"
 GROUP = "schedule"  # of the config: what alpha really did
 
 
+def line(*y: str, x: str = "epoch", title: str | None = None, log: bool = False) -> Any:
+    """A panel of metrics over another, each schedule as the mean of its runs in their range."""
+    return wr.LinePlot(
+        title=title or ", ".join(y),
+        x=x,
+        y=list(y),
+        log_y=log or None,
+        groupby=wr.Config(GROUP),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+        smoothing_type="none",
+        max_runs_to_show=100,
+    )
+
+
+def scatter(x: str, y: str) -> Any:
+    """A panel of two final metrics, a point per run."""
+    title = f"{y} against {x}"
+    return wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y))
+
+
+def parallel(title: str, knobs: Sequence[str], metrics: Sequence[str]) -> Any:
+    """A panel of parallel coordinates, a line per run."""
+    axes: list[Any] = [*map(wr.Config, knobs), *map(wr.SummaryMetric, metrics)]
+    columns = [wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in axes]
+    return wr.ParallelCoordinatesPlot(title=title, columns=columns)
+
+
 def sections() -> dict[str, list[Any]]:
     """The panels of each section."""
-
-    def line(*y: str, x: str = "epoch", title: str | None = None, log: bool = False) -> Any:
-        return wr.LinePlot(
-            title=title or ", ".join(y),
-            x=x,
-            y=list(y),
-            log_y=log or None,
-            groupby=wr.Config(GROUP),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
-            smoothing_type="none",
-            max_runs_to_show=100,
-        )
-
-    def scatter(x: str, y: str) -> Any:
-        title = f"{y} against {x}"
-        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y))
-
+    similarity = ("shift/self_similarity", "shift/input_self_similarity")
+    lowpass = ("lowpass/fvu", "lowpass/input_fvu")
+    over_cutoff = "fvu after smoothing, over cutoff (fraction of Nyquist)"
     knobs = ("schedule", "sparse_loss", "alpha", "alpha_max", "inner_size", "n_encoder", "seed")
     ends = ("test/sparsity", "shift/persistence", "test/fvu", "select/score")
-    column = wr.ParallelCoordinatesPlotColumn
     return {
         "Alpha over epochs": [
             line("alpha"),
@@ -62,29 +74,12 @@ def sections() -> dict[str, list[Any]]:
             scatter("select/alpha", "test/mse"),
         ],
         "Shift tolerance of the selected weights": [
-            line(
-                "shift/self_similarity",
-                "shift/input_self_similarity",
-                x="shift/lag_ms",
-                title="self-similarity over lag (ms)",
-            ),
-            line(
-                "lowpass/fvu",
-                "lowpass/input_fvu",
-                x="lowpass/cutoff",
-                title="fvu after smoothing, over cutoff (fraction of Nyquist)",
-                log=True,
-            ),
+            line(*similarity, x="shift/lag_ms", title="self-similarity over lag (ms)"),
+            line(*lowpass, x="lowpass/cutoff", title=over_cutoff, log=True),
             line("shift/gain", x="shift/shift_ms", title="gain over shift (ms)"),
         ],
         "Which settings matter": [
-            wr.ParallelCoordinatesPlot(
-                title="settings and what came of them",
-                columns=[
-                    *(column(metric=wr.Config(name)) for name in knobs),
-                    *(column(metric=wr.SummaryMetric(name)) for name in ends),
-                ],
-            ),
+            parallel("settings and what came of them", knobs, ends),
             wr.ParameterImportancePlot(with_respect_to="select/score"),
         ],
         "Reconstructions": [wr.MediaBrowser(media_keys=["reconstructions"], num_columns=1)],
@@ -113,20 +108,16 @@ def workspace(entity: str, project: str) -> Any:
 
 def report(entity: str, project: str, sweep: str) -> Any:
     """A W&B Report of a sweep's runs, a `wandb_workspaces.reports.v2.Report`; nothing is sent."""
-
-    def grid(panels: list[Any]) -> Any:
-        runs = [expr.Metric("Sweep") == sweep, expr.Metric("JobType") == "train"]
-        of_sweep = wr.Runset(entity=entity, project=project, name=sweep, filters=runs)
-        return wr.PanelGrid(runsets=[of_sweep], panels=panels)
-
+    where: dict[str, Any] = {"entity": entity, "project": project}
+    trained = [expr.Metric("Sweep") == sweep, expr.Metric("JobType") == "train"]
     blocks: list[Any] = [
         wr.P(f"The runs of sweep {sweep}. The best model is named by"),
         wr.CodeBlock(f"python -m emaae promote {entity}/{project}/{sweep}"),
     ]
     for name, panels in sections().items():
-        blocks += [wr.H2(name), grid(panels)]
-    title = f"Sweep {sweep}"
-    return wr.Report(entity=entity, project=project, title=title, width="fluid", blocks=blocks)
+        runs = wr.Runset(**where, name=sweep, filters=trained)
+        blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=panels)]
+    return wr.Report(**where, title=f"Sweep {sweep}", width="fluid", blocks=blocks)
 
 
 def as_json(view: Any) -> dict[str, Any]:

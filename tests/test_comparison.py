@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,14 +20,14 @@ from analysis.baselines import BASELINES, baseline
 from analysis.comparison import (
     Point,
     at,
+    costs_at,
     number,
     over_seeds,
-    read_at,
     resampled,
     rows,
     settings,
 )
-from analysis.measured import Code, measure
+from analysis.costs import Codec, measure
 from analysis.runs import Run
 from emaae.config import Config
 from emaae.data.demo import write_tree
@@ -52,7 +53,7 @@ def model() -> CNNAutoEncoder:
 
 
 def test_costs_of_the_split_are_those_that_the_program_logs(model):
-    found = measure(Code.of(model), TEST)
+    found = measure(Codec.of(model), TEST)
     costs = found.costs(np.ones((1, len(TEST))))
     logged = evaluate(model, TEST, Config(), 0.1)
     shift = shift_tolerance(model, TEST)[0]
@@ -66,15 +67,15 @@ def test_costs_of_the_split_are_those_that_the_program_logs(model):
 
 def test_copies_count_once_where_they_are_asked_to(model):
     """Nine copies of a unit change nothing but what is read of all units."""
-    code, ones = Code.of(model), np.ones((1, len(TEST)))
-    plain = measure(code, TEST)
+    codec, ones = Codec.of(model), np.ones((1, len(TEST)))
+    plain = measure(codec, TEST)
     distinct = np.flatnonzero(plain.covariance.copy_weights().numpy() == 1)[0]
 
     def padded(x):
-        z = code.encode(x)
+        z = codec.encode(x)
         return torch.cat([z, z[distinct].expand(9, -1)])
 
-    more = measure(Code(padded, lambda z: code.decode(z[:24]), code.standardise), TEST)
+    more = measure(replace(codec, encode=padded, decode=lambda z: codec.decode(z[:24])), TEST)
     one, other = (m.costs(ones, copies_once=True) for m in (plain, more))
     for name in ("live_sparsity", "persistence", "fvu", "distinct"):
         assert one[name] == pytest.approx(other[name], rel=1e-5), name
@@ -83,8 +84,8 @@ def test_copies_count_once_where_they_are_asked_to(model):
 
 def test_an_utterance_that_is_drawn_twice_counts_twice(model):
     doubled = TEST.subset(np.array([0, 0, 2, 3]))
-    one = measure(Code.of(model), TEST).costs(np.array([[2.0, 0, 1, 1]]))
-    other = measure(Code.of(model), doubled).costs(np.ones((1, 4)))
+    one = measure(Codec.of(model), TEST).costs(np.array([[2.0, 0, 1, 1]]))
+    other = measure(Codec.of(model), doubled).costs(np.ones((1, 4)))
     for name in ("live_sparsity", "fvu", "persistence", "dead"):
         assert one[name] == pytest.approx(other[name], rel=1e-9), name
 
@@ -112,6 +113,12 @@ def test_settings_are_told_by_what_tells_them_apart():
     assert list(settings([*ramps, run("geco", 0, 0)])) == [
         "linear, slow_coefficient 0", "linear, slow_coefficient 0.1", "geco, slow_coefficient 0"
     ]  # fmt: skip
+
+
+def test_runs_are_chosen_by_a_knob_that_says_nothing_without_others():
+    schedules = ("linear", "cosine")
+    runs = [Run(s, {"penalty_scheduler": s}, [], {}, {}, "nowhere") for s in schedules]
+    assert comparison.with_knobs(runs, ["penalty_scheduler=cosine"]) == runs[1:]
 
 
 def points(*rows):
@@ -143,7 +150,7 @@ def test_the_mean_over_seeds_leaves_out_those_that_do_not_reach():
         0: points((0.8, 0.02, 1.0), (0.9, 0.04, 0.6)),
         1: points((0.8, 0.1, 1), (0.82, 0.2, 1)),
     }
-    fvu = read_at(0.85, front)["fvu"]
+    fvu = costs_at(0.85, front)["fvu"]
     assert over_seeds(fvu).mean == pytest.approx(0.03)
     (line,) = rows({"a": front}, 0.85, "a", {})
     assert line["seeds"] == "1/2"

@@ -12,6 +12,7 @@ from forked import forked
 
 from analysis import kernels, probe
 from analysis import labels as labels_of
+from analysis.costs import Codec
 from emaae.data.demo import generate, read_score, write_tree
 from emaae.data.phones import Gesture, Phone
 from emaae.filters import apply_filters, windowed_sinc
@@ -204,7 +205,7 @@ def test_shifts_are_those_of_the_shift_metrics(delay):
 
 def test_an_encoding_follows_a_shift_of_its_input_by_whole_frames(model):
     features = generate("test", n_utterances=1)[0].features
-    view, reach = probe.encoding(model), model.receptive_field() // 2
+    view, reach = Codec.of(model).encoding, model.receptive_field() // 2
     z = view(features)
     for delay in probe.DELAYS:
         ends = reach + abs(delay)
@@ -263,9 +264,9 @@ def test_a_difference_has_the_error_of_utterances_not_of_frames():
     assert np.isnan(error)
 
 
-def test_untrained_encoders_of_other_activations_are_other_rivals(model):
+def test_untrained_encoders_of_other_activations_are_other_inputs(model):
     other = kernels.untrained(model, 0, activation="batch_topk")
-    assert probe.rivals(other)[2] != probe.rivals(model)[2]
+    assert probe.baseline_inputs(other)[2] != probe.baseline_inputs(model)[2]
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_untrained_encoders_of_other_activations_are_other_rivals(model):
     [(("1111", "1110"), "beats"), (("1000", "0000"), "loses to"), (("1110", "1000"), "ties with")],
 )
 def test_the_verdict_says_what_is_clear(model, ours, verb):
-    others = [result("1100", "1100", input=name) for name in probe.rivals(model)]
+    others = [result("1100", "1100", input=name) for name in probe.baseline_inputs(model)]
     results = [*others, result(*ours, model="m", input=probe.ENCODING)]
     results += [replace(r, labels="gesture") for r in results]
     lines = probe.verdicts(results, {"m": model}).splitlines()
@@ -282,7 +283,7 @@ def test_the_verdict_says_what_is_clear(model, ours, verb):
         assert line.startswith(f"  {verb} ")
 
 
-def test_the_program_compares_a_model_with_its_rivals_and_repeats_itself(
+def test_the_program_compares_a_model_with_its_baselines_and_repeats_itself(
     tree, saved, tmp_path, capsys
 ):
     out = tmp_path / "made" / "probe.csv"
@@ -300,8 +301,8 @@ def test_the_program_compares_a_model_with_its_rivals_and_repeats_itself(
         moved = [row[f"accuracy_20ms_{side}"] for side in ("early", "late")]
         assert row["kept_20ms"] == pytest.approx(np.mean(moved) / row["accuracy"])
     lines = done.stdout.splitlines()
-    head, table = lines[0], lines[1:13]
-    assert all(len(line) == len(head) for line in table)
+    head, table = lines[0], lines[2:14]
+    assert all(line.count(" | ") == head.count(" | ") == 9 for line in table)
     assert all(row["input"] in line for row, line in zip(rows, table))
     assert len(re.findall(r"^  (beats|ties with|loses to) ", done.stdout, re.MULTILINE)) == 6
     probe.main(command[2:])

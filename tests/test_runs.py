@@ -9,7 +9,6 @@ from synthetic_runs import write_run, write_runs
 
 from analysis.runs import (
     best,
-    final,
     groups,
     read_comparable,
     read_run,
@@ -94,8 +93,8 @@ def test_runs_are_compared_on_the_test_split_when_all_that_ended_well_have_it(tm
     (interrupted / "metrics.json").write_text('{"select/epoch": 2, "status": "preempted"}')
     one, other = read_runs(tmp_path)
     assert split_of([one, other]) == "test"
-    assert final(one, "test/fvu") == one.metrics["test/fvu"]
-    assert final(other, "val/fvu") == other.history[1]["val/fvu"]
+    assert one.metric("test/fvu") == one.metrics["test/fvu"]
+    assert other.metric("val/fvu") == other.history[1]["val/fvu"]
     write_run(tmp_path / "c", epochs=2, test=False)
     assert split_of(read_runs(tmp_path)) == "val"
     assert split_of([]) == "val"

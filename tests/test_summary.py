@@ -5,7 +5,7 @@ import statistics
 import pytest
 from synthetic_runs import write_runs
 
-from analysis.runs import final, read_runs
+from analysis.runs import read_runs
 from analysis.summary import fronts, main, settings
 from emaae.system.errors import UserError
 
@@ -23,7 +23,7 @@ def test_a_setting_is_a_line_with_the_mean_over_its_seeds(folder):
     assert len(lines) == 2 + 4
     line = next(line for line in lines if line.startswith("| linear, alpha_max 0.5 |"))
     mine = [r for r in runs if r.schedule == "linear" and r.config["alpha_max"] == 0.5]
-    fvu = [final(run, "test/fvu") for run in mine]
+    fvu = [run.metric("test/fvu") for run in mine]
     assert line.split("|")[2].strip() == f"{len(mine)}/{len(mine)}"
     assert line.split("|")[3].split()[0] == f"{sum(fvu) / len(fvu):.3g}"
     assert line.split("|")[3].split()[2] == f"{statistics.stdev(fvu):.2g}"

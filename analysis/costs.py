@@ -19,43 +19,48 @@ from emaae.models import CNNAutoEncoder
 from emaae.shift import CovarianceSums, Moments, SelfSimilaritySums, half_life_ms
 
 # Resamples at once: their self-similarities are (resamples, L, C).
-AT_ONCE = 100
+BATCH_RESAMPLES = 100
 
 
 @dataclass(frozen=True)
-class Code:
-    """An encoding and what reads it, of one utterance.
+class Codec:
+    """An encoder and what reads its encoding, one utterance at a time.
 
     encode: raw features (D, T) -> z (C, T) >= 0. decode: z -> features (D, T) in units of sd.
     standardise: raw features (D, T) -> the same units.
     """
 
+    n_channels: int
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
     standardise: Callable[[Tensor], Tensor]
 
     @classmethod
-    def of(cls, model: CNNAutoEncoder) -> "Code":
-        """The code of a trained model."""
+    def of(cls, model: CNNAutoEncoder) -> "Codec":
+        """The codec of a trained model."""
         return cls(
+            model.input_dim,
             lambda x: model.encode(x[None])[0],
             lambda z: model.standardise(model.decode(z[None]))[0],
             model.standardise,
         )
 
-    def view(self, n_channels: int) -> Callable[[np.ndarray], np.ndarray]:
-        """A function from features (T, 14), of which n_channels are read, to encodings (T, C)."""
+    def encoding(self, features: np.ndarray) -> np.ndarray:
+        """The encoding (T, C) of features (T, 14)."""
+        return self._apply(self.encode, features)
 
-        @torch.no_grad()
-        def encoding(features: np.ndarray) -> np.ndarray:
-            x = torch.from_numpy(select_channels(features, n_channels))
-            return self.encode(x.T).T.contiguous().numpy()
+    def standardised(self, features: np.ndarray) -> np.ndarray:
+        """The channels (T, D) of features (T, 14) that are encoded, in units of sd."""
+        return self._apply(self.standardise, features)
 
-        return encoding
+    @torch.no_grad()
+    def _apply(self, transform: Callable[[Tensor], Tensor], features: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(select_channels(features, self.n_channels))
+        return transform(x.T).T.contiguous().numpy()
 
 
 @dataclass(frozen=True)
-class Measured:
+class UtteranceSums:
     """Sums over each utterance of a split, float64; see `measure`.
 
     n_frames (U,), fired (U, C): frames on which a unit is not 0, error (U,): squared, x and xx
@@ -85,7 +90,6 @@ class Measured:
         weights = once if copies_once else np.ones_like(once)
         n = counts @ self.n_frames
         fired = counts @ self.fired
-        n_live = (fired > 0).sum(1)
         with np.errstate(divide="ignore", invalid="ignore"):
             live_sparsity = 1 - (fired @ weights) / ((fired > 0) @ weights * n)
             variance = (counts @ self.xx) / n[:, None] - ((counts @ self.x) / n[:, None]) ** 2
@@ -95,13 +99,13 @@ class Measured:
             persistence = [
                 _half_lives(some, self.products, self.energy, weights)
                 / _half_lives(some, self.input_products, self.input_energy, even)
-                for some in np.split(counts, range(AT_ONCE, len(n), AT_ONCE))
+                for some in np.split(counts, range(BATCH_RESAMPLES, len(n), BATCH_RESAMPLES))
             ]
         return {
             "live_sparsity": live_sparsity,
             "fvu": fvu,
             "persistence": np.concatenate(persistence),
-            "dead": 1 - n_live / self.fired.shape[1],
+            "dead": 1 - (fired > 0).sum(1) / fired.shape[1],
             "distinct": np.full(len(n), once.sum()),
             "participation": np.full(len(n), self.covariance.participation_ratio()),
         }
@@ -121,16 +125,15 @@ def _half_lives(
 
 
 @torch.no_grad()
-def measure(code: Code, split: Split) -> Measured:
-    """Measure a code on every utterance of a split."""
+def measure(codec: Codec, split: Split) -> UtteranceSums:
+    """Measure a codec on every utterance of a split."""
     rows, moments, outer = [], Moments(), zero()
     for i in range(len(split)):
-        raw = split[i].T
-        z, x = code.encode(raw), code.standardise(raw)
-        error = (code.decode(z) - x).square().sum()
+        z, x = codec.encode(split[i].T), codec.standardise(split[i].T)
+        error = (codec.decode(z) - x).square().sum()
         within, within_x = SelfSimilaritySums(), SelfSimilaritySums()
-        within.add(z - z.mean(1, keepdim=True))
-        within_x.add(x - x.mean(1, keepdim=True))
+        within.add_within(z)
+        within_x.add_within(x)
         moments.add(z)
         outer = outer + (z @ z.T).double()
         x = x.double()
@@ -140,4 +143,4 @@ def measure(code: Code, split: Split) -> Measured:
     covariance, vary = CovarianceSums(), (moments.variance > 0).double()
     covariance.products = outer - moments.n_frames * torch.outer(moments.mean, moments.mean)
     covariance.products *= torch.outer(vary, vary)
-    return Measured(covariance, *(np.stack(column) for column in zip(*rows)))
+    return UtteranceSums(covariance, *(np.stack(column) for column in zip(*rows)))
