@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = program("brain", __doc__, "refs", "--weights")
     add = parser.add_argument
     add("--at", type=fraction, default=0.85, help="zeros of live units (default: .85)")
-    add("--stories", type=int, default=STORIES, help=f"(default: {STORIES})")
+    add("--stories", type=int, default=STORIES, help=f"stories to generate (default: {STORIES})")
     add("--out", type=Path, metavar="DIR", help="write brain.csv and brain.png")
     args = expand_home(parser.parse_args(argv))
     if args.stories <= LEFT_OUT + 1:

@@ -323,13 +323,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for each sparsity, and write them and a figure if asked to."""
     parser = program("comparison", __doc__, "refs", "--data", "--weights")
     add = parser.add_argument
-    add("--at", type=fraction, nargs="+", default=[0.85, 0.9], help="(default: .85 .9)")
+    add(
+        "--at",
+        type=fraction,
+        nargs="+",
+        default=[0.85, 0.9],
+        help="live sparsities (default: .85 .9)",
+    )
     add("--where", nargs="+", default=[], metavar="NAME=VALUE", help="only runs with these knobs")
-    add("--reference", metavar="SETTING", help="(default: the first setting)")
+    add("--reference", metavar="SETTING", help="what others are compared with (default: the first)")
     add("--baselines", action="store_true", help="measure encodings that were not trained, too")
     add("--copies_once", action="store_true", help="sparsity and persistence of distinct units")
     add("--probe", action="store_true", help="add the accuracy of a linear probe")
-    add("--resamples", type=int, default=1000, metavar="N", help="(default: 1000)")
+    add("--resamples", type=int, default=1000, metavar="N", help="for intervals (default: 1000)")
     add("--out", type=Path, metavar="DIR", help="write comparison.csv and comparison.png there")
     args = expand_home(parser.parse_args(argv))
     if args.resamples < 1:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from emaae.system.errors import UserError
+from emaae.system.errors import ArgumentParser, UserError
 
 RUNS = "runs, sweeps or an --out_dir here, or ENTITY/PROJECT[/SWEEP] on W&B, put together"
 MODELS = (
@@ -16,12 +16,14 @@ MODELS = (
 )
 DATA = "a tree with train, val and test; probes need one of demo-data (default: the demo data)"
 
+WEIGHTS = "those after the last epoch, or those with the best score (default: final)"
+
 # Arguments that several programs have.
 SHARED: dict[str, dict[str, Any]] = {
     "refs": {"nargs": "+", "metavar": "REF", "help": RUNS},
     "models": {"nargs": "+", "metavar": "REF", "help": MODELS},
     "--data": {"type": Path, "metavar": "DIR", "help": DATA},
-    "--weights": {"choices": ("final", "selected"), "default": "final", "help": "(default: final)"},
+    "--weights": {"choices": ("final", "selected"), "default": "final", "help": WEIGHTS},
 }
 
 
@@ -30,7 +32,7 @@ def program(name: str, description: str | None, *shared: str) -> argparse.Argume
 
     Its help begins with the docstring of its module.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=f"python -m analysis.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,7 +46,7 @@ def fraction(text: str) -> float:
     """An argument between 0 and 1, these excluded."""
     value = float(text)
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a fraction between 0 and 1, got {text}")
+        raise argparse.ArgumentTypeError(f"must be above 0 and below 1, such as 0.9, got {text}")
     return value
 
 
@@ -60,4 +62,6 @@ def writing(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): name another --out"
+        ) from None

@@ -1,4 +1,4 @@
-"""`python -m emaae VERB`: everything around a run that is not the run itself."""
+"""`python -m emaae VERB`: prepare data, run sweeps, use trained models."""
 
 import argparse
 import contextlib
@@ -59,7 +59,6 @@ def verb(*arguments: Argument, **options: Any) -> Callable[[Verb], Verb]:
     return declared
 
 
-RUNS_REF = "a sweep's or run's folder here, or ENTITY/PROJECT[/SWEEP] on W&B"
 MODEL_ARGUMENT = argument(
     "--model",
     "run folder, .pth beside its model_config.json, wandb:ENTITY/PROJECT/NAME:ALIAS",
@@ -161,7 +160,7 @@ def extract(args: argparse.Namespace) -> int:
     usage="python -m emaae sweep FILE.yaml [OPTION ...] [-- FLAGS OF train.py]",
 )
 def sweep(args: argparse.Namespace) -> int:
-    """Run a sweep file on this machine, without an account; again to go on where it stopped."""
+    """Run a sweep file on this machine, without an account; the same command continues it."""
     from emaae.sweeps import runner
 
     options = ("jobs", "out", "storage", "dry_run", "flags")
@@ -190,7 +189,11 @@ def lint(args: argparse.Namespace) -> int:
     return 2 if any(not finding.warning for finding in findings) else 0
 
 
-@verb(argument("ref", RUNS_REF, metavar="REF"))
+@verb(
+    argument(
+        "ref", "a sweep's folder or --out_dir, or ENTITY/PROJECT[/SWEEP] on W&B", metavar="REF"
+    )
+)
 def promote(args: argparse.Namespace) -> None:
     """Name the best finished model of a sweep or project `best`."""
     from emaae.tracking.models import promote
@@ -200,7 +203,11 @@ def promote(args: argparse.Namespace) -> None:
 
 
 @verb(
-    argument("ref", f"{RUNS_REF}, or ENTITY/PROJECT/NAME:ALIAS", metavar="REF"),
+    argument(
+        "ref",
+        "a sweep's or run's folder, or ENTITY/PROJECT[/SWEEP|/RUN|/NAME:ALIAS] on W&B",
+        metavar="REF",
+    ),
     argument("--out", "folder for the model's files", required=True),
 )
 def pull(args: argparse.Namespace) -> None:
@@ -256,7 +263,7 @@ def publish(args: argparse.Namespace) -> None:
     *map(knob, ("recursive", "bucket", "on_bad_file", "device")),
 )
 def encode(args: argparse.Namespace) -> None:
-    """Write the encodings of all utterances of a feature tree or a bucket; again to go on."""
+    """Encode all utterances of a feature tree or a bucket; the same command continues."""
     from emaae.corpus.encode import encode_tree, open_model, open_upload, upload_tree
     from emaae.data import list_source
 
@@ -274,7 +281,7 @@ def encode(args: argparse.Namespace) -> None:
 @verb(
     argument("--encodings", "tree that encode wrote", required=True, metavar="DIR"),
     argument("--out", "folder for a file per story", required=True, metavar="DIR"),
-    argument("--tr", "seconds between TRs, from 0 on", type=float, metavar="S"),
+    argument("--tr", "seconds between TRs, counted from 0", type=float, metavar="S"),
     argument(
         "--tr_times",
         "file of TR times in seconds, or a folder with one STORY.txt per story",
@@ -307,7 +314,7 @@ def encode(args: argparse.Namespace) -> None:
     ),
 )
 def regressors(args: argparse.Namespace) -> None:
-    """Make design matrices for models of the brain out of encodings, one for each story."""
+    """Make design matrices for models of the brain from encodings, one for each story."""
     from emaae.corpus import regressors as regress
 
     if (args.tr is None) == (args.tr_times is None):
@@ -334,7 +341,7 @@ def regressors(args: argparse.Namespace) -> None:
     *map(knob, ("recursive", "device")),
 )
 def decode(args: argparse.Namespace) -> None:
-    """Write the features that a tree of encodings stands for; again to go on."""
+    """Decode a tree of encodings into features; the same command continues."""
     from emaae.corpus.encode import decode_tree, open_model
 
     with open_model(args.model, args.device or "auto") as (model, made_by):

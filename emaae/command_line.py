@@ -99,8 +99,8 @@ def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
         group = parser.add_argument_group(title)
         for each in knobs:
             text = each.text.replace("%", "%%")
-            if each.choices:
-                text += f" [{', '.join(each.choices)}]"
+            if each.choices or each.limits:
+                text += f" [{', '.join(each.choices) or each.range}]"
             if each.default is not None:
                 text += f" (default: {each.default})"
             alone: dict[str, Any] = {"nargs": "?", "const": "True"} if each.kind is bool else {}

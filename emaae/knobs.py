@@ -31,6 +31,12 @@ class Knob:
     limits: Mapping[str, float]  # at_least, above, at_most, below
     path: bool  # whether it is a file or folder, where a leading ~ is the home directory
 
+    @property
+    def range(self) -> str:
+        """The limits in words, e.g. "at least 0 and below 1"; "" without any."""
+        limits = (f"{word.replace('_', ' ')} {limit:g}" for word, limit in self.limits.items())
+        return " and ".join(limits)
+
     def cast(self, value: Any) -> Any:
         """The value cast to the knob's type. Raises UserError."""
         text = value.strip() if isinstance(value, str) else value
@@ -53,8 +59,7 @@ class Knob:
                 + did_you_mean(str(value), self.choices)
             )
         if value is not None and not all(_WITHIN[w](value, lim) for w, lim in self.limits.items()):
-            limits = (f"{word.replace('_', ' ')} {lim:g}" for word, lim in self.limits.items())
-            raise UserError(f"--{self.name} must be {' and '.join(limits)}, got {value}")
+            raise UserError(f"--{self.name} must be {self.range}, got {value}")
 
 
 def knob(

@@ -162,6 +162,15 @@ def test_an_utterance_and_a_speaker_in_two_directories_are_found(tree, tmp_path)
     assert found(tree, tmp_path / "v")["speakers"] == [f"1 ({tmp_path / 'v'} and {tree})"]
 
 
+def test_channels_of_no_frames_are_not_shown(tmp_path):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "a.npz").write_bytes(b"no archive")
+    lines = "\n".join(report(check([tmp_path / "t"], True)))
+    assert "error (1)" in lines
+    assert "nan (nan)" not in lines
+    assert "mean (sd)" not in lines
+
+
 def test_the_worst_comes_first_with_a_few_examples(tree):
     for i in range(6):
         write(tree, f"m{i}", utterance(30 + i), None)

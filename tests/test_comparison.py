@@ -276,7 +276,7 @@ def test_runs_with_and_without_loudness_are_not_compared(swept, tmp_path):
     [
         (["--reference", "x"], "--reference must be one of slow_coefficient 0; "),
         (["--where", "slow=1"], "--where needs NAME=VALUE"),
-        (["--at", "1.5"], "expected a fraction between 0 and 1, got 1.5"),
+        (["--at", "1.5"], "must be above 0 and below 1, such as 0.9, got 1.5"),
         (["--resamples", "0"], "--resamples must be at least 1, got 0"),
         (["--where", "alpha=0.9"], "no run there has ended well"),
     ],
@@ -286,6 +286,7 @@ def test_mistakes_end_with_one_line(swept, words, message):
     done = forked("-m", "analysis.comparison", str(swept / "runs"), *data, *words)
     assert done.returncode == 2
     assert message in done.stderr
+    assert "usage:" not in done.stderr
     assert "Traceback" not in done.stderr
 
 

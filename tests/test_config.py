@@ -129,10 +129,11 @@ def test_every_knob_is_a_flag_and_says_what_it_is(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--help")
     assert stop.value.code == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     for name, knob in KNOBS.items():
         assert f"--{name}" in text
         assert len(knob.text) > 5
+    assert "encoder blocks [at least 2 and at most 5] (default: 5)" in text
 
 
 def test_every_style_of_a_sweep_agents_arguments_says_the_same(tmp_path):

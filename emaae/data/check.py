@@ -247,7 +247,9 @@ def report(trees: Sequence[Tree]) -> Iterator[str]:
                 yield from (f"    {one_line(one)}" for one in where[:EXAMPLES])
                 if len(where) > EXAMPLES:
                     yield f"    and {len(where) - EXAMPLES} more"
-    yield from ("", *_table(trees), "", *_channels(trees), "")
+    yield from ("", *_table(trees), "")
+    if any(tree.lengths for tree in trees):
+        yield from (*_channels([tree for tree in trees if tree.lengths]), "")
     n_errors, n_warnings = counts
     yield f"{n_errors} errors, {n_warnings} warnings" if any(counts) else "all is well"
 

@@ -53,7 +53,7 @@ def load_last(folder: Path) -> dict[str, Any]:
         state = load(path)
     except UserError as error:
         if not previous.exists():
-            raise
+            raise UserError(f"{error}; or remove {folder} to begin anew") from None
         if path.exists():
             warnings.warn(f"{error}; going on from {previous.name}", stacklevel=2)
         path, state = previous, load(previous)
