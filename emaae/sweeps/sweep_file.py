@@ -133,7 +133,7 @@ class _Checker:
                 "early_terminate", partial(self._hyperband, metric), None
             ),
         )
-        if all(finding.warning for finding in self.document.findings):
+        if all(f.warning or not f.key.startswith("parameters") for f in self.document.findings):
             self._parsed(sweep, self._check_points, None, "parameters")
         if sweep.early_terminate and any(
             p.name == "update" and True in p.extremes() for p in sweep.parameters
