@@ -230,7 +230,7 @@ def read_score(path: str | Path) -> tuple[list[Phone], list[Gesture]]:
 
 
 def _name(speaker: int, number: int) -> str:
-    """LibriSpeech's speaker/chapter/speaker-chapter-number, CHAPTER_UTTERANCES to a chapter."""
+    """LibriSpeech's speaker/chapter/speaker-chapter-number, UTTERANCES_PER_CHAPTER of them."""
     chapter = 1000 * speaker + number // UTTERANCES_PER_CHAPTER
     return f"{speaker}/{chapter}/{speaker}-{chapter}-{number % UTTERANCES_PER_CHAPTER:04d}"
 
