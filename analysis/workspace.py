@@ -44,7 +44,7 @@ def scatter(x: str, y: str) -> Any:
 
 def parallel(title: str, knobs: Sequence[str], metrics: Sequence[str]) -> Any:
     """A panel of parallel coordinates, a line per run."""
-    axes = [*map(wr.Config, knobs), *map(wr.SummaryMetric, metrics)]
+    axes: list[Any] = [*map(wr.Config, knobs), *map(wr.SummaryMetric, metrics)]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in axes]
     return wr.ParallelCoordinatesPlot(title=title, columns=columns)
 
