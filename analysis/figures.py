@@ -46,18 +46,18 @@ def of_best(show: Callable[[Run], Drawing]) -> Show:
 
 
 def _overview(run: Run) -> Drawing:
-    traces, raster = model_panels.encodings(*model_panels.through(run)).panels
+    traces, raster = model_panels.encodings(*model_panels.autoencode(run)).panels
     rows = [[panels.run_losses(run), traces], [panels.run_alpha(run), raster]]
     return Drawing(rows, widths=(1, 1.9))
 
 
 def _reconstruction(run: Run) -> Drawing:
-    found, _ = model_panels.through(run)
+    found, _ = model_panels.autoencode(run)
     return model_panels.reconstruction(found, f"{found.name}, run {run.name}")
 
 
 def _encodings(run: Run) -> Drawing:
-    found, z = model_panels.through(run)
+    found, z = model_panels.autoencode(run)
     return model_panels.encodings(found, z, f"{found.name}, run {run.name}")
 
 
@@ -71,7 +71,7 @@ def _kernels(run: Run) -> Drawing:
 def _primitives(run: Run) -> Drawing:
     model = model_panels.model_of(run)
     kept = model_panels.kept_by(run, model).values()
-    z = np.concatenate([kernels.through(model, features)[1] for features in kept])
+    z = np.concatenate([kernels.autoencode(model, features)[1] for features in kept])
     units = kernels.busiest_units(model, z, model_panels.N_TILES)
     if not len(units):
         raise Missing(f"no unit of run {run.name} fires on the kept utterances")

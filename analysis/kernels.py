@@ -27,7 +27,7 @@ def untrained(model: CNNAutoEncoder, seed: int, **changed: Any) -> CNNAutoEncode
 
 
 @torch.no_grad()
-def through(model: CNNAutoEncoder, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def autoencode(model: CNNAutoEncoder, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reconstruction (T, D) in raw units and encoding (T, C) of raw features (T, D)."""
     y, z = model(torch.as_tensor(features).T[None])
     return y[0].T.numpy(), z[0].T.numpy()

@@ -38,7 +38,7 @@ def kept_by(run: Run, model: CNNAutoEncoder) -> dict[str, np.ndarray]:
     return kept
 
 
-def through(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarray]:
+def autoencode(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarray]:
     """A kept utterance as the selected weights see it, and its encoding z (T, C).
 
     name: the utterance; without one, that nearest to 5 s. Raises Missing.
@@ -49,7 +49,7 @@ def through(run: Run, name: str | None = None) -> tuple[Reconstruction, np.ndarr
         name = min(kept, key=lambda one: abs(len(kept[one]) - 5 * FRAME_RATE_HZ))
     if name not in kept:
         raise Missing(f"run {run.name} has not kept {name}: it has {', '.join(sorted(kept))}")
-    y, z = kernels.through(model, kept[name])
+    y, z = kernels.autoencode(model, kept[name])
     return Reconstruction(name, kernels.channels_of(model.input_dim), kept[name], y), z
 
 

@@ -90,7 +90,7 @@ def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[
     for at, one in enumerate(utterances):
         shown = replace(one, truth=one.truth[:MAX_FRAMES], prediction=one.prediction[:MAX_FRAMES])
         if model is not None and one.truth.shape[1] == model.input_dim:
-            y, z = kernels.through(model, one.truth)
+            y, z = kernels.autoencode(model, one.truth)
             encodings[one.name] = z
             shown = replace(shown, prediction=y[:MAX_FRAMES])
             cut = z[:MAX_FRAMES]
@@ -122,7 +122,7 @@ def _of_units(
         figures[f"unit-{name}s/{i}"] = "Labels are known for generated speech only."
     for at, unit in enumerate(units):
         firing = model_panels.firing({name: z[:, unit] for name, z in encodings.items()})
-        row = [tiles[at], sagittal.moved(effects[at]), firing]
+        row = [tiles[at], sagittal.displacement(effects[at]), firing]
         figures[f"unit/{i}/{at}"] = _figure(Drawing([row], widths=(1, 1.2, 1.6)))
         for name, of_frames in labels.items():
             panel = model_panels.by_label(z_of_labels[:, unit], of_frames)
@@ -141,7 +141,7 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
     except UserError:
         return {}, np.empty(0)
     features = [kernels.select_channels(one.features, model.input_dim) for one in found]
-    z = np.concatenate([kernels.through(model, x)[1] for x in features])
+    z = np.concatenate([kernels.autoencode(model, x)[1] for x in features])
     labels = {name: np.concatenate([one.labels[name] for one in found]) for name in LABELS}
     bound = labels["gesture"]
     labels["gesture"] = np.where(bound == " ".join(ARTICULATORS), "all (vowel)", bound)

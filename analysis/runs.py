@@ -185,11 +185,11 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def labels(runs: Sequence[Run]) -> dict[Run, str]:
     """The schedule of each run and its values of what varies, e.g. `cosine, alpha_max 0.5`."""
     names = [name for name in varying(runs) if name not in ("schedule", "seed")]
-    said = {
+    values_of = {
         run: [f"{name} {text(run.config[name])}" for name in names if _matters(run, name)]
         for run in runs
     }
-    return {run: ", ".join([run.schedule, *values]) for run, values in said.items()}
+    return {run: ", ".join([run.schedule, *values]) for run, values in values_of.items()}
 
 
 def grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:

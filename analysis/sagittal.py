@@ -19,7 +19,7 @@ from scipy.interpolate import CubicSpline
 from analysis import paper
 from analysis.colours import PREDICTION, SOFT, TRUTH
 from analysis.drawing import Axis, Drawing, Line, Panel, Style, Text
-from analysis.model_panels import reconstruction, through
+from analysis.model_panels import autoencode, reconstruction
 from analysis.programs import folder_of, program, writing
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
@@ -85,7 +85,7 @@ def mouth(*states: tuple[np.ndarray, str, float, str]) -> Panel:
     return Panel(Axis(range=(-22, 74)), Axis(range=(-50, 28)), items, texts=texts, equal=True)
 
 
-def moved(effect: np.ndarray) -> Panel:
+def displacement(effect: np.ndarray) -> Panel:
     """The mouth at rest and at the strongest frame of a primitive (D, W), in units of the sd.
 
     Magnified, so that the sensor that moves most moves MAX_MM.
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = expand_home(parser.parse_args(argv))
     runs = read_runs(args.run)
     run = best(runs) or runs[0]
-    found, _ = through(run, args.utterance)
+    found, _ = autoencode(run, args.utterance)
     path = args.out or folder_of(args.run) / "sagittal.gif"
     if path.suffix != ".gif":
         raise UserError(f"--out must name a .gif file, got {path}")

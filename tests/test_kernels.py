@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.kernels import busiest_units, first_kernels, primitives, through
+from analysis.kernels import autoencode, busiest_units, first_kernels, primitives
 from emaae.models import CNNAutoEncoder
 
 
@@ -71,6 +71,6 @@ def test_the_kernels_are_the_largest_first():
 
 def test_features_go_through_the_model_and_back():
     net, x = model(), torch.randn(1, 13, 9)
-    y, z = through(net, x[0].T.numpy())
+    y, z = autoencode(net, x[0].T.numpy())
     np.testing.assert_allclose(z, net.encode(x)[0].T.detach(), atol=1e-6)
     assert y.shape == (9, 13)

@@ -8,7 +8,7 @@ from PIL import Image
 from synthetic_runs import CHANNELS, write_run
 
 from analysis import sagittal
-from analysis.model_panels import through
+from analysis.model_panels import autoencode
 from analysis.runs import read_runs
 from emaae.data.phones import SD_MM
 from emaae.system.errors import UserError
@@ -76,6 +76,6 @@ def test_a_film_is_a_gif(run, tmp_path):
 
 
 def test_the_same_run_gives_the_same_frame(run):
-    found, _ = through(read_runs(run)[0])
+    found, _ = autoencode(read_runs(run)[0])
     first, again = (np.asarray(next(islice(sagittal.film(found, "a"), 7, None))) for _ in "ab")
     np.testing.assert_array_equal(first, again)
