@@ -14,7 +14,7 @@ import numpy as np
 from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
 from analysis.drawing import DASHES, INPUT, Axis, Line, Missing, Panel, Style, styles
 from analysis.fronts import costs, hypervolume, pareto_front
-from analysis.runs import GOOD, Run, best, grouped, groups, labels, number, score, split_of
+from analysis.runs import GOOD, Run, best, grouped, groups, labels, number, split_of
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
@@ -60,7 +60,7 @@ def losses_by_run(runs: Sequence[Run], max_runs: int = 60) -> list[Panel]:
     if len(runs) < 2:
         raise Missing("fewer than two runs have finished an epoch; one alone is in the overview")
     if len(runs) > max_runs:
-        runs = sorted(runs, key=lambda run: (np.nan_to_num(score(run), nan=np.inf), run.name))
+        runs = sorted(runs, key=lambda run: (np.nan_to_num(run.score, nan=np.inf), run.name))
     return [replace(run_losses(run), title=run.name) for run in runs[:max_runs]]
 
 
@@ -141,7 +141,7 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
             point = _point(runs, run, x, y, style, label)
             if run.status in GOOD and np.isfinite([point.x, point.y]).all():
                 seed = f"seed {run.config.get('seed')}"
-                text = f"{run.name}: {settings[run]}, {seed}, score {score(run):.4g}"
+                text = f"{run.name}: {settings[run]}, {seed}, score {run.score:.4g}"
                 items.append(replace(point, text=text))
                 label = ""
     if not items:

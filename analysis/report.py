@@ -31,7 +31,6 @@ from analysis.runs import (
     labels,
     number,
     read_comparable,
-    score,
     split_of,
     text,
     varying,
@@ -73,9 +72,8 @@ def page(runs: Sequence[Run], title: str) -> str:
             settings=labels(runs),
             color_of={run: style.color for _, style, members in styled(runs) for run in members},
             # Those without a score are the last.
-            order=np.argsort([score(run) for run in runs], kind="stable").tolist(),
-            score=score,
-            second=np.sort([score(r) for r in runs if r.status in GOOD] + [math.nan] * 2)[1],
+            order=np.argsort([run.score for run in runs], kind="stable").tolist(),
+            second=np.sort([r.score for r in runs if r.status in GOOD] + [math.nan] * 2)[1],
             facts={
                 "Runs": _statuses(runs),
                 "Compared": _compared(runs),
