@@ -1,4 +1,4 @@
-"""Paper figures: `python -m analysis.figures DIR` draws all that the runs have numbers for.
+"""Paper figures: `python -m analysis.figures REF...` draws all that the runs have numbers for.
 
 Their text stays text in pdf and svg, their widths are those of one and two columns of a journal,
 and the same runs give the same file. What they show is in `analysis/panels.py`.
@@ -113,13 +113,7 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what can be drawn, and say of the rest why not."""
-    parser = program("figures", __doc__)
-    parser.add_argument(
-        "refs",
-        nargs="+",
-        metavar="DIR|ENTITY/PROJECT[/SWEEP]",
-        help="runs, sweeps, or an --out_dir, put together",
-    )
+    parser = program("figures", __doc__, "refs")
     parser.add_argument("--format", default="pdf", choices=tuple(UNDATED), help="(default: pdf)")
     parser.add_argument(
         "--out", type=Path, help="directory (default: DIR/figures; figures for runs on W&B)"

@@ -1,8 +1,8 @@
-"""A film of the mouth, as a GIF: `python -m analysis.sagittal RUN` draws an utterance of a run.
+"""A film of the mouth, as a GIF: `python -m analysis.sagittal REF` draws an utterance of a run.
 
-The six sensors seen from the left, truth and reconstruction, in real time. Where they move is data;
-where they rest, and how far one unit of a channel reaches, is a template's: features are z-scores
-of each channel, so offsets and scales are not in the data.
+Of several runs it is the best. The six sensors are seen from the left, truth and reconstruction, in
+real time. Where they move is data; where they rest, and how far one unit of a channel reaches, is a
+template's: features are z-scores of each channel, so offsets and scales are not in the data.
 """
 
 from collections.abc import Iterator, Sequence
@@ -145,19 +145,16 @@ def write(found: Reconstruction, path: Path, title: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Film one kept utterance of a run."""
-    parser = program("sagittal", __doc__)
-    parser.add_argument(
-        "run", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run; of several, the best is filmed"
-    )
+    parser = program("sagittal", __doc__, "ref")
     parser.add_argument("--utterance", metavar="NAME", help="(default: that nearest to 5 s)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE.gif", help="(default: sagittal.gif in DIR)"
     )
     args = expand_home(parser.parse_args(argv))
-    runs = read_runs(args.run)
+    runs = read_runs(args.ref)
     run = best(runs) or runs[0]
     found, _ = autoencode(run, args.utterance)
-    path = args.out or folder_of(args.run) / "sagittal.gif"
+    path = args.out or folder_of(args.ref) / "sagittal.gif"
     if path.suffix != ".gif":
         raise UserError(f"--out must name a .gif file, got {path}")
     size = write(found, path, f"{found.name}, run {run.name}")
