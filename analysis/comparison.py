@@ -102,14 +102,12 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
-def at(
-    sparsity: float | np.ndarray, points: Sequence[Point], name: str, n: int | None = None
-) -> np.ndarray:
+def at(sparsity: float | np.ndarray, points: Sequence[Point], name: str) -> np.ndarray:
     """A cost (B,) of the points of one seed, read at a live sparsity; NaN beyond them.
 
-    At sparsities (K,) it is (B, K). n: of so many resamples alone.
+    At sparsities (K,) it is (B, K).
     """
-    pairs = np.stack([[p.costs["live_sparsity"][:n], p.costs[name][:n]] for p in points], -1)
+    pairs = np.stack([[p.costs["live_sparsity"], p.costs[name]] for p in points], -1)
     ordered = (pair[:, pair[0].argsort()] for pair in pairs.swapaxes(0, 1))
     return np.array([np.interp(sparsity, x, y, np.nan, np.nan) for x, y in ordered])
 
@@ -117,6 +115,11 @@ def at(
 def costs_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
     """Each of `COSTS` of a front, (seeds, B), at a live sparsity."""
     return {name: np.stack([at(sparsity, ps, name) for ps in front.values()]) for name in COSTS}
+
+
+def on_split(front: Front, name: str) -> np.ndarray:
+    """A cost of all points of a front, of all seeds (n,), on the split itself."""
+    return np.array([point.costs[name][0] for points in front.values() for point in points])
 
 
 # ---- what is compared
@@ -274,14 +277,11 @@ def drawing(found: Mapping[str, Front], units: str = "live") -> Drawing:
 
     def lines(name: str) -> Iterator[Line]:
         for label, front in found.items():
-            live, cost = (
-                np.array([p.costs[of][0] for of_seed in front.values() for p in of_seed])
-                for of in ("live_sparsity", name)
-            )
+            live, cost = on_split(front, "live_sparsity"), on_split(front, name)
             yield Line(live, cost, style_of[label], points=True, size=4)
             grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
             # The mean of all seeds or nothing: where some are missing the line would jump.
-            mean = np.mean([at(grid, ps, name, n=1)[0] for ps in front.values()], 0)
+            mean = np.mean([at(grid, ps, name)[0] for ps in front.values()], 0)
             yield Line(grid, mean, style_of[label], label, markers=True)
 
     x = Axis(f"sparsity of {units} units")
@@ -365,8 +365,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         at_sparsity = rows(found, sparsity, reference, accuracies)
         print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(at_sparsity)}", flush=True)
         if all(np.isnan(line["fvu"].mean) for line in at_sparsity):
-            fronts_of_seeds = [front.values() for front in found.values()]
-            live = [p.costs["live_sparsity"][0] for f in fronts_of_seeds for ps in f for p in ps]
+            live = np.concatenate([on_split(front, "live_sparsity") for front in found.values()])
             print(
                 f"\nno front reaches that: runs have {np.nanmin(live):.3g} to "
                 f"{np.nanmax(live):.3g}, a front needs two"

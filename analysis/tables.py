@@ -25,25 +25,15 @@ Row = dict[str, Any]
 
 def tables(runs: Sequence[Run]) -> dict[str, Any]:
     """The tables by name, each a pandas DataFrame; their rows are in the order of the runs."""
-    settings = labels(runs)
-    keys = {
-        run: {
-            "run": run.name,
-            "setting": settings[run],
-            "schedule": run.schedule,
-            "seed": run.config.get("seed"),
-        }
-        for run in runs
-    }
-    makers = {
-        "runs": _of_run,
-        "history": _of_history,
-        "channels": _of_channels,
-        "curves": _of_curves,
-    }
+    make = {"runs": _of_run, "history": _of_history, "channels": _of_channels, "curves": _of_curves}
     return {
-        name: frame(keys[run] | row for run in runs for row in rows_of(run))
-        for name, rows_of in makers.items()
+        name: frame(
+            {"run": run.name, "setting": label, "schedule": run.schedule, "seed": run.knob("seed")}
+            | row
+            for run, label in labels(runs).items()
+            for row in rows_of(run)
+        )
+        for name, rows_of in make.items()
     }
 
 
