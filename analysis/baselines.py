@@ -122,12 +122,7 @@ def _nmf(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
     return lambda x: torch.from_numpy(factors.transform(windows(x)).T.astype(np.float32))
 
 
-BASELINES: dict[str, Callable[[CNNAutoEncoder, Split, int], Response]] = {
-    "one frame": _one_frame,
-    "smoothed": _smoothed,
-    "untrained": _untrained,
-    "nmf": _nmf,
-}
+BASELINES = {"one frame": _one_frame, "smoothed": _smoothed, "untrained": _untrained, "nmf": _nmf}
 
 
 # ---- decoders

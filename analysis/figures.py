@@ -16,7 +16,6 @@ from analysis.paper import ONE, TWO, UNDATED
 from analysis.programs import folder_of, program
 from analysis.runs import Run, best, read_comparable
 from emaae.system.errors import UserError, reporting_errors
-from emaae.system.files import expand_home
 
 Show = Callable[[Sequence[Run]], Drawing]
 
@@ -71,7 +70,7 @@ def _kernels(run: Run) -> Drawing:
 def _primitives(run: Run) -> Drawing:
     model = model_panels.model_of(run)
     kept = model_panels.kept_by(run, model).values()
-    z = np.concatenate([kernels.autoencode(model, features)[1] for features in kept])
+    z = np.concatenate([kernels.autoencode(model, one.truth)[1] for one in kept])
     units = kernels.busiest_units(model, z, model_panels.N_TILES)
     if not len(units):
         raise Missing(f"no unit of run {run.name} fires on the kept utterances")
@@ -121,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES)
     )
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     runs = read_comparable(*args.refs)
     out = args.out or folder_of(args.refs[0]) / "figures"
     drawn = []

@@ -34,7 +34,6 @@ from emaae.data.features import CHANNELS
 from emaae.data.split import mean_and_sd
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, needs_extra, reporting_errors
-from emaae.system.files import expand_home
 from emaae.system.progress import progress
 
 SHIFTS = {1: "20ms", 2: "40ms", 3: "60ms"}  # frames, to either side
@@ -146,13 +145,18 @@ class Result:
     n_inputs: int = 0
     l2: float = math.nan
 
-    def correct(self, delay: int = 0) -> list[np.ndarray]:
-        """Which frames (T,) of each utterance are right."""
-        return [a == b for a, b in zip(self.true, self.predicted[delay])]
+    def right(self, delay: int = 0) -> np.ndarray:
+        """How many frames of each utterance are right (U,)."""
+        return np.array([(a == b).sum() for a, b in zip(self.true, self.predicted[delay])])
+
+    @property
+    def n_frames(self) -> np.ndarray:
+        """Frames of each utterance (U,)."""
+        return np.array([len(one) for one in self.true])
 
     def accuracy(self, delay: int = 0) -> float:
         """The fraction of all frames that are right, 0..1."""
-        return float(np.concatenate(self.correct(delay)).mean())
+        return float(self.right(delay).sum() / self.n_frames.sum())
 
     def balanced(self) -> float:
         """The balanced accuracy, 0..1."""
@@ -246,10 +250,8 @@ def difference(a: Result, b: Result) -> tuple[float, float]:
     Frames of an utterance are not independent: it is utterances that are counted (the ratio
     estimator of cluster sampling, Cochran 1977, ch. 6). NaN for a single utterance.
     """
-    n_frames = np.array([len(one) for one in a.true])
-    gained = np.array([p.sum() - q.sum() for p, q in zip(a.correct(), b.correct())])
+    gained, n_frames, n = a.right() - b.right(), a.n_frames, len(a.true)
     mean = gained.sum() / n_frames.sum()
-    n = len(n_frames)
     spread = np.square(gained - mean * n_frames).sum() * n / (n - 1) if n > 1 else math.nan
     return float(mean), float(math.sqrt(spread) / n_frames.sum())
 
@@ -318,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Probe the models, print the table and what it means, and write it if asked to."""
     parser = program("probe", __doc__, "models", "--data")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the table there too")
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     if args.out is not None and args.out.suffix != ".csv":
         raise UserError(f"--out must name a .csv file, got {args.out}")
     models = {ref: emaae.load_model(ref) for ref in args.models}

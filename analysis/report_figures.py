@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis import interactive, kernels, model_panels, panels, sagittal
+from analysis.costs import Codec
 from analysis.drawing import Axis, Drawing, Missing, Panel, described, in_grid
 from analysis.labels import LABELS, read_split
 from analysis.runs import Run, best, groups
@@ -139,8 +140,7 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
         found = read_split("val", folder, recursive, MAX_LABELLED)
     except UserError:
         return {}, np.empty(0)
-    features = [kernels.select_channels(one.features, model.input_dim) for one in found]
-    z = np.concatenate([kernels.autoencode(model, x)[1] for x in features])
+    z = np.concatenate([Codec.of(model).encoding(one.features) for one in found])
     labels = {name: np.concatenate([one.labels[name] for one in found]) for name in LABELS}
     bound = labels["gesture"]
     labels["gesture"] = np.where(bound == " ".join(ARTICULATORS), "all (vowel)", bound)

@@ -110,10 +110,6 @@ class Run:
                 return found
         return []
 
-    def features(self) -> dict[str, np.ndarray]:
-        """Raw features (T, D) of the kept utterances, by name: what the model takes, transposed."""
-        return {one.name: one.truth for one in self.reconstructions()}
-
 
 def read_runs(*refs: str | os.PathLike) -> list[Run]:
     """All runs of each REF, by name: a run's folder, a sweep's, an --out_dir, or a path on W&B.

@@ -37,7 +37,7 @@ def test_a_run_is_its_files(tmp_path):
     assert run.curves["self_similarity"]["lag_ms"][:2] == [0, 20]
     (kept,) = run.reconstructions()
     assert kept.truth.shape == kept.prediction.shape == (60, 13)
-    assert run.features()["103-1240-0000"].shape == (60, 13)
+    assert kept.name == "103-1240-0000"
 
 
 def test_a_sweep_an_out_dir_and_a_run_are_all_read(sweep):
@@ -132,7 +132,7 @@ def test_a_missing_or_broken_file_is_read_as_nothing(tmp_path, name, content):
         "history.jsonl": run.history,
         "metrics.json": run.metrics,
         "curves.json": run.curves,
-        "npz": run.reconstructions() or run.features(),
+        "npz": run.reconstructions(),
     }
     assert not empty.pop(name)
     assert all(empty.values())
@@ -168,8 +168,8 @@ def test_what_is_neither_a_folder_nor_a_path_on_wandb_is_refused():
 
 def test_the_model_takes_the_features_that_were_kept(tmp_path):
     run = read_run(write_run(tmp_path / "a", epochs=2, model=True))
-    (features,) = run.features().values()
-    assert run.model().encode(torch.as_tensor(features).T[None]).shape == (1, 16, len(features))
+    (kept,) = run.reconstructions()
+    assert run.model().encode(torch.as_tensor(kept.truth).T[None]).shape == (1, 16, len(kept.truth))
 
 
 def test_runs_of_other_data_are_left_out_by_name(tmp_path):
