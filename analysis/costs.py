@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.kernels import select_channels
+from analysis.kernels import form_of
 from emaae.data import Split
 from emaae.losses import LIVE_FRACTION
 from emaae.metrics import MIN_VARIANCE, zero
@@ -55,7 +55,7 @@ class Codec:
 
     @torch.no_grad()
     def _apply(self, transform: Callable[[Tensor], Tensor], features: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(select_channels(features, self.n_channels))
+        x = torch.from_numpy(features[:, form_of(self.n_channels).columns])
         return transform(x.T).T.contiguous().numpy()
 
 

@@ -150,7 +150,7 @@ def _truth_over_prediction(truth: np.ndarray, prediction: np.ndarray, labelled: 
 
 def _montage(images: np.ndarray, titles: Sequence[str], label: str) -> list[Panel]:
     """images (n, D, W), rows channels and columns frames, in one scale symmetric about 0."""
-    channels = kernels.channels_of(images.shape[1])
+    channels = kernels.form_of(images.shape[1]).channels
     high, half = max(float(np.abs(images).max()), EPS), images.shape[2] / 2 * FRAME_MS
     x = Axis("ms", ticks=[(at, f"{at:.0f}") for at in (-half / 2, 0, half / 2)])
     y = Axis(ticks=[(i + 0.5, name) for i, name in enumerate(channels)])

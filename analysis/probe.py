@@ -63,7 +63,7 @@ def raw(n_channels: int, n_frames: int = 1) -> View:
     delays = range(-(n_frames // 2), n_frames // 2 + 1)
 
     def view(features: np.ndarray) -> np.ndarray:
-        frames = kernels.select_channels(features, n_channels)
+        frames = features[:, kernels.form_of(n_channels).columns]
         return np.concatenate([shifted(frames, delay) for delay in delays], axis=1)
 
     return view
