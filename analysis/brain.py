@@ -168,8 +168,8 @@ def compare(runs: Sequence[Run], spoken: Sequence[Story], sparsity: float, weigh
             codec = Codec.of(model)
             if ("untrained", seed) not in views:
                 views["raw features", seed] = codec.standardised, 0.0
-                fitted = baseline("untrained", model, data["train"], data["val"], [sparsity], seed)
-                views["untrained", seed] = fitted[0].encoding, sparsity
+                (fitted,) = baseline("untrained", model, data, [sparsity], seed)
+                views["untrained", seed] = fitted.encoding, sparsity
             own = codec.encoding, live_sparsity(run, weights)
             views |= {(name, seed): own, (NULL + name, seed): own}
     if not views:

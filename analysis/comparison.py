@@ -13,7 +13,7 @@ a group as one unit.
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from analysis.drawing import Axis, Drawing, Line, Panel, styles
 from analysis.labels import read_splits
 from analysis.programs import fraction, program
 from analysis.runs import GOOD, Run, grouped, read_runs, text, varying
-from analysis.tables import frame, markdown, write
+from analysis.tables import Row, frame, markdown, write
 from emaae.config import KNOBS, Config
 from emaae.data import SPLITS, Split, load_splits
 from emaae.models import CNNAutoEncoder
@@ -44,8 +44,10 @@ class Point(NamedTuple):
     costs: Mapping[str, np.ndarray]
 
 
-# The points of each seed.
-Front = Mapping[int, Sequence[Point]]
+Coded = tuple[str, int, Codec]  # a setting, a seed, one codec of theirs
+Front = Mapping[int, Sequence[Point]]  # the points of each seed
+Fronts = Mapping[str, Front]  # that of each setting
+Accuracies = Mapping[str, Mapping[str, np.ndarray]]  # by setting and set of labels, (seeds, B)
 
 
 class Estimate(NamedTuple):
@@ -155,26 +157,22 @@ def load(run: Run, weights: str) -> CNNAutoEncoder:
     return model
 
 
-def trained(runs: Mapping[str, Sequence[Run]], weights: str) -> Iterator[tuple[str, int, Codec]]:
+def trained(runs: Mapping[str, Sequence[Run]], weights: str) -> Iterator[Coded]:
     """The setting, the seed and the codec of each run."""
     todo = [(label, run) for label, members in runs.items() for run in members]
     for label, run in progress(todo, "measuring", unit="runs"):
         yield label, run.config.get("seed", 0), Codec.of(load(run, weights))
 
 
-def baselines(
-    model: CNNAutoEncoder, splits: Mapping[str, Split]
-) -> Iterator[tuple[str, int, Codec]]:
+def baselines(model: CNNAutoEncoder, splits: Mapping[str, Split]) -> Iterator[Coded]:
     """The name, the seed and the codecs of all baselines, as wide as a model, seeing as much."""
     todo = list(itertools.product(BASELINES, BASELINE_SEEDS))
     for name, seed in progress(todo, "baselines", unit="fits"):
-        codecs = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
+        codecs = baseline(name, model, splits, BASELINE_SPARSITIES, seed)
         yield from ((name, seed, codec) for codec in codecs)
 
 
-def fronts(
-    codecs: Iterable[tuple[str, int, Codec]], test: Split, counts: np.ndarray, copies_once: bool
-) -> Mapping[str, Front]:
+def fronts(codecs: Iterable[Coded], test: Split, counts: np.ndarray, copies_once: bool) -> Fronts:
     """The front of each setting, its codecs measured on the test split and its resamples."""
     found: dict[str, dict[int, list[Point]]] = {}
     for label, seed, codec in codecs:
@@ -189,10 +187,8 @@ def nearest(sparsity: float, points: Sequence[Point]) -> Point:
     return points[int(np.argmin(np.nan_to_num(away, nan=np.inf)))]
 
 
-def probed(
-    fronts: Mapping[str, Front], sparsity: float, data: Path | None, n: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Accuracies (seeds, 1 + n) of a linear probe, by front and set of labels, on resamples.
+def probed(fronts: Fronts, sparsity: float, data: Path | None, n: int) -> Accuracies:
+    """Accuracies of a linear probe on n resamples.
 
     Of each seed's point that is nearest to a live sparsity; see `analysis.probe`.
     """
@@ -211,19 +207,14 @@ def probed(
 # ---- tables
 
 
-def rows(
-    found: Mapping[str, Front],
-    sparsity: float,
-    reference: str,
-    accuracies: Mapping[str, Mapping[str, np.ndarray]],
-) -> list[dict[str, Any]]:
+def rows(found: Fronts, sparsity: float, reference: str, accuracies: Accuracies) -> list[Row]:
     """A row per setting at a live sparsity: estimates, and seeds whose front reaches it."""
     values = {label: costs_at(sparsity, front) for label, front in found.items()}
     base = _mean(values[reference]["fvu"])
     lines = []
     for label, value in values.items():
         reached = np.isfinite(value["fvu"][:, 0])
-        line: dict[str, Any] = {"setting": label, "live_sparsity": sparsity}
+        line: Row = {"setting": label, "live_sparsity": sparsity}
         line |= {"seeds": f"{reached.sum()}/{len(reached)}"}
         line |= {name: over_seeds(value[name]) for name in COSTS}
         line["times_reference"] = over_seeds(value["fvu"] / base)
@@ -245,7 +236,7 @@ HEADS = {
 MEANS = ("phone", "gesture", "dead", "distinct", "participation")
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
+def table(lines: Sequence[Row]) -> str:
     """Markdown of `rows`."""
     names = list(dict.fromkeys(["setting", "seeds", "fvu", "times_reference", *lines[0]]))
     names.remove("live_sparsity")
@@ -253,9 +244,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     return markdown([HEADS.get(name, name) for name in names], cells)
 
 
-def flat(line: Mapping[str, Any]) -> dict[str, Any]:
+def flat(line: Row) -> Row:
     """A row for a file: an estimate is three columns, of five digits."""
-    found: dict[str, Any] = {}
+    found: Row = {}
     for name, value in line.items():
         if isinstance(value, Estimate):
             columns = zip((name, f"{name}_low", f"{name}_high"), value)
@@ -265,7 +256,7 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def drawing(found: Mapping[str, Front], units: str = "live") -> Drawing:
+def drawing(found: Fronts, units: str = "live") -> Drawing:
     """Fvu and persistence over the sparsity of live or of distinct units.
 
     A point for each run, a line for the mean over seeds.
@@ -356,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = fronts(codecs, splits["test"], counts, args.copies_once)
     print(f"{args.weights} weights, test split, reference: {reference}")
     accuracies = probed(found, args.at[0], args.data, args.resamples) if args.probe else {}
-    lines: list[dict[str, Any]] = []
+    lines: list[Row] = []
     units = "distinct" if args.copies_once else "live"
     for sparsity in args.at:
         at_sparsity = rows(found, sparsity, reference, accuracies)

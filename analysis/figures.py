@@ -113,13 +113,10 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what can be drawn, and say of the rest why not."""
     parser = program("figures", __doc__, "refs")
-    parser.add_argument("--format", default="pdf", choices=tuple(UNDATED), help="(default: pdf)")
-    parser.add_argument(
-        "--out", type=Path, help="directory (default: DIR/figures; figures for runs on W&B)"
-    )
-    parser.add_argument(
-        "--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES)
-    )
+    add = parser.add_argument
+    add("--format", default="pdf", choices=tuple(UNDATED), help="(default: pdf)")
+    add("--out", type=Path, help="directory (default: DIR/figures; figures for runs on W&B)")
+    add("--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES))
     args = parser.parse_args(argv)
     runs = read_comparable(*args.refs)
     out = args.out or folder_of(args.refs[0]) / "figures"

@@ -26,9 +26,9 @@ import torch
 import emaae
 from analysis import kernels
 from analysis.costs import Codec
-from analysis.labels import LABELS, Labelled, read_splits
+from analysis.labels import LABELS, Labelled, Splits, read_splits
 from analysis.programs import program
-from analysis.tables import frame, markdown, write
+from analysis.tables import Row, frame, markdown, write
 from emaae.data import SPLITS
 from emaae.data.features import CHANNELS
 from emaae.data.split import mean_and_sd
@@ -170,7 +170,7 @@ class Result:
         """The accuracy under shifts by n_frames in fractions of that without; NaN of none."""
         return self.shifted(n_frames) / self.accuracy() if self.accuracy() else math.nan
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """The result as a row of a table."""
         fields = ("model", "labels", "input", "n_inputs", "l2")
         row = {name: getattr(self, name) for name in fields}
@@ -183,11 +183,7 @@ class Result:
 
 
 def measure(
-    splits: Mapping[str, Sequence[Labelled]],
-    model: str,
-    input: str,
-    view: View,
-    delays: Sequence[int] = DELAYS,
+    splits: Splits, model: str, input: str, view: View, delays: Sequence[int] = DELAYS
 ) -> list[Result]:
     """A probe of each set of labels, fitted to a view of the train split, measured on test."""
     x, x_val = (np.concatenate([view(u.features) for u in splits[s]]) for s in ("train", "val"))
@@ -201,7 +197,7 @@ def measure(
     return results
 
 
-def references(splits: Mapping[str, Sequence[Labelled]], name: str) -> list[Result]:
+def references(splits: Splits, name: str) -> list[Result]:
     """Always the train split's most frequent label; and labels that are known, but shifted."""
     train, true = ([u.labels[name] for u in splits[s]] for s in ("train", "test"))
     classes, counts = np.unique(np.concatenate(train), return_counts=True)
@@ -213,9 +209,7 @@ def references(splits: Mapping[str, Sequence[Labelled]], name: str) -> list[Resu
     ]
 
 
-def compare(
-    models: Mapping[str, CNNAutoEncoder], splits: Mapping[str, Sequence[Labelled]]
-) -> list[Result]:
+def compare(models: Mapping[str, CNNAutoEncoder], splits: Splits) -> list[Result]:
     """Every input for every model and set of labels; what models have in common is there once."""
     views: dict[tuple[str, str], View] = {}
     for name, model in models.items():
