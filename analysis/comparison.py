@@ -340,9 +340,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--reference must be one of {'; '.join(names)}, got {reference!r}")
     members = list(itertools.chain(*runs.values()))
     splits = load_data(members, args.data)
-    codecs = trained(runs, args.weights)
-    if args.baselines:
-        codecs = itertools.chain(codecs, baselines(load(members[0], "selected"), splits))
+    others = baselines(load(members[0], "selected"), splits) if args.baselines else ()
+    codecs = itertools.chain(trained(runs, args.weights), others)
     counts = resampled(len(splits["test"]), args.resamples)
     found = fronts(codecs, splits["test"], counts, args.copies_once)
     print(f"{args.weights} weights, test split, reference: {reference}")
