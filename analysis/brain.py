@@ -11,9 +11,8 @@ haemodynamic response, with noise. So it tells what a pipeline can find, and not
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.signal import fftconvolve
@@ -50,8 +49,7 @@ MAX_ERROR_S = GAP_S / 2.1  # of an onset: beyond it utterances would overlap
 SEED = 77  # of the stories: other speakers and sentences than those of the demo data
 
 
-@dataclass(frozen=True)
-class Story:
+class Story(NamedTuple):
     """Utterances (T, 14) with the seconds at which they begin, and gestures (frames, 24)."""
 
     features: list[np.ndarray]

@@ -5,7 +5,7 @@ each utterance. U utterances, D channels, C units, L lags.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from emaae.shift import CovarianceSums, Moments, SelfSimilaritySums, half_life_m
 BATCH_RESAMPLES = 100
 
 
-@dataclass(frozen=True)
-class Codec:
+class Codec(NamedTuple):
     """An encoder and what reads its encoding, one utterance at a time.
 
     encode: raw features (D, T) -> z (C, T) >= 0. decode: z -> features (D, T) in units of sd.
@@ -59,8 +58,7 @@ class Codec:
         return transform(x.T).T.contiguous().numpy()
 
 
-@dataclass(frozen=True)
-class UtteranceSums:
+class UtteranceSums(NamedTuple):
     """Sums over each utterance of a split, float64; see `measure`.
 
     n_frames (U,), fired (U, C): frames on which a unit is not 0, error (U,): squared, x and xx

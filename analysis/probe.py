@@ -16,9 +16,8 @@ are. The probe never saw a shifted input.
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,8 +128,7 @@ def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
 # ---- the comparison
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """How well an input predicts a set of labels, on the test split.
 
     model: "" for what needs none. true: the labels (T,) of each utterance's frames; predicted: the

@@ -6,7 +6,6 @@ template's: features are z-scores of each channel, so offsets and scales are not
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def displacement(effect: np.ndarray) -> Panel:
     steps = positions(effect.T)[strongest] - REST_MM
     steps *= MAX_MM / max(1e-9, np.linalg.norm(steps, axis=1).max())
     shown = mouth((REST_MM, SOFT, 0.7, ""), (REST_MM + steps, PREDICTION, 2.2, ""))
-    return replace(shown, title="displacement, magnified")
+    return shown._replace(title="displacement, magnified")
 
 
 def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
@@ -106,7 +105,7 @@ def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
             (predicted[t], PREDICTION, 3.2, "reconstruction"), (true[t], TRUTH, 1.4, "truth")
         )
         note = "schematic: rest positions and mm per unit are a template's"
-        return [replace(shown, title=note), replace(pitch, marks=[t / FRAME_RATE_HZ])]
+        return [shown._replace(title=note), pitch._replace(marks=[t / FRAME_RATE_HZ])]
 
     rows = [[panel] for panel in panels(0)]
     figure = paper.draw(Drawing(rows, title, heights=(4, 1), legend=True), WIDTH_INCHES, 2.3)

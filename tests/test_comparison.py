@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -76,7 +75,7 @@ def test_copies_count_once_where_they_are_asked_to(model):
         z = codec.encode(x)
         return torch.cat([z, z[distinct].expand(9, -1)])
 
-    more = measure(replace(codec, encode=padded, decode=lambda z: codec.decode(z[:24])), TEST)
+    more = measure(codec._replace(encode=padded, decode=lambda z: codec.decode(z[:24])), TEST)
     one, other = (m.costs(ones, copies_once=True) for m in (plain, more))
     for name in ("live_sparsity", "persistence", "fvu", "distinct"):
         assert one[name] == pytest.approx(other[name], rel=1e-5), name
