@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from emaae.system.errors import ArgumentParser, UserError
+from emaae.system import errors
+from emaae.system.errors import UserError
+from emaae.system.files import expand_home
 
-RUNS = "runs, sweeps or an --out_dir here, or ENTITY/PROJECT[/SWEEP] on W&B, put together"
+RUNS = "a run, a sweep or an --out_dir here, or ENTITY/PROJECT[/SWEEP] on W&B"
 MODELS = (
     "models: a run's folder, a sweep's after promote, a .pth beside its model_config.json, "
     "wandb:ENTITY/PROJECT/NAME:ALIAS"
@@ -20,11 +22,19 @@ WEIGHTS = "those after the last epoch, or those with the best score (default: fi
 
 # Arguments that several programs have.
 SHARED: dict[str, dict[str, Any]] = {
-    "refs": {"nargs": "+", "metavar": "REF", "help": RUNS},
+    "ref": {"metavar": "REF", "help": RUNS},
+    "refs": {"nargs": "+", "metavar": "REF", "help": f"{RUNS}; several are put together"},
     "models": {"nargs": "+", "metavar": "REF", "help": MODELS},
     "--data": {"type": Path, "metavar": "DIR", "help": DATA},
     "--weights": {"choices": ("final", "selected"), "default": "final", "help": WEIGHTS},
 }
+
+
+class Parser(errors.ArgumentParser):
+    """Replaces a leading ~ of arguments by the home directory, as shells do."""
+
+    def parse_args(self, args=None, namespace=None):
+        return expand_home(super().parse_args(args, namespace))
 
 
 def program(name: str, description: str | None, *shared: str) -> argparse.ArgumentParser:
@@ -32,7 +42,7 @@ def program(name: str, description: str | None, *shared: str) -> argparse.Argume
 
     Its help begins with the docstring of its module.
     """
-    parser = ArgumentParser(
+    parser = Parser(
         prog=f"python -m analysis.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

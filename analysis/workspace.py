@@ -15,7 +15,6 @@ from wandb_workspaces.reports import v2 as wr
 
 from analysis.programs import program
 from emaae.system.errors import UserError, reason, reporting_errors
-from emaae.system.files import expand_home
 
 NAME = "alpha schedules"
 GROUP = "schedule"  # of the config: what alpha really did
@@ -122,15 +121,13 @@ def report(entity: str, project: str, sweep: str) -> Any:
 
 def as_json(view: Any) -> dict[str, Any]:
     """A view as it would be sent, validated, without its random ids."""
-    sent = view._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
-    return without_ids(sent)
+    return without_ids(view._to_model().model_dump_json(by_alias=True, exclude_none=True))
 
 
-def without_ids(value: Any) -> Any:
-    """Nested lists and mappings less their ids, which are drawn at random."""
-    if isinstance(value, dict):
-        return {k: without_ids(v) for k, v in value.items() if k not in ("id", "__id__")}
-    return [without_ids(one) for one in value] if isinstance(value, list) else value
+def without_ids(text: str) -> Any:
+    """What JSON holds less its ids, which are drawn at random."""
+    ids = ("id", "__id__")
+    return json.loads(text, object_hook=lambda of: {k: of[k] for k in of if k not in ids})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -138,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = program("workspace", __doc__)
     parser.add_argument("path", metavar="ENTITY/PROJECT[/SWEEP]")
     parser.add_argument("--dry-run", action="store_true", help="print it as JSON and send nothing")
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     parts = args.path.split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(
