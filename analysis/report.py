@@ -47,6 +47,7 @@ def page(runs: Sequence[Run], title: str) -> str:
     figures, choices = collect(runs)
     top = best(runs)
     files = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    files.policies["json.dumps_kwargs"] = {"allow_nan": False}  # no browser reads NaN
     return files.get_template("report.html").render(
         title=title,
         runs=runs,
