@@ -99,23 +99,17 @@ def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
         """The connection of one process: no other one may use it."""
         return bucket.open_bucket(name)
 
-    @functools.cache
-    def keys_of_times() -> frozenset[str]:
-        return bucket.list_times(connection(os.getpid()), prefix, recursive)
-
     def read(file: FeatureFile) -> np.ndarray:
         array = bucket.read_array(connection(os.getpid()), file.path, str(file.stamp[1]))
         return check_features(array, f"s3://{name}/{file.path}")
 
     def read_times(file: FeatureFile) -> np.ndarray | None:
         key = times_beside(file.path)
-        if key not in keys_of_times():
-            return None
-        return bucket.read_array(connection(os.getpid()), key, of="times")
+        return bucket.read_array(connection(os.getpid()), key, of="times") if key in keys else None
 
     label = f"s3://{name}/{prefix.strip('/')}"
     location = ("bucket", bucket.endpoint(), label, recursive)
-    files = bucket.list_features(connection(os.getpid()), prefix, recursive)
+    files, keys = bucket.list_features(connection(os.getpid()), prefix, recursive)
     return Listing(label, None, location, files, read, read_times)
 
 
