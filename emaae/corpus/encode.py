@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -126,9 +125,11 @@ def _run_in_windows(
 
     def parts() -> Iterator[tuple[NamedFrames, np.ndarray]]:
         for batch in _batches(windows, window_frames + 2 * context):
-            x, mask = _padded([w.frames for w in batch])
+            arrays = [torch.tensor(w.frames, dtype=torch.float32) for w in batch]
+            x = pad_sequence(arrays, batch_first=True).transpose(1, 2).contiguous()
+            mask = pad_sequence([torch.ones(len(w.frames)) for w in batch], batch_first=True)
             with torch.inference_mode():
-                out = run(x.to(device, dtype), mask.to(device))
+                out = run(x.to(device, dtype), mask[:, None].to(device))
             for window, one in zip(batch, out.float().cpu().numpy()):
                 yield window.source, one[:, window.inner].T
 
@@ -156,13 +157,6 @@ def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
         batch.append(window)
     if batch:
         yield batch
-
-
-def _padded(arrays: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """x (batch, D, time), zero where padded, and its mask (batch, 1, time)."""
-    x = pad_sequence([torch.tensor(array, dtype=torch.float32) for array in arrays], True)
-    mask = pad_sequence([torch.ones(len(array)) for array in arrays], True)
-    return rearrange(x, "b t c -> b c t").contiguous(), mask[:, None]
 
 
 # ---- trees
@@ -225,7 +219,7 @@ def encode_tree(
         return z
 
     files, manifest = listing.files, {"made": "encodings", "form": form} | dict(made_by)
-    with _locked_output(out, listing.root, manifest, files) as (before, todo):
+    with _locked_output(out, listing.label, manifest, files) as (before, todo):
         kept = len(files) - len(todo)
         # Units may have fired only in what is replaced now.
         replaces = any(_path(out, file).exists() for file in todo)
@@ -321,13 +315,13 @@ def _write(done: Results, out: Path, form: str, n_columns: int) -> int:
 
 @contextlib.contextmanager
 def _locked_output(
-    out: Path, root: str | None, manifest: Mapping[str, Any], files: list[FeatureFile]
+    out: Path, root: str, manifest: Mapping[str, Any], files: list[FeatureFile]
 ) -> Iterator[tuple[dict[str, Any], list[FeatureFile]]]:
     """The folder `out` for this process alone: its manifest, and the files that are still to do.
 
-    root: the tree that is read, in which it must not be.
+    root: the tree that is read, in which it must not be, or the address of a bucket.
     """
-    if root is not None and out.resolve().is_relative_to(Path(root).resolve()):
+    if out.resolve().is_relative_to(Path(root).resolve()):
         raise UserError(
             f"--out {out} is in {root}, which is read: what is written there would be read the "
             "next time; name a folder outside"

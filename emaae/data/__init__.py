@@ -64,13 +64,12 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
 class Listing:
     """The files of features in a tree, or under a prefix of a bucket; none is read yet.
 
-    label: what a person calls the place. root: of the tree; None in a bucket. location: identifies
-    the place, whatever its content. files: sorted by identity. read: gives the checked features
+    label: the root of the tree, or the address of the prefix. location: identifies the place,
+    whatever its content. files: sorted by identity. read: gives the checked features
     (T, 14) of a file. read_times: gives its times, None where it has none.
     """
 
     label: str
-    root: str | None
     location: tuple
     files: list[FeatureFile]
     read: Callable[[FeatureFile], np.ndarray]
@@ -83,7 +82,6 @@ def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listin
         return _list_bucket(bucket, root, recursive)
     return Listing(
         label=root,
-        root=root,
         location=("tree", os.path.realpath(root), recursive),
         files=find_features(root, recursive),
         read=lambda file: read_features(file.path, file.stamp),
@@ -110,7 +108,7 @@ def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
     label = f"s3://{name}/{prefix.strip('/')}"
     location = ("bucket", bucket.endpoint(), label, recursive)
     files, keys = bucket.list_features(connection(os.getpid()), prefix, recursive)
-    return Listing(label, None, location, files, read, read_times)
+    return Listing(label, location, files, read, read_times)
 
 
 def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.Source:
