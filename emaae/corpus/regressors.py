@@ -15,7 +15,7 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from emaae.data.features import (
     read_times,
 )
 from emaae.runs.read import read_or_empty
-from emaae.system.errors import UserError, needs_extra, shortened
+from emaae.system.errors import UserError, needs_extra
 from emaae.system.files import make_folder, read_text, write_atomically, write_json
 from emaae.system.progress import progress
 
@@ -56,19 +56,9 @@ class Design:
 
     units: Sequence[int]
     tr_s: float | None = None
-    tr_times: Mapping[str, np.ndarray] | None = None
+    tr_times: Mapping[str, np.ndarray] = field(default_factory=dict)
     delays: Sequence[int] = (1, 2, 3, 4)
     trim: tuple[int, int] = (0, 0)
-
-    def times(self, story: str, end_s: float) -> np.ndarray:
-        """The TR times (n,) of a story whose last frame is at end_s. Raises UserError."""
-        if self.tr_times is not None:
-            if story not in self.tr_times:
-                known = shortened(sorted(self.tr_times))
-                raise UserError(f"--tr_times has no times of the story {story}: it has {known}")
-            return self.tr_times[story]
-        assert self.tr_s is not None
-        return (np.arange(max(1, math.ceil(end_s / self.tr_s))) + 0.5) * self.tr_s
 
 
 # ---- the formulas
@@ -225,7 +215,11 @@ def design_matrix(
     check_increasing(
         f"the story {name}, whose utterances must not overlap", np.concatenate(centres)
     )
-    times = design.times(name, float(centres[-1][-1]))
+    if design.tr_s is None:
+        times = design.tr_times[name]
+    else:
+        n_trs = max(1, math.ceil(centres[-1][-1] / design.tr_s))
+        times = (np.arange(n_trs) + 0.5) * design.tr_s
     kept = slice(design.trim[0], max(0, len(times) - design.trim[1]))
     if len(times[kept]) < 2:
         raise UserError(
