@@ -7,9 +7,9 @@ import numpy as np
 
 from emaae.data.features import ARTICULATORS
 
-# Vowels set every articulator: millimetres from rest, means of eight speakers.
+# Vowels set every articulator: millimetres from rest, means of eight speakers, for
+#     TDX  TDY  TBX  TBY  TTX  TTY  LIX  LIY  ULX  ULY  LLX  LLY
 VOWEL_TARGETS_MM = """
-      TDX  TDY  TBX  TBY  TTX  TTY  LIX  LIY  ULX  ULY  LLX  LLY
 IY   -2.7  5.0 -3.7  5.1 -3.2  1.5 -0.7  1.7  0.7  0.5  0.0 -0.1
 IH   -1.3 -0.2 -1.3  1.0 -1.6  1.3 -0.4  1.2  0.6  0.4  0.2  0.3
 EH    0.0 -3.4  0.2 -2.6 -0.1 -1.1  0.4 -1.3  0.9  0.3  1.2 -2.3
@@ -59,15 +59,6 @@ class _Posture(NamedTuple):
     weight: np.ndarray
 
 
-def _vowels(table: str) -> dict[str, _Posture]:
-    header, *rows = (line.split() for line in table.strip().splitlines())
-    assert tuple(header) == ARTICULATORS
-    return {
-        phone: _Posture(np.array(mm, dtype=float) / SD_MM, np.ones(len(ARTICULATORS)))
-        for phone, *mm in rows
-    }
-
-
 def _consonants(table: Mapping[str, str]) -> dict[str, _Posture]:
     postures = {}
     for phones, row in table.items():
@@ -81,7 +72,10 @@ def _consonants(table: Mapping[str, str]) -> dict[str, _Posture]:
     return postures
 
 
-VOWELS = _vowels(VOWEL_TARGETS_MM)
+VOWELS = {
+    phone: _Posture(np.array(mm, dtype=float) / SD_MM, np.ones(len(ARTICULATORS)))
+    for phone, *mm in map(str.split, VOWEL_TARGETS_MM.strip().splitlines())
+}
 CONSONANTS = _consonants(CONSONANT_TARGETS)
 # As in English: no syllable begins with NG, none ends with W.
 ONSETS = tuple(phone for phone in CONSONANTS if phone != "NG")
