@@ -97,13 +97,10 @@ def delayed(values: np.ndarray, delays: Sequence[int]) -> np.ndarray:
 
     The columns of the first delay come first; before the first row and after the last stand zeros.
     """
-    found = np.zeros((len(values), len(delays), values.shape[1]), np.float32)
-    for i, delay in enumerate(delays):
-        if delay >= 0:
-            found[delay:, i] = values[: max(0, len(values) - delay)]
-        else:
-            found[:delay, i] = values[-delay:]
-    return found.reshape(len(values), -1)
+    n = len(values)
+    padded = np.pad(values.astype(np.float32), ((n, n), (0, 0)))
+    moved = [padded[n - delay : 2 * n - delay] for delay in np.clip(delays, -n, n)]
+    return np.concatenate(moved, axis=1)
 
 
 def check_increasing(what: str, times_s: np.ndarray) -> None:
