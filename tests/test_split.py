@@ -9,9 +9,8 @@ from conftest import speech, write_tree
 
 from emaae.config import Config
 from emaae.data import load_splits
-from emaae.data.batches import batches, evaluation_order, training_order
 from emaae.data.features import CHANNELS
-from emaae.data.split import Split, check_overlap
+from emaae.data.split import Split, batches, check_overlap, evaluation_order, training_order
 from emaae.system.errors import UserError
 
 

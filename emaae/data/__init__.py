@@ -7,13 +7,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from emaae.config import Config
 from emaae.data import store
-from emaae.data.batches import batches, evaluation_order, training_order
 from emaae.data.features import (
     FeatureFile,
     check_features,
@@ -23,7 +21,7 @@ from emaae.data.features import (
     times_beside,
 )
 from emaae.data.reading import FrameFormat, Utterance, read_files, to_utterance
-from emaae.data.split import Split, check_overlap
+from emaae.data.split import Split, batches, check_overlap, evaluation_order, training_order
 from emaae.system.distributed import main_process_first
 from emaae.system.errors import shortened
 from emaae.system.progress import progress
@@ -92,10 +90,8 @@ def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listin
 def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
     from emaae.data import bucket
 
-    @functools.cache
-    def connection(pid: int) -> Any:
-        """The connection of one process: no other one may use it."""
-        return bucket.open_bucket(name)
+    # The connection of each process: no other one may use it.
+    connection = functools.cache(lambda pid: bucket.open_bucket(name))
 
     def read(file: FeatureFile) -> np.ndarray:
         array = bucket.read_array(connection(os.getpid()), file.path, str(file.stamp[1]))
