@@ -34,7 +34,7 @@ from emaae.data.features import (
     frame_times,
     read_times,
 )
-from emaae.data.reading import FrameFormat, read_files, to_utterance
+from emaae.data.reading import FrameFormat, read_files
 from emaae.loading import load_model, model_file
 from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import git_commit, versions
@@ -206,12 +206,12 @@ def encode_tree(
     there already, whole and of the same state of its features, is kept; a tree of another model or
     form is refused. skip_broken: leave broken files out instead of ending. Raises UserError.
     """
-    columns = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS))
+    seen = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS))
     broken: dict[str, str] | None = {} if skip_broken else None
     fired = np.zeros(model.inner_size, bool)
 
     def source(file: FeatureFile) -> NamedFrames:
-        frames = to_utterance(file.identity, listing.read(file), columns).frames
+        frames = seen.frames(file.identity, listing.read(file))
         return NamedFrames((file, listing.read_times(file)), frames)
 
     def note_active(z: np.ndarray) -> np.ndarray:

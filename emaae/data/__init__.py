@@ -20,7 +20,7 @@ from emaae.data.features import (
     read_times,
     times_beside,
 )
-from emaae.data.reading import FrameFormat, Utterance, read_files, to_utterance
+from emaae.data.reading import FrameFormat, read_files
 from emaae.data.split import Split, batches, check_overlap, evaluation_order, training_order
 from emaae.system.distributed import main_process_first
 from emaae.system.errors import shortened
@@ -111,11 +111,8 @@ def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.So
     found = list_source(root, config.recursive, config.bucket)
     broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
 
-    def read(file: FeatureFile) -> Utterance:
-        return to_utterance(file.identity, found.read(file), form)
-
-    def read_all() -> Iterator[Utterance]:
-        utterances = read_files(found.files, read, broken)
+    def read_all() -> Iterator[tuple[str, np.ndarray]]:
+        utterances = read_files(found.files, lambda file: (file.identity, found.read(file)), broken)
         return progress(utterances, f"reading {name}", total=len(found.files), unit="utterances")
 
     state = store.hash_key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))
@@ -123,11 +120,11 @@ def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.So
 
 
 def _demo(name: str, form: FrameFormat) -> store.Source:
-    def generate_all() -> Iterator[Utterance]:
+    def generate_all() -> Iterator[tuple[str, np.ndarray]]:
         # scipy is only needed here, and takes a moment to import.
         from emaae.data.demo import generate
 
-        return (to_utterance(u.name, u.features, form) for u in generate(name))
+        return ((one.name, one.features) for one in generate(name))
 
     # The generator's own text, since a version of it could be forgotten.
     modules = ("demo.py", "phones.py", "synthesis.py")

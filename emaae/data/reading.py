@@ -41,20 +41,10 @@ class FrameFormat(NamedTuple):
         """Their names."""
         return tuple(CHANNELS[i] for i in self.columns)
 
-
-class Utterance(NamedTuple):
-    """One utterance as a split keeps it: identity, frames (T, D), a digest of the frames."""
-
-    name: str
-    frames: np.ndarray
-    digest: str
-
-
-def to_utterance(name: str, features: np.ndarray, form: FrameFormat) -> Utterance:
-    """Features (T, 14) in the form that a split keeps. Raises UserError beyond float16's range."""
-    kept = features[:, form.columns]
-    frames = cast_frames(kept, form.dtype, f"{name} has values up to", "--data_dtype float32")
-    return Utterance(name, frames, digest_of(frames.data))
+    def frames(self, name: str, features: np.ndarray) -> np.ndarray:
+        """The features (T, 14) of an utterance as (T, D). Raises UserError beyond float16."""
+        kept, what = features[:, self.columns], f"{name} has values up to"
+        return cast_frames(kept, self.dtype, what, "--data_dtype float32")
 
 
 def cast_frames(array: np.ndarray, dtype: str, what: str, way_out: str) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emaae.data.reading import FrameFormat, Utterance, digest_of, to_utterance
+from emaae.data.reading import FrameFormat, digest_of
 from emaae.system.errors import UserError, shortened
 
 # Frames whose moments are summed at a time: a float64 copy of all would be twice the data.
@@ -27,8 +27,8 @@ MAX_GPU_FRACTION = 0.5
 JITTER = 0.02
 
 
-class Precomputed(NamedTuple):
-    """Digests and moments of frames, kept from when they were read.
+class Summary(NamedTuple):
+    """Digests and moments of frames.
 
     digests: of each utterance (U,). mean, sd: float64 (D,), of each channel, in raw units.
     """
@@ -44,36 +44,28 @@ class Split:
 
     names: identities, U of them. frames (N, D): float32 or float16, raw units, all utterances end
     to end. offsets (U + 1,): where each utterance begins. channels: the D column names.
-    skipped: identities that were left out, their files being broken, and why. device: where
-    utterances and batches are given; the frames themselves may lie elsewhere, see `to`.
+    precomputed: the summary, where it was kept. skipped: identities that were left out, their
+    files being broken, and why. device: where utterances and batches are given; the frames
+    themselves may lie elsewhere, see `to`.
     """
 
     names: tuple[str, ...]
     frames: Tensor
     offsets: np.ndarray
     channels: tuple[str, ...]
-    precomputed: Precomputed | None = None
+    precomputed: Summary | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     device: torch.device = torch.device("cpu")
 
     @classmethod
     def from_utterances(
-        cls, utterances: Iterable[tuple[str, np.ndarray]], keep_loudness: bool = False
+        cls, utterances: Iterable[tuple[str, np.ndarray]], form: FrameFormat | None = None
     ) -> "Split":
         """From (identity, features (T, 14)) pairs; loudness, column 12, is dropped by default."""
-        form = FrameFormat(keep_loudness)
-        return cls.from_formatted(
-            form, (to_utterance(name, features, form) for name, features in utterances)
-        )
-
-    @classmethod
-    def from_formatted(cls, form: FrameFormat, utterances: Iterable[Utterance]) -> "Split":
-        """From utterances that have this form already."""
-        names, arrays, digests = zip(*utterances)
-        frames = np.concatenate(arrays)
-        known = Precomputed(digests, *mean_and_sd(frames))
-        lengths = [len(array) for array in arrays]
-        return cls(names, torch.from_numpy(frames), offsets_of(lengths), form.channels, known)
+        form = form or FrameFormat()
+        names, arrays = zip(*((name, form.frames(name, array)) for name, array in utterances))
+        offsets = offsets_of([len(array) for array in arrays])
+        return cls(names, torch.from_numpy(np.concatenate(arrays)), offsets, form.channels)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,9 +87,9 @@ class Split:
         """
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
         if self.frames.nbytes > MAX_GPU_FRACTION * free:
-            return replace(self, device=device)
+            return replace(self, precomputed=self.summary, device=device)
         frames = self.frames.to(device)
-        return replace(self, frames=frames, device=frames.device)
+        return replace(self, frames=frames, precomputed=self.summary, device=frames.device)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The utterances at these indices, in that order; at least one."""
@@ -108,22 +100,21 @@ class Split:
 
     def mean_and_sd(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel (D,), in raw units."""
-        known = self.precomputed
-        moments = known[1:] if known else mean_and_sd(self.frames.cpu().numpy())
-        mean, sd = (torch.from_numpy(moment).float() for moment in moments)
+        mean, sd = (torch.from_numpy(moment).float() for moment in self.summary[1:])
         return mean, sd
 
     @functools.cached_property
-    def digests(self) -> tuple[str, ...]:
-        """A digest of the content of each utterance."""
+    def summary(self) -> Summary:
+        """Digests and moments of the frames."""
         if self.precomputed is not None:
-            return self.precomputed.digests
+            return self.precomputed
         frames = self.frames.cpu().numpy()
-        return tuple(digest_of(frames[a:b].data) for a, b in itertools.pairwise(self.offsets))
+        digests = tuple(digest_of(frames[a:b].data) for a, b in itertools.pairwise(self.offsets))
+        return Summary(digests, *mean_and_sd(frames))
 
     def fingerprint(self) -> str:
         """A digest of names and contents, equal exactly when these are."""
-        pairs = zip(self.names, self.digests)
+        pairs = zip(self.names, self.summary.digests)
         whole = "".join(f"{name}\0{digest}\n" for name, digest in pairs)
         return digest_of(whole.encode(errors="surrogateescape"))
 
@@ -155,7 +146,7 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
     """
     seen: dict[str, tuple[str, str]] = {}  # by name and by content: in which split, as which name
     for split, utterances in splits.items():
-        for name, digest in zip(utterances.names, utterances.digests):
+        for name, digest in zip(utterances.names, utterances.summary.digests):
             if name in seen or digest in seen:
                 other, twin = seen.get(name) or seen[digest]
                 same = "" if name == twin else f" (as {twin})"
@@ -163,7 +154,7 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
                     f"utterance {name} of the {split} split is in the {other} split "
                     f"too{same}: splits must share no utterance; remove it from one of them"
                 )
-        for name, digest in zip(utterances.names, utterances.digests):
+        for name, digest in zip(utterances.names, utterances.summary.digests):
             seen[name] = seen[digest] = (split, name)
 
     speakers = {split: set(map(speaker_of, of.names)) for split, of in splits.items()}
