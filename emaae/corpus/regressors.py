@@ -162,9 +162,9 @@ def read_stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[
 def read_tr_times(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """TR times in seconds of each story: a file of one time a line for all, or STORY.txt each."""
     path = Path(path)
-    files = {name: path / f"{name}.txt" if path.is_dir() else path for name in names}
     found = {}
-    for name, file in files.items():
+    for name in names:
+        file = path / f"{name}.txt" if path.is_dir() else path
         try:
             found[name] = np.array([float(line) for line in read_text(file).split()])
         except (OSError, ValueError) as error:
@@ -208,7 +208,10 @@ def design_matrix(
 
     Memory holds one utterance and the story's values. Raises UserError.
     """
-    centres = [one.onset_s + _times_of(one, n_units).mean(1) for one in spoken]
+    centres = []
+    for one in spoken:
+        times = frame_times(len(read_encoding(one.path, n_units)), read_times(one.path))
+        centres.append(one.onset_s + times.mean(1, dtype=np.float64))
     check_increasing(
         f"the story {name}, whose utterances must not overlap", np.concatenate(centres)
     )
@@ -231,12 +234,6 @@ def design_matrix(
         weights = lanczos_window(times[near, None] - at, cutoff)
         values[near] += weights @ z * (cutoff / FRAME_RATE_HZ)
     return times[kept], delayed(zscored(values, kept), design.delays)[kept]
-
-
-def _times_of(one: StoryUtterance, n_units: int) -> np.ndarray:
-    times = read_times(one.path)
-    n_frames = len(read_encoding(one.path, n_units) if times is None else times)
-    return frame_times(n_frames, times).astype(np.float64)
 
 
 def column_names(units: Sequence[int], delays: Sequence[int]) -> list[str]:
