@@ -126,8 +126,10 @@ def check_identity(identity: str, where: str) -> None:
         )
 
 
-def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) -> np.ndarray:
-    """The feature matrix (T, 14) float32 of one file, checked. Raises BadFile.
+def read_npz(
+    path: str | Path, key: str = "features", stamp: tuple[int, int | str] | None = None
+) -> np.ndarray:
+    """The array `key` of one .npz, or its only 2-D array. Raises BadFile.
 
     stamp: of the file when it was listed; a file that has changed since is refused.
     """
@@ -135,16 +137,18 @@ def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) 
         now = os.fstat(file.fileno())
         if stamp is not None and stamp != (now.st_size, now.st_mtime_ns):
             raise UserError(f"{path} has changed since it was listed: start again")
-        return check_features(load_npz(file, str(path)), str(path))
+        return load_npz(file, str(path), key)
+
+
+def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) -> np.ndarray:
+    """The feature matrix (T, 14) float32 of one file, checked. Raises as `read_npz`."""
+    return check_features(read_npz(path, stamp=stamp), str(path))
 
 
 def read_times(path: str | Path) -> np.ndarray | None:
     """The array in the times file beside the features at `path`; None without one. BadFile."""
     beside = times_beside(str(path))
-    if not os.path.exists(beside):
-        return None
-    with regular_file(beside, MAX_BYTES) as file:
-        return load_npz(file, beside, "times")
+    return read_npz(beside, "times") if os.path.exists(beside) else None
 
 
 def frames_of(n_samples: float) -> float:
