@@ -162,8 +162,7 @@ def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
 # ---- trees
 
 
-@dataclass(frozen=True)
-class TreeResult:
+class TreeResult(NamedTuple):
     """Counts of utterances: written now, there before, left out and why."""
 
     written: int

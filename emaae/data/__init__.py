@@ -5,8 +5,8 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,8 +58,7 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
     return splits
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """The files of features in a tree, or under a prefix of a bucket; none is read yet.
 
     label: the root of the tree, or the address of the prefix. location: identifies the place,

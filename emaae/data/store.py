@@ -14,9 +14,9 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +30,7 @@ FORMAT = 3
 BUILDING = "building-"  # the folder that a store is built in
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """The source of a split.
 
     label: what a person calls it. location: identifies it, whatever its content: a store of the

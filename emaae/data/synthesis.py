@@ -1,7 +1,7 @@
 """How a generated utterance of demo.py is made: speaker, score, movement, frames."""
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage, signal
@@ -52,8 +52,7 @@ WANDER_CORRELATION = 0.9  # of the pitch in pauses, from one frame to the next
 POSITION_SCALE = 1.48
 
 
-@dataclass(frozen=True)
-class GeneratedUtterance:
+class GeneratedUtterance(NamedTuple):
     """One generated utterance.
 
     name: path below the split's folder, without suffix: `103/103000/103-103000-0000`.
@@ -71,16 +70,14 @@ class GeneratedUtterance:
     gestures: list[Gesture]
 
 
-@dataclass(frozen=True)
-class Speaker:
+class Speaker(NamedTuple):
     transform: np.ndarray  # (12, 12): features = movement @ transform + offset
     offset: np.ndarray  # (12,)
     rate: float  # phone durations are divided by it
     pitch_hz: float
 
 
-@dataclass(frozen=True)
-class PhoneGestures:
+class PhoneGestures(NamedTuple):
     """One phone's gestures: which articulators it pulls, where to, how hard, from when to when."""
 
     phone: str
