@@ -52,28 +52,22 @@ PHONE_LOUDNESS = {phone: level for k, level in LOUDNESS_BY_CLASS.items() for pho
 VOICELESS = ("P", "T", "K", "F", "S", "SH")
 
 
-class _Posture(NamedTuple):
-    """A phone's articulation: target (12,) in standard deviations from rest, weight (12,) 0..1."""
-
-    target: np.ndarray
-    weight: np.ndarray
-
-
-def _consonants(table: Mapping[str, str]) -> dict[str, _Posture]:
+def _consonants(table: Mapping[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     postures = {}
     for phones, row in table.items():
-        posture = _Posture(np.zeros(len(ARTICULATORS)), np.zeros(len(ARTICULATORS)))
+        targets, weights = np.zeros((2, len(ARTICULATORS)))
         for part, weight in zip(row.split("|"), (1.0, FOLLOWER_WEIGHT)):
             words = part.split()
             for articulator, target in zip(words[::2], words[1::2]):
                 i = ARTICULATORS.index(articulator)
-                posture.target[i], posture.weight[i] = float(target), weight
-        postures.update(dict.fromkeys(phones.split(), posture))
+                targets[i], weights[i] = float(target), weight
+        postures.update(dict.fromkeys(phones.split(), (targets, weights)))
     return postures
 
 
+# Articulation of each phone: targets (12,) in standard deviations from rest, weights (12,) 0..1.
 VOWELS = {
-    phone: _Posture(np.array(mm, dtype=float) / SD_MM, np.ones(len(ARTICULATORS)))
+    phone: (np.array(mm, dtype=float) / SD_MM, np.ones(len(ARTICULATORS)))
     for phone, *mm in map(str.split, VOWEL_TARGETS_MM.strip().splitlines())
 }
 CONSONANTS = _consonants(CONSONANT_TARGETS)

@@ -154,12 +154,12 @@ def plan_gestures(rng: np.random.Generator, phones: list[Phone]) -> list[PhoneGe
         if label in VOWELS:
             # Consonants are superimposed on a continuous movement from vowel to vowel.
             end_s = next(p.start_s for p in phones[i + 1 :] if p.label in (*VOWELS, SILENCE))
-            posture, dynamics = VOWELS[label], VOWEL_DYNAMICS
+            (targets, weights), dynamics = VOWELS[label], VOWEL_DYNAMICS
         else:
             start_s -= CONSONANT_LEAD_S
-            posture, dynamics = CONSONANTS[label], CONSONANT_DYNAMICS
-        target = posture.target + rng.normal(0, 0.2, len(ARTICULATORS))
-        tokens.append(PhoneGestures(label, target, posture.weight, *dynamics, start_s, end_s))
+            (targets, weights), dynamics = CONSONANTS[label], CONSONANT_DYNAMICS
+        targets = targets + rng.normal(0, 0.2, len(ARTICULATORS))
+        tokens.append(PhoneGestures(label, targets, weights, *dynamics, start_s, end_s))
     return tokens
 
 
