@@ -14,10 +14,7 @@ from emaae.system.errors import BadFile, UserError
 from emaae.system.files import check_folder, is_data, regular_file
 
 # Tongue dorsum, body and tip, lower incisor, upper and lower lip.
-ARTICULATORS = (
-    *("TDX", "TDY", "TBX", "TBY", "TTX", "TTY"),
-    *("LIX", "LIY", "ULX", "ULY", "LLX", "LLY"),
-)
+ARTICULATORS = tuple(f"{of}{axis}" for of in ("TD", "TB", "TT", "LI", "UL", "LL") for axis in "XY")
 # Columns of a feature file. Articulators are z-scores of the extractor's template speaker (X grows
 # backwards, Y upwards), loudness is dimensionless and >= 0, pitch is in Hz.
 CHANNELS = (*ARTICULATORS, "loudness", "pitch")
