@@ -114,15 +114,14 @@ def extract(
     """
     out, result = Path(out_dir), Extracted()
     paths = _find_audio(audio_dir, result)
-    looked_for = progress(paths, "looking for features", unit="files")
-    missing = [identity for identity in looked_for if not _is_extracted(out, identity)]
+    looked_for = progress(paths.items(), "looking for features", unit="files")
+    missing = [(name, path) for name, path in looked_for if not _is_extracted(out, name)]
     result.n_kept = len(paths) - len(missing)
     if not missing:
         return result
     torch_device, sparc = pick_device(device), _import_sparc()
     found = []
-    for identity in progress(missing, "looking at audio", unit="files"):
-        path = paths[identity]
+    for identity, path in progress(missing, "looking at audio", unit="files"):
         with result.noting(path):
             found.append(Audio(identity, path, _n_samples(path)))
     if not found:
