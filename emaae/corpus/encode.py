@@ -206,7 +206,7 @@ def encode_tree(
     form is refused. skip_broken: leave broken files out instead of ending. Raises UserError.
     """
     seen = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS))
-    broken: dict[str, str] | None = {} if skip_broken else None
+    skipped: dict[str, str] = {}
     fired = np.zeros(model.inner_size, bool)
 
     def source(file: FeatureFile) -> NamedFrames:
@@ -224,10 +224,10 @@ def encode_tree(
         replaces = any(_path(out, file).exists() for file in todo)
         if todo:  # which units fire is not known while files come
             write_json(out / encodings.MANIFEST, before | {"fired": None})
-        sources = read_files(todo, source, broken)
+        sources = read_files(todo, source, skipped if skip_broken else None)
         encoded = ((one, map(note_active, z)) for one, z in encode_each(model, sources))
         done = progress(encoded, "encoding", total=len(files), done=kept, unit="utterances")
-        written = _write(done, out, form, model.inner_size)
+        _write(done, out, form, model.inner_size)
         if kept and before.get("fired") is not None and not replaces:
             fired[before["fired"]] = True
         elif kept:  # so too where a process was killed, or an older program made the tree
@@ -235,7 +235,7 @@ def encode_tree(
                 note_active(encodings.read_encoding(_path(out, file), model.inner_size))
         names = np.flatnonzero(fired).tolist()
         write_json(out / encodings.MANIFEST, before | {"fired": names, "units": model.inner_size})
-    return TreeResult(written, kept, broken or {})
+    return TreeResult(len(todo) - len(skipped), kept, skipped)
 
 
 def open_upload(where: str) -> tuple[Any, str]:
@@ -294,13 +294,12 @@ def decode_tree(
         kept = len(files) - len(todo)
         decoded = ((one, map(widened, y)) for one, y in decode_each(model, map(source, todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
-        written = _write(done, out, "float32", len(CHANNELS))
-    return TreeResult(written, kept, {})
+        _write(done, out, "float32", len(CHANNELS))
+    return TreeResult(len(todo), kept, {})
 
 
-def _write(done: Results, out: Path, form: str, n_columns: int) -> int:
-    """Write what is done, of sources named by (file, its times), into a tree; returns how many."""
-    n = 0
+def _write(done: Results, out: Path, form: str, n_columns: int) -> None:
+    """Write what is done, of sources named by (file, its times), into a tree."""
     for source, parts in done:
         (file, times), n_frames = source.name, len(source.frames)
         if n_frames > LONG_FRAMES:
@@ -308,8 +307,6 @@ def _write(done: Results, out: Path, form: str, n_columns: int) -> int:
         path = _path(out, file)
         encodings.write_times(path, frame_times(n_frames, times), fsync=False)
         encodings.write_encoding(path, parts, (n_frames, n_columns), form, _source_stamp(file))
-        n += 1
-    return n
 
 
 @contextlib.contextmanager
