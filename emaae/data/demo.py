@@ -101,11 +101,8 @@ class _Chunk(NamedTuple):
             phones = synthesis.draw_phones(rng, duration_s, speaker.rate)
             tokens = synthesis.plan_gestures(rng, phones)
             name = _name(number, i // len(self.speakers))
-            drafts.append((name, rng, speaker, phones, tokens))
-        movements = synthesis.simulate_movement([tokens for *_, tokens in drafts], self.durations_s)
-        return [
-            synthesis.make_utterance(*draft, movement) for draft, movement in zip(drafts, movements)
-        ]
+            drafts.append(synthesis.Draft(name, rng, speaker, phones, tokens))
+        return list(map(synthesis.make_utterance, drafts, synthesis.simulate_movement(drafts)))
 
 
 def _chunks(

@@ -89,6 +89,16 @@ class PhoneGestures(NamedTuple):
     end_s: float
 
 
+class Draft(NamedTuple):
+    """What an utterance is made of; its random numbers go on where the gestures' ended."""
+
+    name: str
+    rng: np.random.Generator
+    speaker: Speaker
+    phones: list[Phone]
+    tokens: list[PhoneGestures]
+
+
 def random_stream(seed: int, *stream: str | int) -> np.random.Generator:
     """An independent generator for each named stream of random numbers."""
     words = (int.from_bytes(w.encode(), "big") if isinstance(w, str) else w for w in stream)
@@ -163,9 +173,7 @@ def plan_gestures(rng: np.random.Generator, phones: list[Phone]) -> list[PhoneGe
     return tokens
 
 
-def simulate_movement(
-    tokens: list[list[PhoneGestures]], durations_s: list[float]
-) -> list[np.ndarray]:
+def simulate_movement(drafts: list[Draft]) -> list[np.ndarray]:
     """Movement of several utterances: (instants, 12) each, in standard deviations from rest.
 
     Saltzman & Munhall (1989): each articulator is a critically damped mass on a spring,
@@ -175,14 +183,14 @@ def simulate_movement(
     whose stiffness w^2 and rest position x0 are means over the active gestures, each counted with
     its activation x strength x weight. A weak neutral gesture is always active.
     """
-    n_instants = [int(duration_s / STEP_S) for duration_s in durations_s]
-    shape = (max(n_instants), len(tokens), len(ARTICULATORS))
+    n_instants = [int(draft.phones[-1].end_s / STEP_S) for draft in drafts]
+    shape = (max(n_instants), len(drafts), len(ARTICULATORS))
     strength, frequency_hz = NEUTRAL_DYNAMICS
     weight = np.full(shape, strength)
     stiffness = np.full(shape, strength * (2 * np.pi * frequency_hz) ** 2)
     target = np.zeros(shape)
-    for utterance, utterance_tokens in enumerate(tokens):
-        for token in utterance_tokens:
+    for utterance, draft in enumerate(drafts):
+        for token in draft.tokens:
             first = max(0, int((token.start_s - RAMP_S) / STEP_S))
             last = min(shape[0], int((token.end_s + RAMP_S) / STEP_S))
             instants_s = FIRST_INSTANT_S + STEP_S * np.arange(first, last)
@@ -224,15 +232,9 @@ def _integrate(target: np.ndarray, stiffness: np.ndarray) -> np.ndarray:
     return positions
 
 
-def make_utterance(
-    name: str,
-    rng: np.random.Generator,
-    speaker: Speaker,
-    phones: list[Phone],
-    tokens: list[PhoneGestures],
-    movement: np.ndarray,
-) -> GeneratedUtterance:
+def make_utterance(draft: Draft, movement: np.ndarray) -> GeneratedUtterance:
     """The utterance that one movement (instants, 12) of a speaker's articulators makes."""
+    name, rng, speaker, phones, tokens = draft
     n_frames = int(frames_of(round(phones[-1].end_s * SAMPLE_RATE_HZ)))
     at_frames = FIRST_FRAME_STEP + STEPS_PER_FRAME * np.arange(n_frames)
 
