@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -43,6 +43,10 @@ class StoryUtterance(NamedTuple):
 
     path: str
     onset_s: float
+
+
+# By the name of the story, its utterances in order.
+Stories: TypeAlias = Mapping[str, Sequence[StoryUtterance]]
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def _read_onsets(path: str | Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[StoryUtterance]]:
+def read_stories(root: str | Path, onsets: str | Path | None) -> Stories:
     """The utterances of each story in order, from a tree of encodings. Raises UserError.
 
     onsets: a table with the columns utterance, onset and perhaps story; without it each utterance
@@ -245,11 +249,7 @@ def column_names(units: Sequence[int], delays: Sequence[int]) -> list[str]:
 
 
 def write_regressors(
-    root: str | Path,
-    out: Path,
-    design: Design,
-    spoken: Mapping[str, Sequence[StoryUtterance]],
-    form: str,
+    root: str | Path, out: Path, design: Design, stories: Stories, form: str
 ) -> dict[str, int]:
     """Write the design matrix of each story; returns their TRs.
 
@@ -260,8 +260,8 @@ def write_regressors(
     made = read_manifest(root)
     names = column_names(design.units, design.delays)
     lengths = {}
-    for name in progress(spoken, "regressors", unit="stories"):
-        times, matrix = design_matrix(name, spoken[name], made["units"], design)
+    for name, spoken in progress(stories.items(), "regressors", unit="stories"):
+        times, matrix = design_matrix(name, spoken, made["units"], design)
         _write_story(out / f"{name}.{form}", times, matrix, names)
         lengths[name] = len(times)
     manifest = {
