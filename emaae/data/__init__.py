@@ -62,8 +62,8 @@ class Listing(NamedTuple):
     """The files of features in a tree, or under a prefix of a bucket; none is read yet.
 
     label: the root of the tree, or the address of the prefix. location: identifies the place,
-    whatever its content. files: sorted by identity. read: gives the checked features
-    (T, 14) of a file. read_times: gives its times, None where it has none.
+    whatever its content. files: sorted by identity. read: gives the checked features (T, 14) of a
+    file. read_times: gives its times, None where it has none.
     """
 
     label: str

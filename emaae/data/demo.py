@@ -152,8 +152,8 @@ def write_tree(
     Returns split -> {"speakers", "utterances", "frames"}.
     """
     counts = {}
-    with ProcessPoolExecutor(jobs) as pool:  # which starts no process before it is used
-        each = map if jobs == 1 else pool.map
+    with contextlib.ExitStack() as stack:
+        each = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs)).map
         for split in CORPORA[like]:
             parts = _chunks(split, seed, n_utterances, scale, like)
             done = progress(
