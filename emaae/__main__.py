@@ -326,7 +326,7 @@ def regressors(args: argparse.Namespace) -> None:
     if len(set(args.delays)) < len(args.delays):
         raise UserError(f"--delays must differ, got {' '.join(map(str, args.delays))}")
     stories = regress.read_stories(args.encodings, args.onsets)
-    times = regress.read_tr_times(args.tr_times, list(stories)) if args.tr_times else None
+    times = regress.read_tr_times(args.tr_times, list(stories)) if args.tr_times else {}
     units = regress.live_units(args.encodings, args.units_of or args.encodings)
     design = regress.Design(units, args.tr, times, args.delays, tuple(args.trim))
     lengths = regress.write_regressors(args.encodings, Path(args.out), design, stories, args.format)

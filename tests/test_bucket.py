@@ -105,7 +105,7 @@ def npz(**arrays):
 
 
 def identities(handle, prefix, recursive=True):
-    return [file.identity for file in list_features(handle, prefix, recursive)]
+    return [file.identity for file in list_features(handle, prefix, recursive)[0]]
 
 
 def one_line(caught):
@@ -115,7 +115,7 @@ def one_line(caught):
 
 
 def test_every_feature_is_listed_once_and_other_objects_are_left_out(handle):
-    found = list_features(handle, "train", recursive=True)
+    found, keys = list_features(handle, "train", recursive=True)
     assert [(file.identity, file.path) for file in found] == [
         ("a/mngu0_s1_0001", "train/a/mngu0_s1_0001"),
         ("a/x", "train/a/x"),
@@ -124,6 +124,7 @@ def test_every_feature_is_listed_once_and_other_objects_are_left_out(handle):
         ("saved", "train/saved.npz"),
         ("top", "train/top"),
     ]
+    assert {file.path for file in found} | {"train/top_times", "train/x_config.json"} <= keys
 
 
 def test_without_recursive_only_what_lies_directly_under_the_prefix_is_listed(handle):
@@ -132,7 +133,7 @@ def test_without_recursive_only_what_lies_directly_under_the_prefix_is_listed(ha
 
 def test_a_prefix_means_a_folder_and_not_the_beginning_of_a_name(handle):
     assert identities(handle, "train2") == ["x"]
-    assert "train2/x" not in [file.path for file in list_features(handle, "train", recursive=True)]
+    assert "train2/x" not in list_features(handle, "train", recursive=True)[1]
     with pytest.raises(UserError, match="no objects under s3://speech/tra/"):
         list_features(handle, "tra", recursive=True)
 
@@ -486,7 +487,7 @@ def test_a_second_start_only_lists_until_an_object_changes(cc, handle, monkeypat
 
 def test_an_object_that_changes_while_it_is_read_is_refused(handle):
     put("changing/x.npz", npz(features=X))
-    (file,) = list_features(handle, "changing", recursive=True)
+    ((file,), _) = list_features(handle, "changing", recursive=True)
     assert np.array_equal(read_array(handle, file.path, file.stamp[1]), X)
     put("changing/x.npz", npz(features=X + 1))
     with pytest.raises(UserError, match="changing/x.npz has changed since it was listed"):

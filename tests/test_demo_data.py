@@ -20,7 +20,7 @@ LOUDNESS, PITCH = 12, 13
 @pytest.fixture(scope="module")
 def corpus():
     """split -> default utterances of seed 0"""
-    return {split: demo.generate(split) for split in demo.DEMO_SPLITS}
+    return {split: demo.generate(split) for split in demo.CORPORA["demo"]}
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids="seed{}".format)
@@ -171,10 +171,10 @@ def test_the_default_corpus_is_four_minutes_of_train_and_one_of_val_and_of_test(
     assert minutes == pytest.approx({"train": 4, "val": 1, "test": 1}, rel=0.15)
 
 
-@pytest.mark.parametrize("split", demo.DEMO_SPLITS)
+@pytest.mark.parametrize("split", demo.CORPORA["demo"])
 def test_durations_are_distributed_as_in_librispeech(corpus, split):
     durations_s = [u.phones[-1].end_s / 0.3 for u in corpus[split]]
-    expected = demo.DEMO_SPLITS[split].durations_s[2:5]
+    expected = demo.CORPORA["demo"][split].durations_s[2:5]
     np.testing.assert_allclose(np.quantile(durations_s, [0.25, 0.5, 0.75]), expected, rtol=0.12)
 
 
@@ -383,7 +383,7 @@ def test_a_tree_has_the_same_bytes_each_time_and_by_several_processes(tmp_path, 
 
 
 def test_a_large_corpus_has_the_numbers_of_librispeech_and_no_speaker_in_two_splits():
-    splits = demo.CORPORA["librispeech-100h"].splits
+    splits = demo.CORPORA["librispeech-100h"]
     assert [recipe.n_utterances for recipe in splits.values()] == [28_539, 2_703, 2_620]
     assert [len(recipe.speakers) for recipe in splits.values()] == [251, 40, 40]
     speakers = [number for recipe in splits.values() for number in recipe.speakers]

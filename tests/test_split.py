@@ -9,9 +9,9 @@ from conftest import speech, write_tree
 
 from emaae.config import Config
 from emaae.data import load_splits
-from emaae.data.batches import batches, evaluation_order, training_order
 from emaae.data.features import CHANNELS
-from emaae.data.split import Split, check_overlap
+from emaae.data.reading import FrameFormat
+from emaae.data.split import Split, batches, check_overlap, evaluation_order, training_order
 from emaae.system.errors import UserError
 
 
@@ -23,7 +23,7 @@ def split_of(**lengths: int) -> Split:
 def test_loudness_is_dropped_unless_it_is_kept():
     features = speech(10, seed=0)
     without = Split.from_utterances([("x", features)])
-    kept = Split.from_utterances([("x", features)], keep_loudness=True)
+    kept = Split.from_utterances([("x", features)], FrameFormat(keep_loudness=True))
     assert without.channels == tuple(c for c in CHANNELS if c != "loudness")
     assert without.channels[12] == "pitch"
     assert kept.channels == CHANNELS

@@ -20,6 +20,7 @@ from conftest import ROOT, program, small_run, speech, write_tree
 from emaae.config import Config
 from emaae.data import load_splits, reading, store
 from emaae.data.features import find_features, read_features
+from emaae.data.reading import FrameFormat
 from emaae.data.split import Split
 from emaae.system.errors import UserError
 
@@ -84,7 +85,7 @@ def test_digests_and_moments_are_those_of_the_frames(tree, folder):
 
 def test_moments_of_more_frames_than_are_summed_at_a_time():
     frames = np.random.default_rng(0).normal(100, 2, (150_000, 14)).astype(np.float32)
-    mean, sd = Split.from_utterances([("x", frames)], keep_loudness=True).mean_and_sd()
+    mean, sd = Split.from_utterances([("x", frames)], FrameFormat(True)).mean_and_sd()
     assert np.allclose(mean, frames.astype(float).mean(0), rtol=1e-7)
     assert np.allclose(sd, frames.astype(float).std(0), rtol=1e-7)
 
@@ -92,7 +93,8 @@ def test_moments_of_more_frames_than_are_summed_at_a_time():
 def test_a_pick_of_a_split_has_digests_and_moments_of_its_own(tree, folder):
     split = split_of(tree, folder)
     pick = split.subset([3, 0])
-    assert pick.digests == (split.digests[3], split.digests[0])
+    whole = split.summary.digests
+    assert pick.summary.digests == (whole[3], whole[0])
     assert torch.allclose(pick.mean_and_sd()[0], pick.frames.mean(0), atol=1e-3)
 
 

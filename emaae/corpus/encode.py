@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -35,7 +34,7 @@ from emaae.data.features import (
     frame_times,
     read_times,
 )
-from emaae.data.reading import FrameFormat, read_files, to_utterance
+from emaae.data.reading import FrameFormat, read_files
 from emaae.loading import load_model, model_file
 from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import git_commit, versions
@@ -126,9 +125,11 @@ def _run_in_windows(
 
     def parts() -> Iterator[tuple[NamedFrames, np.ndarray]]:
         for batch in _batches(windows, window_frames + 2 * context):
-            x, mask = _padded([w.frames for w in batch])
+            arrays = [torch.tensor(w.frames, dtype=torch.float32) for w in batch]
+            x = pad_sequence(arrays, batch_first=True).transpose(1, 2).contiguous()
+            mask = pad_sequence([torch.ones(len(w.frames)) for w in batch], batch_first=True)
             with torch.inference_mode():
-                out = run(x.to(device, dtype), mask.to(device))
+                out = run(x.to(device, dtype), mask[:, None].to(device))
             for window, one in zip(batch, out.float().cpu().numpy()):
                 yield window.source, one[:, window.inner].T
 
@@ -158,18 +159,10 @@ def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
         yield batch
 
 
-def _padded(arrays: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """x (batch, D, time), zero where padded, and its mask (batch, 1, time)."""
-    x = pad_sequence([torch.tensor(array, dtype=torch.float32) for array in arrays], True)
-    mask = pad_sequence([torch.ones(len(array)) for array in arrays], True)
-    return rearrange(x, "b t c -> b c t").contiguous(), mask[:, None]
-
-
 # ---- trees
 
 
-@dataclass(frozen=True)
-class TreeResult:
+class TreeResult(NamedTuple):
     """Counts of utterances: written now, there before, left out and why."""
 
     written: int
@@ -212,12 +205,12 @@ def encode_tree(
     there already, whole and of the same state of its features, is kept; a tree of another model or
     form is refused. skip_broken: leave broken files out instead of ending. Raises UserError.
     """
-    columns = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS))
-    broken: dict[str, str] | None = {} if skip_broken else None
+    seen = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS))
+    skipped: dict[str, str] = {}
     fired = np.zeros(model.inner_size, bool)
 
     def source(file: FeatureFile) -> NamedFrames:
-        frames = to_utterance(file.identity, listing.read(file), columns).frames
+        frames = seen.frames(file.identity, listing.read(file))
         return NamedFrames((file, listing.read_times(file)), frames)
 
     def note_active(z: np.ndarray) -> np.ndarray:
@@ -225,16 +218,16 @@ def encode_tree(
         return z
 
     files, manifest = listing.files, {"made": "encodings", "form": form} | dict(made_by)
-    with _locked_output(out, listing.root, manifest, files) as (before, todo):
+    with _locked_output(out, listing.label, manifest, files) as (before, todo):
         kept = len(files) - len(todo)
         # Units may have fired only in what is replaced now.
         replaces = any(_path(out, file).exists() for file in todo)
         if todo:  # which units fire is not known while files come
             write_json(out / encodings.MANIFEST, before | {"fired": None})
-        sources = read_files(todo, source, broken)
+        sources = read_files(todo, source, skipped if skip_broken else None)
         encoded = ((one, map(note_active, z)) for one, z in encode_each(model, sources))
         done = progress(encoded, "encoding", total=len(files), done=kept, unit="utterances")
-        written = _write(done, out, form, model.inner_size)
+        _write(done, out, form, model.inner_size)
         if kept and before.get("fired") is not None and not replaces:
             fired[before["fired"]] = True
         elif kept:  # so too where a process was killed, or an older program made the tree
@@ -242,7 +235,7 @@ def encode_tree(
                 note_active(encodings.read_encoding(_path(out, file), model.inner_size))
         names = np.flatnonzero(fired).tolist()
         write_json(out / encodings.MANIFEST, before | {"fired": names, "units": model.inner_size})
-    return TreeResult(written, kept, broken or {})
+    return TreeResult(len(todo) - len(skipped), kept, skipped)
 
 
 def open_upload(where: str) -> tuple[Any, str]:
@@ -301,13 +294,12 @@ def decode_tree(
         kept = len(files) - len(todo)
         decoded = ((one, map(widened, y)) for one, y in decode_each(model, map(source, todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
-        written = _write(done, out, "float32", len(CHANNELS))
-    return TreeResult(written, kept, {})
+        _write(done, out, "float32", len(CHANNELS))
+    return TreeResult(len(todo), kept, {})
 
 
-def _write(done: Results, out: Path, form: str, n_columns: int) -> int:
-    """Write what is done, of sources named by (file, its times), into a tree; returns how many."""
-    n = 0
+def _write(done: Results, out: Path, form: str, n_columns: int) -> None:
+    """Write what is done, of sources named by (file, its times), into a tree."""
     for source, parts in done:
         (file, times), n_frames = source.name, len(source.frames)
         if n_frames > LONG_FRAMES:
@@ -315,19 +307,17 @@ def _write(done: Results, out: Path, form: str, n_columns: int) -> int:
         path = _path(out, file)
         encodings.write_times(path, frame_times(n_frames, times), fsync=False)
         encodings.write_encoding(path, parts, (n_frames, n_columns), form, _source_stamp(file))
-        n += 1
-    return n
 
 
 @contextlib.contextmanager
 def _locked_output(
-    out: Path, root: str | None, manifest: Mapping[str, Any], files: list[FeatureFile]
+    out: Path, root: str, manifest: Mapping[str, Any], files: list[FeatureFile]
 ) -> Iterator[tuple[dict[str, Any], list[FeatureFile]]]:
     """The folder `out` for this process alone: its manifest, and the files that are still to do.
 
-    root: the tree that is read, in which it must not be.
+    root: the tree that is read, in which it must not be, or the address of a bucket.
     """
-    if root is not None and out.resolve().is_relative_to(Path(root).resolve()):
+    if out.resolve().is_relative_to(Path(root).resolve()):
         raise UserError(
             f"--out {out} is in {root}, which is read: what is written there would be read the "
             "next time; name a folder outside"

@@ -20,7 +20,7 @@ import types
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -114,15 +114,14 @@ def extract(
     """
     out, result = Path(out_dir), Extracted()
     paths = _find_audio(audio_dir, result)
-    looked_for = progress(paths, "looking for features", unit="files")
-    missing = [identity for identity in looked_for if not _is_extracted(out, identity)]
+    looked_for = progress(paths.items(), "looking for features", unit="files")
+    missing = [(name, path) for name, path in looked_for if not _is_extracted(out, name)]
     result.n_kept = len(paths) - len(missing)
     if not missing:
         return result
     torch_device, sparc = pick_device(device), _import_sparc()
     found = []
-    for identity in progress(missing, "looking at audio", unit="files"):
-        path = paths[identity]
+    for identity, path in progress(missing, "looking at audio", unit="files"):
         with result.noting(path):
             found.append(Audio(identity, path, _n_samples(path)))
     if not found:
@@ -291,19 +290,24 @@ def _features(
     coder: Any, batch: Sequence[Audio], result: Extracted
 ) -> Iterator[tuple[Audio, np.ndarray]]:
     """Features (T, 14) of each utterance of a batch that has them; `result` notes the others."""
-    waves, seeds = {}, {}
+    waves = {}
     for audio in batch:
         with result.noting(audio.path):
-            waves[audio], seeds[audio] = _read_waveform(coder, audio)
-    for audio, ema in _articulators(coder, waves, result):
-        np.random.seed(seeds[audio])  # noqa: NPY002 - what torchcrepe's dither draws from
-        # A dict of its own: SPARC's default is one that all calls share.
-        source = coder.source_extractor(waves[audio], {})
-        pitch = source["pitch"][0].clip(coder.source_extractor.fmin, coder.source_extractor.fmax)
-        parts = ema, source["loudness"][0], pitch
-        n_frames = min(map(len, parts))  # they differ at their ends
-        features = np.concatenate([part[:n_frames] for part in parts], axis=1)
+            waves[audio] = _read_waveform(coder, audio)
+    if not waves:
+        return
+    emas = _articulators(coder, [wave for wave, _ in waves.values()])
+    for ema, (audio, (wave, seed)) in zip(emas, waves.items()):
         with result.noting(audio.path):
+            if ema is None:
+                raise BadFile(f"{audio.path} is too long for the device's memory: cut it")
+            np.random.seed(seed)  # noqa: NPY002 - what torchcrepe's dither draws from
+            # A dict of its own: SPARC's default is one that all calls share.
+            source = coder.source_extractor(wave, {})
+            fmin, fmax = coder.source_extractor.fmin, coder.source_extractor.fmax
+            parts = ema, source["loudness"][0], source["pitch"][0].clip(fmin, fmax)
+            n_frames = min(map(len, parts))  # they differ at their ends
+            features = np.concatenate([part[:n_frames] for part in parts], axis=1)
             yield audio, check_features(features, f"what SPARC makes of {audio.path}")
 
 
@@ -324,29 +328,19 @@ def _read_waveform(coder: Any, audio: Audio) -> tuple[Any, int]:
     return wave, zlib.crc32(content)
 
 
-def _articulators(
-    coder: Any, waves: Mapping[Audio, Any], result: Extracted
-) -> Iterator[tuple[Audio, np.ndarray]]:
-    """Articulators (T, 12) of waveforms with equally many frames; halves a batch beyond memory."""
-    if not waves:
-        return
+def _articulators(coder: Any, waves: list[Any]) -> list[np.ndarray | None]:
+    """Articulators (T, 12) of waveforms with equally many frames; None of one beyond the memory.
+
+    A batch beyond the device's memory is halved.
+    """
     # They differ by less than a hop, and no window reaches into what is padded.
-    values = [wave.input_values[0] for wave in waves.values()]
-    (one, *_) = waves.values()
-    batch = type(one)(
-        torch.nn.utils.rnn.pad_sequence(values, batch_first=True), np.array([*map(len, values)])
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch will drop some day
-            emas = coder.inverter(batch, {})["ema"]
-    except torch.OutOfMemoryError:
-        if len(waves) == 1:
-            (audio,) = waves
-            result.broken[audio.path] = f"{audio.path} is too long for the device's memory: cut it"
-            return
-        items, half = [*waves.items()], len(waves) // 2
-        for part in (items[:half], items[half:]):
-            yield from _articulators(coder, dict(part), result)
-        return
-    yield from zip(waves, emas)
+    values = [wave.input_values[0] for wave in waves]
+    padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+    batch = type(waves[0])(padded, np.array([*map(len, values)]))
+    with contextlib.suppress(torch.OutOfMemoryError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch will drop some day
+        return list(coder.inverter(batch, {})["ema"])
+    if len(waves) == 1:
+        return [None]
+    half = len(waves) // 2
+    return _articulators(coder, waves[:half]) + _articulators(coder, waves[half:])

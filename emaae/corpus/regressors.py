@@ -15,10 +15,10 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from emaae.data.features import (
     read_times,
 )
 from emaae.runs.read import read_or_empty
-from emaae.system.errors import UserError, needs_extra, shortened
+from emaae.system.errors import UserError, needs_extra
 from emaae.system.files import make_folder, read_text, write_atomically, write_json
 from emaae.system.progress import progress
 
@@ -45,6 +45,10 @@ class StoryUtterance(NamedTuple):
     onset_s: float
 
 
+# By the name of the story, its utterances in order.
+Stories: TypeAlias = Mapping[str, Sequence[StoryUtterance]]
+
+
 @dataclass(frozen=True)
 class Design:
     """How to make regressors of encodings.
@@ -56,19 +60,9 @@ class Design:
 
     units: Sequence[int]
     tr_s: float | None = None
-    tr_times: Mapping[str, np.ndarray] | None = None
+    tr_times: Mapping[str, np.ndarray] = field(default_factory=dict)
     delays: Sequence[int] = (1, 2, 3, 4)
     trim: tuple[int, int] = (0, 0)
-
-    def times(self, story: str, end_s: float) -> np.ndarray:
-        """The TR times (n,) of a story whose last frame is at end_s. Raises UserError."""
-        if self.tr_times is not None:
-            if story not in self.tr_times:
-                known = shortened(sorted(self.tr_times))
-                raise UserError(f"--tr_times has no times of the story {story}: it has {known}")
-            return self.tr_times[story]
-        assert self.tr_s is not None
-        return (np.arange(max(1, math.ceil(end_s / self.tr_s))) + 0.5) * self.tr_s
 
 
 # ---- the formulas
@@ -107,13 +101,10 @@ def delayed(values: np.ndarray, delays: Sequence[int]) -> np.ndarray:
 
     The columns of the first delay come first; before the first row and after the last stand zeros.
     """
-    found = np.zeros((len(values), len(delays), values.shape[1]), np.float32)
-    for i, delay in enumerate(delays):
-        if delay >= 0:
-            found[delay:, i] = values[: max(0, len(values) - delay)]
-        else:
-            found[:delay, i] = values[-delay:]
-    return found.reshape(len(values), -1)
+    n = len(values)
+    padded = np.pad(values.astype(np.float32), ((n, n), (0, 0)))
+    moved = [padded[n - delay : 2 * n - delay] for delay in np.clip(delays, -n, n)]
+    return np.concatenate(moved, axis=1)
 
 
 def check_increasing(what: str, times_s: np.ndarray) -> None:
@@ -145,7 +136,7 @@ def _read_onsets(path: str | Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[StoryUtterance]]:
+def read_stories(root: str | Path, onsets: str | Path | None) -> Stories:
     """The utterances of each story in order, from a tree of encodings. Raises UserError.
 
     onsets: a table with the columns utterance, onset and perhaps story; without it each utterance
@@ -175,9 +166,9 @@ def read_stories(root: str | Path, onsets: str | Path | None) -> dict[str, list[
 def read_tr_times(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """TR times in seconds of each story: a file of one time a line for all, or STORY.txt each."""
     path = Path(path)
-    files = {name: path / f"{name}.txt" if path.is_dir() else path for name in names}
     found = {}
-    for name, file in files.items():
+    for name in names:
+        file = path / f"{name}.txt" if path.is_dir() else path
         try:
             found[name] = np.array([float(line) for line in read_text(file).split()])
         except (OSError, ValueError) as error:
@@ -221,11 +212,18 @@ def design_matrix(
 
     Memory holds one utterance and the story's values. Raises UserError.
     """
-    centres = [one.onset_s + _times_of(one, n_units).mean(1) for one in spoken]
+    centres = []
+    for one in spoken:
+        times = frame_times(len(read_encoding(one.path, n_units)), read_times(one.path))
+        centres.append(one.onset_s + times.mean(1, dtype=np.float64))
     check_increasing(
         f"the story {name}, whose utterances must not overlap", np.concatenate(centres)
     )
-    times = design.times(name, float(centres[-1][-1]))
+    if design.tr_s is None:
+        times = design.tr_times[name]
+    else:
+        n_trs = max(1, math.ceil(centres[-1][-1] / design.tr_s))
+        times = (np.arange(n_trs) + 0.5) * design.tr_s
     kept = slice(design.trim[0], max(0, len(times) - design.trim[1]))
     if len(times[kept]) < 2:
         raise UserError(
@@ -242,12 +240,6 @@ def design_matrix(
     return times[kept], delayed(zscored(values, kept), design.delays)[kept]
 
 
-def _times_of(one: StoryUtterance, n_units: int) -> np.ndarray:
-    times = read_times(one.path)
-    n_frames = len(read_encoding(one.path, n_units) if times is None else times)
-    return frame_times(n_frames, times).astype(np.float64)
-
-
 def column_names(units: Sequence[int], delays: Sequence[int]) -> list[str]:
     """unit_17_tr2 is unit 17 two TRs ago; in the order of the columns of `design_matrix`."""
     return [f"unit_{unit}_tr{delay}" for delay in delays for unit in units]
@@ -257,11 +249,7 @@ def column_names(units: Sequence[int], delays: Sequence[int]) -> list[str]:
 
 
 def write_regressors(
-    root: str | Path,
-    out: Path,
-    design: Design,
-    spoken: Mapping[str, Sequence[StoryUtterance]],
-    form: str,
+    root: str | Path, out: Path, design: Design, stories: Stories, form: str
 ) -> dict[str, int]:
     """Write the design matrix of each story; returns their TRs.
 
@@ -272,8 +260,8 @@ def write_regressors(
     made = read_manifest(root)
     names = column_names(design.units, design.delays)
     lengths = {}
-    for name in progress(spoken, "regressors", unit="stories"):
-        times, matrix = design_matrix(name, spoken[name], made["units"], design)
+    for name, spoken in progress(stories.items(), "regressors", unit="stories"):
+        times, matrix = design_matrix(name, spoken, made["units"], design)
         _write_story(out / f"{name}.{form}", times, matrix, names)
         lengths[name] = len(times)
     manifest = {

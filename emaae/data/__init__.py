@@ -5,15 +5,13 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from emaae.config import Config
 from emaae.data import store
-from emaae.data.batches import batches, evaluation_order, training_order
 from emaae.data.features import (
     FeatureFile,
     check_features,
@@ -22,8 +20,8 @@ from emaae.data.features import (
     read_times,
     times_beside,
 )
-from emaae.data.reading import FrameFormat, Utterance, read_files, to_utterance
-from emaae.data.split import Split, check_overlap
+from emaae.data.reading import FrameFormat, read_files
+from emaae.data.split import Split, batches, check_overlap, evaluation_order, training_order
 from emaae.system.distributed import main_process_first
 from emaae.system.errors import shortened
 from emaae.system.progress import progress
@@ -60,17 +58,15 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
     return splits
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """The files of features in a tree, or under a prefix of a bucket; none is read yet.
 
-    label: what a person calls the place. root: of the tree; None in a bucket. location: identifies
-    the place, whatever its content. files: sorted by identity. read: gives the checked features
-    (T, 14) of a file. read_times: gives its times, None where it has none.
+    label: the root of the tree, or the address of the prefix. location: identifies the place,
+    whatever its content. files: sorted by identity. read: gives the checked features (T, 14) of a
+    file. read_times: gives its times, None where it has none.
     """
 
     label: str
-    root: str | None
     location: tuple
     files: list[FeatureFile]
     read: Callable[[FeatureFile], np.ndarray]
@@ -83,7 +79,6 @@ def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listin
         return _list_bucket(bucket, root, recursive)
     return Listing(
         label=root,
-        root=root,
         location=("tree", os.path.realpath(root), recursive),
         files=find_features(root, recursive),
         read=lambda file: read_features(file.path, file.stamp),
@@ -94,14 +89,8 @@ def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listin
 def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
     from emaae.data import bucket
 
-    @functools.cache
-    def connection(pid: int) -> Any:
-        """The connection of one process: no other one may use it."""
-        return bucket.open_bucket(name)
-
-    @functools.cache
-    def keys_of_times() -> frozenset[str]:
-        return bucket.list_times(connection(os.getpid()), prefix, recursive)
+    # The connection of each process: no other one may use it.
+    connection = functools.cache(lambda pid: bucket.open_bucket(name))
 
     def read(file: FeatureFile) -> np.ndarray:
         array = bucket.read_array(connection(os.getpid()), file.path, str(file.stamp[1]))
@@ -109,25 +98,20 @@ def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
 
     def read_times(file: FeatureFile) -> np.ndarray | None:
         key = times_beside(file.path)
-        if key not in keys_of_times():
-            return None
-        return bucket.read_array(connection(os.getpid()), key, of="times")
+        return bucket.read_array(connection(os.getpid()), key, of="times") if key in keys else None
 
     label = f"s3://{name}/{prefix.strip('/')}"
     location = ("bucket", bucket.endpoint(), label, recursive)
-    files = bucket.list_features(connection(os.getpid()), prefix, recursive)
-    return Listing(label, None, location, files, read, read_times)
+    files, keys = bucket.list_features(connection(os.getpid()), prefix, recursive)
+    return Listing(label, location, files, read, read_times)
 
 
 def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.Source:
     found = list_source(root, config.recursive, config.bucket)
     broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
 
-    def read(file: FeatureFile) -> Utterance:
-        return to_utterance(file.identity, found.read(file), form)
-
-    def read_all() -> Iterator[Utterance]:
-        utterances = read_files(found.files, read, broken)
+    def read_all() -> Iterator[tuple[str, np.ndarray]]:
+        utterances = read_files(found.files, lambda file: (file.identity, found.read(file)), broken)
         return progress(utterances, f"reading {name}", total=len(found.files), unit="utterances")
 
     state = store.hash_key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))
@@ -135,11 +119,11 @@ def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.So
 
 
 def _demo(name: str, form: FrameFormat) -> store.Source:
-    def generate_all() -> Iterator[Utterance]:
+    def generate_all() -> Iterator[tuple[str, np.ndarray]]:
         # scipy is only needed here, and takes a moment to import.
         from emaae.data.demo import generate
 
-        return (to_utterance(u.name, u.features, form) for u in generate(name))
+        return ((one.name, one.features) for one in generate(name))
 
     # The generator's own text, since a version of it could be forgotten.
     modules = ("demo.py", "phones.py", "synthesis.py")

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -56,40 +56,22 @@ def open_bucket(name: str) -> Any:
     return bucket
 
 
-def list_features(bucket: Any, prefix: str, recursive: bool) -> list[FeatureFile]:
-    """The features under `prefix`, sorted; their path is the key, their stamp (bytes, ETag).
+def list_features(bucket: Any, prefix: str, recursive: bool) -> tuple[list[FeatureFile], Set[str]]:
+    """The features under `prefix`, sorted, and the keys of all objects there, times among them.
 
-    The identity is the key relative to the prefix, without `.npz`. `recursive` looks into
-    folders too. Times (`<name>_times`), files of other kinds, and what `is_data` does not take are
-    left out. Raises UserError.
+    The path of features is the key, their stamp (bytes, ETag), and the identity is the key relative
+    to the prefix, without `.npz`. `recursive` looks into folders too. Times (`<name>_times`), files
+    of other kinds, and what `is_data` does not take are no features. Raises UserError.
     """
-    folder = _folder(prefix)
-    stamps = _listed(bucket, folder, recursive)
-    names = {key: _identity(key[len(folder) :]) for key in stamps}
-    found = [FeatureFile(name, key, stamps[key]) for key, name in names.items() if name]
-    if not found:
-        with _boto_errors(f"s3://{bucket.name}/{folder}"):
-            raise UserError(_no_features(bucket, folder, list(stamps), recursive))
-    return sort_distinct(found)
-
-
-def list_times(bucket: Any, prefix: str, recursive: bool) -> frozenset[str]:
-    """The keys of the times under `prefix`. Raises UserError."""
-    keys = _listed(bucket, _folder(prefix), recursive)
-    return frozenset(key for key in keys if without_npz(key).endswith("_times"))
-
-
-def _folder(prefix: str) -> str:
-    """A prefix as the beginning of keys: empty, or with a slash at its end."""
-    folder = prefix.strip("/")
-    return f"{folder}/" if folder else ""
-
-
-def _listed(bucket: Any, folder: str, recursive: bool) -> dict[str, tuple[int, str]]:
-    """Bytes and ETag of every object, by key. Raises UserError."""
+    folder = f"{prefix.strip('/')}/".lstrip("/")
     query = {"Prefix": folder} if recursive else {"Prefix": folder, "Delimiter": "/"}
     with _boto_errors(f"s3://{bucket.name}/{folder}"):
-        return {item.key: (item.size, item.e_tag) for item in bucket.objects.filter(**query)}
+        stamps = {item.key: (item.size, item.e_tag) for item in bucket.objects.filter(**query)}
+        names = {key: _identity(key[len(folder) :]) for key in stamps}
+        found = [FeatureFile(name, key, stamps[key]) for key, name in names.items() if name]
+        if not found:
+            raise UserError(_no_features(bucket, folder, list(stamps), recursive))
+    return sort_distinct(found), stamps.keys()
 
 
 def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "features") -> np.ndarray:

@@ -21,14 +21,13 @@ from emaae.data.features import (
     check_identity,
     find_features,
     frames_of,
+    read_npz,
     read_times,
     times_beside,
 )
-from emaae.data.npz import MAX_BYTES, load_npz
 from emaae.data.reading import digest_of
 from emaae.data.split import speaker_of
 from emaae.system.errors import BadFile, one_line
-from emaae.system.files import regular_file
 from emaae.system.progress import align_columns, progress
 
 PITCH_HZ = (50, 550)
@@ -142,8 +141,7 @@ def _check_file(tree: Tree, identity: str, path: str, keep_loudness: bool) -> st
     try:
         check_identity(identity, path)
         kind = "unreadable"
-        with regular_file(path, MAX_BYTES) as file:
-            array = load_npz(file, path)
+        array = read_npz(path)
         kind = "numbers" if array.ndim == 2 and array.shape[1] == len(CHANNELS) else "columns"
         features = check_features(array, path)
     except BadFile as error:

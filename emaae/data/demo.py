@@ -17,16 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emaae.data import synthesis
 from emaae.data.phones import Gesture, Phone
-from emaae.data.synthesis import (
-    GeneratedUtterance,
-    draw_phones,
-    draw_speaker,
-    make_utterance,
-    plan_gestures,
-    random_stream,
-    simulate_movement,
-)
 from emaae.system.errors import BadFile, UserError
 from emaae.system.files import read_json
 from emaae.system.progress import progress
@@ -43,13 +35,7 @@ class Recipe(NamedTuple):
     speakers: Sequence[int]
     n_utterances: int
     durations_s: tuple[float, ...]  # LibriSpeech's, at the quantiles of DURATION_QUANTILES
-
-
-class Corpus(NamedTuple):
-    """A corpus to generate: a recipe for each split, and a factor of all durations."""
-
-    splits: Mapping[str, Recipe]
-    scale: float
+    scale: float = 1.0  # multiplies all durations
 
 
 DURATION_QUANTILES = (0.0, 0.05, 0.25, 0.50, 0.75, 0.95, 1.0)
@@ -57,22 +43,18 @@ TRAIN_CLEAN_100 = (1.41, 4.24, 11.62, 14.00, 15.16, 16.08, 24.52)
 DEV_CLEAN = (1.44, 2.37, 3.76, 5.92, 9.27, 16.41, 32.65)
 TEST_CLEAN = (1.28, 2.31, 3.68, 5.79, 9.60, 17.84, 34.96)
 
-DEMO_SPLITS: Mapping[str, Recipe] = {
-    "train": Recipe(range(101, 109), 64, TRAIN_CLEAN_100),
-    "val": Recipe(range(201, 205), 28, DEV_CLEAN),
-    "test": Recipe(range(301, 305), 28, TEST_CLEAN),
-}
-CORPORA: Mapping[str, Corpus] = {
-    "demo": Corpus(DEMO_SPLITS, scale=0.3),
+CORPORA: Mapping[str, Mapping[str, Recipe]] = {
+    "demo": {
+        "train": Recipe(range(101, 109), 64, TRAIN_CLEAN_100, scale=0.3),
+        "val": Recipe(range(201, 205), 28, DEV_CLEAN, scale=0.3),
+        "test": Recipe(range(301, 305), 28, TEST_CLEAN, scale=0.3),
+    },
     # As many speakers and utterances as LibriSpeech has, of the same durations.
-    "librispeech-100h": Corpus(
-        {
-            "train": Recipe(range(1001, 1252), 28_539, TRAIN_CLEAN_100),
-            "val": Recipe(range(2001, 2041), 2_703, DEV_CLEAN),
-            "test": Recipe(range(3001, 3041), 2_620, TEST_CLEAN),
-        },
-        scale=1.0,
-    ),
+    "librispeech-100h": {
+        "train": Recipe(range(1001, 1252), 28_539, TRAIN_CLEAN_100),
+        "val": Recipe(range(2001, 2041), 2_703, DEV_CLEAN),
+        "test": Recipe(range(3001, 3041), 2_620, TEST_CLEAN),
+    },
 }
 
 
@@ -82,7 +64,7 @@ def generate(
     n_utterances: int | None = None,
     scale: float | None = None,
     like: str = "demo",
-) -> list[GeneratedUtterance]:
+) -> list[synthesis.GeneratedUtterance]:
     """The utterances of one split; the same arguments give the same numbers.
 
     split: train, val or test.
@@ -108,39 +90,44 @@ class _Chunk(NamedTuple):
     first: int
     durations_s: list[float]
 
-    def generate(self) -> list[GeneratedUtterance]:
+    def generate(self) -> list[synthesis.GeneratedUtterance]:
         """The utterances, simulated together; each is what it would be alone."""
         drafts = []
         for i, duration_s in enumerate(self.durations_s, self.first):
             # Neighbours have different speakers: a few utterances already span the speakers.
             number = self.speakers[i % len(self.speakers)]
-            speaker = draw_speaker(number, self.seed)
-            rng = random_stream(self.seed, self.split, "utterance", i)
-            phones = draw_phones(rng, duration_s, speaker.rate)
-            tokens = plan_gestures(rng, phones)
+            speaker = synthesis.draw_speaker(number, self.seed)
+            rng = synthesis.random_stream(self.seed, self.split, "utterance", i)
+            phones = synthesis.draw_phones(rng, duration_s, speaker.rate)
+            tokens = synthesis.plan_gestures(rng, phones)
             name = _name(number, i // len(self.speakers))
-            drafts.append((name, rng, speaker, phones, tokens))
-        movements = simulate_movement([tokens for *_, tokens in drafts], self.durations_s)
-        return [make_utterance(*draft, movement) for draft, movement in zip(drafts, movements)]
+            drafts.append(synthesis.Draft(name, rng, speaker, phones, tokens))
+        return list(map(synthesis.make_utterance, drafts, synthesis.simulate_movement(drafts)))
 
 
 def _chunks(
     split: str, seed: int, n_utterances: int | None, scale: float | None, like: str
 ) -> list[_Chunk]:
     """A split in parts that can be made in any order, by any process."""
-    corpus = CORPORA[like]
-    if split not in corpus.splits:
-        raise ValueError(f"split must be one of {', '.join(corpus.splits)}, got {split!r}")
-    recipe = corpus.splits[split]
+    recipes = CORPORA[like]
+    if split not in recipes:
+        raise ValueError(f"split must be one of {', '.join(recipes)}, got {split!r}")
+    recipe = recipes[split]
     n_utterances = recipe.n_utterances if n_utterances is None else n_utterances
-    scale = corpus.scale if scale is None else scale
+    scale = recipe.scale if scale is None else scale
     if n_utterances <= 0:
         raise UserError(f"--n_utterances must be at least 1, got {n_utterances}")
     if not 0 < scale < np.inf:
         raise UserError(f"--scale must be a positive factor such as 0.3 or 1, got {scale}")
     if seed < 0:
         raise UserError(f"--seed must be 0 or more, got {seed}")
-    durations_s = _durations(split, seed, n_utterances, scale, recipe.durations_s)
+    # By the inverse of LibriSpeech's distribution. The probabilities step by the golden ratio: any
+    # first n of them cover 0..1 evenly, so that even a small corpus has LibriSpeech's durations
+    # and, nearly, its total.
+    start = synthesis.random_stream(seed, split, "durations").uniform()
+    probability = (start + np.arange(n_utterances) * (np.sqrt(5) - 1) / 2) % 1
+    durations_s = scale * np.interp(probability, DURATION_QUANTILES, recipe.durations_s)
+    durations_s = np.maximum(durations_s, MIN_DURATION_S)
     return [
         _Chunk(split, recipe.speakers, seed, i, durations_s[i : i + CHUNK_UTTERANCES].tolist())
         for i in range(0, n_utterances, CHUNK_UTTERANCES)
@@ -167,7 +154,7 @@ def write_tree(
     counts = {}
     with contextlib.ExitStack() as stack:
         each = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs)).map
-        for split in DEMO_SPLITS:
+        for split in CORPORA[like]:
             parts = _chunks(split, seed, n_utterances, scale, like)
             done = progress(
                 each(_write, parts, [Path(out_dir)] * len(parts)),
@@ -210,40 +197,22 @@ def read_score(path: str | Path) -> tuple[list[Phone], list[Gesture]]:
             "speech alone; expected a tree that `python -m emaae demo-data --out DIR` wrote"
         )
     found = read_json(score)
-    try:
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         phones = [Phone(**entry) for entry in found["phones"]]
         gestures = [Gesture(**entry) for entry in found["gestures"]]
         words = [phone.label for phone in phones]
         words += [word for gesture in gestures for word in (gesture.channel, gesture.phone)]
         rows: list[Phone | Gesture] = [*phones, *gestures]
-        times = [(row.start_s, row.end_s) for row in rows]
-        usable = bool(phones) and all(isinstance(word, str) for word in words)
-        usable = usable and np.isfinite(np.array(times, dtype=float)).all()
-    except (KeyError, TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise BadFile(
-            f"{score} is not a score as `python -m emaae demo-data` writes it: expected phones and "
-            "gestures with their times; write the tree again"
-        )
-    return phones, gestures
+        times = np.array([(row.start_s, row.end_s) for row in rows], dtype=float)
+        if phones and all(isinstance(word, str) for word in words) and np.isfinite(times).all():
+            return phones, gestures
+    raise BadFile(
+        f"{score} is not a score as `python -m emaae demo-data` writes it: expected phones and "
+        "gestures with their times; write the tree again"
+    )
 
 
 def _name(speaker: int, number: int) -> str:
     """LibriSpeech's speaker/chapter/speaker-chapter-number, UTTERANCES_PER_CHAPTER of them."""
     chapter = 1000 * speaker + number // UTTERANCES_PER_CHAPTER
     return f"{speaker}/{chapter}/{speaker}-{chapter}-{number % UTTERANCES_PER_CHAPTER:04d}"
-
-
-def _durations(
-    split: str, seed: int, n_utterances: int, scale: float, quantiles_s: Sequence[float]
-) -> np.ndarray:
-    """(n_utterances,) seconds by the inverse of LibriSpeech's distribution, times a scale.
-
-    The probabilities step by the golden ratio: any first n of them cover 0..1 evenly, so that even
-    a small corpus has LibriSpeech's durations and, nearly, its total.
-    """
-    start = random_stream(seed, split, "durations").uniform()
-    probability = (start + np.arange(n_utterances) * (np.sqrt(5) - 1) / 2) % 1
-    durations_s = np.interp(probability, DURATION_QUANTILES, quantiles_s)
-    return np.maximum(scale * durations_s, MIN_DURATION_S)

@@ -14,10 +14,7 @@ from emaae.system.errors import BadFile, UserError
 from emaae.system.files import check_folder, is_data, regular_file
 
 # Tongue dorsum, body and tip, lower incisor, upper and lower lip.
-ARTICULATORS = (
-    *("TDX", "TDY", "TBX", "TBY", "TTX", "TTY"),
-    *("LIX", "LIY", "ULX", "ULY", "LLX", "LLY"),
-)
+ARTICULATORS = tuple(f"{of}{axis}" for of in ("TD", "TB", "TT", "LI", "UL", "LL") for axis in "XY")
 # Columns of a feature file. Articulators are z-scores of the extractor's template speaker (X grows
 # backwards, Y upwards), loudness is dimensionless and >= 0, pitch is in Hz.
 CHANNELS = (*ARTICULATORS, "loudness", "pitch")
@@ -126,8 +123,10 @@ def check_identity(identity: str, where: str) -> None:
         )
 
 
-def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) -> np.ndarray:
-    """The feature matrix (T, 14) float32 of one file, checked. Raises BadFile.
+def read_npz(
+    path: str | Path, key: str = "features", stamp: tuple[int, int | str] | None = None
+) -> np.ndarray:
+    """The array `key` of one .npz, or its only 2-D array. Raises BadFile.
 
     stamp: of the file when it was listed; a file that has changed since is refused.
     """
@@ -135,16 +134,18 @@ def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) 
         now = os.fstat(file.fileno())
         if stamp is not None and stamp != (now.st_size, now.st_mtime_ns):
             raise UserError(f"{path} has changed since it was listed: start again")
-        return check_features(load_npz(file, str(path)), str(path))
+        return load_npz(file, str(path), key)
+
+
+def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) -> np.ndarray:
+    """The feature matrix (T, 14) float32 of one file, checked. Raises as `read_npz`."""
+    return check_features(read_npz(path, stamp=stamp), str(path))
 
 
 def read_times(path: str | Path) -> np.ndarray | None:
     """The array in the times file beside the features at `path`; None without one. BadFile."""
     beside = times_beside(str(path))
-    if not os.path.exists(beside):
-        return None
-    with regular_file(beside, MAX_BYTES) as file:
-        return load_npz(file, beside, "times")
+    return read_npz(beside, "times") if os.path.exists(beside) else None
 
 
 def frames_of(n_samples: float) -> float:

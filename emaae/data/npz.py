@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy
 
 from emaae.system.errors import BadFile, reason, shortened
 from emaae.system.files import MAX_READ, BoundedReader
@@ -117,11 +118,8 @@ def _header(
     member: Any, info: zipfile.ZipInfo, where: str, max_bytes: int
 ) -> tuple[tuple[int, ...], bool, Any]:
     """Shape, whether in Fortran order, and dtype of a member, whose size must be what they say."""
-    version = np.lib.format.read_magic(member)
-    readers: Any = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
+    version = npy.read_magic(member)
+    readers: Any = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     if version not in readers:
         raise BadFile(f"{where} has an array of format {version}: expected plain numbers")
     shape, fortran, dtype = readers[version](member, max_header_size=MAX_HEADER)

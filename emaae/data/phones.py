@@ -7,9 +7,9 @@ import numpy as np
 
 from emaae.data.features import ARTICULATORS
 
-# Vowels set every articulator: millimetres from rest, means of eight speakers.
+# Vowels set every articulator: millimetres from rest, means of eight speakers, for
+#     TDX  TDY  TBX  TBY  TTX  TTY  LIX  LIY  ULX  ULY  LLX  LLY
 VOWEL_TARGETS_MM = """
-      TDX  TDY  TBX  TBY  TTX  TTY  LIX  LIY  ULX  ULY  LLX  LLY
 IY   -2.7  5.0 -3.7  5.1 -3.2  1.5 -0.7  1.7  0.7  0.5  0.0 -0.1
 IH   -1.3 -0.2 -1.3  1.0 -1.6  1.3 -0.4  1.2  0.6  0.4  0.2  0.3
 EH    0.0 -3.4  0.2 -2.6 -0.1 -1.1  0.4 -1.3  0.9  0.3  1.2 -2.3
@@ -52,36 +52,24 @@ PHONE_LOUDNESS = {phone: level for k, level in LOUDNESS_BY_CLASS.items() for pho
 VOICELESS = ("P", "T", "K", "F", "S", "SH")
 
 
-class _Posture(NamedTuple):
-    """A phone's articulation: target (12,) in standard deviations from rest, weight (12,) 0..1."""
-
-    target: np.ndarray
-    weight: np.ndarray
-
-
-def _vowels(table: str) -> dict[str, _Posture]:
-    header, *rows = (line.split() for line in table.strip().splitlines())
-    assert tuple(header) == ARTICULATORS
-    return {
-        phone: _Posture(np.array(mm, dtype=float) / SD_MM, np.ones(len(ARTICULATORS)))
-        for phone, *mm in rows
-    }
-
-
-def _consonants(table: Mapping[str, str]) -> dict[str, _Posture]:
+def _consonants(table: Mapping[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     postures = {}
     for phones, row in table.items():
-        posture = _Posture(np.zeros(len(ARTICULATORS)), np.zeros(len(ARTICULATORS)))
+        targets, weights = np.zeros((2, len(ARTICULATORS)))
         for part, weight in zip(row.split("|"), (1.0, FOLLOWER_WEIGHT)):
             words = part.split()
             for articulator, target in zip(words[::2], words[1::2]):
                 i = ARTICULATORS.index(articulator)
-                posture.target[i], posture.weight[i] = float(target), weight
-        postures.update(dict.fromkeys(phones.split(), posture))
+                targets[i], weights[i] = float(target), weight
+        postures.update(dict.fromkeys(phones.split(), (targets, weights)))
     return postures
 
 
-VOWELS = _vowels(VOWEL_TARGETS_MM)
+# Articulation of each phone: targets (12,) in standard deviations from rest, weights (12,) 0..1.
+VOWELS = {
+    phone: (np.array(mm, dtype=float) / SD_MM, np.ones(len(ARTICULATORS)))
+    for phone, *mm in map(str.split, VOWEL_TARGETS_MM.strip().splitlines())
+}
 CONSONANTS = _consonants(CONSONANT_TARGETS)
 # As in English: no syllable begins with NG, none ends with W.
 ONSETS = tuple(phone for phone in CONSONANTS if phone != "NG")

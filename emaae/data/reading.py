@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -41,20 +41,10 @@ class FrameFormat(NamedTuple):
         """Their names."""
         return tuple(CHANNELS[i] for i in self.columns)
 
-
-class Utterance(NamedTuple):
-    """One utterance as a split keeps it: identity, frames (T, D), a digest of the frames."""
-
-    name: str
-    frames: np.ndarray
-    digest: str
-
-
-def to_utterance(name: str, features: np.ndarray, form: FrameFormat) -> Utterance:
-    """Features (T, 14) in the form that a split keeps. Raises UserError beyond float16's range."""
-    kept = features[:, form.columns]
-    frames = cast_frames(kept, form.dtype, f"{name} has values up to", "--data_dtype float32")
-    return Utterance(name, frames, digest_of(frames.data))
+    def frames(self, name: str, features: np.ndarray) -> np.ndarray:
+        """The features (T, 14) of an utterance as (T, D). Raises UserError beyond float16."""
+        kept, what = features[:, self.columns], f"{name} has values up to"
+        return cast_frames(kept, self.dtype, what, "--data_dtype float32")
 
 
 def cast_frames(array: np.ndarray, dtype: str, what: str, way_out: str) -> np.ndarray:
@@ -124,13 +114,24 @@ def _in_processes(
     n = min(max(2, n_cpus()), MAX_PROCESSES)
     # Forked, as torch's own loaders are: a new interpreter would import torch before it could read.
     fork = multiprocessing.get_context("fork")
-    readers, processes = [], []
+    readers: list[Connection] = []
+    processes = []
+
+    def work(mine: Sequence[Sequence[FeatureFile]], writer: Connection) -> None:
+        for reader in readers:
+            reader.close()  # the parent's end: a pipe breaks once no process could read it
+        # Signals reach all processes of the group; workers ignore them and the parent ends them.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        with contextlib.suppress(BrokenPipeError):
+            for part in mine:
+                writer.send([_read(file, read) for file in part])
+
     try:
         for i in range(n):
             reader, writer = fork.Pipe(duplex=False)
             readers.append(reader)
-            args = (parts[i::n], read, writer, readers)
-            processes.append(fork.Process(target=_read_worker, args=args, daemon=True))
+            processes.append(fork.Process(target=work, args=(parts[i::n], writer), daemon=True))
             processes[-1].start()
             writer.close()
         for i in range(len(parts)):
@@ -145,19 +146,3 @@ def _in_processes(
             process.kill()
             process.join()
             reader.close()
-
-
-def _read_worker(
-    parts: Sequence[Sequence[FeatureFile]],
-    read: Callable[[FeatureFile], Any],
-    writer: Connection,
-    readers: Sequence[Connection],
-) -> None:
-    for reader in readers:
-        reader.close()  # the parent's end: a pipe breaks once no process could read it
-    # Signals reach all processes of the group; the workers ignore them and the parent ends them.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(BrokenPipeError):
-        for part in parts:
-            writer.send([_read(file, read) for file in part])

@@ -1,11 +1,11 @@
-"""A split: its utterances end to end in one array, with their names and offsets."""
+"""A split: its utterances end to end in one array, and its batches in their order."""
 
 import functools
 import itertools
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emaae.data.reading import FrameFormat, Utterance, digest_of, to_utterance
+from emaae.data.reading import FrameFormat, digest_of
 from emaae.system.errors import UserError, shortened
 
 # Frames whose moments are summed at a time: a float64 copy of all would be twice the data.
@@ -22,9 +22,13 @@ CHUNK_FRAMES = 1 << 16
 # Frames that take more of a GPU's free memory than this stay outside: a step needs some too.
 MAX_GPU_FRACTION = 0.5
 
+# Lengths are jittered by this fraction before sorting: enough that an utterance meets new
+# neighbours every epoch, little enough that padding stays small.
+JITTER = 0.02
 
-class Precomputed(NamedTuple):
-    """Digests and moments of frames, kept from when they were read.
+
+class Summary(NamedTuple):
+    """Digests and moments of frames.
 
     digests: of each utterance (U,). mean, sd: float64 (D,), of each channel, in raw units.
     """
@@ -40,36 +44,28 @@ class Split:
 
     names: identities, U of them. frames (N, D): float32 or float16, raw units, all utterances end
     to end. offsets (U + 1,): where each utterance begins. channels: the D column names.
-    skipped: identities that were left out, their files being broken, and why. device: where
-    utterances and batches are given; the frames themselves may lie elsewhere, see `to`.
+    precomputed: the summary, where it was kept. skipped: identities that were left out, their
+    files being broken, and why. device: where utterances and batches are given; the frames
+    themselves may lie elsewhere, see `to`.
     """
 
     names: tuple[str, ...]
     frames: Tensor
     offsets: np.ndarray
     channels: tuple[str, ...]
-    precomputed: Precomputed | None = None
+    precomputed: Summary | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     device: torch.device = torch.device("cpu")
 
     @classmethod
     def from_utterances(
-        cls, utterances: Iterable[tuple[str, np.ndarray]], keep_loudness: bool = False
+        cls, utterances: Iterable[tuple[str, np.ndarray]], form: FrameFormat | None = None
     ) -> "Split":
         """From (identity, features (T, 14)) pairs; loudness, column 12, is dropped by default."""
-        form = FrameFormat(keep_loudness)
-        return cls.from_formatted(
-            form, (to_utterance(name, features, form) for name, features in utterances)
-        )
-
-    @classmethod
-    def from_formatted(cls, form: FrameFormat, utterances: Iterable[Utterance]) -> "Split":
-        """From utterances that have this form already."""
-        names, arrays, digests = zip(*utterances)
-        frames = np.concatenate(arrays)
-        known = Precomputed(digests, *mean_and_sd(frames))
-        lengths = [len(array) for array in arrays]
-        return cls(names, torch.from_numpy(frames), offsets_of(lengths), form.channels, known)
+        form = form or FrameFormat()
+        names, arrays = zip(*((name, form.frames(name, array)) for name, array in utterances))
+        offsets = offsets_of([len(array) for array in arrays])
+        return cls(names, torch.from_numpy(np.concatenate(arrays)), offsets, form.channels)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,9 +87,9 @@ class Split:
         """
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
         if self.frames.nbytes > MAX_GPU_FRACTION * free:
-            return replace(self, device=device)
+            return replace(self, precomputed=self.summary, device=device)
         frames = self.frames.to(device)
-        return replace(self, frames=frames, device=frames.device)
+        return replace(self, frames=frames, precomputed=self.summary, device=frames.device)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The utterances at these indices, in that order; at least one."""
@@ -104,23 +100,21 @@ class Split:
 
     def mean_and_sd(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel (D,), in raw units."""
-        known = self.precomputed
-        mean, sd = (
-            mean_and_sd(self.frames.cpu().numpy()) if known is None else (known.mean, known.sd)
-        )
-        return torch.from_numpy(mean).float(), torch.from_numpy(sd).float()
+        mean, sd = (torch.from_numpy(moment).float() for moment in self.summary[1:])
+        return mean, sd
 
     @functools.cached_property
-    def digests(self) -> tuple[str, ...]:
-        """A digest of the content of each utterance."""
+    def summary(self) -> Summary:
+        """Digests and moments of the frames."""
         if self.precomputed is not None:
-            return self.precomputed.digests
+            return self.precomputed
         frames = self.frames.cpu().numpy()
-        return tuple(digest_of(frames[a:b].data) for a, b in itertools.pairwise(self.offsets))
+        digests = tuple(digest_of(frames[a:b].data) for a, b in itertools.pairwise(self.offsets))
+        return Summary(digests, *mean_and_sd(frames))
 
     def fingerprint(self) -> str:
         """A digest of names and contents, equal exactly when these are."""
-        pairs = zip(self.names, self.digests)
+        pairs = zip(self.names, self.summary.digests)
         whole = "".join(f"{name}\0{digest}\n" for name, digest in pairs)
         return digest_of(whole.encode(errors="surrogateescape"))
 
@@ -152,7 +146,7 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
     """
     seen: dict[str, tuple[str, str]] = {}  # by name and by content: in which split, as which name
     for split, utterances in splits.items():
-        for name, digest in zip(utterances.names, utterances.digests):
+        for name, digest in zip(utterances.names, utterances.summary.digests):
             if name in seen or digest in seen:
                 other, twin = seen.get(name) or seen[digest]
                 same = "" if name == twin else f" (as {twin})"
@@ -160,7 +154,7 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
                     f"utterance {name} of the {split} split is in the {other} split "
                     f"too{same}: splits must share no utterance; remove it from one of them"
                 )
-        for name, digest in zip(utterances.names, utterances.digests):
+        for name, digest in zip(utterances.names, utterances.summary.digests):
             seen[name] = seen[digest] = (split, name)
 
     speakers = {split: set(map(speaker_of, of.names)) for split, of in splits.items()}
@@ -173,3 +167,57 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
                 "scores will say little about new speakers; split by speaker",
                 stacklevel=2,
             )
+
+
+# ---- batches
+
+
+def training_order(lengths: np.ndarray, batch_sz: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Batches of utterance indices, similar lengths together, in random order.
+
+    A function of its arguments alone: a continued run sees the batches it would have seen.
+    """
+    random = np.random.default_rng([seed, epoch])
+    keys = lengths * random.uniform(1 - JITTER, 1 + JITTER, len(lengths))
+    batches = _cut(np.argsort(keys, kind="stable"), batch_sz)
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def evaluation_order(lengths: np.ndarray, batch_sz: int) -> list[np.ndarray]:
+    """Batches of utterance indices by length, longest first (so memory fails early or never)."""
+    return _cut(np.argsort(-lengths, kind="stable"), batch_sz)
+
+
+def _cut(order: np.ndarray, batch_sz: int) -> list[np.ndarray]:
+    return [order[i : i + batch_sz] for i in range(0, len(order), batch_sz)]
+
+
+def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+    """x (batch, D, time) in raw units, zero where padded, and its mask (batch, 1, time).
+
+    A batch may be of no utterance. Frames are picked where they lie, and the order goes there once:
+    a split on the GPU is never waited for. What lies in main memory is sent from pinned pages while
+    the step before is computed.
+    """
+    if not order:
+        return
+    here, lengths, counts = split.frames.device, split.lengths, [len(batch) for batch in order]
+    starts, sizes = (
+        torch.from_numpy(of_all[np.concatenate(order)]).to(here).split(counts)
+        for of_all in (split.offsets, lengths)
+    )
+    for batch, start, size in zip(order, starts, sizes):
+        time = torch.arange(int(lengths[batch].max(initial=1)), device=here)
+        real = time < size[:, None]
+        frames = split.frames[torch.where(real, start[:, None] + time, 0)]
+        mask = real[:, None].to(torch.float32)
+        x = frames.transpose(1, 2) * mask
+        if split.device != here:
+            x, mask = (_sent(tensor, split.device) for tensor in (x, mask))
+        yield x, mask
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -13,16 +13,16 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from emaae.data.reading import FrameFormat, Utterance, digest_of
-from emaae.data.split import Precomputed, Split, mean_and_sd, offsets_of
+from emaae.data.reading import FrameFormat, digest_of
+from emaae.data.split import Split, Summary, offsets_of
 from emaae.system.files import flush_to_disk, lock_folder
 
 # Raised when what lies in a store changes, so that older stores are built again.
@@ -30,13 +30,12 @@ FORMAT = 3
 BUILDING = "building-"  # the folder that a store is built in
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """The source of a split.
 
     label: what a person calls it. location: identifies it, whatever its content: a store of the
-    same location is replaced. content_key: differs when the content does. read: all utterances, in
-    their order.
+    same location is replaced. content_key: differs when the content does. form: of what is kept.
+    read: identity and features (T, 14) of all utterances, in their order.
     broken: which files were left out when it was read last, and why; None when a broken file ends
     the reading.
     """
@@ -45,7 +44,7 @@ class Source:
     location: tuple[Any, ...]
     content_key: str
     form: FrameFormat
-    read: Callable[[], Iterator[Utterance]]
+    read: Callable[[], Iterator[tuple[str, np.ndarray]]]
     broken: dict[str, str] | None = None
 
 
@@ -66,7 +65,7 @@ def load(source: Source, cache: Path | None) -> Split:
                 "into memory instead: free some space there, or name another folder by --cache_dir",
                 stacklevel=2,
             )
-    split = Split.from_formatted(source.form, source.read())
+    split = Split.from_utterances(source.read(), source.form)
     return replace(split, skipped=dict(source.broken or {}))
 
 
@@ -103,21 +102,22 @@ def _open_or_build(folder: Path, source: Source) -> Split:
 
 def _build(folder: Path, source: Source) -> None:
     """Write frames and index."""
-    utterances = []
+    names, lengths = [], []
     with open(folder / "frames", "wb") as file:
-        for name, frames, digest in source.read():
-            utterances.append((name, len(frames), digest))
+        for name, features in source.read():
+            frames = source.form.frames(name, features)
+            names.append(name)
+            lengths.append(len(frames))
             file.write(frames.data)
         flush_to_disk(file)  # content only: a folder that a power cut takes back is built again
-    names, lengths, digests = zip(*utterances)
-    mean, sd = mean_and_sd(_map(folder / "frames", source.form, sum(lengths)))
+    known = _map(folder, source, names, lengths).summary
     index = {
         "where": source.label,
         "names": names,
         "lengths": lengths,
-        "digests": digests,
-        "mean": mean.tolist(),
-        "sd": sd.tolist(),
+        "digests": known.digests,
+        "mean": known.mean.tolist(),
+        "sd": known.sd.tolist(),
         "skipped": source.broken or {},
     }
     text = json.dumps(index, allow_nan=False)
@@ -133,24 +133,25 @@ def _open(folder: Path, source: Source) -> Split | None:
         index = json.loads(text) if digest == hash_key(text) else None
         if index is None or (index["skipped"] and source.broken is None):
             return None
-        frames = _map(folder / "frames", source.form, sum(index["lengths"]))
+        known = Summary(tuple(index["digests"]), np.array(index["mean"]), np.array(index["sd"]))
+        split = _map(folder, source, index["names"], index["lengths"])
     except (FileNotFoundError, BlockingIOError, ValueError):  # locked by who removes it, cut short
         return None
-    known = Precomputed(tuple(index["digests"]), np.array(index["mean"]), np.array(index["sd"]))
-    names, offsets = tuple(index["names"]), offsets_of(index["lengths"])
-    channels, skipped = source.form.channels, index["skipped"]
-    return Split(names, torch.from_numpy(frames), offsets, channels, known, skipped)
+    return replace(split, precomputed=known, skipped=index["skipped"])
 
 
-def _map(path: Path, form: FrameFormat, n_frames: int) -> np.ndarray:
-    """Frames (N, D) in pages that all processes share; one that writes gets a copy of the page.
+def _map(folder: Path, source: Source, names: Sequence[str], lengths: Sequence[int]) -> Split:
+    """A split with its frames in pages that all processes share; who writes to one gets a copy.
 
     The file is locked against removal as long as it is mapped: a network disk would take it away
     from a run on another machine. Raises ValueError when it is too short.
     """
-    with open(path, "rb") as file:
+    channels = source.form.channels
+    with open(folder / "frames", "rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return np.asarray(np.memmap(file, form.dtype, "c", shape=(n_frames, len(form.channels))))
+        mapped = np.memmap(file, source.form.dtype, "c", shape=(sum(lengths), len(channels)))
+    frames = torch.from_numpy(np.asarray(mapped))
+    return Split(tuple(names), frames, offsets_of(lengths), channels)
 
 
 def _remove_others(kept: Path) -> bool:

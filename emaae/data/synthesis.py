@@ -1,7 +1,7 @@
 """How a generated utterance of demo.py is made: speaker, score, movement, frames."""
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage, signal
@@ -52,8 +52,7 @@ WANDER_CORRELATION = 0.9  # of the pitch in pauses, from one frame to the next
 POSITION_SCALE = 1.48
 
 
-@dataclass(frozen=True)
-class GeneratedUtterance:
+class GeneratedUtterance(NamedTuple):
     """One generated utterance.
 
     name: path below the split's folder, without suffix: `103/103000/103-103000-0000`.
@@ -71,16 +70,14 @@ class GeneratedUtterance:
     gestures: list[Gesture]
 
 
-@dataclass(frozen=True)
-class Speaker:
+class Speaker(NamedTuple):
     transform: np.ndarray  # (12, 12): features = movement @ transform + offset
     offset: np.ndarray  # (12,)
     rate: float  # phone durations are divided by it
     pitch_hz: float
 
 
-@dataclass(frozen=True)
-class PhoneGestures:
+class PhoneGestures(NamedTuple):
     """One phone's gestures: which articulators it pulls, where to, how hard, from when to when."""
 
     phone: str
@@ -90,6 +87,16 @@ class PhoneGestures:
     frequency_hz: float
     start_s: float
     end_s: float
+
+
+class Draft(NamedTuple):
+    """What an utterance is made of; its random numbers go on where the gestures' ended."""
+
+    name: str
+    rng: np.random.Generator
+    speaker: Speaker
+    phones: list[Phone]
+    tokens: list[PhoneGestures]
 
 
 def random_stream(seed: int, *stream: str | int) -> np.random.Generator:
@@ -157,18 +164,16 @@ def plan_gestures(rng: np.random.Generator, phones: list[Phone]) -> list[PhoneGe
         if label in VOWELS:
             # Consonants are superimposed on a continuous movement from vowel to vowel.
             end_s = next(p.start_s for p in phones[i + 1 :] if p.label in (*VOWELS, SILENCE))
-            posture, dynamics = VOWELS[label], VOWEL_DYNAMICS
+            (targets, weights), dynamics = VOWELS[label], VOWEL_DYNAMICS
         else:
             start_s -= CONSONANT_LEAD_S
-            posture, dynamics = CONSONANTS[label], CONSONANT_DYNAMICS
-        target = posture.target + rng.normal(0, 0.2, len(ARTICULATORS))
-        tokens.append(PhoneGestures(label, target, posture.weight, *dynamics, start_s, end_s))
+            (targets, weights), dynamics = CONSONANTS[label], CONSONANT_DYNAMICS
+        targets = targets + rng.normal(0, 0.2, len(ARTICULATORS))
+        tokens.append(PhoneGestures(label, targets, weights, *dynamics, start_s, end_s))
     return tokens
 
 
-def simulate_movement(
-    tokens: list[list[PhoneGestures]], durations_s: list[float]
-) -> list[np.ndarray]:
+def simulate_movement(drafts: list[Draft]) -> list[np.ndarray]:
     """Movement of several utterances: (instants, 12) each, in standard deviations from rest.
 
     Saltzman & Munhall (1989): each articulator is a critically damped mass on a spring,
@@ -178,14 +183,14 @@ def simulate_movement(
     whose stiffness w^2 and rest position x0 are means over the active gestures, each counted with
     its activation x strength x weight. A weak neutral gesture is always active.
     """
-    n_instants = [int(duration_s / STEP_S) for duration_s in durations_s]
-    shape = (max(n_instants), len(tokens), len(ARTICULATORS))
+    n_instants = [int(draft.phones[-1].end_s / STEP_S) for draft in drafts]
+    shape = (max(n_instants), len(drafts), len(ARTICULATORS))
     strength, frequency_hz = NEUTRAL_DYNAMICS
     weight = np.full(shape, strength)
     stiffness = np.full(shape, strength * (2 * np.pi * frequency_hz) ** 2)
     target = np.zeros(shape)
-    for utterance, utterance_tokens in enumerate(tokens):
-        for token in utterance_tokens:
+    for utterance, draft in enumerate(drafts):
+        for token in draft.tokens:
             first = max(0, int((token.start_s - RAMP_S) / STEP_S))
             last = min(shape[0], int((token.end_s + RAMP_S) / STEP_S))
             instants_s = FIRST_INSTANT_S + STEP_S * np.arange(first, last)
@@ -227,15 +232,9 @@ def _integrate(target: np.ndarray, stiffness: np.ndarray) -> np.ndarray:
     return positions
 
 
-def make_utterance(
-    name: str,
-    rng: np.random.Generator,
-    speaker: Speaker,
-    phones: list[Phone],
-    tokens: list[PhoneGestures],
-    movement: np.ndarray,
-) -> GeneratedUtterance:
+def make_utterance(draft: Draft, movement: np.ndarray) -> GeneratedUtterance:
     """The utterance that one movement (instants, 12) of a speaker's articulators makes."""
+    name, rng, speaker, phones, tokens = draft
     n_frames = int(frames_of(round(phones[-1].end_s * SAMPLE_RATE_HZ)))
     at_frames = FIRST_FRAME_STEP + STEPS_PER_FRAME * np.arange(n_frames)
 
