@@ -180,7 +180,8 @@ class Runner:
                     self._start_run(attempt)
                     continue
                 ask_at = time.monotonic() + CLAIM_S
-                done = not self.jobs and self.queue.done()
+                closed = [a for a in ended if not a.needs_retry]
+                done = not self.jobs and len(closed) == self.queue.n_points
                 if not (self.jobs or done or waiting):
                     waiting = True
                     say("the last points are with other runners; waiting for them")

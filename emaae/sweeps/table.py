@@ -43,8 +43,7 @@ class Screen:
         shown = sorted([*ended[cut:], *running], key=attrgetter("point"))
         head = f"{self.sweep.name}: {len(ended)} of {self.n_points} points"
         lines = [head, *table(self.sweep, shown)]
-        self._erase()
-        print("\n".join(line[: width - 1] for line in lines), flush=True)
+        self.print_line("\n".join(line[: width - 1] for line in lines))
         self._drawn = len(lines)
 
     def _erase(self) -> None:

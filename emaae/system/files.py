@@ -23,11 +23,11 @@ MAX_READ = 1 << 17
 def find_packaged(path: str | Path) -> Path:
     """The path; when nothing is there, train.py or sweeps/FILE as they come with this package."""
     path, package = Path(path), Path(__file__).parents[1]
-    known = {"train.py": [package.parent / "train.py"]}
-    if path.parent == Path("sweeps"):
-        # Beside the package in a checkout, inside it once it is installed.
-        known[str(path)] = [package.parent / path, package / "sweep_files" / path.name]
-    return next((p for p in (path, *known.get(str(path), [])) if p.is_file()), path)
+    places = [path]
+    if path == Path("train.py") or path.parent == Path("sweeps"):
+        # Beside the package in a checkout; sweep files are inside it once it is installed.
+        places += [package.parent / path, package / "sweep_files" / path.name]
+    return next((place for place in places if place.is_file()), path)
 
 
 def expand_home(args: argparse.Namespace) -> argparse.Namespace:
