@@ -33,7 +33,6 @@ from emaae.data.demo import generate
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import Gesture
 from emaae.system.errors import UserError, needs_extra, reporting_errors
-from emaae.system.files import expand_home
 from emaae.system.progress import progress
 
 TR_S = 1.0
@@ -230,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--at", type=fraction, default=0.85, help="zeros of live units (default: .85)")
     add("--stories", type=int, default=STORIES, help=f"stories to generate (default: {STORIES})")
     add("--out", type=Path, metavar="DIR", help="write brain.csv and brain.png")
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     if args.stories <= LEFT_OUT + 1:
         raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
     frame([])  # fails before the long computation when pandas is missing

@@ -29,7 +29,6 @@ from emaae.config import KNOBS, Config
 from emaae.data import SPLITS, Split, load_splits
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, reporting_errors
-from emaae.system.files import expand_home
 from emaae.system.progress import progress
 
 # The knobs along a front.
@@ -337,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--probe", action="store_true", help="add the accuracy of a linear probe")
     add("--resamples", type=int, default=1000, metavar="N", help="for intervals (default: 1000)")
     add("--out", type=Path, metavar="DIR", help="write comparison.csv and comparison.png there")
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     if args.resamples < 1:
         raise UserError(f"--resamples must be at least 1, got {args.resamples}")
     if args.out:

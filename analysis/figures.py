@@ -16,7 +16,6 @@ from analysis.paper import ONE, TWO, UNDATED
 from analysis.programs import folder_of, program
 from analysis.runs import Run, best, read_comparable
 from emaae.system.errors import UserError, reporting_errors
-from emaae.system.files import expand_home
 
 Show = Callable[[Sequence[Run]], Drawing]
 
@@ -127,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES)
     )
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     runs = read_comparable(*args.refs)
     out = args.out or folder_of(args.refs[0]) / "figures"
     drawn = []

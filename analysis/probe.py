@@ -34,7 +34,6 @@ from emaae.data.features import CHANNELS
 from emaae.data.split import mean_and_sd
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, needs_extra, reporting_errors
-from emaae.system.files import expand_home
 from emaae.system.progress import progress
 
 SHIFTS = {1: "20ms", 2: "40ms", 3: "60ms"}  # frames, to either side
@@ -318,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Probe the models, print the table and what it means, and write it if asked to."""
     parser = program("probe", __doc__, "models", "--data")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the table there too")
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     if args.out is not None and args.out.suffix != ".csv":
         raise UserError(f"--out must name a .csv file, got {args.out}")
     models = {ref: emaae.load_model(ref) for ref in args.models}

@@ -40,7 +40,6 @@ from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import BY_NAME, SUMMARY, SUMMARY_AT_END
 from emaae.sweeps.sweep_file import description_of
 from emaae.system.errors import reporting_errors
-from emaae.system.files import expand_home
 
 MAX_VALUES = 12  # of a filter
 
@@ -240,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.html", help="default: REF/report.html, or ./report.html"
     )
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     out = args.out or folder_of(args.ref) / "report.html"
     html = page(read_comparable(args.ref), title_of(args.ref))
     with writing(out):

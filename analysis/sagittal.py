@@ -26,7 +26,6 @@ from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import SD_MM
 from emaae.runs.reconstructions import Reconstruction
 from emaae.system.errors import UserError, reporting_errors
-from emaae.system.files import expand_home
 
 # Millimetres; x grows backwards and y upwards, from the edge of the upper incisors.
 SENSORS = ("TD", "TB", "TT", "LI", "UL", "LL")  # in the order of the features
@@ -153,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.gif", help="(default: sagittal.gif in DIR)"
     )
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     runs = read_runs(args.run)
     run = best(runs) or runs[0]
     found, _ = autoencode(run, args.utterance)

@@ -13,7 +13,6 @@ from analysis.programs import program
 from analysis.runs import GOOD, Run, aims, groups, read_comparable, split_of
 from analysis.tables import markdown
 from emaae.system.errors import UserError, reporting_errors
-from emaae.system.files import expand_home
 
 # Column: metric, `*` being the split.
 COLUMNS = {
@@ -64,7 +63,7 @@ def fronts(runs: Sequence[Run]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print both tables."""
-    args = expand_home(program("summary", __doc__, "refs").parse_args(argv))
+    args = program("summary", __doc__, "refs").parse_args(argv)
     runs = read_comparable(*args.refs)
     if not any(run.status in GOOD for run in runs):
         raise UserError(f"{' '.join(args.refs)}: none of {len(runs)} runs has ended well")

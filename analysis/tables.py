@@ -15,7 +15,6 @@ from emaae.config import Config
 from emaae.data import SPLITS
 from emaae.metrics import DENSITY_EDGES
 from emaae.system.errors import needs_extra, reporting_errors
-from emaae.system.files import expand_home
 
 SERIES = ("encoding", "input")
 FORMATS = ("csv", "parquet")
@@ -142,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, help="directory (default: DIR/tables; tables for runs on W&B)"
     )
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     out = args.out or folder_of(args.refs[0]) / "tables"
     for name, table in tables(read_runs(*args.refs)).items():
         if table.empty:

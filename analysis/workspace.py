@@ -15,7 +15,6 @@ from wandb_workspaces.reports import v2 as wr
 
 from analysis.programs import program
 from emaae.system.errors import UserError, reason, reporting_errors
-from emaae.system.files import expand_home
 
 NAME = "alpha schedules"
 GROUP = "schedule"  # of the config: what alpha really did
@@ -138,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = program("workspace", __doc__)
     parser.add_argument("path", metavar="ENTITY/PROJECT[/SWEEP]")
     parser.add_argument("--dry-run", action="store_true", help="print it as JSON and send nothing")
-    args = expand_home(parser.parse_args(argv))
+    args = parser.parse_args(argv)
     parts = args.path.split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from emaae.system.signals import handle_signals
 
@@ -31,10 +31,23 @@ class BadFile(UserError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser of arguments that raises mistakes as UserError."""
+    """A parser that raises mistakes as UserError, and replaces a leading ~ as shells do."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The arguments, with the home directory in place of a leading ~."""
+        found = super().parse_args(args, namespace)
+        return argparse.Namespace(**{name: _expanded(each) for name, each in vars(found).items()})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists what there is")
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(each) for each in value]
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 @contextlib.contextmanager
