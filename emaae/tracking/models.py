@@ -167,12 +167,9 @@ def _best_on_wandb(path: str) -> tuple[Any, str]:
             f"to have logged the artifact {MODEL_PREFIX}-RUN"
         )
     metadata = [artifact.metadata for artifact in models.values()]
-    read.check_comparable(
-        path,
-        (one.get("aim", score_description({})) for one in metadata),
-        (one.get("data", "") for one in metadata),
-        "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind",
-    )
+    kinds = [(one.get("aim", score_description({})), one.get("data", "")) for one in metadata]
+    advice = "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind"
+    read.check_comparable(path, kinds, advice)
     return models[best], best
 
 
