@@ -102,24 +102,20 @@ def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
 
 def _norm_before(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
     """Their batch normalisation before a convolution; the first one standardises raw features."""
-    size = block.conv.in_channels
-    centre, spread = torch.zeros(size).double(), torch.ones(size).double()
-    weight, bias = torch.ones(size).double(), torch.zeros(size).double()
-    n_batches = torch.tensor(0)
-    norm = block.norm
-    if block.norm_first and isinstance(norm, MaskedBatchNorm):
-        centre, spread = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
-        weight, bias, n_batches = norm.weight, norm.bias, norm.num_batches_tracked
+    norm = MaskedBatchNorm(block.conv.in_channels, eps=0)  # which changes nothing
+    if block.norm_first and isinstance(block.norm, MaskedBatchNorm):
+        norm = block.norm
+    centre, spread = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
     if block is model.encoder[0]:
         mean, sd = model.mean.double(), model.sd.double()
         centre, spread = mean + sd * centre.to(mean), sd * spread.to(sd)
     variance = (spread.square() - EPS).clamp(min=0)
     return {
-        "batchnorm.weight": weight * (variance + EPS).sqrt() / spread,
-        "batchnorm.bias": bias,
+        "batchnorm.weight": norm.weight * (variance + EPS).sqrt() / spread,
+        "batchnorm.bias": norm.bias,
         "batchnorm.running_mean": centre,
         "batchnorm.running_var": variance,
-        "batchnorm.num_batches_tracked": n_batches,
+        "batchnorm.num_batches_tracked": norm.num_batches_tracked,
     }
 
 
