@@ -185,8 +185,6 @@ class _SweepFile(Document):
                 f"EMAAE_{name.upper()} or give --{name} after `--`"
             )
         kind = spec.get("distribution") or _inferred(spec)
-        if kind is None:
-            raise _Mistake("needs `value`, `values`, or `min` and `max`")
         kind = _one_of(tuple(DISTRIBUTIONS), kind, "distribution")
         values = {**DISTRIBUTIONS[kind].optional, **spec}
         values.pop("distribution", None)
@@ -303,8 +301,8 @@ def _check_values(values: Mapping[str, Any], kind: str) -> None:
             raise _Mistake(message, "probabilities")
 
 
-def _inferred(spec: Mapping[str, Any]) -> str | None:
-    """The distribution that W&B takes when none is named."""
+def _inferred(spec: Mapping[str, Any]) -> str:
+    """The distribution that W&B takes when none is named. Raises _Mistake."""
     if "value" in spec:
         return "constant"
     if "values" in spec:
@@ -312,4 +310,4 @@ def _inferred(spec: Mapping[str, Any]) -> str | None:
     if "min" in spec or "max" in spec:
         whole = all(type(spec.get(key)) is int for key in RANGE_KEYS)
         return "int_uniform" if whole else "uniform"
-    return None
+    raise _Mistake("needs `value`, `values`, or `min` and `max`")

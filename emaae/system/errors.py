@@ -35,19 +35,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The arguments, with the home directory in place of a leading ~."""
-        found = super().parse_args(args, namespace)
-        return argparse.Namespace(**{name: _expanded(each) for name, each in vars(found).items()})
+
+        def expanded(word: str) -> str:
+            flag, equals, value = word.partition("=") if word[:2] == "--" else ("", "", word)
+            return flag + equals + os.path.expanduser(value)
+
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([expanded(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists what there is")
-
-
-def _expanded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_expanded(each) for each in value]
-    if isinstance(value, str | Path) and str(value).startswith("~"):
-        return type(value)(os.path.expanduser(value))
-    return value
 
 
 @contextlib.contextmanager
