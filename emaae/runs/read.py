@@ -6,7 +6,7 @@ A run may be going on, or have been killed: a file that is broken counts as miss
 
 import hashlib
 import json
-import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,7 +87,7 @@ def is_finite(value: object) -> TypeGuard[float]:
     """Whether a value is a number, and neither infinite nor NaN; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value)
+    return bool(abs(value) <= sys.float_info.max)  # math.isfinite refuses very large integers
 
 
 def score(found: Mapping[str, Any]) -> float | None:
