@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import sys
 
 import torch
 
@@ -84,8 +83,6 @@ def keep_freed_memory() -> None:
     cleared first: kept, a step is 1.4 to 1.5 times as fast (benchmarks/RESULTS.md). glibc only;
     on other systems nothing happens.
     """
-    if sys.platform != "linux":
-        return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         trim_threshold, mmap_max = -1, -4  # of malloc.h
