@@ -13,7 +13,7 @@ the train split, its strength chosen on val.
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -40,23 +40,18 @@ Response = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def baseline(
-    name: str,
-    model: CNNAutoEncoder,
-    train: Split,
-    val: Split,
-    sparsities: Sequence[float],
-    seed: int,
+    name: str, model: CNNAutoEncoder, splits: Mapping[str, Split], at: Sequence[float], seed: int
 ) -> list[Codec]:
-    """A codec of a name in `BASELINES` for each sparsity, 0 to 1.
+    """A codec of a name in `BASELINES` for each sparsity in `at`, 0 to 1.
 
-    model: how many units there are (`nmf` has 64), how many frames are seen, and how features are
-    standardised.
+    splits: train and val, what else there is being left alone. model: how many units there are
+    (`nmf` has 64), how many frames are seen, and how features are standardised.
     """
-    train, val = _evenly_spread(train), _evenly_spread(val)
+    train, val = _evenly_spread(splits["train"]), _evenly_spread(splits["val"])
     respond = BASELINES[name](model, train, seed)
     responses = torch.cat([respond(train[i].T) for i in range(len(train))], 1)
     found = []
-    for sparsity in sparsities:
+    for sparsity in at:
         threshold = responses.kthvalue(round(sparsity * responses.shape[1]), dim=1, keepdim=True)[0]
 
         def encode(x: Tensor, threshold: Tensor = threshold) -> Tensor:
@@ -122,12 +117,7 @@ def _nmf(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
     return lambda x: torch.from_numpy(factors.transform(windows(x)).T.astype(np.float32))
 
 
-BASELINES: dict[str, Callable[[CNNAutoEncoder, Split, int], Response]] = {
-    "one frame": _one_frame,
-    "smoothed": _smoothed,
-    "untrained": _untrained,
-    "nmf": _nmf,
-}
+BASELINES = {"one frame": _one_frame, "smoothed": _smoothed, "untrained": _untrained, "nmf": _nmf}
 
 
 # ---- decoders

@@ -11,9 +11,8 @@ haemodynamic response, with noise. So it tells what a pipeline can find, and not
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.signal import fftconvolve
@@ -50,8 +49,7 @@ MAX_ERROR_S = GAP_S / 2.1  # of an onset: beyond it utterances would overlap
 SEED = 77  # of the stories: other speakers and sentences than those of the demo data
 
 
-@dataclass(frozen=True)
-class Story:
+class Story(NamedTuple):
     """Utterances (T, 14) with the seconds at which they begin, and gestures (frames, 24)."""
 
     features: list[np.ndarray]
@@ -72,11 +70,9 @@ def stories(n: int = STORIES, utterances: int = UTTERANCES, scale: float = 1.0) 
         some = spoken[first : first + utterances]
         lengths = np.array([len(one.features) / FRAME_RATE_HZ for one in some])
         onsets = np.concatenate([[0], np.cumsum(lengths + GAP_S)[:-1]])
-        rows = np.zeros((round((onsets[-1] + lengths[-1]) * FRAME_RATE_HZ), 2 * len(ARTICULATORS)))
-        for one, onset in zip(some, onsets):
-            score = activations(one.gestures, len(one.features))
-            start = round(onset * FRAME_RATE_HZ)
-            rows[start : start + len(score)] = score[: len(rows) - start]
+        gap = activations([], round(GAP_S * FRAME_RATE_HZ))
+        scores = (activations(one.gestures, len(one.features)) for one in some)
+        rows = np.concatenate([part for score in scores for part in (score, gap)][:-1])
         found.append(Story([one.features for one in some], onsets, rows))
     return found
 
@@ -170,8 +166,8 @@ def compare(runs: Sequence[Run], spoken: Sequence[Story], sparsity: float, weigh
             codec = Codec.of(model)
             if ("untrained", seed) not in views:
                 views["raw features", seed] = codec.standardised, 0.0
-                fitted = baseline("untrained", model, data["train"], data["val"], [sparsity], seed)
-                views["untrained", seed] = fitted[0].encoding, sparsity
+                (fitted,) = baseline("untrained", model, data, [sparsity], seed)
+                views["untrained", seed] = fitted.encoding, sparsity
             own = codec.encoding, live_sparsity(run, weights)
             views |= {(name, seed): own, (NULL + name, seed): own}
     if not views:

@@ -13,7 +13,7 @@ a group as one unit.
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from analysis.drawing import Axis, Drawing, Line, Panel, styles
 from analysis.labels import read_splits
 from analysis.programs import fraction, program
 from analysis.runs import GOOD, Run, grouped, read_runs, text, varying
-from analysis.tables import frame, markdown, write
+from analysis.tables import Row, frame, markdown, write
 from emaae.config import KNOBS, Config
 from emaae.data import SPLITS, Split, load_splits
 from emaae.models import CNNAutoEncoder
@@ -44,8 +44,10 @@ class Point(NamedTuple):
     costs: Mapping[str, np.ndarray]
 
 
-# The points of each seed.
-Front = Mapping[int, Sequence[Point]]
+Coded = tuple[str, int, Codec]  # a setting, a seed, one codec of theirs
+Front = Mapping[int, Sequence[Point]]  # the points of each seed
+Fronts = Mapping[str, Front]  # that of each setting
+Accuracies = Mapping[str, Mapping[str, np.ndarray]]  # by setting and set of labels, (seeds, B)
 
 
 class Estimate(NamedTuple):
@@ -101,14 +103,12 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
-def at(
-    sparsity: float | np.ndarray, points: Sequence[Point], name: str, n: int | None = None
-) -> np.ndarray:
+def at(sparsity: float | np.ndarray, points: Sequence[Point], name: str) -> np.ndarray:
     """A cost (B,) of the points of one seed, read at a live sparsity; NaN beyond them.
 
-    At sparsities (K,) it is (B, K). n: of so many resamples alone.
+    At sparsities (K,) it is (B, K).
     """
-    pairs = np.stack([[p.costs["live_sparsity"][:n], p.costs[name][:n]] for p in points], -1)
+    pairs = np.stack([[p.costs["live_sparsity"], p.costs[name]] for p in points], -1)
     ordered = (pair[:, pair[0].argsort()] for pair in pairs.swapaxes(0, 1))
     return np.array([np.interp(sparsity, x, y, np.nan, np.nan) for x, y in ordered])
 
@@ -116,6 +116,11 @@ def at(
 def costs_at(sparsity: float, front: Front) -> dict[str, np.ndarray]:
     """Each of `COSTS` of a front, (seeds, B), at a live sparsity."""
     return {name: np.stack([at(sparsity, ps, name) for ps in front.values()]) for name in COSTS}
+
+
+def on_split(front: Front, name: str) -> np.ndarray:
+    """A cost of all points of a front, of all seeds (n,), on the split itself."""
+    return np.array([point.costs[name][0] for points in front.values() for point in points])
 
 
 # ---- what is compared
@@ -152,26 +157,22 @@ def load(run: Run, weights: str) -> CNNAutoEncoder:
     return model
 
 
-def trained(runs: Mapping[str, Sequence[Run]], weights: str) -> Iterator[tuple[str, int, Codec]]:
+def trained(runs: Mapping[str, Sequence[Run]], weights: str) -> Iterator[Coded]:
     """The setting, the seed and the codec of each run."""
     todo = [(label, run) for label, members in runs.items() for run in members]
     for label, run in progress(todo, "measuring", unit="runs"):
         yield label, run.config.get("seed", 0), Codec.of(load(run, weights))
 
 
-def baselines(
-    model: CNNAutoEncoder, splits: Mapping[str, Split]
-) -> Iterator[tuple[str, int, Codec]]:
+def baselines(model: CNNAutoEncoder, splits: Mapping[str, Split]) -> Iterator[Coded]:
     """The name, the seed and the codecs of all baselines, as wide as a model, seeing as much."""
     todo = list(itertools.product(BASELINES, BASELINE_SEEDS))
     for name, seed in progress(todo, "baselines", unit="fits"):
-        codecs = baseline(name, model, splits["train"], splits["val"], BASELINE_SPARSITIES, seed)
+        codecs = baseline(name, model, splits, BASELINE_SPARSITIES, seed)
         yield from ((name, seed, codec) for codec in codecs)
 
 
-def fronts(
-    codecs: Iterable[tuple[str, int, Codec]], test: Split, counts: np.ndarray, copies_once: bool
-) -> Mapping[str, Front]:
+def fronts(codecs: Iterable[Coded], test: Split, counts: np.ndarray, copies_once: bool) -> Fronts:
     """The front of each setting, its codecs measured on the test split and its resamples."""
     found: dict[str, dict[int, list[Point]]] = {}
     for label, seed, codec in codecs:
@@ -186,10 +187,8 @@ def nearest(sparsity: float, points: Sequence[Point]) -> Point:
     return points[int(np.argmin(np.nan_to_num(away, nan=np.inf)))]
 
 
-def probed(
-    fronts: Mapping[str, Front], sparsity: float, data: Path | None, n: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Accuracies (seeds, 1 + n) of a linear probe, by front and set of labels, on resamples.
+def probed(fronts: Fronts, sparsity: float, data: Path | None, n: int) -> Accuracies:
+    """Accuracies of a linear probe on n resamples.
 
     Of each seed's point that is nearest to a live sparsity; see `analysis.probe`.
     """
@@ -200,9 +199,7 @@ def probed(
     for label, point in progress(todo, "probing", unit="codecs"):
         view = point.codec.encoding
         for result in probe.measure(splits, label, probe.ENCODING, view, delays=(0,)):
-            right = np.array([correct.sum() for correct in result.correct()])
-            length = np.array([len(true) for true in result.true])
-            accuracy = counts @ right / (counts @ length)
+            accuracy = counts @ result.right() / (counts @ result.n_frames)
             found[label].setdefault(result.labels, []).append(accuracy)
     return {label: {k: np.stack(v) for k, v in of.items()} for label, of in found.items()}
 
@@ -210,19 +207,14 @@ def probed(
 # ---- tables
 
 
-def rows(
-    found: Mapping[str, Front],
-    sparsity: float,
-    reference: str,
-    accuracies: Mapping[str, Mapping[str, np.ndarray]],
-) -> list[dict[str, Any]]:
+def rows(found: Fronts, sparsity: float, reference: str, accuracies: Accuracies) -> list[Row]:
     """A row per setting at a live sparsity: estimates, and seeds whose front reaches it."""
     values = {label: costs_at(sparsity, front) for label, front in found.items()}
     base = _mean(values[reference]["fvu"])
     lines = []
     for label, value in values.items():
         reached = np.isfinite(value["fvu"][:, 0])
-        line: dict[str, Any] = {"setting": label, "live_sparsity": sparsity}
+        line: Row = {"setting": label, "live_sparsity": sparsity}
         line |= {"seeds": f"{reached.sum()}/{len(reached)}"}
         line |= {name: over_seeds(value[name]) for name in COSTS}
         line["times_reference"] = over_seeds(value["fvu"] / base)
@@ -244,7 +236,7 @@ HEADS = {
 MEANS = ("phone", "gesture", "dead", "distinct", "participation")
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
+def table(lines: Sequence[Row]) -> str:
     """Markdown of `rows`."""
     names = list(dict.fromkeys(["setting", "seeds", "fvu", "times_reference", *lines[0]]))
     names.remove("live_sparsity")
@@ -252,9 +244,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     return markdown([HEADS.get(name, name) for name in names], cells)
 
 
-def flat(line: Mapping[str, Any]) -> dict[str, Any]:
+def flat(line: Row) -> Row:
     """A row for a file: an estimate is three columns, of five digits."""
-    found: dict[str, Any] = {}
+    found: Row = {}
     for name, value in line.items():
         if isinstance(value, Estimate):
             columns = zip((name, f"{name}_low", f"{name}_high"), value)
@@ -264,7 +256,7 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def drawing(found: Mapping[str, Front], units: str = "live") -> Drawing:
+def drawing(found: Fronts, units: str = "live") -> Drawing:
     """Fvu and persistence over the sparsity of live or of distinct units.
 
     A point for each run, a line for the mean over seeds.
@@ -273,14 +265,11 @@ def drawing(found: Mapping[str, Front], units: str = "live") -> Drawing:
 
     def lines(name: str) -> Iterator[Line]:
         for label, front in found.items():
-            live, cost = (
-                np.array([p.costs[of][0] for of_seed in front.values() for p in of_seed])
-                for of in ("live_sparsity", name)
-            )
+            live, cost = on_split(front, "live_sparsity"), on_split(front, name)
             yield Line(live, cost, style_of[label], points=True, size=4)
             grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
             # The mean of all seeds or nothing: where some are missing the line would jump.
-            mean = np.mean([at(grid, ps, name, n=1)[0] for ps in front.values()], 0)
+            mean = np.mean([at(grid, ps, name)[0] for ps in front.values()], 0)
             yield Line(grid, mean, style_of[label], label, markers=True)
 
     x = Axis(f"sparsity of {units} units")
@@ -351,21 +340,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--reference must be one of {'; '.join(names)}, got {reference!r}")
     members = list(itertools.chain(*runs.values()))
     splits = load_data(members, args.data)
-    codecs = trained(runs, args.weights)
-    if args.baselines:
-        codecs = itertools.chain(codecs, baselines(load(members[0], "selected"), splits))
+    others = baselines(load(members[0], "selected"), splits) if args.baselines else ()
+    codecs = itertools.chain(trained(runs, args.weights), others)
     counts = resampled(len(splits["test"]), args.resamples)
     found = fronts(codecs, splits["test"], counts, args.copies_once)
     print(f"{args.weights} weights, test split, reference: {reference}")
     accuracies = probed(found, args.at[0], args.data, args.resamples) if args.probe else {}
-    lines: list[dict[str, Any]] = []
+    lines: list[Row] = []
     units = "distinct" if args.copies_once else "live"
     for sparsity in args.at:
         at_sparsity = rows(found, sparsity, reference, accuracies)
         print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(at_sparsity)}", flush=True)
         if all(np.isnan(line["fvu"].mean) for line in at_sparsity):
-            fronts_of_seeds = [front.values() for front in found.values()]
-            live = [p.costs["live_sparsity"][0] for f in fronts_of_seeds for ps in f for p in ps]
+            live = np.concatenate([on_split(front, "live_sparsity") for front in found.values()])
             print(
                 f"\nno front reaches that: runs have {np.nanmin(live):.3g} to "
                 f"{np.nanmax(live):.3g}, a front needs two"

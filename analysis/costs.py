@@ -5,13 +5,13 @@ each utterance. U utterances, D channels, C units, L lags.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.kernels import select_channels
+from analysis.kernels import form_of
 from emaae.data import Split
 from emaae.losses import LIVE_FRACTION
 from emaae.metrics import MIN_VARIANCE, zero
@@ -22,8 +22,7 @@ from emaae.shift import CovarianceSums, Moments, SelfSimilaritySums, half_life_m
 BATCH_RESAMPLES = 100
 
 
-@dataclass(frozen=True)
-class Codec:
+class Codec(NamedTuple):
     """An encoder and what reads its encoding, one utterance at a time.
 
     encode: raw features (D, T) -> z (C, T) >= 0. decode: z -> features (D, T) in units of sd.
@@ -55,12 +54,11 @@ class Codec:
 
     @torch.no_grad()
     def _apply(self, transform: Callable[[Tensor], Tensor], features: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(select_channels(features, self.n_channels))
+        x = torch.from_numpy(features[:, form_of(self.n_channels).columns])
         return transform(x.T).T.contiguous().numpy()
 
 
-@dataclass(frozen=True)
-class UtteranceSums:
+class UtteranceSums(NamedTuple):
     """Sums over each utterance of a split, float64; see `measure`.
 
     n_frames (U,), fired (U, C): frames on which a unit is not 0, error (U,): squared, x and xx

@@ -6,7 +6,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -41,8 +40,7 @@ class Style(NamedTuple):
 INPUT = Style(INK, "dash")
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """label; log: logarithmic; range: from, to (None: as the data have it); ticks: position, text.
 
     whole: ticks are whole numbers.
@@ -55,8 +53,7 @@ class Axis:
     whole: bool = False
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """Points (n,) joined by a line, or not (`points`), or both (`markers`: a few on the line).
 
     low, high: a band around the line, or bars at points. step: "vh" or "hvh", as plotly has them.
@@ -81,8 +78,7 @@ class Line:
     text: str = ""
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """z (rows, columns), from x and y over their width and height, the first row at the top.
 
     label: what the colours mean, beside their bar. They go from 0 to `high`; signed: from -`high`.
@@ -104,8 +100,7 @@ class Text(NamedTuple):
     x: float | None = None
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """Axes and what is in them. levels: where lines are drawn across; marks: upright ones.
 
     equal: a picture, in one scale, without axes.
@@ -137,12 +132,11 @@ class Panel:
         for name, axis in found.items():
             if axis.log and axis.ticks is None:
                 values = (value for line in self.lines for value in getattr(line, name))
-                found[name] = replace(axis, ticks=log_ticks(values))
+                found[name] = axis._replace(ticks=log_ticks(values))
         return found
 
 
-@dataclass(frozen=True)
-class Drawing:
+class Drawing(NamedTuple):
     """Panels in rows; of rows that are shorter the rest stays empty.
 
     widths, heights: shares of columns and rows. legend: one for all, below; else each panel with
@@ -204,9 +198,9 @@ def in_grid(panels: Sequence[Panel], columns: int, **more: Any) -> Drawing:
     for i, panel in enumerate(panels):
         bare: dict[str, Any] = {"label": "", "ticks": ()} if panel.images else {"label": ""}
         if i % columns:
-            panel = replace(panel, y=replace(panel.y, **bare))
+            panel = panel._replace(y=panel.y._replace(**bare))
         if i + columns < len(panels):
-            panel = replace(panel, x=replace(panel.x, **bare))
+            panel = panel._replace(x=panel.x._replace(**bare))
         found.append(panel)
     return Drawing([found[i : i + columns] for i in range(0, len(found), columns)], **more)
 

@@ -1,4 +1,4 @@
-"""Paper figures: `python -m analysis.figures DIR` draws all that the runs have numbers for.
+"""Paper figures: `python -m analysis.figures REF...` draws all that the runs have numbers for.
 
 Their text stays text in pdf and svg, their widths are those of one and two columns of a journal,
 and the same runs give the same file. What they show is in `analysis/panels.py`.
@@ -70,7 +70,7 @@ def _kernels(run: Run) -> Drawing:
 def _primitives(run: Run) -> Drawing:
     model = model_panels.model_of(run)
     kept = model_panels.kept_by(run, model).values()
-    z = np.concatenate([kernels.autoencode(model, features)[1] for features in kept])
+    z = np.concatenate([kernels.autoencode(model, one.truth)[1] for one in kept])
     units = kernels.busiest_units(model, z, model_panels.N_TILES)
     if not len(units):
         raise Missing(f"no unit of run {run.name} fires on the kept utterances")
@@ -112,20 +112,11 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what can be drawn, and say of the rest why not."""
-    parser = program("figures", __doc__)
-    parser.add_argument(
-        "refs",
-        nargs="+",
-        metavar="DIR|ENTITY/PROJECT[/SWEEP]",
-        help="runs, sweeps, or an --out_dir, put together",
-    )
-    parser.add_argument("--format", default="pdf", choices=tuple(UNDATED), help="(default: pdf)")
-    parser.add_argument(
-        "--out", type=Path, help="directory (default: DIR/figures; figures for runs on W&B)"
-    )
-    parser.add_argument(
-        "--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES)
-    )
+    parser = program("figures", __doc__, "refs")
+    add = parser.add_argument
+    add("--format", default="pdf", choices=tuple(UNDATED), help="(default: pdf)")
+    add("--out", type=Path, help="directory (default: DIR/figures; figures for runs on W&B)")
+    add("--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES))
     args = parser.parse_args(argv)
     runs = read_comparable(*args.refs)
     out = args.out or folder_of(args.refs[0]) / "figures"

@@ -19,12 +19,10 @@ FRONT_HEADS = ("schedule", "runs", "hypervolume", *(f"fvu at {s}" for s in SPARS
 
 def pareto_front(points: ArrayLike) -> np.ndarray:
     """The points (n, 2) that no other point beats in both costs, each once, by rising fvu."""
-    points = np.asarray(points, dtype=float).reshape(-1, 2)
-    front: list[np.ndarray] = []
-    for point in sorted(points[np.isfinite(points).all(1)], key=tuple):
-        if not front or point[1] < front[-1][1]:
-            front.append(point)
-    return np.array(front).reshape(-1, 2)
+    by_fvu = np.unique(np.asarray(points, dtype=float).reshape(-1, 2), axis=0)
+    by_fvu = by_fvu[np.isfinite(by_fvu).all(1)]
+    least_before = np.minimum.accumulate([np.inf, *by_fvu[:, 1]])[:-1]
+    return by_fvu[by_fvu[:, 1] < least_before]
 
 
 def hypervolume(points: ArrayLike) -> float:

@@ -6,17 +6,13 @@ import numpy as np
 import torch
 
 from emaae.data.features import CHANNELS
+from emaae.data.reading import FrameFormat
 from emaae.models import CNNAutoEncoder, build_model
 
 
-def channels_of(n_channels: int) -> tuple[str, ...]:
-    """The names of a model's channels: 14, or 13 without loudness."""
-    return tuple(n for n in CHANNELS if n != "loudness" or n_channels == len(CHANNELS))
-
-
-def select_channels(features: np.ndarray, n_channels: int) -> np.ndarray:
-    """The channels (T, n_channels) of features (T, 14) that a model of so many channels reads."""
-    return features[:, [CHANNELS.index(name) for name in channels_of(n_channels)]]
+def form_of(n_channels: int) -> FrameFormat:
+    """Which columns of features a model of so many channels reads: 14, or 13 without loudness."""
+    return FrameFormat(keep_loudness=n_channels == len(CHANNELS))
 
 
 def untrained(model: CNNAutoEncoder, seed: int, **changed: Any) -> CNNAutoEncoder:

@@ -23,6 +23,10 @@ class Labelled(NamedTuple):
     labels: Mapping[str, np.ndarray]
 
 
+# Utterances by the name of the split.
+Splits = Mapping[str, Sequence[Labelled]]
+
+
 def phone_labels(phones: Sequence[Phone], centres_s: np.ndarray) -> np.ndarray:
     """The phone (T,) at each frame's centre."""
     return np.array([phone.label for phone in phones])[phone_at(phones, centres_s)]
@@ -47,10 +51,7 @@ def gesture_labels(gestures: Sequence[Gesture], centres_s: np.ndarray) -> np.nda
 
 
 def labelled(
-    features: np.ndarray,
-    times: np.ndarray | None,
-    phones: Sequence[Phone],
-    gestures: Sequence[Gesture],
+    features: np.ndarray, times: np.ndarray | None, phones: list[Phone], gestures: list[Gesture]
 ) -> Labelled:
     """Features (T, 14) with the labels at the middle of each frame's time."""
     centres_s = frame_times(len(features), times).mean(1, dtype=np.float64)
@@ -74,6 +75,6 @@ def read_split(
     ]
 
 
-def read_splits(data: Path | None) -> dict[str, list[Labelled]]:
+def read_splits(data: Path | None) -> Splits:
     """Train, val and test of a tree that demo-data wrote, or of the demo data. Raises UserError."""
     return {split: read_split(split, data and data / split) for split in SPLITS}

@@ -5,6 +5,7 @@ Panels as those of `analysis.panels`, of the selected weights. What cannot be dr
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,9 +31,9 @@ def model_of(run: Run) -> CNNAutoEncoder:
     return model
 
 
-def kept_by(run: Run, model: CNNAutoEncoder) -> dict[str, np.ndarray]:
-    """Features (T, D) of the kept utterances that the model can read, by name. Raises Missing."""
-    kept = {name: x for name, x in run.features().items() if x.shape[1] == model.input_dim}
+def kept_by(run: Run, model: CNNAutoEncoder) -> dict[str, Reconstruction]:
+    """The kept utterances whose channels the model reads, by name. Raises Missing."""
+    kept = {one.name: one for one in run.reconstructions() if len(one.truth.T) == model.input_dim}
     if not kept:
         raise Missing(f"run {run.name} has kept no reconstructions")
     return kept
@@ -46,11 +47,11 @@ def autoencode(run: Run, name: str | None = None) -> tuple[Reconstruction, np.nd
     model = model_of(run)
     kept = kept_by(run, model)
     if name is None:
-        name = min(kept, key=lambda one: abs(len(kept[one]) - 5 * FRAME_RATE_HZ))
+        name = min(kept, key=lambda one: abs(len(kept[one].truth) - 5 * FRAME_RATE_HZ))
     if name not in kept:
         raise Missing(f"run {run.name} has not kept {name}: it has {', '.join(sorted(kept))}")
-    y, z = kernels.autoencode(model, kept[name])
-    return Reconstruction(name, kernels.channels_of(model.input_dim), kept[name], y), z
+    y, z = kernels.autoencode(model, kept[name].truth)
+    return replace(kept[name], prediction=y), z
 
 
 def reconstruction(found: Reconstruction, title: str = "") -> Drawing:
@@ -149,7 +150,7 @@ def _truth_over_prediction(truth: np.ndarray, prediction: np.ndarray, labelled: 
 
 def _montage(images: np.ndarray, titles: Sequence[str], label: str) -> list[Panel]:
     """images (n, D, W), rows channels and columns frames, in one scale symmetric about 0."""
-    channels = kernels.channels_of(images.shape[1])
+    channels = kernels.form_of(images.shape[1]).channels
     high, half = max(float(np.abs(images).max()), EPS), images.shape[2] / 2 * FRAME_MS
     x = Axis("ms", ticks=[(at, f"{at:.0f}") for at in (-half / 2, 0, half / 2)])
     y = Axis(ticks=[(i + 0.5, name) for i, name in enumerate(channels)])

@@ -6,7 +6,6 @@ of one model are in `analysis.model_panels`; docs/analysis.md has a notebook's o
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
 from analysis.drawing import DASHES, INPUT, Axis, Line, Missing, Panel, Style, styles
 from analysis.fronts import costs, hypervolume, pareto_front
-from analysis.runs import GOOD, Run, best, grouped, groups, labels, number, score, split_of
+from analysis.runs import GOOD, Run, best, grouped, groups, labels, number, split_of
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
@@ -60,8 +59,8 @@ def losses_by_run(runs: Sequence[Run], max_runs: int = 60) -> list[Panel]:
     if len(runs) < 2:
         raise Missing("fewer than two runs have finished an epoch; one alone is in the overview")
     if len(runs) > max_runs:
-        runs = sorted(runs, key=lambda run: (np.nan_to_num(score(run), nan=np.inf), run.name))
-    return [replace(run_losses(run), title=run.name) for run in runs[:max_runs]]
+        runs = sorted(runs, key=lambda run: (np.nan_to_num(run.score, nan=np.inf), run.name))
+    return [run_losses(run)._replace(title=run.name) for run in runs[:max_runs]]
 
 
 def run_losses(run: Run) -> Panel:
@@ -113,7 +112,7 @@ def mse_along_epochs(runs: Sequence[Run]) -> Panel:
         lines = [Line(x, y, style, label, markers=True, runs=tuple(paths), kind="mean")]
         lines += [Line(x, y, style, runs=(i,), kind="each") for i, (x, y) in paths.items()]
         for line in lines:
-            end = replace(line, x=line.x[-1:], y=line.y[-1:], label="", points=True, size=7.0)
+            end = line._replace(x=line.x[-1:], y=line.y[-1:], label="", points=True, size=7.0)
             items += [line, end]
     if not items:
         raise Missing("no run has finished an epoch")
@@ -141,8 +140,8 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
             point = _point(runs, run, x, y, style, label)
             if run.status in GOOD and np.isfinite([point.x, point.y]).all():
                 seed = f"seed {run.config.get('seed')}"
-                text = f"{run.name}: {settings[run]}, {seed}, score {score(run):.4g}"
-                items.append(replace(point, text=text))
+                text = f"{run.name}: {settings[run]}, {seed}, score {run.score:.4g}"
+                items.append(point._replace(text=text))
                 label = ""
     if not items:
         raise Missing(f"no run has both {x} and {y}")
@@ -167,7 +166,7 @@ def fvu_against_sparsity(runs: Sequence[Run]) -> Panel:
         items.insert(0, Line(1 - dense, fvu, Style(SOFT), label, step="vh", width=1.0))
         if top is not None:
             point = _point(runs, top, x, y, Style(INK), f"best: {top.name}")
-            items.append(replace(point, size=11.0, open=True))
+            items.append(point._replace(size=11.0, open=True))
     fvu_axis = Axis(f"{split} fvu", log=True)
     return Panel(Axis(f"{split} sparsity (fraction of zeros)"), fvu_axis, items, title)
 

@@ -16,9 +16,8 @@ are. The probe never saw a shifted input.
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +25,9 @@ import torch
 import emaae
 from analysis import kernels
 from analysis.costs import Codec
-from analysis.labels import LABELS, Labelled, read_splits
+from analysis.labels import LABELS, Labelled, Splits, read_splits
 from analysis.programs import program
-from analysis.tables import frame, markdown, write
+from analysis.tables import Row, frame, markdown, write
 from emaae.data import SPLITS
 from emaae.data.features import CHANNELS
 from emaae.data.split import mean_and_sd
@@ -63,7 +62,7 @@ def raw(n_channels: int, n_frames: int = 1) -> View:
     delays = range(-(n_frames // 2), n_frames // 2 + 1)
 
     def view(features: np.ndarray) -> np.ndarray:
-        frames = kernels.select_channels(features, n_channels)
+        frames = features[:, kernels.form_of(n_channels).columns]
         return np.concatenate([shifted(frames, delay) for delay in delays], axis=1)
 
     return view
@@ -129,8 +128,7 @@ def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
 # ---- the comparison
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """How well an input predicts a set of labels, on the test split.
 
     model: "" for what needs none. true: the labels (T,) of each utterance's frames; predicted: the
@@ -145,13 +143,18 @@ class Result:
     n_inputs: int = 0
     l2: float = math.nan
 
-    def correct(self, delay: int = 0) -> list[np.ndarray]:
-        """Which frames (T,) of each utterance are right."""
-        return [a == b for a, b in zip(self.true, self.predicted[delay])]
+    def right(self, delay: int = 0) -> np.ndarray:
+        """How many frames of each utterance are right (U,)."""
+        return np.array([(a == b).sum() for a, b in zip(self.true, self.predicted[delay])])
+
+    @property
+    def n_frames(self) -> np.ndarray:
+        """Frames of each utterance (U,)."""
+        return np.array([len(one) for one in self.true])
 
     def accuracy(self, delay: int = 0) -> float:
         """The fraction of all frames that are right, 0..1."""
-        return float(np.concatenate(self.correct(delay)).mean())
+        return float(self.right(delay).sum() / self.n_frames.sum())
 
     def balanced(self) -> float:
         """The balanced accuracy, 0..1."""
@@ -165,7 +168,7 @@ class Result:
         """The accuracy under shifts by n_frames in fractions of that without; NaN of none."""
         return self.shifted(n_frames) / self.accuracy() if self.accuracy() else math.nan
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """The result as a row of a table."""
         fields = ("model", "labels", "input", "n_inputs", "l2")
         row = {name: getattr(self, name) for name in fields}
@@ -178,11 +181,7 @@ class Result:
 
 
 def measure(
-    splits: Mapping[str, Sequence[Labelled]],
-    model: str,
-    input: str,
-    view: View,
-    delays: Sequence[int] = DELAYS,
+    splits: Splits, model: str, input: str, view: View, delays: Sequence[int] = DELAYS
 ) -> list[Result]:
     """A probe of each set of labels, fitted to a view of the train split, measured on test."""
     x, x_val = (np.concatenate([view(u.features) for u in splits[s]]) for s in ("train", "val"))
@@ -196,7 +195,7 @@ def measure(
     return results
 
 
-def references(splits: Mapping[str, Sequence[Labelled]], name: str) -> list[Result]:
+def references(splits: Splits, name: str) -> list[Result]:
     """Always the train split's most frequent label; and labels that are known, but shifted."""
     train, true = ([u.labels[name] for u in splits[s]] for s in ("train", "test"))
     classes, counts = np.unique(np.concatenate(train), return_counts=True)
@@ -208,9 +207,7 @@ def references(splits: Mapping[str, Sequence[Labelled]], name: str) -> list[Resu
     ]
 
 
-def compare(
-    models: Mapping[str, CNNAutoEncoder], splits: Mapping[str, Sequence[Labelled]]
-) -> list[Result]:
+def compare(models: Mapping[str, CNNAutoEncoder], splits: Splits) -> list[Result]:
     """Every input for every model and set of labels; what models have in common is there once."""
     views: dict[tuple[str, str], View] = {}
     for name, model in models.items():
@@ -245,10 +242,8 @@ def difference(a: Result, b: Result) -> tuple[float, float]:
     Frames of an utterance are not independent: it is utterances that are counted (the ratio
     estimator of cluster sampling, Cochran 1977, ch. 6). NaN for a single utterance.
     """
-    n_frames = np.array([len(one) for one in a.true])
-    gained = np.array([p.sum() - q.sum() for p, q in zip(a.correct(), b.correct())])
+    gained, n_frames, n = a.right() - b.right(), a.n_frames, len(a.true)
     mean = gained.sum() / n_frames.sum()
-    n = len(n_frames)
     spread = np.square(gained - mean * n_frames).sum() * n / (n - 1) if n > 1 else math.nan
     return float(mean), float(math.sqrt(spread) / n_frames.sum())
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from emaae.system.errors import ArgumentParser, UserError
 
-RUNS = "runs, sweeps or an --out_dir here, or ENTITY/PROJECT[/SWEEP] on W&B, put together"
+RUNS = "a run, a sweep or an --out_dir here, or ENTITY/PROJECT[/SWEEP] on W&B"
 MODELS = (
     "models: a run's folder, a sweep's after promote, a .pth beside its model_config.json, "
     "wandb:ENTITY/PROJECT/NAME:ALIAS"
@@ -20,7 +20,8 @@ WEIGHTS = "those after the last epoch, or those with the best score (default: fi
 
 # Arguments that several programs have.
 SHARED: dict[str, dict[str, Any]] = {
-    "refs": {"nargs": "+", "metavar": "REF", "help": RUNS},
+    "ref": {"metavar": "REF", "help": RUNS},
+    "refs": {"nargs": "+", "metavar": "REF", "help": f"{RUNS}; several are put together"},
     "models": {"nargs": "+", "metavar": "REF", "help": MODELS},
     "--data": {"type": Path, "metavar": "DIR", "help": DATA},
     "--weights": {"choices": ("final", "selected"), "default": "final", "help": WEIGHTS},

@@ -3,7 +3,6 @@
 The page holds everything: text, numbers, drawing code. It asks no network for anything.
 """
 
-import json
 import math
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
 from analysis.colours import DARK, SCHEDULE_COLOURS
@@ -31,7 +30,6 @@ from analysis.runs import (
     labels,
     number,
     read_comparable,
-    score,
     split_of,
     text,
     varying,
@@ -46,55 +44,43 @@ MAX_VALUES = 12  # of a filter
 
 def page(runs: Sequence[Run], title: str) -> str:
     """The page of these runs as HTML, complete in itself."""
-    html, css, js = (
-        Path(__file__).with_suffix(f".{kind}").read_text(encoding="utf-8")
-        for kind in ("html", "css", "js")
-    )
     figures, choices = collect(runs)
     top = best(runs)
-    data = {
-        "runs": [run.name for run in runs],
-        "best": runs.index(top) if top else None,
-        "filters": filters(runs),
-        "figures": figures,
-        "choices": choices,
-        "template": TEMPLATE.to_plotly_json(),
-        "dark": DARK,
-    }
-    return (
-        Environment(autoescape=True)
-        .from_string(html)
-        .render(
-            title=title,
-            runs=runs,
-            top=top,
-            split=split_of(runs),
-            settings=labels(runs),
-            color_of={run: style.color for _, style, members in styled(runs) for run in members},
-            # Those without a score are the last.
-            order=np.argsort([score(run) for run in runs], kind="stable").tolist(),
-            score=score,
-            second=np.sort([score(r) for r in runs if r.status in GOOD] + [math.nan] * 2)[1],
-            facts={
-                "Runs": _statuses(runs),
-                "Compared": _compared(runs),
-                "Data": _data(runs),
-                "Score": f"combines {aims(runs)}",
-            },
-            problems={run: _why(run) for run in runs if run.status not in GOOD},
-            schedule_colours=SCHEDULE_COLOURS,
-            seeds=len(groups(runs)) < len(runs),
-            front_heads=FRONT_HEADS,
-            fronts=fronts(runs),
-            columns=columns(runs),
-            commits=sorted({str(run.config.get("git_commit") or "")[:12] for run in runs} - {""}),
-            data=data,
-            # A closing tag in a run's name would end the script that holds the data.
-            page=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
-            css=css,
-            plotly=get_plotlyjs(),
-            js=js,
-        )
+    files = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    files.policies["json.dumps_kwargs"] = {"allow_nan": False}  # no browser reads NaN
+    return files.get_template("report.html").render(
+        title=title,
+        runs=runs,
+        top=top,
+        split=split_of(runs),
+        settings=labels(runs),
+        color_of={run: style.color for _, style, members in styled(runs) for run in members},
+        # Those without a score are the last.
+        order=np.argsort([run.score for run in runs], kind="stable").tolist(),
+        second=np.sort([r.score for r in runs if r.status in GOOD] + [math.nan] * 2)[1],
+        facts={
+            "Runs": _statuses(runs),
+            "Compared": _compared(runs),
+            "Data": _data(runs),
+            "Score": f"combines {aims(runs)}",
+        },
+        problems=[run for run in runs if run.status not in GOOD],
+        schedule_colours=SCHEDULE_COLOURS,
+        seeds=len(groups(runs)) < len(runs),
+        front_heads=FRONT_HEADS,
+        fronts=fronts(runs),
+        columns=columns(runs),
+        commits=sorted({str(run.config.get("git_commit") or "")[:12] for run in runs} - {""}),
+        page={
+            "runs": [run.name for run in runs],
+            "best": runs.index(top) if top else None,
+            "filters": filters(runs),
+            "figures": figures,
+            "choices": choices,
+            "template": TEMPLATE.to_plotly_json(),
+            "dark": DARK,
+        },
+        plotly=get_plotlyjs(),
     )
 
 
@@ -130,13 +116,6 @@ def _data(runs: Sequence[Run]) -> str:
     if any(data != first for data in described):
         return f"{sizes} (of the first run; others have other data, so compare with care)"
     return sizes
-
-
-def _why(run: Run) -> str:
-    of = f" of {run.config['epochs']}" if "epochs" in run.config else ""
-    reached = f" after epoch {run.history[-1]['epoch']}{of}" if run.history else ""
-    reason = f": {run.last_error}" if run.status == "failed" and run.last_error else ""
-    return (reached or " before the end of its first epoch") + reason
 
 
 # ---- filters and tables
@@ -230,12 +209,7 @@ def title_of(ref: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page and print where it is."""
-    parser = program("report", __doc__)
-    parser.add_argument(
-        "ref",
-        metavar="REF",
-        help="a run's or a sweep's folder, an --out_dir, or ENTITY/PROJECT[/SWEEP] on W&B",
-    )
+    parser = program("report", __doc__, "ref")
     parser.add_argument(
         "--out", type=Path, metavar="FILE.html", help="default: REF/report.html, or ./report.html"
     )

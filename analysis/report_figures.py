@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from analysis import interactive, kernels, model_panels, panels, sagittal
+from analysis.costs import Codec
 from analysis.drawing import Axis, Drawing, Missing, Panel, described, in_grid
 from analysis.labels import LABELS, read_split
-from analysis.runs import Run, best, groups, score
+from analysis.runs import Run, best, groups
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError
@@ -70,7 +71,7 @@ def collect(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[int, dict[str, li
 def shown_in_full(runs: Sequence[Run]) -> list[Run]:
     """The best run and the best of other settings; a run that failed when it is all there is."""
     leaders = [found for members in groups(runs).values() if (found := best(members))]
-    leaders.sort(key=score)
+    leaders.sort(key=lambda run: run.score)
     return leaders[:MAX_IN_FULL] or [run for run in runs if run.history][:1]
 
 
@@ -79,8 +80,7 @@ def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[
 
     Without a model its reconstructions are those that it kept last.
     """
-    model, kept = run.model(), run.reconstructions()
-    utterances = kept[max(kept)][:n_utterances] if kept else []
+    model, utterances = run.model(), run.reconstructions()[:n_utterances]
     lacking = "No unit of this model fires on the utterances that were kept."
     if model is None:
         lacking = "This run has no model that can be loaded."
@@ -140,8 +140,7 @@ def _labelled(run: Run, model: CNNAutoEncoder) -> tuple[dict[str, np.ndarray], n
         found = read_split("val", folder, recursive, MAX_LABELLED)
     except UserError:
         return {}, np.empty(0)
-    features = [kernels.select_channels(one.features, model.input_dim) for one in found]
-    z = np.concatenate([kernels.autoencode(model, x)[1] for x in features])
+    z = np.concatenate([Codec.of(model).encoding(one.features) for one in found])
     labels = {name: np.concatenate([one.labels[name] for one in found]) for name in LABELS}
     bound = labels["gesture"]
     labels["gesture"] = np.where(bound == " ".join(ARTICULATORS), "all (vowel)", bound)

@@ -70,6 +70,11 @@ class Run:
         """Metrics of the selected weights: the row of their epoch, and the final metrics."""
         return {**self.selected, **self.metrics}
 
+    @property
+    def score(self) -> float:
+        """The score of the selected weights, NaN when it has none."""
+        return number(self.metrics.get("select/score"))
+
     def knob(self, name: str) -> Any:
         """The value of a knob in the run's config, or its schedule; None without one."""
         return self.schedule if name == "schedule" else self.config.get(name)
@@ -95,20 +100,15 @@ class Run:
             return None
         return model
 
-    def reconstructions(self) -> dict[int, list[Reconstruction]]:
-        """Truth and prediction of the kept validation utterances, by epoch; {} without any."""
-        folder, found = self.kept(), {}
-        for path in sorted(folder.glob("epoch-*")) if folder else ():
-            epoch = path.name.removeprefix("epoch-")
-            if epoch.isdigit():
-                read = (_reconstruction(npz) for npz in sorted(path.rglob("*.npz")))
-                found[int(epoch)] = [one for one in read if one is not None]
-        return {epoch: ones for epoch, ones in found.items() if ones}
-
-    def features(self) -> dict[str, np.ndarray]:
-        """Raw features (T, D) of the kept utterances, by name: what the model takes, transposed."""
-        found = self.reconstructions()
-        return {one.name: one.truth for one in found[max(found)]} if found else {}
+    def reconstructions(self) -> list[Reconstruction]:
+        """Truth and prediction of the validation utterances that it kept last; [] without any."""
+        folder = self.kept()
+        epochs = folder.glob("epoch-[0-9]*") if folder else ()
+        for epoch in sorted(epochs, key=lambda path: (len(path.name), path.name), reverse=True):
+            read = (_reconstruction(npz) for npz in sorted(epoch.rglob("*.npz")))
+            if found := [one for one in read if one is not None]:
+                return found
+        return []
 
 
 def read_runs(*refs: str | os.PathLike) -> list[Run]:
@@ -208,11 +208,6 @@ def best(runs: Sequence[Run]) -> Run | None:
 def aims(runs: Sequence[Run]) -> str:
     """The targets of the scores of these runs; scores with different targets do not compare."""
     return " or ".join(sorted({score_description(run.config) for run in runs}))
-
-
-def score(run: Run) -> float:
-    """The run's `select/score`, NaN when it has none."""
-    return number(run.metrics.get("select/score"))
 
 
 def split_of(runs: Sequence[Run]) -> str:

@@ -1,12 +1,11 @@
-"""A film of the mouth, as a GIF: `python -m analysis.sagittal RUN` draws an utterance of a run.
+"""A film of the mouth, as a GIF: `python -m analysis.sagittal REF` draws an utterance of a run.
 
-The six sensors seen from the left, truth and reconstruction, in real time. Where they move is data;
-where they rest, and how far one unit of a channel reaches, is a template's: features are z-scores
-of each channel, so offsets and scales are not in the data.
+Of several runs it is the best. The six sensors are seen from the left, truth and reconstruction, in
+real time. Where they move is data; where they rest, and how far one unit of a channel reaches, is a
+template's: features are z-scores of each channel, so offsets and scales are not in the data.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def displacement(effect: np.ndarray) -> Panel:
     steps = positions(effect.T)[strongest] - REST_MM
     steps *= MAX_MM / max(1e-9, np.linalg.norm(steps, axis=1).max())
     shown = mouth((REST_MM, SOFT, 0.7, ""), (REST_MM + steps, PREDICTION, 2.2, ""))
-    return replace(shown, title="displacement, magnified")
+    return shown._replace(title="displacement, magnified")
 
 
 def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
@@ -106,7 +105,7 @@ def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
             (predicted[t], PREDICTION, 3.2, "reconstruction"), (true[t], TRUTH, 1.4, "truth")
         )
         note = "schematic: rest positions and mm per unit are a template's"
-        return [replace(shown, title=note), replace(pitch, marks=[t / FRAME_RATE_HZ])]
+        return [shown._replace(title=note), pitch._replace(marks=[t / FRAME_RATE_HZ])]
 
     rows = [[panel] for panel in panels(0)]
     figure = paper.draw(Drawing(rows, title, heights=(4, 1), legend=True), WIDTH_INCHES, 2.3)
@@ -144,19 +143,16 @@ def write(found: Reconstruction, path: Path, title: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Film one kept utterance of a run."""
-    parser = program("sagittal", __doc__)
-    parser.add_argument(
-        "run", metavar="DIR|ENTITY/PROJECT[/SWEEP]", help="a run; of several, the best is filmed"
-    )
+    parser = program("sagittal", __doc__, "ref")
     parser.add_argument("--utterance", metavar="NAME", help="(default: that nearest to 5 s)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE.gif", help="(default: sagittal.gif in DIR)"
     )
     args = parser.parse_args(argv)
-    runs = read_runs(args.run)
+    runs = read_runs(args.ref)
     run = best(runs) or runs[0]
     found, _ = autoencode(run, args.utterance)
-    path = args.out or folder_of(args.run) / "sagittal.gif"
+    path = args.out or folder_of(args.ref) / "sagittal.gif"
     if path.suffix != ".gif":
         raise UserError(f"--out must name a .gif file, got {path}")
     size = write(found, path, f"{found.name}, run {run.name}")

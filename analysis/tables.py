@@ -5,6 +5,7 @@ same but for the seed), schedule and seed. Metrics keep their names, with `_` fo
 `config_NAME`. Undefined values are empty.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from analysis.programs import folder_of, program, writing
 from analysis.runs import Run, labels, read_runs
 from emaae.config import Config
 from emaae.data import SPLITS
+from emaae.data.features import CHANNELS
 from emaae.metrics import DENSITY_EDGES
 from emaae.system.errors import needs_extra, reporting_errors
 
@@ -24,25 +26,15 @@ Row = dict[str, Any]
 
 def tables(runs: Sequence[Run]) -> dict[str, Any]:
     """The tables by name, each a pandas DataFrame; their rows are in the order of the runs."""
-    settings = labels(runs)
-    keys = {
-        run: {
-            "run": run.name,
-            "setting": settings[run],
-            "schedule": run.schedule,
-            "seed": run.config.get("seed"),
-        }
-        for run in runs
-    }
-    makers = {
-        "runs": _of_run,
-        "history": _of_history,
-        "channels": _of_channels,
-        "curves": _of_curves,
-    }
+    make = {"runs": _of_run, "history": _of_history, "channels": _of_channels, "curves": _of_curves}
     return {
-        name: frame(keys[run] | row for run in runs for row in rows_of(run))
-        for name, rows_of in makers.items()
+        name: frame(
+            {"run": run.name, "setting": label, "schedule": run.schedule, "seed": run.knob("seed")}
+            | row
+            for run, label in labels(runs).items()
+            for row in rows_of(run)
+        )
+        for name, rows_of in make.items()
     }
 
 
@@ -66,15 +58,10 @@ def _of_history(run: Run) -> Iterator[Row]:
 def _of_channels(run: Run) -> Iterator[Row]:
     """A row per split and channel, of the selected weights: fvu and Pearson r."""
     measured = run.measured
-    for split in SPLITS:
-        prefix = f"{split}/fvu/"
-        for name in (k.removeprefix(prefix) for k in measured if k.startswith(prefix)):
-            yield {
-                "split": split,
-                "channel": name,
-                "fvu": measured[prefix + name],
-                "r": measured.get(f"{split}/r/{name}"),
-            }
+    for split, channel in itertools.product(SPLITS, CHANNELS):
+        if (name := f"{split}/fvu/{channel}") in measured:
+            r = measured.get(f"{split}/r/{channel}")
+            yield {"split": split, "channel": channel, "fvu": measured[name], "r": r}
 
 
 def _of_curves(run: Run) -> Iterator[Row]:

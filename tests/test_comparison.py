@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -37,6 +36,7 @@ from emaae.shift import shift_tolerance
 from emaae.system.errors import UserError
 
 TRAIN, VAL = split_of(*[80] * 12), split_of(*[70] * 4, seed=1)
+SPLITS = {"train": TRAIN, "val": VAL}
 TEST = split_of(60, 75, 50, 90, seed=2)
 
 
@@ -75,7 +75,7 @@ def test_copies_count_once_where_they_are_asked_to(model):
         z = codec.encode(x)
         return torch.cat([z, z[distinct].expand(9, -1)])
 
-    more = measure(replace(codec, encode=padded, decode=lambda z: codec.decode(z[:24])), TEST)
+    more = measure(codec._replace(encode=padded, decode=lambda z: codec.decode(z[:24])), TEST)
     one, other = (m.costs(ones, copies_once=True) for m in (plain, more))
     for name in ("live_sparsity", "persistence", "fvu", "distinct"):
         assert one[name] == pytest.approx(other[name], rel=1e-5), name
@@ -190,7 +190,7 @@ def test_numbers_are_three_digits_long():
 def test_a_baseline_has_the_sparsity_that_it_was_asked_for(model, name):
     low, high = (
         measure(code, TRAIN).costs(np.ones((1, len(TRAIN))))
-        for code in baseline(name, model, TRAIN, VAL, (0.8, 0.95), seed=0)
+        for code in baseline(name, model, SPLITS, (0.8, 0.95), seed=0)
     )
     assert low["live_sparsity"][0] == pytest.approx(0.8, abs=0.03)
     assert high["live_sparsity"][0] == pytest.approx(0.95, abs=0.02)
@@ -201,7 +201,7 @@ def test_a_baseline_has_the_sparsity_that_it_was_asked_for(model, name):
 def test_smoothing_makes_a_projection_persistent(model):
     ones = np.ones((1, len(TEST)))
     plain, smooth = (
-        measure(baseline(name, model, TRAIN, VAL, (0.85,), 0)[0], TEST).costs(ones)
+        measure(baseline(name, model, SPLITS, (0.85,), 0)[0], TEST).costs(ones)
         for name in ("one frame", "smoothed")
     )
     assert smooth["persistence"][0] > plain["persistence"][0]
@@ -209,7 +209,7 @@ def test_smoothing_makes_a_projection_persistent(model):
 
 def test_a_baseline_leaves_the_model_alone(model):
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    baseline("untrained", model, TRAIN, VAL, (0.8,), 0)
+    baseline("untrained", model, SPLITS, (0.8,), 0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 

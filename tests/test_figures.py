@@ -160,9 +160,9 @@ def test_channels_are_points_that_no_line_joins(sweep):
 
 def test_the_reconstruction_is_that_of_the_selected_weights(sweep):
     run = read_runs(sweep)[0]
-    (name,) = run.features()
+    (kept,) = run.reconstructions()
     rows = model_panels.reconstruction(model_panels.autoencode(run)[0]).panels
-    x = torch.from_numpy(run.features()[name]).T[None]
+    x = torch.from_numpy(kept.truth).T[None]
     with torch.no_grad():
         y = run.model()(x).y[0]
     for row, predicted, true in zip(rows, y, x[0]):

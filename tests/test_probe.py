@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -276,7 +275,7 @@ def test_untrained_encoders_of_other_activations_are_other_inputs(model):
 def test_the_verdict_says_what_is_clear(model, ours, verb):
     others = [result("1100", "1100", input=name) for name in probe.baseline_inputs(model)]
     results = [*others, result(*ours, model="m", input=probe.ENCODING)]
-    results += [replace(r, labels="gesture") for r in results]
+    results += [r._replace(labels="gesture") for r in results]
     lines = probe.verdicts(results, {"m": model}).splitlines()
     assert len(lines) == 8
     for line in (*lines[1:4], *lines[5:]):

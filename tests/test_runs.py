@@ -13,7 +13,6 @@ from analysis.runs import (
     read_comparable,
     read_run,
     read_runs,
-    score,
     split_of,
     varying,
 )
@@ -34,12 +33,11 @@ def test_a_run_is_its_files(tmp_path):
     assert (run.name, run.schedule, run.status) == ("first", "cosine", "finished")
     assert run.config["alpha_max"] == 0.5
     assert run.column("epoch").tolist() == [1, 2, 3, 4]
-    assert run.selected["val/score"] == score(run) == run.column("val/score").min()
+    assert run.selected["val/score"] == run.score == run.column("val/score").min()
     assert run.curves["self_similarity"]["lag_ms"][:2] == [0, 20]
-    ((epoch, (kept,)),) = run.reconstructions().items()
-    assert epoch == 4
+    (kept,) = run.reconstructions()
     assert kept.truth.shape == kept.prediction.shape == (60, 13)
-    assert run.features()["103-1240-0000"].shape == (60, 13)
+    assert kept.name == "103-1240-0000"
 
 
 def test_a_sweep_an_out_dir_and_a_run_are_all_read(sweep):
@@ -81,7 +79,7 @@ def test_where_a_run_was_made_is_no_setting(tmp_path):
 
 def test_the_best_run_ended_well_and_has_the_lowest_score(sweep, tmp_path):
     runs = read_runs(sweep)
-    assert score(best(runs)) == min(score(run) for run in runs)
+    assert best(runs).score == min(run.score for run in runs)
     folder = write_run(tmp_path / "a", epochs=2)
     (folder / "metrics.json").write_text('{"select/score": 0.1, "status": "diverged"}')
     assert best(read_runs(folder)) is None
@@ -134,7 +132,7 @@ def test_a_missing_or_broken_file_is_read_as_nothing(tmp_path, name, content):
         "history.jsonl": run.history,
         "metrics.json": run.metrics,
         "curves.json": run.curves,
-        "npz": run.reconstructions() or run.features(),
+        "npz": run.reconstructions(),
     }
     assert not empty.pop(name)
     assert all(empty.values())
@@ -170,8 +168,8 @@ def test_what_is_neither_a_folder_nor_a_path_on_wandb_is_refused():
 
 def test_the_model_takes_the_features_that_were_kept(tmp_path):
     run = read_run(write_run(tmp_path / "a", epochs=2, model=True))
-    (features,) = run.features().values()
-    assert run.model().encode(torch.as_tensor(features).T[None]).shape == (1, 16, len(features))
+    (kept,) = run.reconstructions()
+    assert run.model().encode(torch.as_tensor(kept.truth).T[None]).shape == (1, 16, len(kept.truth))
 
 
 def test_runs_of_other_data_are_left_out_by_name(tmp_path):

@@ -20,6 +20,7 @@ from emaae.system.errors import UserError
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 FINDINGS = sorted((ROOT / "analysis" / "findings").glob("*.yaml"))
+FINDINGS += (ROOT / "benchmarks").glob("*.yaml")
 HEAD = "method: grid\nmetric: {name: select/score, goal: minimize}\n"
 
 

@@ -150,8 +150,7 @@ def test_it_is_saved_as_it_was_printed_and_its_address_is_said(view, tmp_path):
     saved, address = save("me/project", tmp_path)
     assert address.startswith("/me/project?nw=")
     assert (saved["entityName"], saved["projectName"]) == ("me", "project")
-    sent = json.loads(saved["spec"])
-    assert workspace.without_ids(sent) == view["spec"]
+    assert workspace.without_ids(saved["spec"]) == view["spec"]
 
 
 def test_a_report_of_a_sweep_has_the_same_panels_of_its_runs_alone(view, tmp_path):
