@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from emaae.system import errors
-from emaae.system.errors import UserError
-from emaae.system.files import expand_home
+from emaae.system.errors import ArgumentParser, UserError
 
 RUNS = "a run, a sweep or an --out_dir here, or ENTITY/PROJECT[/SWEEP] on W&B"
 MODELS = (
@@ -30,19 +28,12 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 
 
-class Parser(errors.ArgumentParser):
-    """Replaces a leading ~ of arguments by the home directory, as shells do."""
-
-    def parse_args(self, args=None, namespace=None):
-        return expand_home(super().parse_args(args, namespace))
-
-
 def program(name: str, description: str | None, *shared: str) -> argparse.ArgumentParser:
     """The parser of a program of this package, with some `SHARED` arguments.
 
     Its help begins with the docstring of its module.
     """
-    parser = Parser(
+    parser = ArgumentParser(
         prog=f"python -m analysis.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from emaae.config import ENCODING_FORMATS, KNOBS
 from emaae.system.errors import ArgumentParser, UserError, one_line, reporting_errors
-from emaae.system.files import expand_home, find_packaged, make_folder, write_json
+from emaae.system.files import find_packaged, make_folder, write_json
 
 # Knobs of a run that `evaluate` has too.
 EVALUATE_KNOBS = (
@@ -420,7 +420,7 @@ def main(argv: list[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(PARSER)
-    args = expand_home(PARSER.parse_args(argv))
+    args = PARSER.parse_args(argv)
     if flags and args.verb != "sweep":
         raise UserError(f"only sweep passes flags on, got {' '.join(flags)!r} after --")
     args.flags = flags

@@ -230,6 +230,7 @@ def test_a_folder_that_cannot_be_made_is_named(sweep, tmp_path):
 
 def test_a_sweep_without_a_good_run_says_so(tmp_path):
     write_run(tmp_path, "0000", 0.1, "failed")
+    write_run(tmp_path, "0001", 10**400)  # no number to compare
     with pytest.raises(UserError, match="holds no finished run with a score"):
         promote(str(tmp_path))
 

@@ -474,7 +474,7 @@ def hyperband(**spec) -> Sweep:
 def test_only_histories_that_have_changed_are_read_again(place, monkeypatch):
     write("parameters: {x: {values: [1]}}")
     queue = Queue(read_sweep("play.yaml"), "study.log")
-    runs = runner.Runner(queue.sweep, queue, place, 1, [], [])
+    runs = runner.Runner(queue, place, 1, [], [])
     file = place / "runs" / "a" / "history.jsonl"
     file.parent.mkdir(parents=True)
     reads = []

@@ -23,7 +23,6 @@ from emaae.models import Block, CNNAutoEncoder, MaskedBatchNorm
 from emaae.system.errors import UserError
 
 ORIGINAL_NAME = re.compile(r"model\.(encoder|decoder)\.block(\d)\.(batchnorm|conv)\.(\w+)")
-LAYERS = {"batchnorm": "norm", "conv": "conv"}
 # Entries of their model_config.json besides the architecture; lr is `learning_rate` there.
 SETTINGS = (
     "checkpoint", "epochs", "lr", "batch_sz", "optimizer", "autoencoder_loss", "sparse_loss",
@@ -35,15 +34,13 @@ EPS = 1e-5  # of their batch normalisation, PyTorch's default
 
 def from_original_names(state: Mapping[str, Any], input_dim: int) -> dict[str, Any]:
     """A state_dict of the original project with our names; any other state_dict unchanged."""
-    names = {name: ORIGINAL_NAME.fullmatch(name) for name in state if isinstance(name, str)}
-    if not any(names.values()):
+    theirs = {name for name in state if isinstance(name, str) and ORIGINAL_NAME.fullmatch(name)}
+    if not theirs:
         return dict(state)
     ours = {"mean": torch.zeros(input_dim), "sd": torch.ones(input_dim)}
     for name, value in state.items():
-        match = names.get(name)
-        if match:
-            stack, number, layer, rest = match.groups()
-            name = f"{stack}.{number}.{LAYERS[layer]}.{rest}"
+        if name in theirs:
+            name = ORIGINAL_NAME.sub(r"\1.\2.\3.\4", name).replace(".batchnorm.", ".norm.")
         ours[name] = value
     return ours
 
@@ -96,37 +93,29 @@ def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
     state = {}
     for stack in ("encoder", "decoder"):
         for i, block in enumerate(getattr(model, stack)):
-            layers = {
-                "batchnorm": _norm_before(model, block),
-                "conv": _folded_convolution(model, block),
-            }
-            for layer, tensors in layers.items():
-                for name, tensor in tensors.items():
-                    tensor = tensor.float() if tensor.is_floating_point() else tensor
-                    state[f"model.{stack}.block{i}.{layer}.{name}"] = tensor.cpu().clone()
+            layers = _norm_before(model, block) | _folded_convolution(model, block)
+            for name, tensor in layers.items():
+                tensor = tensor.float() if tensor.is_floating_point() else tensor
+                state[f"model.{stack}.block{i}.{name}"] = tensor.cpu().clone()
     return state
 
 
 def _norm_before(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
     """Their batch normalisation before a convolution; the first one standardises raw features."""
-    size = block.conv.in_channels
-    centre, spread = torch.zeros(size).double(), torch.ones(size).double()
-    weight, bias = torch.ones(size).double(), torch.zeros(size).double()
-    n_batches = torch.tensor(0)
-    norm = block.norm
-    if block.norm_first and isinstance(norm, MaskedBatchNorm):
-        centre, spread = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
-        weight, bias, n_batches = norm.weight, norm.bias, norm.num_batches_tracked
+    norm = MaskedBatchNorm(block.conv.in_channels, eps=0)  # which changes nothing
+    if block.norm_first and isinstance(block.norm, MaskedBatchNorm):
+        norm = block.norm
+    centre, spread = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
     if block is model.encoder[0]:
         mean, sd = model.mean.double(), model.sd.double()
         centre, spread = mean + sd * centre.to(mean), sd * spread.to(sd)
     variance = (spread.square() - EPS).clamp(min=0)
     return {
-        "weight": weight * (variance + EPS).sqrt() / spread,
-        "bias": bias,
-        "running_mean": centre,
-        "running_var": variance,
-        "num_batches_tracked": n_batches,
+        "batchnorm.weight": norm.weight * (variance + EPS).sqrt() / spread,
+        "batchnorm.bias": norm.bias,
+        "batchnorm.running_mean": centre,
+        "batchnorm.running_var": variance,
+        "batchnorm.num_batches_tracked": norm.num_batches_tracked,
     }
 
 
@@ -141,4 +130,4 @@ def _folded_convolution(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor
         bias = (bias - norm.running_mean) * scale + norm.bias
     if block is model.decoder[-1]:
         weight, bias = weight * model.sd[:, None, None], bias * model.sd + model.mean
-    return {"weight": weight, "bias": bias}
+    return {"conv.weight": weight, "conv.bias": bias}

@@ -6,9 +6,9 @@ A run may be going on, or have been killed: a file that is broken counts as miss
 
 import hashlib
 import json
-import math
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -87,7 +87,7 @@ def is_finite(value: object) -> TypeGuard[float]:
     """Whether a value is a number, and neither infinite nor NaN; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value)
+    return bool(abs(value) <= sys.float_info.max)  # math.isfinite refuses very large integers
 
 
 def score(found: Mapping[str, Any]) -> float | None:
@@ -129,19 +129,18 @@ def best_run(folder: Path) -> tuple[Path, float]:
             "--out_dir, with at least one run that ended well"
         )
     configs = [read_or_empty(r / "config.json") for r, of in found.items() if score(of) is not None]
-    advice = "put those of one kind into a folder of their own"
-    check_comparable(
-        str(folder), map(score_description, configs), map(data_fingerprint, configs), advice
-    )
+    kinds = [(score_description(config), data_fingerprint(config)) for config in configs]
+    check_comparable(str(folder), kinds, "put those of one kind into a folder of their own")
     return run, found[run][SCORE]
 
 
-def check_comparable(where: str, targets: Iterable[str], data: Iterable[str], advice: str) -> None:
+def check_comparable(where: str, kinds: Sequence[tuple[str, str]], advice: str) -> None:
     """Raise UserError for scores with different targets, or on different data.
 
-    targets: see `metrics.score_description`; data: see `data_fingerprint`; advice: what to do.
+    kinds: targets of each score, see `metrics.score_description`, and its data, see
+    `data_fingerprint`; advice: what to do.
     """
-    wanted, prints = set(targets), Counter(data)
+    wanted, prints = {targets for targets, _ in kinds}, Counter(data for _, data in kinds)
     del prints[""]
     some = ", ".join(f"{n} of data {name}" for name, n in prints.most_common())
     if len(wanted) > 1:

@@ -1,11 +1,13 @@
 """A YAML file as plain values with the line of each key, and what is wrong with it."""
 
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from emaae.system.errors import one_line
+from emaae.system.errors import UserError, one_line
+from emaae.system.files import MAX_TEXT, regular_file
 
 # Values in a file with all aliases expanded: nine lines of aliases can stand for a billion.
 MAX_VALUES = 200_000
@@ -32,22 +34,30 @@ class Finding(NamedTuple):
 
 
 class Document:
-    """A YAML file as plain values that remembers the line of every key."""
+    """A YAML file as plain values that remembers the line of every key. Raises UserError.
 
-    def __init__(self, path: str, text: str):
-        self.path, self.text = path, text
+    Its content is {} and `is_mapping` False where too much is wrong with it.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = str(path)
         self.findings: list[Finding] = []
         self.lines: dict[tuple, int] = {}
-        self.content: dict[str, Any] | None = None
+        self.content: dict[str, Any] = {}
+        self.is_mapping = False
         try:
-            loader = yaml.SafeLoader(text)
+            with regular_file(path, MAX_TEXT) as file:
+                self.text = file.read().decode("utf-8")
+            loader = yaml.SafeLoader(self.text)
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
                 self.report((), "a sweep file is a mapping: `method: grid` and so on")
             elif _n_values(node, {}) > MAX_VALUES:
                 self.report((), f"has more than {MAX_VALUES} values, with aliases written out")
             else:
-                self.content = self._to_python(loader, node, ())
+                self.content, self.is_mapping = self._to_python(loader, node, ()), True
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             what = getattr(error, "problem", error)
@@ -68,6 +78,10 @@ class Document:
         finding = Finding(self.path, line or self.lines.get(known, 1), key, message, warning)
         if finding not in self.findings:
             self.findings.append(finding)
+
+    def warn(self, key_path: tuple, message: str) -> None:
+        """Add a warning at the key to which a path of keys leads."""
+        self.report(key_path, message, warning=True)
 
     def _to_python(self, loader: yaml.SafeLoader, node: yaml.Node, key_path: tuple) -> Any:
         self.lines.setdefault(key_path, node.start_mark.line + 1)

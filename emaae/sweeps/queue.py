@@ -215,11 +215,6 @@ class Queue:
                 trial_id, state, None if score is None else [score]
             )
 
-    def done(self) -> bool:
-        """Whether nothing is left to run or to wait for."""
-        closed = [a for a in self.latest_attempts() if a.state != "running" and not a.needs_retry]
-        return len(closed) == self.n_points
-
     def is_alive(self, runner: str) -> bool:
         """Whether a runner still runs: by its lock on this machine, by its heartbeat on others."""
         beat = self._study.user_attrs.get(f"runner {runner}")

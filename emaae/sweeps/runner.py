@@ -70,7 +70,7 @@ def run(
     _check_options(sweep, flags, jobs)
     make_folder(folder / "logs")
     queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
-    runner = Runner(sweep, queue, folder, jobs, devices, flags)
+    runner = Runner(queue, folder, jobs, devices, flags)
     with defer_interrupts():  # they are raised once the runs have ended
         try:
             # For `publish`; only now, since the queue refuses a changed file.
@@ -140,22 +140,18 @@ class Job:
                 kill(pid, number)
 
 
-@dataclass
 class Runner:
     """Claims points, starts their runs, watches them and judges them."""
 
-    sweep: Sweep
-    queue: Queue
-    folder: Path
-    n_jobs: int
-    devices: Sequence[str]
-    flags: Sequence[str]
-    jobs: list[Job] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.runs, self.logs = self.folder / "runs", self.folder / "logs"
+    def __init__(
+        self, queue: Queue, folder: Path, n_jobs: int, devices: Sequence[str], flags: Sequence[str]
+    ):
+        self.queue, self.sweep, self.folder = queue, queue.sweep, folder
+        self.n_jobs, self.devices, self.flags = n_jobs, devices, flags
+        self.runs, self.logs = folder / "runs", folder / "logs"
+        self.jobs: list[Job] = []
         self._histories: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
-        self.screen = Screen(self.sweep, self.queue.n_points)
+        self.screen = Screen(self.sweep, queue.n_points)
 
     def run_until_done(self) -> None:
         """Until all points are done, or until a signal came and the runs have ended."""
@@ -180,7 +176,8 @@ class Runner:
                     self._start_run(attempt)
                     continue
                 ask_at = time.monotonic() + CLAIM_S
-                done = not self.jobs and self.queue.done()
+                closed = [a for a in ended if not a.needs_retry]
+                done = not self.jobs and len(closed) == self.queue.n_points
                 if not (self.jobs or done or waiting):
                     waiting = True
                     say("the last points are with other runners; waiting for them")

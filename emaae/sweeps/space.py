@@ -112,18 +112,14 @@ class Parameter:
             return math.ceil(min((p["max"] - p["min"]) / p["q"], 1e18))
         return len(p.get("values", [None]))
 
-    def grid(self) -> list[Any] | None:
-        """All values in W&B's order; None when a grid cannot hold this distribution."""
+    def grid(self) -> list[Any]:
+        """All values in W&B's order; [] when a grid cannot hold this distribution."""
         p = self.spec
-        if self.distribution == "constant":
-            return [p["value"]]
-        if self.distribution == "categorical":
-            return list(p["values"])
         if self.distribution == "int_uniform":
             return list(range(p["min"], p["max"] + 1))
         if self.distribution == "q_uniform":
             return np.arange(p["min"], p["max"], p["q"]).tolist()  # without max, as W&B has it
-        return None
+        return self.extremes() if self.distribution in ("constant", "categorical") else []
 
     def extremes(self) -> list[Any]:
         """Values to check in place of all: every choice, or both ends of the range."""
@@ -182,7 +178,7 @@ class Sweep:
 
     def grid(self) -> list[dict[str, Any]]:
         """All points in W&B's order, the last name varying fastest; equal points are merged."""
-        points = combinations({p.name: p.grid() or [] for p in self.parameters})
+        points = combinations({p.name: p.grid() for p in self.parameters})
         return list({repr(point): point for point in points}.values())
 
     def n_points(self) -> int:

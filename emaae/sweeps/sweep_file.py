@@ -19,7 +19,6 @@ from emaae.runs.read import is_finite
 from emaae.sweeps.document import Document, Finding
 from emaae.sweeps.space import DISTRIBUTIONS, RANGE_KEYS, Parameter, Sweep, combinations
 from emaae.system.errors import UserError
-from emaae.system.files import read_text
 
 T = TypeVar("T")
 
@@ -63,28 +62,19 @@ def read(path: str | Path) -> tuple[Sweep, list[Finding]]:
 
 def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
     """The sweep of a file (None when too much is wrong) and what is wrong, by line. UserError."""
-    document = _document(path)
-    sweep = _Checker(document, document.content).sweep() if document.content is not None else None
-    return sweep, sorted(document.findings, key=lambda f: (f.line, f.warning))
+    file = _SweepFile(path)
+    sweep = file.sweep() if file.is_mapping else None
+    return sweep, sorted(file.findings, key=lambda f: (f.line, f.warning))
 
 
 def description_of(path: str | Path) -> str:
     """The question of a sweep file: its description, else a comment in its first line, or ""."""
-    document = _document(path)
-    description = (document.content or {}).get("description")
+    document = Document(path)
+    description = document.content.get("description")
     if isinstance(description, str):
         return description
     first = document.text.lstrip().partition("\n")[0]
     return first.lstrip("# ").strip() if first.startswith("#") else ""
-
-
-def _document(path: str | Path) -> Document:
-    try:
-        return Document(str(path), read_text(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not text in UTF-8: expected a YAML file") from None
 
 
 class _Mistake(Exception):
@@ -95,18 +85,14 @@ class _Mistake(Exception):
         self.keys = keys
 
 
-class _Checker:
-    """Makes a sweep of a document, and reports to the document what is wrong."""
-
-    def __init__(self, document: Document, content: dict[str, Any]):
-        self.document, self.content, self.report = document, content, document.report
-        self.warn = partial(document.report, warning=True)
-        self.program = self._optional("program", _text, "train.py")
-        self.is_train_py = Path(self.program).name == "train.py"
+class _SweepFile(Document):
+    """A document that means a sweep."""
 
     def sweep(self) -> Sweep:
-        """The sweep, to be used only when nothing is wrong with it."""
+        """The sweep, to be used only when nothing is wrong with it; reports what is."""
         content = self.content
+        program = self._optional("program", _text, "train.py")
+        self.is_train_py = Path(program).name == "train.py"
         self._check_keys((), content, TOP_LEVEL_KEYS, WANDB_ONLY_KEYS)
         self._optional("description", _text, "")
         method = self._parsed(content.get("method"), partial(_one_of, METHODS), "", "method")
@@ -120,9 +106,9 @@ class _Checker:
         if run_cap is None and method in ("random", "bayes"):
             self.warn(("method",), f"{method} without run_cap never ends")
         sweep = Sweep(
-            path=self.document.path,
-            name=self._optional("name", _text, Path(self.document.path).stem),
-            program=self.program,
+            path=self.path,
+            name=self._optional("name", _text, Path(self.path).stem),
+            program=program,
             method=method,
             metric=metric,
             goal=goal,
@@ -133,11 +119,10 @@ class _Checker:
                 "early_terminate", partial(self._hyperband, metric), None
             ),
         )
-        if all(f.warning or not f.key.startswith("parameters") for f in self.document.findings):
+        if all(f.warning or not f.key.startswith("parameters") for f in self.findings):
             self._parsed(sweep, self._check_points, None, "parameters")
-        if sweep.early_terminate and any(
-            p.name == "update" and True in p.extremes() for p in sweep.parameters
-        ):
+        updates = any(p.name == "update" and True in p.extremes() for p in sweep.parameters)
+        if sweep.early_terminate and updates:
             message = "hyperband stops runs by the phase of their alpha schedule; leave it out"
             self.warn(("early_terminate",), message)
         return sweep
@@ -157,17 +142,13 @@ class _Checker:
         return default if value is None else self._parsed(value, parse, default, key)
 
     def _check_keys(
-        self,
-        key_path: tuple,
-        given: Iterable[str],
-        known: Sequence[str],
-        servers: Sequence[str] = (),
+        self, keys: tuple, given: Iterable[str], known: Sequence[str], servers: Sequence[str] = ()
     ) -> None:
         for key in given:
             if key in servers:
-                self.warn((*key_path, key), "is W&B's own, ignored without a server")
+                self.warn((*keys, key), "is W&B's own, ignored without a server")
             elif key not in known:
-                self.report((*key_path, key), f"unknown key{did_you_mean(key, known)}")
+                self.report((*keys, key), f"unknown key{did_you_mean(key, known)}")
 
     def _metric(self, metric: Any) -> tuple[str, str]:
         if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
@@ -204,8 +185,6 @@ class _Checker:
                 f"EMAAE_{name.upper()} or give --{name} after `--`"
             )
         kind = spec.get("distribution") or _inferred(spec)
-        if kind is None:
-            raise _Mistake("needs `value`, `values`, or `min` and `max`")
         kind = _one_of(tuple(DISTRIBUTIONS), kind, "distribution")
         values = {**DISTRIBUTIONS[kind].optional, **spec}
         values.pop("distribution", None)
@@ -245,7 +224,7 @@ class _Checker:
                 size = n if n < 10**12 else f"more than {MAX_POINTS}"
                 raise _Mistake(f"a grid of {size} points; leave some out, or take method: random")
             for p in sweep.parameters:
-                choices[p.name] = p.grid() or []
+                choices[p.name] = p.grid()
                 if not choices[p.name]:
                     raise _Mistake(f"a grid cannot hold {p.distribution}; list `values`", p.name)
         for point in islice(combinations(choices), COMBINATIONS_CHECKED if self.is_train_py else 0):
@@ -322,8 +301,8 @@ def _check_values(values: Mapping[str, Any], kind: str) -> None:
             raise _Mistake(message, "probabilities")
 
 
-def _inferred(spec: Mapping[str, Any]) -> str | None:
-    """The distribution that W&B takes when none is named."""
+def _inferred(spec: Mapping[str, Any]) -> str:
+    """The distribution that W&B takes when none is named. Raises _Mistake."""
     if "value" in spec:
         return "constant"
     if "values" in spec:
@@ -331,4 +310,4 @@ def _inferred(spec: Mapping[str, Any]) -> str | None:
     if "min" in spec or "max" in spec:
         whole = all(type(spec.get(key)) is int for key in RANGE_KEYS)
         return "int_uniform" if whole else "uniform"
-    return None
+    raise _Mistake("needs `value`, `values`, or `min` and `max`")

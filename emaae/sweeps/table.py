@@ -26,8 +26,10 @@ class Screen:
         self._drawn = 0
 
     def print_line(self, line: str) -> None:
-        """Print a line that is not redrawn."""
-        self._erase()
+        """Print a line that is not redrawn, in place of the table."""
+        if self._drawn:
+            print(f"\x1b[{self._drawn}A\x1b[J", end="")
+            self._drawn = 0
         print(line, flush=True)
 
     def log_event(self, line: str) -> None:
@@ -43,14 +45,8 @@ class Screen:
         shown = sorted([*ended[cut:], *running], key=attrgetter("point"))
         head = f"{self.sweep.name}: {len(ended)} of {self.n_points} points"
         lines = [head, *table(self.sweep, shown)]
-        self._erase()
-        print("\n".join(line[: width - 1] for line in lines), flush=True)
+        self.print_line("\n".join(line[: width - 1] for line in lines))
         self._drawn = len(lines)
-
-    def _erase(self) -> None:
-        if self._drawn:
-            print(f"\x1b[{self._drawn}A\x1b[J", end="")
-            self._drawn = 0
 
 
 def ranked(sweep: Sweep, attempts: Sequence[Attempt]) -> list[Attempt]:

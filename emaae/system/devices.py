@@ -2,11 +2,10 @@
 
 import ctypes
 import os
-import sys
 
 import torch
 
-from emaae.system.distributed import is_distributed, local_rank
+from emaae.system.distributed import is_distributed
 from emaae.system.errors import UserError
 
 
@@ -41,13 +40,14 @@ def _gpu_of_process(device: torch.device) -> torch.device:
             f"--device {device} is one GPU, and every process takes another: use --device cuda"
         )
     n_gpus = torch.cuda.device_count()
-    if local_rank() >= n_gpus:
+    rank = int(os.environ["LOCAL_RANK"])
+    if rank >= n_gpus:
         raise UserError(
-            f"process {local_rank() + 1} of this machine needs a GPU of its own, and it shows "
+            f"process {rank + 1} of this machine needs a GPU of its own, and it shows "
             f"{n_gpus}: start fewer by --nproc_per_node, or use --device cpu"
         )
-    torch.cuda.set_device(local_rank())
-    return torch.device("cuda", local_rank())
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
@@ -83,8 +83,6 @@ def keep_freed_memory() -> None:
     cleared first: kept, a step is 1.4 to 1.5 times as fast (benchmarks/RESULTS.md). glibc only;
     on other systems nothing happens.
     """
-    if sys.platform != "linux":
-        return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         trim_threshold, mmap_max = -1, -4  # of malloc.h

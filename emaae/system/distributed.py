@@ -48,11 +48,6 @@ def is_distributed() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def local_rank() -> int:
-    """Number of this process on its machine, from 0, which is that of its GPU."""
-    return int(os.environ["LOCAL_RANK"]) if is_distributed() else 0
-
-
 def is_main_process() -> bool:
     """Whether this process is the one that writes files, talks to W&B and prints."""
     return _Group.rank == 0
@@ -83,9 +78,7 @@ def process_group() -> Iterator[None]:
         timeout=TIMEOUT,
     )
     try:
-        with contextlib.ExitStack() as around:
-            if not is_main_process():
-                around.enter_context(_silenced())
+        with contextlib.nullcontext() if is_main_process() else _silenced():
             yield
     except SystemExit as end:
         _exit(end.code)

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from emaae.system.signals import handle_signals
 
@@ -31,7 +31,17 @@ class BadFile(UserError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser of arguments that raises mistakes as UserError."""
+    """A parser that raises mistakes as UserError, and replaces a leading ~ as shells do."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The arguments, with the home directory in place of a leading ~."""
+
+        def expanded(word: str) -> str:
+            flag, equals, value = word.partition("=") if word[:2] == "--" else ("", "", word)
+            return flag + equals + os.path.expanduser(value)
+
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([expanded(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists what there is")

@@ -1,6 +1,5 @@
 """Files: untrusted ones are read with checks, ours are written whole or not at all."""
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -23,24 +22,11 @@ MAX_READ = 1 << 17
 def find_packaged(path: str | Path) -> Path:
     """The path; when nothing is there, train.py or sweeps/FILE as they come with this package."""
     path, package = Path(path), Path(__file__).parents[1]
-    known = {"train.py": [package.parent / "train.py"]}
-    if path.parent == Path("sweeps"):
-        # Beside the package in a checkout, inside it once it is installed.
-        known[str(path)] = [package.parent / path, package / "sweep_files" / path.name]
-    return next((p for p in (path, *known.get(str(path), [])) if p.is_file()), path)
-
-
-def expand_home(args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments of a program with a leading ~ replaced by the home directory, as by shells."""
-
-    def expanded(value: Any) -> Any:
-        if isinstance(value, list):
-            return [expanded(each) for each in value]
-        if isinstance(value, str | Path) and str(value).startswith("~"):
-            return type(value)(os.path.expanduser(value))
-        return value
-
-    return argparse.Namespace(**{name: expanded(value) for name, value in vars(args).items()})
+    places = [path]
+    if path == Path("train.py") or path.parent == Path("sweeps"):
+        # Beside the package in a checkout; sweep files are inside it once it is installed.
+        places += [package.parent / path, package / "sweep_files" / path.name]
+    return next((place for place in places if place.is_file()), path)
 
 
 # Folders in which file managers, archives and network disks keep what is no data.

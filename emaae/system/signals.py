@@ -8,7 +8,7 @@ program is in. A second Ctrl-C ends the program at once.
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -45,26 +45,18 @@ _request = _StopRequest()
 
 @contextlib.contextmanager
 def handle_signals() -> Iterator[None]:
-    """Turn the signals to stop into `Interrupted`; only the main thread may."""
+    """Turn the signals to stop into `Interrupted`; only the main thread may.
+
+    Those that the parent ignores, as nohup does SIGHUP, stay ignored.
+    """
     global _request
     _request = _StopRequest()
-    with signal_handlers(SIGNALS, _request.handle):
-        try:
-            yield
-        finally:
-            _request = _StopRequest()
-
-
-@contextlib.contextmanager
-def signal_handlers(
-    numbers: Sequence[signal.Signals], handle: Callable[[int, Any], None]
-) -> Iterator[None]:
-    """Call `handle` on signals, except those that the parent ignores, as nohup does SIGHUP."""
-    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in heeded}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _request.handle) for number in heeded}
     try:
         yield
     finally:
+        _request = _StopRequest()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,37 +194,31 @@ def start(config: Config, folder: Path) -> Observer:
         "log in with `wandb login`, correct --wandb_project or --wandb_entity, or use --wandb "
         "offline or disabled",
     )
-    begin = partial(
-        _begin,
-        folder,
-        config.asdict(),
-        entity=config.wandb_entity,
-        project=config.wandb_project,
-        group=os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID"),
-    )
+    group = os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID")
+    where = {"entity": config.wandb_entity, "project": config.wandb_project, "group": group}
     with client.wandb_environment(folder, mode), refused:
         import wandb
 
         try:
-            run = begin(mode)
+            run = _begin(folder, config.eval_only, mode, **where)
         except (wandb.Error, OSError) as error:
             if mode == "offline" or config.wandb == "online":
                 raise
             print(f"W&B cannot be reached ({reason(error)}); continuing offline", flush=True)
             mode = os.environ["WANDB_MODE"] = "offline"
-            run = begin(mode)
+            run = _begin(folder, config.eval_only, mode, **where)
     later = f"offline; upload later with: python -m emaae upload-pending {folder}"
     print(f"W&B {later if mode == 'offline' else f'online at {run.url}'}", flush=True)
     return Mirror(folder, run, mode)
 
 
-def _begin(folder: Path, config: Mapping[str, Any], mode: str, **given: Any) -> Any:
+def _begin(folder: Path, eval_only: bool, mode: str, **given: Any) -> Any:
     """Begin the W&B run of a folder, or continue it. given: see `client.init`."""
     if mode == "offline":
         # W&B cannot append to the files of an offline run: all rows are logged again.
         shutil.rmtree(folder / "wandb", ignore_errors=True)
-    given["job_type"] = "eval" if config.get("eval_only") else "train"
-    return client.init(folder, mode, id=read_record(folder).get("id"), **given)
+    given |= {"job_type": "eval" if eval_only else "train", "id": read_record(folder).get("id")}
+    return client.init(folder, mode, **given)
 
 
 def upload(
@@ -252,9 +245,9 @@ def upload(
         record |= {"entity": entity, "project": project, "pending": []}
         write_json(folder / RECORD_FILE, record)
         return path
-    given = {"entity": entity, "project": project, "group": record.get("group")}
+    where = {"entity": entity, "project": project, "group": record.get("group")}
     settings = {"sweep_id": sweep or record.get("sweep"), "console": "off"}
-    run = _begin(folder, config, "online", settings=settings, **given)
+    run = _begin(folder, bool(config.get("eval_only")), "online", settings=settings, **where)
     mirror = Mirror(folder, run, "online", sweep_config)
     if config:
         mirror.on_config(config)

@@ -19,7 +19,6 @@ from emaae.runs import read
 from emaae.runs.checkpoint import load_model_file
 from emaae.runs.model_card import CARD_FILE, model_card
 from emaae.runs.portable import TORCH_FILES, to_torch
-from emaae.runs.read import PROMOTED_FILE
 from emaae.system.errors import UserError
 from emaae.system.files import make_folder, read_json, sha256, write_json
 from emaae.tracking import client
@@ -88,13 +87,13 @@ def _promote_local(folder: Path) -> PromotedModel:
         files = _files(run, str(run))
         chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
         best = folder / "best"
-        if read.read_or_empty(best / PROMOTED_FILE) != chosen:
+        if read.read_or_empty(best / read.PROMOTED_FILE) != chosen:
             with tempfile.TemporaryDirectory(prefix=".best-", dir=folder) as scratch:
                 new = Path(scratch, "new")
                 new.mkdir()
                 for name in files:
                     shutil.copyfile(run / name, new / name)
-                write_json(new / PROMOTED_FILE, chosen)
+                write_json(new / read.PROMOTED_FILE, chosen)
                 (new / CARD_FILE).write_text(model_card(new, run.name), encoding="utf-8")
                 to_torch(load_model_file(new / "best.pth"), new)
                 # Renamed, so that no reader sees half of it.
@@ -106,8 +105,8 @@ def _promote_local(folder: Path) -> PromotedModel:
 
 def _local_model(folder: Path) -> tuple[Path, str | None]:
     """The folder of a model, and the expected sha256 of its best.pth if it was promoted."""
-    if (folder / "best" / PROMOTED_FILE).is_file():
-        return folder / "best", read_json(folder / "best" / PROMOTED_FILE)["sha256"]
+    if (folder / "best" / read.PROMOTED_FILE).is_file():
+        return folder / "best", read_json(folder / "best" / read.PROMOTED_FILE)["sha256"]
     return folder if (folder / "best.pth").is_file() else read.best_run(folder)[0], None
 
 
@@ -167,12 +166,9 @@ def _best_on_wandb(path: str) -> tuple[Any, str]:
             f"to have logged the artifact {MODEL_PREFIX}-RUN"
         )
     metadata = [artifact.metadata for artifact in models.values()]
-    read.check_comparable(
-        path,
-        (one.get("aim", score_description({})) for one in metadata),
-        (one.get("data", "") for one in metadata),
-        "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind",
-    )
+    kinds = [(one.get("aim", score_description({})), one.get("data", "")) for one in metadata]
+    advice = "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind"
+    read.check_comparable(path, kinds, advice)
     return models[best], best
 
 
