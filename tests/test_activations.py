@@ -212,7 +212,7 @@ def test_a_model_comes_back_with_its_thresholds(tmp_path, activation):
     assert torch.equal(again.encode(x), model.encode(x))
 
 
-def test_a_model_of_before_has_a_relu(tmp_path):
+def test_a_model_config_without_an_activation_means_relu(tmp_path):
     model = model_of("relu")
     save(tmp_path / "best.pth", model.state_dict())
     known = {

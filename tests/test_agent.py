@@ -46,7 +46,7 @@ def test_without_an_agent_nothing_is_handed_over(monkeypatch):
     assert agent.without_agent_flags(["--alpha=0.1", "{}"]) == ["--alpha=0.1", "{}"]
 
 
-def test_parameters_are_handed_over_as_they_are_and_their_mistakes_are_told(hand):
+def test_parameters_reach_the_config_unchanged_and_an_unknown_one_is_refused(hand):
     argv = hand(POINT)
     assert agent.sweep_values() == POINT
     assert agent.without_agent_flags(argv) == argv
@@ -66,7 +66,7 @@ def test_of_a_whole_config_the_knobs_of_a_sweep_are_taken_and_the_rest_is_left(h
     assert (config.out_dir, config.train_dir, config.wandb) == ("here", "a", "auto")
 
 
-def test_what_the_command_of_a_sweep_contains_itself_stays(hand):
+def test_a_flag_that_command_and_agent_both_give_is_kept_once(hand):
     argv = hand(POINT | REST)
     command = ["--out_dir=/elsewhere/runs", *argv]  # the same as the agent says again
     assert agent.without_agent_flags(command).count("--out_dir=/elsewhere/runs") == 1
@@ -113,7 +113,7 @@ def test_a_whole_config_of_ours_is_the_same_config_again(hand):
 
 
 @pytest.mark.parametrize("content", ["- 1", "{", "\x00"])
-def test_a_file_that_no_agent_wrote_is_one_line(monkeypatch, tmp_path, content):
+def test_a_file_that_no_agent_wrote_prints_one_line(monkeypatch, tmp_path, content):
     path = tmp_path / "config.yaml"
     path.write_text(content)
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(path))

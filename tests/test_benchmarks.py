@@ -12,7 +12,7 @@ def rows(way, epochs, seed, *scores, pace):
     ]
 
 
-def test_sooner_is_the_first_of_our_trainings_at_the_best_score_of_the_other():
+def test_time_to_score_is_that_of_our_first_training_with_the_best_score_of_the_other():
     found = [
         *rows("plain", 4, 0, 0.9, 0.5, 0.2, 0.3, pace=10),
         *rows("ours", 2, 0, 0.6, 0.4, pace=1),  # never there
@@ -24,7 +24,7 @@ def test_sooner_is_the_first_of_our_trainings_at_the_best_score_of_the_other():
     assert reached(found, 0.05) is None
 
 
-def test_a_score_that_is_not_reached_is_said_to_be():
+def test_a_score_that_is_not_reached_is_reported():
     found = [*rows("plain", 1, 3, 0.2, pace=1), *rows("ours", 1, 3, 0.4, pace=1)]
     assert "| 3 | 0.2000 | 1 | 1 |  | never |" in summary(found)
 

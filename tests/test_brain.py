@@ -45,7 +45,9 @@ def test_stories_are_utterances_with_gaps(told):
         assert one.tr_times_s[:2].tolist() == [0.5, 1.5]
 
 
-def test_what_made_the_responses_explains_what_can_be_explained_and_the_wrong_time_nothing(told):
+def test_the_gestures_of_the_responses_explain_them_and_at_the_wrong_time_nothing(
+    told,
+):
     many = [*told, *brain.stories(9, utterances=4, scale=1.0)[5:]]
     y = brain.responses(many, seed=0)
     shape = brain.haemodynamic(np.arange(0, 32, 0.02))
@@ -125,6 +127,6 @@ def test_the_program_compares_runs_and_writes_a_table_and_a_figure(tmp_path, mon
     assert (out / "brain.png").stat().st_size > 10_000
 
 
-def test_too_few_stories_are_one_line(tmp_path):
+def test_too_few_stories_print_one_line(tmp_path):
     with pytest.raises(UserError, match="--stories must be at least 4, got 3"):
         brain.main([str(tmp_path), "--stories", "3"])

@@ -338,7 +338,7 @@ def test_nothing_in_a_bucket_is_ever_unpickled(cc, handle, monkeypatch, tmp_path
     assert Path(bomb.folder).exists()
 
 
-def test_a_missing_bucket_is_an_error_and_not_a_printed_remark(capfd):
+def test_a_missing_bucket_is_an_error_and_not_only_printed(capfd):
     with pytest.raises(
         UserError, match="s3://speach does not exist at AWS_ENDPOINT_URL=http://127"
     ):
@@ -571,9 +571,7 @@ def test_times_and_npz_in_a_bucket_are_read_and_what_is_done_is_kept(
         ("narrow", "speech", r"s3://speech/narrow/x has shape \(5, 3\)"),
     ],
 )
-def test_a_mistake_with_a_bucket_is_one_line_of_a_verb(
-    cc, handle, model, tmp_path, verb, prefix, bucket, message
-):
+def test_a_wrong_bucket_prints_one_line(cc, handle, model, tmp_path, verb, prefix, bucket, message):
     cc.upload_raw_array("narrow/x", X)
     given = [f"--features={prefix}", f"--bucket={bucket}", f"--out={tmp_path / 'o'}"]
     with pytest.raises(UserError, match=message) as caught:
@@ -614,7 +612,7 @@ def test_encodings_go_into_a_bucket_once(cc, handle, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("where", ["speech/z", "s3://", "gs://speech/z"])
-def test_where_encodings_go_is_a_bucket_and_known_before_anything_is_encoded(tmp_path, where):
+def test_the_bucket_for_encodings_is_opened_before_anything_is_encoded(tmp_path, where):
     write_tree(tmp_path / "features", {"a": 30})
     saved(tmp_path, build_model(inner_size=8, n_encoder=2, n_decoder=2))
     command = ["encode", "--model", str(tmp_path / "best.pth"), "--out", str(tmp_path / "z")]

@@ -192,6 +192,6 @@ def test_the_verb_ends_with_the_status_that_is_documented(tree, capsys):
     assert "bad.npz has nan at frame 5, column TBY" in capsys.readouterr().out
 
 
-def test_a_directory_that_is_not_there_is_one_line(tmp_path):
+def test_a_missing_directory_prints_one_line(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         check([tmp_path / "nowhere"], True)

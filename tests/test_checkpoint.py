@@ -113,7 +113,7 @@ def test_weights_of_another_architecture_are_refused(saved, change, message):
         emaae.load_model(folder)
 
 
-def test_what_is_not_there_is_named(tmp_path, saved):
+def test_missing_files_of_a_model_are_named(tmp_path, saved):
     with pytest.raises(UserError, match="no model at .*nowhere"):
         emaae.load_model(tmp_path / "nowhere")
     (saved[0] / "model_config.json").unlink()

@@ -115,7 +115,7 @@ def test_settings_are_told_by_what_tells_them_apart():
     ]  # fmt: skip
 
 
-def test_runs_are_chosen_by_a_knob_that_says_nothing_without_others():
+def test_runs_may_be_chosen_by_a_knob_whose_value_is_valid_only_with_others():
     schedules = ("linear", "cosine")
     runs = [Run(s, {"penalty_scheduler": s}, [], {}, {}, "nowhere") for s in schedules]
     assert comparison.with_knobs(runs, ["penalty_scheduler=cosine"]) == runs[1:]
@@ -256,7 +256,7 @@ def test_runs_are_chosen_by_their_knobs_and_weights(swept, capsys):
     assert said.count("constant |") == 2
 
 
-def test_a_sparsity_that_no_front_reaches_is_said_with_those_there_are(swept, capsys):
+def test_a_sparsity_that_no_front_reaches_is_refused_with_the_range_there_is(swept, capsys):
     comparison.main(
         [str(swept / "runs"), "--data", str(swept / "speech"), "--at", "0.999", "--resamples", "5"]
     )
@@ -281,7 +281,7 @@ def test_runs_with_and_without_loudness_are_not_compared(swept, tmp_path):
         (["--where", "alpha=0.9"], "no run there has ended well"),
     ],
 )
-def test_mistakes_end_with_one_line(swept, words, message):
+def test_usage_errors_print_one_line(swept, words, message):
     data = ["--data", str(swept / "speech")]
     done = forked("-m", "analysis.comparison", str(swept / "runs"), *data, *words)
     assert done.returncode == 2

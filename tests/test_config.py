@@ -43,7 +43,7 @@ def test_numbers_are_numbers_however_they_are_written(spelling):
     assert Config.from_mapping({"lr": spelling}).lr == 1e-4
 
 
-def test_none_is_none_for_what_can_be_none():
+def test_none_is_read_as_none_where_a_knob_may_be_none():
     assert parse("--alpha_epochs=None", "--run_name", "null").alpha_epochs is None
     assert parse("--norm=none").norm == "none"
     with pytest.raises(UserError, match="--epochs must be a whole number, got 'None'"):

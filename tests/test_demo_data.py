@@ -418,6 +418,6 @@ def test_a_tree_that_cannot_have_that_name_is_refused_by_name(out):
         main(["demo-data", "--out", out])
 
 
-def test_a_split_that_is_not_there_is_a_mistake_of_the_caller():
+def test_a_missing_split_is_a_mistake_of_the_caller():
     with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
         demo.generate("dev")

@@ -87,7 +87,7 @@ def test_an_interrupted_training_of_two_goes_on_as_if_it_had_not_been(together):
 @pytest.mark.parametrize(
     ("error", "tells"), [(UserError("wrong"), [1]), (Interrupted(), [0])], ids=["mistake", "signal"]
 )
-def test_a_mistake_of_all_is_told_by_who_met_it_first_and_an_interruption_by_the_first_process(
+def test_the_first_process_that_fails_prints_a_shared_error_and_the_main_process_an_interruption(
     monkeypatch, error, tells
 ):
     store, told = dist.HashStore(), []
@@ -121,7 +121,7 @@ def test_a_batch_of_no_utterance_has_no_frames():
     assert nothing.sum() == 0
 
 
-def test_a_mistake_that_one_process_meets_ends_all_with_one_line(small, tmp_path):
+def test_an_error_in_one_process_ends_all_with_one_line(small, tmp_path):
     (tmp_path / "runs" / "taken").mkdir(parents=True)
     done = program(*TORCHRUN, str(ROOT / "train.py"), *small, "--run_name=taken")
     assert done.returncode == 1  # torchrun's own

@@ -370,7 +370,7 @@ def test_another_process_in_the_same_folder_is_noticed(place):
     assert run("encode", place) == 0
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_litter(place, monkeypatch):
+def test_a_full_disk_prints_one_line_and_leaves_nothing(place, monkeypatch):
     def full(file, **arrays):
         raise OSError(28, "No space left on device")
 
@@ -498,14 +498,14 @@ def test_evaluate_gives_the_numbers_of_the_run_that_made_the_model(trees, tmp_pa
         (["--out=."], "--out . is a directory: name a file"),
     ],
 )
-def test_a_mistake_is_one_line(place, more, message):
+def test_a_usage_error_prints_one_line(place, more, message):
     given = [f"--model={place / 'model'}", f"--features={place / 'features'}", "--recursive"]
     with pytest.raises(UserError, match=message) as told:
         main(["evaluate", *given, *more])
     assert "\n" not in str(told.value)
 
 
-def test_the_program_ends_with_one_line_and_status_2(place):
+def test_the_program_prints_one_line_and_exits_with_status_2(place):
     given = ("--model=nowhere", f"--features={place}", f"--out={place / 'o'}")
     done = forked("-m", "emaae", "encode", *given, "--recursive")
     assert (done.returncode, done.stdout) == (2, "")

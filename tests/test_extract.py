@@ -214,7 +214,7 @@ def test_a_repeated_run_keeps_what_is_whole_and_makes_the_rest_again(extracted, 
     assert extract(tmp_path, tmp_path).n_kept == 4
 
 
-def test_what_does_not_fit_into_memory_together_goes_in_parts(coder, tmp_path, monkeypatch):
+def test_a_batch_beyond_the_memory_is_halved(coder, tmp_path, monkeypatch):
     for i in range(5):
         write(tmp_path / f"{i}.wav", voice(0.4, i))
     inversion = type(coder.inverter)
@@ -252,14 +252,16 @@ def test_settings_that_pad_the_audio_shift_the_times(coder, tmp_path, monkeypatc
     np.testing.assert_allclose(plain[:, 0] - padded[:24, 0], 160 / RATE, atol=1e-6)
 
 
-def test_what_is_there_needs_neither_sparc_nor_its_weights(extracted, corpus, monkeypatch):
+def test_a_tree_that_is_complete_needs_neither_sparc_nor_its_weights(
+    extracted, corpus, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "sparc", None)
     assert extract(corpus / "103", extracted[1] / "103").n_kept == 3
     with pytest.raises(UserError, match="not installed: pip install -r requirements-audio.txt"):
         extract(corpus / "103", extracted[1] / "elsewhere")
 
 
-def test_weights_that_are_not_there_are_one_line_that_says_how_to_get_them(coder, tmp_path):
+def test_missing_weights_print_one_line_that_says_how_to_get_them(coder, tmp_path):
     write(tmp_path / "a.wav", voice(0.5, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -276,6 +278,6 @@ def test_weights_that_are_not_there_are_one_line_that_says_how_to_get_them(coder
         (["--audio_dir=tests", "--out_dir=x", "--batch_s=nan"], "--batch_s must be a number of"),
     ],
 )
-def test_a_mistake_is_one_line(flags, line):
+def test_a_usage_error_prints_one_line(flags, line):
     with pytest.raises(UserError, match=line):
         main(["extract", *flags])

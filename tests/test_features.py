@@ -130,7 +130,7 @@ def test_a_link_that_leads_nowhere_is_the_fault_of_that_file(tmp_path, features)
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe.npz", b"x" * 251 + b".npz", "\u202e.npz".encode()])
-def test_names_of_any_length_or_encoding_end_in_a_line(tmp_path, features, name):
+def test_names_of_any_length_or_encoding_print_one_line(tmp_path, features, name):
     trees = {"train": write_tree(tmp_path / "t", {"a": 30, "b": 30}), "val": tmp_path / "v"}
     write_tree(tmp_path / "v", {"c": 30})
     os.rename(tmp_path / "v" / "c.npz", os.fsencode(tmp_path / "v") + b"/" + name)
@@ -355,7 +355,7 @@ def test_a_pipe_and_a_device_are_refused_and_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     "name", ["../x", "a/../x", "/etc/x", "a//x", "./x", "a\nb", "a\x1b[2J", ""]
 )
-def test_names_that_lead_elsewhere_or_steer_a_terminal_are_refused(name):
+def test_names_that_leave_the_folder_or_control_a_terminal_are_refused(name):
     with pytest.raises(BadFile, match="the name .* must have no control characters"):
         check_identity(name, "s3://speech")
 
@@ -376,12 +376,12 @@ def damaged(tmp_path):
     return {"train_dir": str(tmp_path / "t"), "val_dir": str(tmp_path / "v")}
 
 
-def test_a_broken_file_ends_the_run_and_the_way_out_is_said(damaged):
+def test_a_broken_file_ends_the_run_with_a_message_that_says_the_way_out(damaged):
     with pytest.raises(UserError, match=r"--on_bad_file skip"):
         load_splits(Config.from_mapping(damaged))
 
 
-def test_broken_files_are_left_out_on_request_and_told_once(damaged):
+def test_broken_files_are_left_out_on_request_and_named_once(damaged):
     config = Config.from_mapping(damaged | {"on_bad_file": "skip"})
     with pytest.warns(UserWarning, match="(?s)train: left out 3 of 10 .* u3, u7") as told:
         splits = load_splits(config)

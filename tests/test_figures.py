@@ -316,7 +316,7 @@ def test_a_seed_that_failed_does_not_cut_the_mean_of_the_others(tmp_path):
 # ---- what is missing
 
 
-def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path, capsys):
+def test_what_is_missing_is_named_and_the_rest_is_drawn(tmp_path, capsys):
     folder = write_run(tmp_path / "a", epochs=2, curves=False, test=False)
     lacking = {
         "shift_tolerance": "no run has the curve self_similarity (curves.json)",
@@ -353,7 +353,7 @@ def test_a_broken_file_leaves_out_a_figure_and_no_more(sweep, tmp_path, name):
     )
 
 
-def test_runs_that_never_trained_are_a_mistake_in_one_line(tmp_path):
+def test_runs_that_never_trained_print_one_line(tmp_path):
     (tmp_path / "metrics.json").write_text('{"status": "failed"}')
     with pytest.raises(UserError, match="nothing could be drawn of .*: expected runs that trained"):
         figures.main([str(tmp_path), "--only", "losses", "alpha"])

@@ -59,7 +59,7 @@ def test_a_backend_of_a_notebook_is_not_ours(tmp_path, backend):
     assert done.returncode == 0, done.stderr
 
 
-def test_progress_is_drawn_in_a_notebook_and_told_in_lines_elsewhere(monkeypatch, capsys):
+def test_progress_is_a_bar_in_a_notebook_and_plain_lines_without_a_terminal(monkeypatch, capsys):
     assert list(progress([1, 2], "counting", unit="steps")) == [1, 2]
     assert capsys.readouterr() == ("", ""), "what is over soon says nothing"
     monkeypatch.setitem(sys.modules, "ipykernel", object())
@@ -155,7 +155,7 @@ def test_a_journal_that_was_cut_short_is_mended_and_nothing_is_lost(sweep, tmp_p
         slow(b'{"op_code": nonsense\n'),
     ],
 )
-def test_what_is_no_journal_is_one_line(sweep, tmp_path, content):
+def test_a_file_that_is_no_journal_prints_one_line(sweep, tmp_path, content):
     (tmp_path / "study.log").write_bytes(content)
     line = refused(sweep(tmp_path / "study.log"))
     assert "study.log" in line
@@ -163,7 +163,7 @@ def test_what_is_no_journal_is_one_line(sweep, tmp_path, content):
 
 
 @pytest.mark.slow
-def test_what_is_no_database_is_one_line(sweep, tmp_path):
+def test_a_file_that_is_no_database_prints_one_line(sweep, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "study.db").write_bytes(b"not a database at all" * 50)
     assert "file is not a database" in refused(sweep())
@@ -171,7 +171,7 @@ def test_what_is_no_database_is_one_line(sweep, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_locked_database_is_one_line_after_patience(sweep, tmp_path, monkeypatch):
+def test_a_locked_database_prints_one_line_after_the_timeout(sweep, tmp_path, monkeypatch):
     assert sweep().returncode == 0
     database = tmp_path / "out" / "study.db"
     holder = sqlite3.connect(database, isolation_level=None)
@@ -189,7 +189,7 @@ def test_a_locked_database_is_one_line_after_patience(sweep, tmp_path, monkeypat
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_a_database_that_may_not_be_written_is_one_line(sweep, tmp_path):
+def test_a_database_without_permission_to_write_prints_one_line(sweep, tmp_path):
     assert sweep().returncode == 0
     (tmp_path / "out" / "study.db").chmod(0o400)
     assert "readonly" in refused(sweep())

@@ -164,7 +164,7 @@ def test_the_terms_of_a_loss_with_a_gradient_are_plain_numbers(recwarn):
     assert not recwarn
 
 
-def test_which_units_are_live():
+def test_units_are_live_by_their_share_of_the_largest_variance():
     assert live_units(torch.tensor([2.0, 1e-7, 1e-9, 0.0])).tolist() == [True, True, False, False]
     assert not live_units(torch.zeros(3)).any()
 

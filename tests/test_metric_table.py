@@ -42,7 +42,7 @@ def test_what_stands_in_short_tables_is_logged():
     assert SUMMARY_AT_END[:2] == ("shift/persistence", "shift/persistence_within")
 
 
-def test_what_is_logged_when():
+def test_metrics_are_logged_when_the_table_says_so():
     assert logged_each_epoch("val/fvu/pitch")
     assert logged_each_epoch("alpha")
     assert not logged_each_epoch("test/fvu")

@@ -168,7 +168,7 @@ def test_the_score_costs_at_least_one_at_every_degenerate_end(fvu, sparse, persi
     assert math.isnan(score(math.nan, sparse, persistence))
 
 
-def test_without_a_target_of_persistence_the_score_is_of_sparsity_and_reconstruction():
+def test_without_a_target_of_persistence_the_score_has_sparsity_and_reconstruction_alone():
     for persistence in (0.1, math.nan):
         found = score(0.05, 0.45, persistence, target_persistence=0)
         assert found == pytest.approx(0.55)

@@ -110,7 +110,7 @@ def test_scores_of_two_kinds_on_wandb_are_not_compared(monkeypatch):
     assert tracking._best_on_wandb("e/p")[1] == "a"
 
 
-def test_a_network_that_is_lost_during_a_download_is_one_line(monkeypatch, tmp_path):
+def test_a_network_that_is_lost_during_a_download_prints_one_line(monkeypatch, tmp_path):
     def lost(root):
         raise Exception("Connection refused")  # wandb has such errors
 

@@ -160,7 +160,7 @@ def test_training_uses_the_statistics_of_the_batch_and_follows_them(norm):
 @pytest.mark.parametrize("norm", ["none", "batch", "original"])
 @pytest.mark.parametrize("n_blocks", N_BLOCKS)
 @pytest.mark.parametrize("input_dim", [13, 14])
-def test_an_exported_model_encodes_the_same_in_the_original_class(
+def test_an_exported_model_gives_the_same_encoding_in_the_original_class(
     tmp_path, norm, n_blocks, input_dim
 ):
     model = stirred(CNNAutoEncoder(input_dim, 24, n_blocks, 7 - n_blocks, norm=norm))
@@ -198,7 +198,7 @@ def test_a_model_that_is_read_and_exported_has_the_same_files(tmp_path):
     assert configs[0].items() <= configs[1].items()
 
 
-def test_what_reconstructions_lose_is_told(tmp_path, capsys):
+def test_the_export_says_that_reconstructions_lose_what_is_below_zero(tmp_path, capsys):
     save(tmp_path / "best.pth", CNNAutoEncoder(13, 24, 2, 2).state_dict())
     write_json(tmp_path / "model_config.json", CNNAutoEncoder(13, 24, 2, 2).architecture())
     command = ["export", f"--model={tmp_path}", "--format=original", f"--out={tmp_path / 'o'}"]
@@ -296,17 +296,17 @@ def say(theirs, **more):
 
 
 @pytest.mark.parametrize("name", command_line.LATER_KEYS)
-def test_a_model_of_a_later_version_of_the_original_is_refused_by_what_it_says(theirs, name):
+def test_a_model_of_a_later_version_of_the_original_is_refused_by_its_settings(theirs, name):
     with pytest.raises(UserError, match=f"says {name}: it is of a later version"):
         load_model(say(theirs, **{name: True}))
 
 
-def test_what_a_foreign_model_config_says_and_we_do_not_know_is_named(theirs):
+def test_unknown_entries_of_a_foreign_model_config_are_named(theirs):
     with pytest.raises(UserError, match="says dilation, strides, which this program does not know"):
         load_model(say(theirs, dilation=2, strides=[1, 2]))
 
 
-def test_where_batch_normalisation_stands_is_asked_when_a_file_leaves_it_open(theirs, recwarn):
+def test_a_file_that_does_not_say_where_batch_normalisation_stands_gets_a_warning(theirs, recwarn):
     load_model(say(theirs))
     assert not recwarn
     with pytest.warns(UserWarning, match='write "norm": "original" into it.*"batch"'):
@@ -327,7 +327,7 @@ def test_where_batch_normalisation_stands_is_asked_when_a_file_leaves_it_open(th
     ],
 )
 @pytest.mark.parametrize("norm", ["original", "none"])
-def test_what_trainers_put_around_weights_is_taken_off(tmp_path, wrap, norm):
+def test_what_trainers_wrap_around_a_state_dict_is_removed(tmp_path, wrap, norm):
     model = stirred(CNNAutoEncoder(inner_size=16, n_encoder=2, n_decoder=2, norm=norm))
     if norm == "original":
         export_original(model, tmp_path, {})

@@ -179,7 +179,7 @@ def test_the_folder_for_the_hub_says_what_the_model_is(tmp_path):
     assert "from modeling import Model" in card
 
 
-def test_a_model_from_elsewhere_has_a_card_that_claims_nothing_of_its_training(tmp_path):
+def test_the_card_of_a_foreign_model_says_nothing_of_its_training(tmp_path):
     saved(tmp_path / "m")
     (tmp_path / "m" / "metrics.json").unlink()
     command = ["export", f"--model={tmp_path / 'm' / 'best.pth'}", "--format=huggingface"]

@@ -213,7 +213,7 @@ def test_an_encoding_follows_a_shift_of_its_input_by_whole_frames(model):
         assert np.allclose(moved[ends:-ends], expected[ends:-ends], atol=1e-5)
 
 
-def test_what_is_known_of_the_labels_is_lost_at_their_borders_alone():
+def test_the_reference_that_knows_the_labels_loses_accuracy_at_borders_alone():
     splits = {"train": [of("aabb")], "val": [of("aabb")], "test": [of("aaaabbbb"), of("aa")]}
     frequent, known = probe.references(splits, "phone")
     assert known.accuracy() == known.balanced() == 1
@@ -282,7 +282,7 @@ def test_the_verdict_says_what_is_clear(model, ours, verb):
         assert line.startswith(f"  {verb} ")
 
 
-def test_the_program_compares_a_model_with_its_baselines_and_repeats_itself(
+def test_the_program_compares_a_model_with_baselines_and_gives_the_same_numbers_again(
     tree, saved, tmp_path, capsys
 ):
     out = tmp_path / "made" / "probe.csv"
@@ -325,7 +325,7 @@ def refused(saved, capsys):
     return run
 
 
-def test_a_tree_without_labels_is_one_line_that_says_where_labels_come_from(
+def test_a_tree_without_labels_prints_one_line_that_says_where_labels_come_from(
     refused, trees, tmp_path
 ):
     for split, path in trees.items():
@@ -335,7 +335,7 @@ def test_a_tree_without_labels_is_one_line_that_says_where_labels_come_from(
     assert "python -m emaae demo-data" in line
 
 
-def test_mistakes_are_one_line_and_exit_status_2(refused, tmp_path, tree):
+def test_usage_errors_print_one_line_and_exit_with_status_2(refused, tmp_path, tree):
     assert "must name a .csv file" in refused("--out", "x.txt")
     assert f"{tmp_path / 'train'} does not exist" in refused("--data", str(tmp_path))
     assert "no model at nowhere" in refused("nowhere")
@@ -358,7 +358,7 @@ def test_mistakes_are_one_line_and_exit_status_2(refused, tmp_path, tree):
         "{",
     ],
 )
-def test_a_score_that_is_none_is_refused_by_name(tmp_path, content):
+def test_a_score_that_is_no_number_is_refused_by_name(tmp_path, content):
     (tmp_path / "u_score.json").write_text(content)
     with pytest.raises(probe.UserError, match="u_score.json"):
         read_score(tmp_path / "u.npz")

@@ -123,7 +123,7 @@ def test_the_manifest_of_encodings_says_which_units_fire(encoded):
     assert found["fired"]
 
 
-def test_what_a_process_did_not_tell_before_it_was_killed_is_read_again(encoded, tmp_path):
+def test_what_a_killed_process_had_not_handed_over_is_read_again(encoded, tmp_path):
     root = shutil.copytree(encoded, tmp_path / "copy")
     path = root / "z" / "manifest.json"
     whole = json.loads(path.read_text())
@@ -236,7 +236,7 @@ def test_tr_times_come_from_a_file_or_one_for_each_story(encoded, tmp_path):
         ("utterance,onset,story\ns/a,1,../x\n", ["--tr=1"], "onsets.csv:2: the name '../x' must"),
     ],
 )
-def test_mistakes_are_one_line(encoded, tmp_path, table, flags, says):
+def test_usage_errors_print_one_line(encoded, tmp_path, table, flags, says):
     (tmp_path / "onsets.csv").write_text(table)
     base = ("-m", "emaae", "regressors", "--encodings", str(encoded / "z"))
     more = ("--onsets", str(tmp_path / "onsets.csv"), "--out", str(tmp_path / "r"))
@@ -274,7 +274,7 @@ def test_units_of_another_model_are_refused(encoded, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_a_table_that_cannot_be_written_whole_is_not_there(encoded, tmp_path, monkeypatch, form):
+def test_a_table_that_cannot_be_written_whole_leaves_no_file(encoded, tmp_path, monkeypatch, form):
     def full(table, file, **more):
         file.write(b"half")
         raise OSError(28, "No space left on device")

@@ -476,7 +476,7 @@ def test_a_sweep_is_called_by_its_question(tmp_path, capsys):
     assert "<h1>What does &lt;alpha&gt; cost?</h1>" in (tmp_path / "new" / "page.html").read_text()
 
 
-def test_a_mistake_is_one_line_and_status_2(tmp_path):
+def test_a_usage_error_prints_one_line_and_exits_with_status_2(tmp_path):
     done = forked("-m", "analysis.report", str(tmp_path))
     assert done.returncode == 2
     assert "holds no run" in done.stderr

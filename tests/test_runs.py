@@ -55,7 +55,7 @@ def test_a_promoted_copy_is_not_a_run(tmp_path):
     assert [run.name for run in read_runs(tmp_path)] == ["a"]
 
 
-def test_what_differs_is_named_and_the_seed_is_no_setting(sweep):
+def test_a_setting_is_named_by_what_differs_and_the_seed_does_not_count(sweep):
     runs = read_runs(sweep)
     assert varying(runs) == ["schedule", "alpha_max", "seed"]
     assert {name: len(some) for name, some in groups(runs).items()} == {
@@ -161,7 +161,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         read_runs(tmp_path)
 
 
-def test_what_is_neither_a_folder_nor_a_path_on_wandb_is_refused():
+def test_a_reference_that_is_neither_a_folder_nor_a_path_on_wandb_is_refused():
     with pytest.raises(UserError, match="neither a folder here nor a path on W&B"):
         read_runs("nowhere")
 

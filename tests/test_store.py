@@ -243,7 +243,7 @@ def test_several_processes_leave_out_the_same_files_as_one(tmp_path, folder, mon
         assert list(split.skipped) == list(alone.skipped) == ["007", "021"]
 
 
-def test_a_process_that_is_killed_while_it_reads_is_told_about(tmp_path, folder, monkeypatch):
+def test_a_process_that_is_killed_while_it_reads_is_reported(tmp_path, folder, monkeypatch):
     many = write_tree(tmp_path / "many", {f"{i:03d}": 2 for i in range(12)})
     monkeypatch.setattr(reading, "FILES_FOR_PROCESSES", 10)
     monkeypatch.setattr("emaae.data.read_features", lambda *args: os.kill(os.getpid(), 9))
@@ -251,7 +251,7 @@ def test_a_process_that_is_killed_while_it_reads_is_told_about(tmp_path, folder,
         split_of(many, folder)
 
 
-def test_a_process_that_is_killed_while_it_hands_over_frames_is_told_about(
+def test_a_process_that_is_killed_while_it_hands_over_frames_is_reported(
     tmp_path, folder, monkeypatch
 ):
     def send_half(self, content):
@@ -364,14 +364,14 @@ def test_others_wait_for_the_one_that_builds_and_say_so(tree, folder, monkeypatc
     assert same(*found)
 
 
-def test_a_cache_that_cannot_be_written_is_one_warning(tree, tmp_path):
+def test_a_cache_that_cannot_be_written_gives_one_warning(tree, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="cannot hold .*Not a directory.* by --cache_dir"):
         split = split_of(tree, tmp_path / "file" / "cache")
     assert same(split, split_of(tree, "none"))
 
 
-def test_a_full_disk_is_one_warning_and_nothing_stays(tree, folder):
+def test_a_full_disk_gives_one_warning_and_leaves_nothing(tree, folder):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -441,7 +441,7 @@ def test_the_cache_lies_where_other_caches_do(monkeypatch, tmp_path):
 HEAVY = ("wandb", "matplotlib", "scipy", "optuna", "plotly", "emaae.data.demo")
 
 
-def test_what_is_not_needed_is_not_imported_before_training_starts(trees, tmp_path):
+def test_modules_that_training_does_not_need_are_not_imported_before_it(trees, tmp_path):
     script = f"""
 import sys
 import train

@@ -196,7 +196,9 @@ SLOW_SQLITE = pytest.param((), marks=pytest.mark.slow, id="sqlite")
 
 
 @pytest.mark.parametrize("storage", [pytest.param((), id="sqlite"), SLOW_JOURNAL])
-def test_killed_and_started_again_it_ends_with_the_same_table_and_nothing_run_twice(place, storage):
+def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table_and_runs_nothing_twice(
+    place, storage
+):
     write("parameters:\n  x: {values: [4, 2, 3, 1]}\n  seconds: {value: 0.5}")
     process = start("play.yaml", *storage)
     until(lambda: len(started()) == 2)
@@ -304,7 +306,7 @@ status = {"status": "finished", "select/score": 1} if n > 10 else {"status": "pr
     [(1, 0, ["0001"] * 11), (0, 1, ["0001"] * 4 + ["0001-5"])],
     ids=["further each time", "no further"],
 )
-def test_a_run_that_alone_was_interrupted_is_resumed_as_long_as_it_gets_further(
+def test_a_run_that_is_interrupted_without_its_runner_is_resumed_as_long_as_it_gets_further(
     place, x, code, starts
 ):
     Path("play.py").write_text(INTERRUPTED)
@@ -314,7 +316,7 @@ def test_a_run_that_alone_was_interrupted_is_resumed_as_long_as_it_gets_further(
     assert resumed == [str(name in starts[:i]) for i, name in enumerate(starts)]
 
 
-def test_a_runner_elsewhere_is_dead_when_it_has_been_silent(place):
+def test_a_runner_on_another_machine_is_dead_after_a_silence(place):
     path = write("parameters: {x: {values: [1]}}")
     storage = f"sqlite:///{place}/study.db"
     mine, other = (Queue(read_sweep(path), storage) for _ in range(2))
@@ -506,7 +508,7 @@ def test_hyperband_keeps_the_best_fraction_of_the_runs_at_a_band(place):
     assert behind == {"a", "e"}
 
 
-def test_a_run_without_hope_is_stopped_and_keeps_its_best_score(place):
+def test_hyperband_stops_a_run_which_keeps_its_best_score(place):
     write(
         """
         early_terminate: {type: hyperband, min_iter: 2, eta: 3, strict: true}
@@ -568,13 +570,13 @@ def test_a_full_disk_names_the_file_and_not_the_storage(place, monkeypatch, name
         ({"out": "play.py"}, "play.py/logs cannot be made"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(place, options, message):
+def test_a_usage_error_prints_one_line(place, options, message):
     with pytest.raises(UserError, match=message) as error:
         runner.run(write("parameters: {x: {values: [2, 1]}}"), **options)
     assert "\n" not in str(error.value)
 
 
-def test_a_program_that_is_not_here_is_one_line_and_exit_status_2(place):
+def test_a_missing_program_prints_one_line_and_exits_with_status_2(place):
     write("parameters: {x: {values: [2, 1]}}")
     Path("play.py").unlink()
     code, out = sweep("play.yaml")
@@ -583,7 +585,7 @@ def test_a_program_that_is_not_here_is_one_line_and_exit_status_2(place):
     assert len(out.splitlines()) == 1
 
 
-def test_a_storage_that_breaks_is_one_line_and_leaves_no_process(place):
+def test_a_storage_that_breaks_prints_one_line_and_leaves_no_process(place):
     write("parameters:\n  x: {values: [2, 1]}\n  seconds: {value: 1.5}")
     process = start("play.yaml")
     until(lambda: len(started()) == 1)

@@ -336,7 +336,7 @@ def test_a_mistake_is_reported_with_its_line_and_key(write, text, expected):
         ),
     ],
 )
-def test_a_mistake_in_the_head_is_reported_with_its_line_and_key(write, head, expected):
+def test_a_mistake_outside_the_parameters_is_reported_with_its_line_and_key(write, head, expected):
     body = "parameters:\n  update: {value: true}\n  penalty_scheduler: {value: cosine}"
     found = findings(write(f"\n{body}", head))
     assert any(re.match(expected, line) for line in found), found
@@ -373,7 +373,7 @@ def test_lint_prints_a_line_for_each_mistake_and_fails(write):
     assert program("-m", "emaae", "lint", *map(str, FILES)).returncode == 0
 
 
-def test_a_missing_file_is_one_line():
+def test_a_missing_file_prints_one_line():
     done = program("-m", "emaae", "lint", "none.yaml")
     assert done.returncode == 2
     assert (
@@ -446,7 +446,7 @@ SEED = "parameters:\n  seed: {value: %s}"
     ],
     ids=lambda case: case[:40],
 )
-def test_a_file_that_would_take_all_memory_or_time_is_one_line(write, text, expected):
+def test_a_file_that_would_take_all_memory_or_time_prints_one_line(write, text, expected):
     path = write(text)
     try:
         lines = findings(path)

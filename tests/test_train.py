@@ -95,7 +95,7 @@ def test_the_run_folder_is_complete(finished):
     assert metrics["select/alpha"] == rows[1]["alpha"] == 0.15
 
 
-def test_shift_tolerance_is_measured_once_on_the_best_weights_and_a_little_after_each_epoch(
+def test_shift_tolerance_is_measured_once_on_the_best_weights_and_on_a_sample_after_each_epoch(
     finished,
 ):
     run, flags, out = finished
@@ -272,7 +272,7 @@ def test_a_name_that_is_given_again_has_no_metrics_of_the_run_that_failed(tmp_pa
         assert read.metrics(tmp_path / "mine") == {}
 
 
-def test_a_run_name_that_is_too_long_is_one_line(tmp_path):
+def test_a_run_name_that_is_too_long_prints_one_line(tmp_path):
     config = Config.from_mapping({"out_dir": str(tmp_path), "run_name": "n" * 300})
     check_space(config)
     with pytest.raises(UserError, match="cannot hold the run folder n.*File name too long"):
@@ -336,7 +336,7 @@ def test_an_interrupt_leaves_a_status_that_is_true(small, monkeypatch):
     assert json.loads((only_run(small) / "metrics.json").read_text())["status"] == "preempted"
 
 
-def test_wandb_without_a_key_and_a_wrong_mode_are_mistakes(small, monkeypatch):
+def test_wandb_without_a_key_and_a_wrong_mode_are_usage_errors(small, monkeypatch):
     flags = [flag for flag in small if not flag.startswith("--wandb")]
     monkeypatch.setenv("WANDB_MODE", "banana")
     with pytest.raises(UserError, match="WANDB_MODE must be online, offline or disabled"):
@@ -365,7 +365,7 @@ def test_an_interrupted_run_keeps_its_best_weights_and_their_score(small, monkey
 # ---- as a process
 
 
-def test_online_without_a_key_is_one_line(small):
+def test_online_without_a_key_prints_one_line(small):
     flags = [flag for flag in small if not flag.startswith("--wandb")]
     assert "log in with `wandb login`" in mistake(*flags, "--wandb=online")
 
@@ -387,7 +387,7 @@ def test_a_reader_who_has_left_ends_a_program_without_a_traceback():
     assert (done.stdout.strip(), done.stderr) == ("141", "")
 
 
-def test_a_mistaken_flag_is_one_line_and_exit_status_2():
+def test_a_wrong_flag_prints_one_line_and_exits_with_status_2():
     assert "--alpha must be at least 0 and below 1, got 1.5" in mistake("--alpha=1.5")
 
 
@@ -415,7 +415,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, write, message):
     assert not (tmp_path / "runs").exists(), "nothing is made before the data are known to be good"
 
 
-def test_an_empty_directory_and_an_unknown_device_are_mistakes(tmp_path):
+def test_an_empty_directory_and_an_unknown_device_are_usage_errors(tmp_path):
     (tmp_path / "empty").mkdir()
     given = [f"--train_dir={tmp_path / 'empty'}", f"--val_dir={tmp_path / 'empty'}"]
     out = [f"--out_dir={tmp_path / 'runs'}", "--wandb=disabled"]

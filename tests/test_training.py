@@ -374,7 +374,7 @@ def test_evaluation_leaves_the_mode_and_the_weights_alone():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_the_typical_utterances_are_the_same_every_time_and_of_middling_length():
+def test_the_utterances_that_are_reconstructed_have_the_median_length_and_are_always_the_same():
     from emaae.runs.reconstructions import indices_of_median_length
 
     split = split_of(10, 200, 50, 60, 55, 400)

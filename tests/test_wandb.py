@@ -232,7 +232,7 @@ def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
     assert _published_sweep(tmp_path, "p", None) is None
 
 
-def test_a_sweep_that_cannot_be_finished_is_told(monkeypatch):
+def test_a_sweep_that_cannot_be_finished_says_so(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(UserError, match="e/p/s exists and could not be finished"):
         _finish("e/p/s")
@@ -364,7 +364,7 @@ print(json.dumps([[getattr(run, name) for name in {fields}] for run in read_runs
     assert there == [[getattr(run, name) for name in fields] for run in read_runs(home / "runs")]
 
 
-def test_what_is_not_on_wandb_is_one_line(swept, tmp_path):
+def test_a_name_that_is_not_on_wandb_prints_one_line(swept, tmp_path):
     _, env, path, _ = swept
     for words in (
         ["promote", "tester/nothing"],
@@ -421,7 +421,7 @@ def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tm
 
 
 @pytest.mark.slow
-def test_what_is_uploaded_later_joins_its_sweep_or_says_why_not(trees, tmp_path):
+def test_a_later_upload_joins_its_sweep_or_says_why_not(trees, tmp_path):
     with Backend() as backend:
         _, env = created(backend, tmp_path, trees, GRID)
         (known,) = backend.sweeps

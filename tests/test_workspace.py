@@ -74,7 +74,7 @@ def test_the_sections_and_their_panels(view):
     assert (view["entity"], view["project"]) == ("me", "project")
 
 
-def test_what_is_drawn_against_what(view):
+def test_each_figure_draws_the_metrics_that_it_names(view):
     lines = [p["config"] for some in panels(view).values() for p in some if "Line" in p["viewType"]]
     assert [(line["xAxis"], line["metrics"]) for line in lines] == [
         ("epoch", ["alpha"]),
@@ -167,14 +167,14 @@ def test_a_report_of_a_sweep_has_the_same_panels_of_its_runs_alone(view, tmp_pat
         assert '"train"' in said
 
 
-def test_without_a_key_the_page_of_a_sweep_is_refused_in_one_line(tmp_path):
+def test_without_a_key_a_page_of_a_sweep_prints_one_line(tmp_path):
     done = forked("-m", "analysis.workspace", "me/project/s1", "--dry-run", HOME=str(tmp_path))
     assert done.returncode == 2
     assert "W&B did not show the page of me/project/s1" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_server_that_refuses_is_one_line(tmp_path):
+def test_a_server_that_refuses_prints_one_line(tmp_path):
     with Backend() as backend:
         backend.failures["UpsertView2"] = 403
         env = backend.environment(tmp_path)

@@ -228,7 +228,8 @@ def design_matrix(
     if len(times[kept]) < 2:
         raise UserError(
             f"the story {name} has {len(times)} TRs, and --trim {design.trim[0]} {design.trim[1]} "
-            "leaves fewer than two: leave out less, or give a shorter --tr"
+            "leaves fewer than two: leave out less, give a shorter --tr, or join utterances into "
+            "stories by --onsets"
         )
     cutoff = 1 / float(np.mean(np.diff(times)))
     values = np.zeros((len(times), len(design.units)))

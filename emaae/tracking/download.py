@@ -1,13 +1,14 @@
 """Runs from W&B, with the content of their folders, for `analysis`."""
 
-import os
 import re
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from emaae.config import Config
 from emaae.runs.folder import json_safe
 from emaae.system.errors import UserError
 from emaae.tracking import client
@@ -87,5 +88,5 @@ def _download_artifact(name: str) -> Path | None:
     artifact = client.get_or_none(client.public_api().artifact, name)
     if artifact is None:
         return None
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "emaae"
-    return client.download(artifact, base / re.sub(r"[^\w./-]", "-", name) / artifact.version)
+    cache = Config().cache_folder or Path(tempfile.gettempdir())
+    return client.download(artifact, cache / re.sub(r"[^\w./-]", "-", name) / artifact.version)
