@@ -25,7 +25,7 @@ from analysis.labels import read_splits
 from analysis.programs import fraction, program
 from analysis.runs import GOOD, Run, grouped, read_runs, text, varying
 from analysis.tables import Row, frame, markdown, write
-from emaae.config import KNOBS, Config
+from emaae.config import KNOBS, SWEEPABLE, Config
 from emaae.data import SPLITS, Split, load_splits
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, reporting_errors
@@ -286,7 +286,7 @@ def with_knobs(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
     """The runs whose knobs have the values of NAME=VALUE. Raises UserError."""
     for condition in conditions:
         name, equals, value = condition.partition("=")
-        if not equals or name not in Config.sweepable():
+        if not equals or name not in SWEEPABLE:
             raise UserError(f"--where needs NAME=VALUE, a knob of a sweep, got {condition!r}")
         wanted = KNOBS[name].cast(value)
         KNOBS[name].check(wanted)

@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 import emaae
-from emaae.config import KNOBS, Config
+from emaae.config import KNOBS, SWEEPABLE
 from emaae.metrics import score_description
 from emaae.models import CNNAutoEncoder
 from emaae.runs import read
@@ -169,7 +169,7 @@ def varying(runs: Sequence[Run]) -> list[str]:
     # update and penalty_scheduler say together which schedule a run had; apart they may differ
     # without a meaning.
     apart = ("update", "penalty_scheduler", "seed")
-    names = ["schedule", *(n for n in Config.sweepable() if n not in apart), "seed"]
+    names = ["schedule", *(n for n in SWEEPABLE if n not in apart), "seed"]
     return [
         name
         for name in names

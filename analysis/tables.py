@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis.programs import folder_of, program, writing
 from analysis.runs import Run, labels, read_runs
-from emaae.config import Config
+from emaae.config import SWEEPABLE
 from emaae.data import SPLITS
 from emaae.data.features import CHANNELS
 from emaae.metrics import DENSITY_EDGES
@@ -40,11 +40,10 @@ def tables(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _of_run(run: Run) -> Iterator[Row]:
     """One row: settings, the validation metrics of the selected epoch, the final metrics."""
-    known = Config.sweepable()
     yield {
         "status": run.status,
         "epochs": len(run.history),
-        **{f"config_{name}": run.config[name] for name in known if name in run.config},
+        **{f"config_{name}": run.config[name] for name in SWEEPABLE if name in run.config},
         **_scalars({k: v for k, v in run.selected.items() if k.startswith("val/")}),
         **_scalars({k: v for k, v in run.metrics.items() if k != "status"}),
     }

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emaae.config import ARCHITECTURE, KNOBS, LOCATION_GROUPS, LOSS_KNOBS, Config, cast_all
+from emaae.config import ARCHITECTURE, KNOBS, LOCATION_GROUPS, SWEEPABLE, Config, cast_all
 from emaae.knobs import did_you_mean
 from emaae.system.errors import ArgumentParser, UserError
 from emaae.system.files import read_json
@@ -29,7 +29,7 @@ def from_args(argv: Sequence[str] | None = None, sweep: Mapping[str, Any] | None
     machine. Raises UserError; `--help` prints and exits.
     """
     for name in sweep or {}:
-        if name in KNOBS and name not in Config.sweepable():
+        if name in KNOBS and name not in SWEEPABLE:
             raise UserError(
                 f"a sweep may not set {name}: set it with --{name} on the command line or "
                 f"EMAAE_{name.upper()} in the environment of the agent"
@@ -180,6 +180,11 @@ LATER_KEYS = (
 # Keys of the original project that are no knobs here: it says input_dim for --keep_loudness, and
 # learning_rate for --lr.
 ORIGINAL_KEYS = ("learning_rate", "input_dim")
+# The knobs of the loss with which a model was trained, for --eval_only.
+LOSS_KNOBS = (
+    "alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty", "target_sparsity",
+    "target_persistence",
+)  # fmt: skip
 
 
 def _check_version(path: str | Path, found: Mapping[str, Any], *, asked: bool) -> None:

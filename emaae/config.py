@@ -6,7 +6,7 @@ and a key of `config.json`, all spelt the same. `emaae.command_line` says where 
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +24,6 @@ ARCHITECTURE = (
 ENCODING_FORMATS = ("float32", "float16", "sparse")
 # The groups of knobs that say where the data are and where a run goes.
 LOCATION_GROUPS = ("data", "run")
-# The knobs of the loss with which a model was trained, for `evaluate`.
-LOSS_KNOBS = (
-    "alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty", "target_sparsity",
-    "target_persistence",
-)  # fmt: skip
 # Schedules that start at `alpha` and never pass `alpha_max`.
 SCHEDULES_FROM_ALPHA = ("step", "exponential", "log_lambda", "target_sparsity", "geco")
 
@@ -282,19 +277,6 @@ class Config:
         config._check()
         return config
 
-    @classmethod
-    def sweepable(cls) -> tuple[str, ...]:
-        """The knobs that a sweep may set: all but paths and where to run."""
-        return tuple(
-            name
-            for name, each in KNOBS.items()
-            if each.group not in LOCATION_GROUPS and name not in ("checkpoint", "model_config")
-        )
-
-    def asdict(self) -> dict[str, Any]:
-        """All fields as plain values."""
-        return asdict(self)
-
     # ---- what follows from several knobs together
 
     @property
@@ -406,6 +388,8 @@ class Config:
 
 
 KNOBS = {f.name: knob_of(f) for f in fields(Config)}
+# What a sweep may set: all but paths and where to run.
+SWEEPABLE = [n for n, k in KNOBS.items() if k.group not in LOCATION_GROUPS and not k.path]
 
 
 def cast_all(given: Mapping[str, Any]) -> dict[str, Any]:

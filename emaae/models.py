@@ -153,6 +153,7 @@ class CNNAutoEncoder(nn.Module):
     `encode` and `decode` change nothing by default and give the same numbers in either mode.
     """
 
+    model_type = "cnn"
     # Lists of modules; buffers (input_dim,).
     encoder: Sequence[Block]
     decoder: Sequence[Block]
@@ -229,8 +230,7 @@ class CNNAutoEncoder(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """The arguments of `build_model` that make this model again."""
-        own = {name: getattr(self, name) for name in ARCHITECTURE if name != "model_type"}
-        return {"model_type": "cnn", **own}
+        return {name: getattr(self, name) for name in ARCHITECTURE}
 
     def conv_weights(self) -> list[Tensor]:
         """The convolution weights (out, in, kernel), input to output."""

@@ -57,7 +57,7 @@ def write_run(
     sizes = {"utterances": 4, "frames": 400, "fingerprint": "0" * 32}
     splits = ("train", "val", "test") if test else ("train", "val")
     found = {"data": dict.fromkeys(splits, sizes), "schedule": config.schedule_name}
-    _write(folder / "config.json", config.asdict() | found | {"git_commit": "0" * 40})
+    _write(folder / "config.json", vars(config) | found | {"git_commit": "0" * 40})
 
     random = np.random.default_rng([seed, round(100 * alpha_max), len(schedule)])
     rows = [_row(epoch, epochs, schedule, alpha_max, random) for epoch in range(1, epochs + 1)]

@@ -107,9 +107,9 @@ def test_each_format_in_which_agents_pass_a_config_is_read(hand, tmp_path):
 
 def test_a_whole_config_of_ours_is_the_same_config_again(hand):
     before = Config.from_mapping({"alpha": 0.3, "norm": "layer", "epochs": 7})
-    argv = hand(before.asdict() | REST)
+    argv = hand(vars(before) | REST)
     again = command_line.from_args(agent.without_agent_flags(argv), sweep=agent.sweep_values())
-    assert again.asdict() == before.asdict()
+    assert vars(again) == vars(before)
 
 
 @pytest.mark.parametrize("content", ["- 1", "{", "\x00"])

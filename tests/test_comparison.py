@@ -106,7 +106,7 @@ def test_settings_are_told_by_what_tells_them_apart():
 
     def run(schedule, slow, seed, **knobs):
         own = {"update": True, "penalty_scheduler": schedule, "schedule": schedule}
-        config = Config().asdict() | own | {"slow_coefficient": slow, "seed": seed} | knobs
+        config = vars(Config()) | own | {"slow_coefficient": slow, "seed": seed} | knobs
         return Run(str(seed), config, [], {"status": "finished"}, {}, "nowhere")
 
     ramps = [run("linear", slow, seed, alpha_epochs=20) for slow in (0, 0.1) for seed in (0, 1)]

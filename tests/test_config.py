@@ -5,7 +5,7 @@ import json
 import pytest
 
 from emaae import command_line
-from emaae.config import KNOBS, Config
+from emaae.config import KNOBS, SWEEPABLE, Config
 from emaae.system import files
 from emaae.system.errors import UserError
 
@@ -153,7 +153,7 @@ def test_every_style_of_a_sweep_agents_arguments_says_the_same(tmp_path):
 def test_a_sweeps_values_win_over_flags_and_may_not_say_where_to_run():
     assert command_line.from_args(["--alpha=0.1", "--lr=1"], sweep={"alpha": "3e-1"}).alpha == 0.3
     for name in ("train_dir", "out_dir", "checkpoint", "wandb", "device", "run_name"):
-        assert name not in Config.sweepable()
+        assert name not in SWEEPABLE
         with pytest.raises(UserError, match=f"a sweep may not set {name}"):
             command_line.from_args([], sweep={name: "x"})
     with pytest.raises(UserError, match="unknown parameter 'alhpa'; did you mean 'alpha'"):
@@ -277,4 +277,4 @@ def test_top_k_takes_any_target_when_it_is_told_how_many_to_keep():
 
 def test_values_survive_the_round_trip_through_plain_values():
     config = parse("--update", "--penalty_scheduler=geco", "--alpha_epochs=7", "--lr=2e-5")
-    assert Config.from_mapping(json.loads(json.dumps(config.asdict()))) == config
+    assert Config.from_mapping(json.loads(json.dumps(vars(config)))) == config

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT, program
 
-from emaae.config import Config
+from emaae.config import SWEEPABLE, Config
 from emaae.metric_table import SCORE
 from emaae.schedules import SCHEDULES
 from emaae.sweeps import sweep_file
@@ -62,10 +62,10 @@ def test_every_sweep_file_expands_to_configs_and_optimises_what_is_logged(path):
     assert "?" in given["description"]
     assert (sweep.metric, sweep.goal) == (SCORE, "minimize")
     assert sweep.early_terminate is None
-    assert {p.name for p in sweep.parameters} <= set(Config.sweepable())
+    assert {p.name for p in sweep.parameters} <= set(SWEEPABLE)
     if sweep.method == "grid":
         configs = [Config.from_mapping(point) for point in sweep.grid()]
-        assert len(configs) == len({json.dumps(c.asdict()) for c in configs}) == sweep.n_points()
+        assert len(configs) == len({json.dumps(vars(c)) for c in configs}) == sweep.n_points()
 
 
 RECIPE = {"optimizer": "muon", "lr": 0.04, "lr_schedule": "linear", "lr_warm_up": 0.03}

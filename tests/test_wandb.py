@@ -190,7 +190,7 @@ def test_single_channels_are_in_a_section_of_their_own(swept):
 
 
 def test_runs_are_named_by_what_their_sweep_varies():
-    config = json.loads(json.dumps(Config().asdict())) | {"schedule": "constant"}
+    config = json.loads(json.dumps(vars(Config()))) | {"schedule": "constant"}
     assert _name(config) == "constant a0.25 i1024 e5d3 s0"
     assert _name(config, ("alpha", "norm", "seed", "gone")) == f"{_name(config)} norm=none"
     parameters = {"norm": {"values": ["none", "layer"]}, "lr": {"min": 0, "max": 1}}

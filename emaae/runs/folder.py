@@ -193,7 +193,7 @@ class RunFolder:
         # These follow from the knobs, and help to compare many runs.
         found |= {"schedule": self.config.schedule_name, "demo": self.config.uses_demo}
         found["data_fingerprint"] = read.data_fingerprint(found)
-        knobs = self.config.asdict()
+        knobs = vars(self.config)
         if self.last is None:
             files.write_json(self.path / "config.json", knobs | found)
             files.write_json(

@@ -28,7 +28,7 @@ SETTINGS = (
     "checkpoint", "epochs", "lr", "batch_sz", "optimizer", "autoencoder_loss", "sparse_loss",
     "penalty_scheduler", "weight_penalty", "alpha", "alpha_epochs", "update", "early_stop",
 )  # fmt: skip
-SIZES = ("input_dim", "inner_size", "n_encoder", "n_decoder")
+SIZES = ("model_type", "input_dim", "inner_size", "n_encoder", "n_decoder")
 EPS = 1e-5  # of their batch normalisation, PyTorch's default
 
 
@@ -56,10 +56,10 @@ def settings_beside(weights: Path) -> dict[str, Any]:
 
 def model_config(model: CNNAutoEncoder, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Their model_config.json for a model, with those `SETTINGS` of a run that are known."""
-    known = Config().asdict() | dict(settings)
+    known = vars(Config()) | dict(settings)
     theirs = {"learning_rate" if name == "lr" else name: known[name] for name in SETTINGS}
     sizes = {name: getattr(model, name) for name in SIZES}
-    return {"model_type": "cnn"} | sizes | theirs
+    return sizes | theirs
 
 
 def has_same_reconstructions(model: CNNAutoEncoder) -> bool:

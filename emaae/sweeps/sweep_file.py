@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from emaae.config import KNOBS, Config
+from emaae.config import KNOBS, SWEEPABLE, Config
 from emaae.knobs import did_you_mean
 from emaae.metric_table import BY_NAME, COUNTS, SCORE, logged_each_epoch
 from emaae.runs.read import is_finite
@@ -177,9 +177,9 @@ class _SweepFile(Document):
             raise _Mistake(f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
         if "parameters" in spec:
             raise _Mistake("is nested, but flags are not; list its parameters at the top level")
-        if self.is_train_py and name not in Config.sweepable():
+        if self.is_train_py and name not in SWEEPABLE:
             if name not in KNOBS:
-                raise _Mistake(f"unknown parameter{did_you_mean(name, Config.sweepable())}")
+                raise _Mistake(f"unknown parameter{did_you_mean(name, SWEEPABLE)}")
             raise _Mistake(
                 "a sweep may not set it: paths and where to run belong to each machine; set "
                 f"EMAAE_{name.upper()} or give --{name} after `--`"

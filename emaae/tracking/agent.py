@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from emaae.config import Config
+from emaae.config import SWEEPABLE
 from emaae.system.errors import UserError
 from emaae.system.files import read_json, read_text
 
@@ -77,5 +77,4 @@ def _not_sweepable(given: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a requeued run's config that no sweep may set; {} of parameters alone."""
     if not any(name in RUN_ONLY_KEYS or name.startswith("_") for name in given):
         return {}
-    sweepable = Config.sweepable()
-    return {name: value for name, value in given.items() if name not in sweepable}
+    return {name: value for name, value in given.items() if name not in SWEEPABLE}

@@ -166,7 +166,7 @@ VALUES = st.recursive(
 def a_config_or_one_line(given: dict) -> None:
     try:
         config = Config.from_mapping(given)
-        json.dumps(config.asdict(), allow_nan=False)
+        json.dumps(vars(config), allow_nan=False)
         config.schedule().alpha(3)
     except UserError as error:
         # A file that is not there is named itself.
