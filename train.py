@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     # torch takes seconds to import: mistakes in flags are reported before.
     import torch
 
-    from emaae.data import load_splits
+    from emaae.data.load import load_splits
     from emaae.evaluation import evaluate
     from emaae.models import build_model
     from emaae.runs import checkpoint

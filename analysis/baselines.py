@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from analysis.costs import Codec
 from analysis.kernels import untrained
 from emaae.activations import TopK
-from emaae.data import Split
+from emaae.data.split import Split
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import needs_extra
 

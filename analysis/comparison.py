@@ -26,7 +26,9 @@ from analysis.programs import fraction, program
 from analysis.runs import GOOD, Run, grouped, read_runs, text, varying
 from analysis.tables import Row, frame, markdown, write
 from emaae.config import KNOBS, SWEEPABLE, Config
-from emaae.data import SPLITS, Split, load_splits
+from emaae.data.features import SPLITS
+from emaae.data.load import load_splits
+from emaae.data.split import Split
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, reporting_errors
 from emaae.system.progress import progress

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from analysis.kernels import form_of
-from emaae.data import Split
+from emaae.data.split import Split
 from emaae.losses import LIVE_FRACTION
 from emaae.metrics import MIN_VARIANCE, zero
 from emaae.models import CNNAutoEncoder

@@ -7,9 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emaae.data import SPLITS
 from emaae.data.demo import generate, read_score
-from emaae.data.features import ARTICULATORS, find_features, frame_times, read_features, read_times
+from emaae.data.features import (
+    ARTICULATORS,
+    SPLITS,
+    find_features,
+    frame_times,
+    read_features,
+    read_times,
+)
 from emaae.data.phones import Gesture, Phone, phone_at
 
 LABELS = ("phone", "gesture")

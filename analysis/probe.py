@@ -28,8 +28,7 @@ from analysis.costs import Codec
 from analysis.labels import LABELS, Labelled, Splits, read_splits
 from analysis.programs import program
 from analysis.tables import Row, frame, markdown, write
-from emaae.data import SPLITS
-from emaae.data.features import CHANNELS
+from emaae.data.features import CHANNELS, SPLITS
 from emaae.data.split import mean_and_sd
 from emaae.models import CNNAutoEncoder
 from emaae.system.errors import UserError, needs_extra, reporting_errors

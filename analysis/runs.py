@@ -19,7 +19,7 @@ import numpy as np
 
 import emaae
 from emaae.config import KNOBS, SWEEPABLE
-from emaae.metrics import score_description
+from emaae.metric_table import score_description
 from emaae.models import CNNAutoEncoder
 from emaae.runs import read
 from emaae.runs.checkpoint import load_last

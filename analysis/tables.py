@@ -13,8 +13,7 @@ from typing import Any
 from analysis.programs import folder_of, program, writing
 from analysis.runs import Run, labels, read_runs
 from emaae.config import SWEEPABLE
-from emaae.data import SPLITS
-from emaae.data.features import CHANNELS
+from emaae.data.features import CHANNELS, SPLITS
 from emaae.metrics import DENSITY_EDGES
 from emaae.system.errors import needs_extra, reporting_errors
 

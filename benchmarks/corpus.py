@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from emaae.data import Split
+from emaae.data.split import Split
 
 N_UTTERANCES = 28_539  # of train-clean-100
 # Quantiles of its durations in seconds. Between .95 and 1 they are not known: .998 is set so that

@@ -24,8 +24,9 @@ import torch
 
 from benchmarks import corpus
 from emaae.config import Config
-from emaae.data import batches, load_splits, training_order
 from emaae.data.features import FRAME_RATE_HZ, find_features, read_features
+from emaae.data.load import load_splits
+from emaae.data.split import batches, training_order
 from emaae.system.devices import n_cpus
 from emaae.system.progress import progress
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emaae.data import Split
+from emaae.data.split import Split
 from emaae.models import stack_kernels, stack_widths
 
 

@@ -20,7 +20,8 @@ from benchmarks.reference import random_order
 from benchmarks.timing import PRECISIONS, machine, show, spread
 from emaae import training
 from emaae.config import Config
-from emaae.data import load_splits, training_order
+from emaae.data.load import load_splits
+from emaae.data.split import training_order
 from emaae.models import build_model
 from emaae.system.devices import keep_freed_memory
 

@@ -23,7 +23,7 @@ from benchmarks import corpus, reference
 from benchmarks.timing import DTYPES, PRECISIONS, TURNS, interleaved, machine, show
 from emaae.activations import ACTIVATIONS
 from emaae.config import Config
-from emaae.data import Split, batches, evaluation_order, training_order
+from emaae.data.split import Split, batches, evaluation_order, training_order
 from emaae.evaluation import evaluate
 from emaae.filters import apply_filters, decode_filtered, windowed_sinc
 from emaae.models import CNNAutoEncoder, build_model

@@ -27,9 +27,9 @@ from benchmarks import reference
 from benchmarks.step import epoch_of, typical_splits
 from benchmarks.timing import PRECISIONS, TURNS, interleaved, machine, show, spread, table
 from emaae.config import Config
-from emaae.data import Split, batches
 from emaae.data.demo import generate
 from emaae.data.features import find_features, read_features
+from emaae.data.split import Split, batches
 from emaae.evaluation import evaluate
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.system.devices import keep_freed_memory

@@ -265,7 +265,7 @@ def publish(args: argparse.Namespace) -> None:
 def encode(args: argparse.Namespace) -> None:
     """Encode all utterances of a feature tree or a bucket; the same command continues."""
     from emaae.corpus.encode import encode_tree, open_model, open_upload, upload_tree
-    from emaae.data import list_source
+    from emaae.data.load import list_source
 
     listing = list_source(args.features, args.recursive, args.bucket)
     target = open_upload(args.upload) if args.upload else None  # before anything is encoded

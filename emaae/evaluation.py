@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from emaae.config import Config
-from emaae.data import Split, batches, evaluation_order
+from emaae.data.split import Split, batches, evaluation_order
 from emaae.losses import LossSums, batch_sums, loss_terms
 from emaae.metrics import ReconstructionSums, SparsitySums, density_histogram, score
 from emaae.models import CNNAutoEncoder

@@ -5,11 +5,12 @@ model cards and the documentation take their words from there: `python -m emaae.
 the tables of docs/metrics.md.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from emaae.data.features import CHANNELS
+from emaae.data.features import CHANNELS, SPLITS
 
 SCORE = "select/score"
 # The range of metrics that are not a single number.
@@ -74,7 +75,7 @@ BY_NAME = {
     f"{split}/{name}": metric
     for metric in SPLIT_METRICS
     for name in metric.each_name()
-    for split in ("train", "val", "test")
+    for split in SPLITS
     if split != "train" or name in TRAIN_METRICS
 }
 BY_NAME |= {
@@ -86,6 +87,18 @@ BY_NAME |= {name: BY_NAME[name.replace("select/", "val/")] for name in SELECTED}
 def logged_each_epoch(name: str) -> bool:
     """Whether a metric is logged in every epoch rather than once."""
     return not name.startswith(("test/", "select/", "shift/", "lowpass/"))
+
+
+def score_description(knobs: Mapping[str, Any]) -> str:
+    """The terms of the score of a run with these knobs, e.g. "fvu, 0.9 zeros, persistence 0.9".
+
+    Runs of programs before target_persistence counted the zeros of dead units too.
+    """
+    zeros = f"fvu, {knobs.get('target_sparsity', 0.9)} zeros"
+    persistence = knobs.get("target_persistence")
+    if persistence is None:
+        return f"{zeros} of all units (an earlier score)"
+    return f"{zeros} of live units" + (f", persistence {persistence}" if persistence else "")
 
 
 def tables() -> tuple[str, str]:

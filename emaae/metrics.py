@@ -7,8 +7,6 @@ Shapes: x, y (batch, D, time); z (batch, C, time); mask (batch, 1, time) in {0, 
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,15 +130,3 @@ def score(
         for value, target in targets
         if target
     )
-
-
-def score_description(knobs: Mapping[str, Any]) -> str:
-    """The terms of the score of a run with these knobs, e.g. "fvu, 0.9 zeros, persistence 0.9".
-
-    Runs of programs before target_persistence counted the zeros of dead units too.
-    """
-    zeros = f"fvu, {knobs.get('target_sparsity', 0.9)} zeros"
-    persistence = knobs.get("target_persistence")
-    if persistence is None:
-        return f"{zeros} of all units (an earlier score)"
-    return f"{zeros} of live units" + (f", persistence {persistence}" if persistence else "")

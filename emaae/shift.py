@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
+from emaae.data.split import Split
 from emaae.filters import apply_filters, decode_filtered, windowed_sinc
 from emaae.losses import live_units
 from emaae.metrics import zero

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from emaae.config import Config
-from emaae.data import Split, batches, training_order
+from emaae.data.split import Split, batches, training_order
 from emaae.evaluation import evaluate
 from emaae.losses import LossSums, batch_sums, loss_terms, pressure
 from emaae.models import CNNAutoEncoder

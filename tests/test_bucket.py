@@ -22,9 +22,9 @@ from scipy.sparse import load_npz
 
 from emaae.__main__ import main
 from emaae.config import Config
-from emaae.data import load_splits
 from emaae.data.bucket import list_features, open_bucket, read_array, write_array
 from emaae.data.features import find_features, frame_times, read_features
+from emaae.data.load import load_splits
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.system.errors import UserError
 

@@ -19,7 +19,7 @@ from conftest import ROOT, environment_of, program, small_run
 from train_together import CASES, split_of
 
 import train
-from emaae.data import batches
+from emaae.data.split import batches
 from emaae.system import distributed
 from emaae.system.errors import UserError
 from emaae.system.signals import Interrupted

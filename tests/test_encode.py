@@ -121,7 +121,7 @@ def test_windows_of_several_utterances_share_a_batch(monkeypatch):
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from emaae.data import list_source
+from emaae.data.load import list_source
 from emaae.corpus.encode import encode_tree, open_model
 root = Path(sys.argv[1])
 with open_model(root / "model", "cpu") as (model, made_by):

@@ -17,8 +17,9 @@ from forked import forked
 
 from emaae.config import Config
 from emaae.corpus import extract
-from emaae.data import bucket, load_splits
+from emaae.data import bucket
 from emaae.data.features import check_identity, find_features, read_features, read_times
+from emaae.data.load import load_splits
 from emaae.system.errors import BadFile, UserError
 
 

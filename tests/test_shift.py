@@ -8,7 +8,7 @@ import torch
 from conftest import speech, stir
 from test_training import split_of
 
-from emaae.data import Split
+from emaae.data.split import Split
 from emaae.filters import apply_filters, decode_filtered, windowed_sinc
 from emaae.models import NORMS, CNNAutoEncoder
 from emaae.shift import (

@@ -8,8 +8,8 @@ import torch
 from conftest import speech, write_tree
 
 from emaae.config import Config
-from emaae.data import load_splits
 from emaae.data.features import CHANNELS
+from emaae.data.load import load_splits
 from emaae.data.reading import FrameFormat
 from emaae.data.split import Split, batches, check_overlap, evaluation_order, training_order
 from emaae.system.errors import UserError

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import train
 from emaae.config import Config
-from emaae.data import batches
+from emaae.data.split import batches
 from emaae.losses import batch_sums, loss_terms
 from emaae.models import FrameNorm, MaskedBatchNorm, build_model
 from emaae.system.devices import make_deterministic, use_bf16

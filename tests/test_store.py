@@ -18,8 +18,9 @@ import torch
 from conftest import ROOT, program, small_run, speech, write_tree
 
 from emaae.config import Config
-from emaae.data import load_splits, reading, store
+from emaae.data import reading, store
 from emaae.data.features import find_features, read_features
+from emaae.data.load import load_splits
 from emaae.data.reading import FrameFormat
 from emaae.data.split import Split
 from emaae.system.errors import UserError
@@ -69,7 +70,7 @@ def test_a_store_gives_what_reading_the_files_gives_and_reads_them_once(
 ):
     read = split_of(tree, "none", **knobs)
     assert same(split_of(tree, folder, **knobs), read)
-    monkeypatch.setattr("emaae.data.read_features", None)
+    monkeypatch.setattr("emaae.data.load.read_features", None)
     assert same(split_of(tree, folder, **knobs), read)
 
 
@@ -219,7 +220,7 @@ def test_broken_files_that_are_left_out_are_left_out_of_the_store_and_named(
     with pytest.warns(UserWarning, match=left_out):
         packed = split_of(tree, folder, on_bad_file="skip")
     with monkeypatch.context() as patch:
-        patch.setattr("emaae.data.read_features", lambda *args: pytest.fail("a file is read"))
+        patch.setattr("emaae.data.load.read_features", lambda *args: pytest.fail("a file is read"))
         with pytest.warns(UserWarning, match=left_out):
             mapped = split_of(tree, folder, on_bad_file="skip")
     assert same(packed, read)
@@ -246,7 +247,7 @@ def test_several_processes_leave_out_the_same_files_as_one(tmp_path, folder, mon
 def test_a_process_that_is_killed_while_it_reads_is_reported(tmp_path, folder, monkeypatch):
     many = write_tree(tmp_path / "many", {f"{i:03d}": 2 for i in range(12)})
     monkeypatch.setattr(reading, "FILES_FOR_PROCESSES", 10)
-    monkeypatch.setattr("emaae.data.read_features", lambda *args: os.kill(os.getpid(), 9))
+    monkeypatch.setattr("emaae.data.load.read_features", lambda *args: os.kill(os.getpid(), 9))
     with pytest.raises(UserError, match="ended early"):
         split_of(many, folder)
 
@@ -281,7 +282,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tree, folder, monkeypat
         other_content(tree)
         return found
 
-    monkeypatch.setattr("emaae.data.find_features", find_and_change)
+    monkeypatch.setattr("emaae.data.load.find_features", find_and_change)
     with pytest.raises(UserError, match="c.npz has changed since it was listed"):
         split_of(tree, folder)
 
@@ -300,18 +301,17 @@ def test_a_killed_builder_leaves_no_process_and_no_lock(tmp_path, folder):
     many = write_tree(tmp_path / "many", {f"{i:03d}": 400 for i in range(24)})
     script = f"""
 import os, sys, time
-from emaae import data
-from emaae.data import reading
+from emaae.data import load, reading
 reading.FILES_FOR_PROCESSES, reading.FILES_AT_ONCE = 10, 2
-def slowly(path, stamp, read=data.read_features):
+def slowly(path, stamp, read=load.read_features):
     print(os.getpid(), flush=True)
     time.sleep(0.2)
     return read(path, stamp)
-data.read_features = slowly
+load.read_features = slowly
 from emaae.config import Config
 given = {{"train_dir": {str(many)!r}, "val_dir": {str(many)!r}, "cache_dir": {str(folder)!r}}}
 config = Config.from_mapping(given | {{"recursive": True}})
-data.load_splits(config, wanted=("train",))
+load.load_splits(config, wanted=("train",))
 """
     builder = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -345,7 +345,7 @@ def test_others_wait_for_the_one_that_builds_and_say_so(tree, folder, monkeypatc
         go_on.wait(20)
         return read_features(path, stamp)
 
-    monkeypatch.setattr("emaae.data.read_features", slowly)
+    monkeypatch.setattr("emaae.data.load.read_features", slowly)
     found = []
     builders = [threading.Thread(target=lambda: found.append(split_of(tree, folder)))]
     builders[0].start()
@@ -465,3 +465,9 @@ print("wandb" in sys.modules)
 """
     done = program("-c", script, *small_run(trees, tmp_path / "runs"), "--epochs=1")
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_torch_is_imported_neither_to_check_a_sweep_file_nor_to_run_a_sweep():
+    script = "import sys, emaae.__main__, emaae.sweeps.runner; print('torch' in sys.modules)"
+    done = program("-c", script)
+    assert done.stdout == "False\n", done.stderr

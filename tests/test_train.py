@@ -21,7 +21,7 @@ import emaae
 import train
 from emaae import command_line, training
 from emaae.config import Config
-from emaae.data import load_splits
+from emaae.data.load import load_splits
 from emaae.evaluation import evaluate
 from emaae.runs import checkpoint, folder, read
 from emaae.runs.folder import RunFolder, check_space, git_commit, json_safe

@@ -9,7 +9,7 @@ from conftest import speech
 
 from emaae import training
 from emaae.config import Config
-from emaae.data import Split
+from emaae.data.split import Split
 from emaae.evaluation import evaluate
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.system.errors import UserError

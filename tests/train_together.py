@@ -14,7 +14,7 @@ import torch
 
 from emaae.activations import ACTIVATIONS
 from emaae.config import Config
-from emaae.data import Split
+from emaae.data.split import Split
 from emaae.losses import PENALTIES
 from emaae.models import NORMS, build_model
 from emaae.system import distributed

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from emaae.corpus import encodings
-from emaae.data import Listing
 from emaae.data.features import (
     CHANNELS,
     FRAME_RATE_HZ,
@@ -34,6 +33,7 @@ from emaae.data.features import (
     frame_times,
     read_times,
 )
+from emaae.data.load import Listing
 from emaae.data.reading import FrameFormat, read_files
 from emaae.loading import load_model, model_file
 from emaae.models import CNNAutoEncoder
@@ -198,7 +198,7 @@ def encode_tree(
     *,
     skip_broken: bool = False,
 ) -> TreeResult:
-    """Write the encodings of all utterances of a listing (`emaae.data.list_source`) into a tree.
+    """Write the encodings of all utterances of a listing (`list_source`) into a tree.
 
     form: of `config.ENCODING_FORMATS`. made_by: the `model`, with its `sha256`, and what else the
     manifest should say; it also says which units fire in some encoding of the listing. What is

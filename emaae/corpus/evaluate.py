@@ -3,7 +3,7 @@
 from typing import Any
 
 from emaae import command_line
-from emaae.data import load_splits
+from emaae.data.load import load_splits
 from emaae.evaluation import evaluate
 from emaae.loading import load_model, model_file
 from emaae.shift import shift_tolerance

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from emaae.config import Config
-from emaae.data import Split
-from emaae.data.features import FRAME_RATE_HZ
+from emaae.data.features import FRAME_RATE_HZ, SPLITS
+from emaae.data.split import Split
 from emaae.metric_table import SUMMARY, SUMMARY_AT_END
 from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import Observer
@@ -59,7 +59,7 @@ class Terminal(Observer):
         print(f"\n{status} {self.folder}")
         if status == "diverged":
             print("the loss grew beyond all bounds: lower --lr, or give it --lr_warm_up 0.03")
-        splits = [s for s in ("train", "val", "test") if f"{s}/fvu" in metrics]
+        splits = [s for s in SPLITS if f"{s}/fvu" in metrics]
         if splits:
             print(f"{'':<26}" + "".join(f"{split:>12}" for split in splits))
             for name in SUMMARY:

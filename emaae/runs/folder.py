@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from emaae.config import KNOBS, LOCATION_GROUPS, Config
-from emaae.data import Split
+from emaae.data.split import Split
 from emaae.metric_table import SELECTED
 from emaae.models import CNNAutoEncoder, weight_bytes
 from emaae.runs import checkpoint, read, reconstructions

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from emaae import command_line
-from emaae.metric_table import BY_NAME, SUMMARY
-from emaae.metrics import score_description
+from emaae.metric_table import BY_NAME, SUMMARY, score_description
 from emaae.runs import read
 from emaae.system.files import read_json
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from emaae.metric_table import SCORE
-from emaae.metrics import score_description
+from emaae.metric_table import SCORE, score_description
 from emaae.system.errors import UserError
 from emaae.system.files import read_json
 
@@ -137,7 +136,7 @@ def best_run(folder: Path) -> tuple[Path, float]:
 def check_comparable(where: str, kinds: Sequence[tuple[str, str]], advice: str) -> None:
     """Raise UserError for scores with different targets, or on different data.
 
-    kinds: targets of each score, see `metrics.score_description`, and its data, see
+    kinds: targets of each score, see `score_description`, and its data, see
     `data_fingerprint`; advice: what to do.
     """
     wanted, prints = {targets for targets, _ in kinds}, Counter(data for _, data in kinds)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from emaae.data import Split
 from emaae.data.features import FRAME_RATE_HZ
+from emaae.data.split import Split
 from emaae.models import CNNAutoEncoder
 from emaae.system.files import make_folder, write_atomically
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from emaae.data.features import FRAME_RATE_HZ
-from emaae.metrics import score_description
+from emaae.metric_table import score_description
 from emaae.runs import read
 from emaae.runs.model_card import model_card
 from emaae.system.errors import UserError

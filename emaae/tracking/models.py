@@ -13,8 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emaae.metric_table import SCORE
-from emaae.metrics import score_description
+from emaae.metric_table import SCORE, score_description
 from emaae.runs import read
 from emaae.runs.checkpoint import load_model_file
 from emaae.runs.model_card import CARD_FILE, model_card

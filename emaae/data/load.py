@@ -1,0 +1,129 @@
+"""The splits of a run, from feature trees, buckets or the generated demo data."""
+
+import functools
+import importlib.metadata
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from emaae.config import Config
+from emaae.data import store
+from emaae.data.features import (
+    SPLITS,
+    FeatureFile,
+    check_features,
+    find_features,
+    read_features,
+    read_times,
+    times_beside,
+)
+from emaae.data.reading import FrameFormat, read_files
+from emaae.data.split import Split, check_overlap
+from emaae.system.distributed import main_process_first
+from emaae.system.errors import shortened
+from emaae.system.progress import progress
+
+
+def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Split]:
+    """The splits that a run was given, by name, checked for overlap. Raises UserError.
+
+    wanted: names of `SPLITS` to read, of those that were given. Without directories: the demo data,
+    `test` alone for --eval_only.
+    """
+    form = FrameFormat(config.keep_loudness, config.data_dtype)
+    if config.uses_demo:
+        given = ("test",) if config.eval_only else SPLITS
+        sources = {name: _demo(name, form) for name in given if name in wanted}
+    else:
+        roots = {name: getattr(config, f"{name}_dir") for name in wanted}
+        sources = {name: _source(name, root, config, form) for name, root in roots.items() if root}
+    with main_process_first():  # which packs what is not packed yet, and says how far it is
+        splits = {name: store.load(source, config.cache_folder) for name, source in sources.items()}
+    for name, split in splits.items():
+        if split.skipped:
+            names = list(split.skipped)
+            warnings.warn(
+                f"{name}: left out {len(names)} of {len(split) + len(names)} files, which are "
+                f"broken: {shortened(names)} ({split.skipped[names[0]]})",
+                stacklevel=2,
+            )
+    check_overlap(splits)
+    return splits
+
+
+class Listing(NamedTuple):
+    """The files of features in a tree, or under a prefix of a bucket; none is read yet.
+
+    label: the root of the tree, or the address of the prefix. location: identifies the place,
+    whatever its content. files: sorted by identity. read: gives the checked features (T, 14) of a
+    file. read_times: gives its times, None where it has none.
+    """
+
+    label: str
+    location: tuple
+    files: list[FeatureFile]
+    read: Callable[[FeatureFile], np.ndarray]
+    read_times: Callable[[FeatureFile], np.ndarray | None]
+
+
+def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listing:
+    """The features below a directory, or below a prefix of a bucket. Raises UserError."""
+    if bucket:
+        return _list_bucket(bucket, root, recursive)
+    return Listing(
+        label=root,
+        location=("tree", os.path.realpath(root), recursive),
+        files=find_features(root, recursive),
+        read=lambda file: read_features(file.path, file.stamp),
+        read_times=lambda file: read_times(file.path),
+    )
+
+
+def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
+    from emaae.data import bucket
+
+    # The connection of each process: no other one may use it.
+    connection = functools.cache(lambda pid: bucket.open_bucket(name))
+
+    def read(file: FeatureFile) -> np.ndarray:
+        array = bucket.read_array(connection(os.getpid()), file.path, str(file.stamp[1]))
+        return check_features(array, f"s3://{name}/{file.path}")
+
+    def read_times(file: FeatureFile) -> np.ndarray | None:
+        key = times_beside(file.path)
+        return bucket.read_array(connection(os.getpid()), key, of="times") if key in keys else None
+
+    label = f"s3://{name}/{prefix.strip('/')}"
+    location = ("bucket", bucket.endpoint(), label, recursive)
+    files, keys = bucket.list_features(connection(os.getpid()), prefix, recursive)
+    return Listing(label, location, files, read, read_times)
+
+
+def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.Source:
+    found = list_source(root, config.recursive, config.bucket)
+    broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
+
+    def read_all() -> Iterator[tuple[str, np.ndarray]]:
+        utterances = read_files(found.files, lambda file: (file.identity, found.read(file)), broken)
+        return progress(utterances, f"reading {name}", total=len(found.files), unit="utterances")
+
+    state = store.hash_key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))
+    return store.Source(found.label, found.location, state, form, read_all, broken)
+
+
+def _demo(name: str, form: FrameFormat) -> store.Source:
+    def generate_all() -> Iterator[tuple[str, np.ndarray]]:
+        # scipy is only needed here, and takes a moment to import.
+        from emaae.data.demo import generate
+
+        return ((one.name, one.features) for one in generate(name))
+
+    # The generator's own text, since a version of it could be forgotten.
+    modules = ("demo.py", "phones.py", "synthesis.py")
+    texts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in modules]
+    state = store.hash_key(texts, np.__version__, importlib.metadata.version("scipy"))
+    return store.Source(f"the demo's {name} split", ("demo", name), state, form, generate_all)
