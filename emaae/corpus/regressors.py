@@ -29,9 +29,10 @@ from emaae.data.features import (
     find_features,
     frame_times,
     read_times,
+    times_beside,
 )
 from emaae.runs.read import read_or_empty
-from emaae.system.errors import UserError, needs_extra
+from emaae.system.errors import BadFile, UserError, needs_extra
 from emaae.system.files import make_folder, read_text, write_atomically, write_json
 from emaae.system.progress import progress
 
@@ -214,8 +215,9 @@ def design_matrix(
     """
     centres = []
     for one in spoken:
-        times = frame_times(len(read_encoding(one.path, n_units)), read_times(one.path))
-        centres.append(one.onset_s + times.mean(1, dtype=np.float64))
+        found = read_times(one.path)
+        n_frames = len(read_encoding(one.path, n_units) if found is None else found)
+        centres.append(one.onset_s + frame_times(n_frames, found).mean(1, dtype=np.float64))
     check_increasing(
         f"the story {name}, whose utterances must not overlap", np.concatenate(centres)
     )
@@ -235,6 +237,11 @@ def design_matrix(
     values = np.zeros((len(times), len(design.units)))
     for one, at in zip(spoken, centres):
         z = read_encoding(one.path, n_units)[:, design.units]
+        if len(z) != len(at):
+            raise BadFile(
+                f"{times_beside(one.path)} has the times of {len(at)} frames, and the encoding "
+                f"{len(z)}: encode the features again"
+            )
         near = (times > at[0] - LANCZOS_LOBES / cutoff) & (times < at[-1] + LANCZOS_LOBES / cutoff)
         weights = lanczos_window(times[near, None] - at, cutoff)
         values[near] += weights @ z * (cutoff / FRAME_RATE_HZ)
