@@ -1,8 +1,9 @@
 """A film of the mouth, as a GIF: `python -m analysis.sagittal REF` draws an utterance of a run.
 
-Of several runs it is the best. The six sensors are seen from the left, truth and reconstruction, in
-real time. Where they move is data; where they rest, and how far one unit of a channel reaches, is a
-template's: features are z-scores of each channel, so offsets and scales are not in the data.
+Of several runs the best is filmed. The six sensors are seen from the left, truth and
+reconstruction, in real time. Where they move is data; where they rest, and how far one unit of a
+channel reaches, is a template's: features are z-scores of each channel, so offsets and scales are
+not in the data.
 """
 
 from collections.abc import Iterator, Sequence
