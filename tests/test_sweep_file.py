@@ -433,6 +433,7 @@ SEED = "parameters:\n  seed: {value: %s}"
         (SEED % "2001-99-99", "4: parameters.seed.value: has the tag .*:timestamp"),
         (SEED % "!!int x", "4: parameters.seed.value: 'x' cannot be read as int"),
         (SEED % '"\\U00110000"', "1: is not YAML: "),
+        (SEED % '"\\U99999999"', "1: is not YAML: "),
         (SEED % "!!set {a}", "4: parameters.seed.value: has the tag .*:set"),
         (
             "? [a]\n: 1\nparameters: {alpha: {value: 0.1}}",

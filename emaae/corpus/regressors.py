@@ -104,8 +104,8 @@ def delayed(values: np.ndarray, delays: Sequence[int]) -> np.ndarray:
     """
     n = len(values)
     padded = np.pad(values.astype(np.float32), ((n, n), (0, 0)))
-    moved = [padded[n - delay : 2 * n - delay] for delay in np.clip(delays, -n, n)]
-    return np.concatenate(moved, axis=1)
+    within = (max(-n, min(n, delay)) for delay in delays)
+    return np.concatenate([padded[n - delay : 2 * n - delay] for delay in within], axis=1)
 
 
 def check_increasing(what: str, times_s: np.ndarray) -> None:

@@ -62,7 +62,7 @@ class Document:
             mark = getattr(error, "problem_mark", None)
             what = getattr(error, "problem", error)
             self.report((), f"is not YAML: {what}", line=mark and mark.line + 1)
-        except ValueError as error:  # an escaped character that does not exist
+        except (ValueError, OverflowError) as error:  # an escaped character that does not exist
             self.report((), f"is not YAML: {error}")
         except RecursionError:
             self.report((), "refers to itself, or is nested too deeply")

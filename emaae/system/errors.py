@@ -31,10 +31,10 @@ class BadFile(UserError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that raises mistakes as UserError, and replaces a leading ~ as shells do."""
+    """A parser that raises mistakes as UserError."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """The arguments, with the home directory in place of a leading ~."""
+        """The arguments, with the home directory in place of a leading ~, as shells have it."""
 
         def expanded(word: str) -> str:
             flag, equals, value = word.partition("=") if word[:2] == "--" else ("", "", word)

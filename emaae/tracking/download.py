@@ -88,5 +88,5 @@ def _download_artifact(name: str) -> Path | None:
     artifact = client.get_or_none(client.public_api().artifact, name)
     if artifact is None:
         return None
-    cache = Config().cache_folder or Path(tempfile.gettempdir())
+    cache = Config().cache_folder or Path(tempfile.mkdtemp())
     return client.download(artifact, cache / re.sub(r"[^\w./-]", "-", name) / artifact.version)
