@@ -18,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 import emaae
+from analysis.kernels import form_of
 from emaae.config import KNOBS, SWEEPABLE
 from emaae.metric_table import score_description
 from emaae.models import CNNAutoEncoder
@@ -103,9 +104,9 @@ class Run:
     def reconstructions(self) -> list[Reconstruction]:
         """Truth and prediction of the validation utterances that it kept last; [] without any."""
         folder = self.kept()
-        epochs = folder.glob("epoch-[0-9]*") if folder else ()
-        for epoch in sorted(epochs, key=lambda path: (len(path.name), path.name), reverse=True):
-            read = (_reconstruction(npz) for npz in sorted(epoch.rglob("*.npz")))
+        drawn = {p.name.removeprefix("epoch-"): p for p in folder.glob("epoch-*")} if folder else {}
+        for epoch in sorted(filter(str.isdecimal, drawn), key=int, reverse=True):
+            read = (_reconstruction(npz) for npz in sorted(drawn[epoch].rglob("*.npz")))
             if found := [one for one in read if one is not None]:
                 return found
         return []
@@ -217,8 +218,11 @@ def split_of(runs: Sequence[Run]) -> str:
 
 
 def number(value: Any) -> float:
-    """A number as JSON or W&B keeps it; NaN for null and for what is none."""
-    return float(value) if isinstance(value, int | float) else math.nan
+    """A number as JSON or W&B keeps it; NaN for null, for what is none, and for one too large."""
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def text(value: Any) -> str:
@@ -229,10 +233,13 @@ def text(value: Any) -> str:
 def _reconstruction(path: Path) -> Reconstruction | None:
     try:
         with np.load(path, allow_pickle=False) as kept:
-            channels = tuple(str(channel) for channel in kept["channels"])
-            return Reconstruction(str(kept["name"]), channels, kept["truth"], kept["prediction"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # half written, or not ours
+            truth, prediction = (kept[key].astype(np.float32) for key in ("truth", "prediction"))
+            name, channels = str(kept["name"]), tuple(map(str, kept["channels"]))
+    except (OSError, TypeError, ValueError, KeyError, EOFError, BadZipFile):  # half written
         return None
+    whole = truth.size and truth.shape == prediction.shape and truth.shape[1:] == (len(channels),)
+    ours = whole and channels == form_of(len(channels)).channels
+    return Reconstruction(name, channels, truth, prediction) if ours else None
 
 
 def _matters(run: Run, name: str) -> bool:

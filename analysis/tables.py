@@ -54,7 +54,7 @@ def _of_history(run: Run) -> Iterator[Row]:
 
 
 def _of_channels(run: Run) -> Iterator[Row]:
-    """A row per split and channel, of the selected weights: fvu and Pearson r."""
+    """A row per split and channel of `CHANNELS`, of the selected weights: fvu and Pearson r."""
     measured = run.measured
     for split, channel in itertools.product(SPLITS, CHANNELS):
         if (name := f"{split}/fvu/{channel}") in measured:

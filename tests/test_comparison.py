@@ -256,7 +256,7 @@ def test_runs_are_chosen_by_their_knobs_and_weights(swept, capsys):
     assert said.count("constant |") == 2
 
 
-def test_a_sparsity_that_no_front_reaches_is_refused_with_the_range_there_is(swept, capsys):
+def test_a_sparsity_that_no_front_reaches_is_reported_with_the_range_there_is(swept, capsys):
     comparison.main(
         [str(swept / "runs"), "--data", str(swept / "speech"), "--at", "0.999", "--resamples", "5"]
     )

@@ -40,6 +40,40 @@ def test_a_run_is_its_files(tmp_path):
     assert kept.name == "103-1240-0000"
 
 
+def test_reconstructions_are_those_of_the_last_epoch_that_kept_whole_ones(tmp_path):
+    folder = write_run(tmp_path / "a", epochs=4)
+    kept = next((folder / "reconstructions").rglob("*.npz"))
+    with np.load(kept) as found:
+        whole = dict(found)
+
+    def keep(epoch: str, name: str, **other) -> None:
+        (folder / "reconstructions" / f"epoch-{epoch}").mkdir()
+        path = folder / "reconstructions" / f"epoch-{epoch}" / "x.npz"
+        np.savez(path, **whole | {"name": name} | other)
+
+    keep("0002", "before")
+    keep("0004.old", "copy")
+    assert [one.name for one in read_run(folder).reconstructions()] == ["103-1240-0000"]
+    keep("10000", "last")
+    truth = whole["truth"]
+    keep("10001", "other channels", channels=whole["channels"][::-1])
+    keep("10002", "fewer channels", channels=whole["channels"][:3])
+    keep("10003", "one frame alone", truth=truth[0])
+    keep("10004", "no array", truth=np.float32(1))
+    keep("10005", "no frame", truth=truth[:0], prediction=truth[:0])
+    keep("10006", "words", truth=np.full(truth.shape, "a"))
+    keep("10007", "another length", truth=truth[:-1])
+    (last,) = read_run(folder).reconstructions()
+    assert (last.name, last.truth.dtype) == ("last", np.float32)
+
+
+def test_a_number_that_is_too_large_is_none(tmp_path):
+    folder = write_run(tmp_path / "a", epochs=2)
+    metrics = json.loads((folder / "metrics.json").read_text()) | {"select/score": 10**400}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert np.isnan(read_run(folder).score)
+
+
 def test_a_sweep_an_out_dir_and_a_run_are_all_read(sweep):
     names = [f"{i:04d}" for i in range(1, 9)]
     assert [run.name for run in read_runs(sweep)] == names
