@@ -17,8 +17,8 @@ from pathlib import Path
 
 from benchmarks.time_to_score import RECIPE
 from benchmarks.timing import machine, show
+from emaae.data.features import SPLITS
 
-SPLITS = ("train", "val", "test")
 PARTS = {"eighth": 8, "all": 1}
 HEAD = ["step", "part", "wall, s", "CPU, s", "peak memory, GiB", "disk, GB", "all / eighth"]
 

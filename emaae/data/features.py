@@ -13,6 +13,7 @@ from emaae.data.npz import MAX_BYTES, load_npz
 from emaae.system.errors import BadFile, UserError
 from emaae.system.files import check_folder, is_data, regular_file
 
+# The parts of a corpus that a run reads.
 SPLITS = ("train", "val", "test")
 # Tongue dorsum, body and tip, lower incisor, upper and lower lip.
 ARTICULATORS = tuple(f"{of}{axis}" for of in ("TD", "TB", "TT", "LI", "UL", "LL") for axis in "XY")
