@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -14,27 +14,7 @@ from analysis.drawing import DASHES, MARKERS, Drawing, Image, Line, Panel
 from analysis.programs import writing
 
 ONE, TWO = 3.5, 7.2  # columns of a journal, in inches: 89 and 183 mm
-RC = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8,
-    "figure.titlesize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "savefig.dpi": 300,
-    # A run may be called anything.
-    "text.parse_math": False,
-    # Text as text, in fonts that journals take and editors can change.
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "emaae",
-}
+STYLE = "analysis.paper"  # paper.mplstyle
 # The same runs give the same file, whenever it is drawn.
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 STEPS = {"vh": "pre", "hvh": "mid"}
@@ -45,7 +25,7 @@ def draw(drawing: Drawing, width: float = TWO, height: float = 2.5) -> Figure:
     rows, columns = len(drawing.rows), max(map(len, drawing.rows))
     # All images are in one colour scale, whose bar is beside the last of them.
     last = next((panel for panel in drawing.panels[::-1] if panel.images), None)
-    with matplotlib.rc_context(RC):
+    with matplotlib.style.context(STYLE):
         figure = Figure(layout="constrained")
         grid = figure.subplots(
             rows,
@@ -122,7 +102,7 @@ def fill(axes: Axes, panel: Panel) -> None:
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure in the format of the path's suffix: pdf, svg or png. Raises UserError."""
     path = Path(path)
-    with writing(path), matplotlib.rc_context(RC):
+    with writing(path), matplotlib.style.context(STYLE):
         figure.savefig(path, metadata=UNDATED[path.suffix[1:]])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
@@ -115,7 +115,7 @@ def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
     canvas.draw()
     figure.set_layout_engine("none")  # what is in place stays there
     for t in range(len(found.truth)):
-        with matplotlib.rc_context(paper.RC):
+        with matplotlib.style.context(paper.STYLE):
             for axes, panel in zip(figure.axes, panels(t)):
                 axes.clear()
                 paper.fill(axes, panel)

@@ -14,6 +14,7 @@ else:
     import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+READ = (".html", ".css", ".js", ".mplstyle")  # by programs, beside their modules
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 
 
@@ -45,7 +46,7 @@ def test_the_files_that_programs_read_are_in_the_wheel():
     data = PROJECT["tool"]["setuptools"]["package-data"]
     for package in ("emaae", "analysis"):
         packed = {path for pattern in data[package] for path in (ROOT / package).glob(pattern)}
-        read = {path for s in (".html", ".css", ".js") for path in (ROOT / package).rglob(f"*{s}")}
+        read = {path for s in READ for path in (ROOT / package).rglob(f"*{s}")}
         # A page beside a module of its name is read by it.
         read |= {p for p in (ROOT / package).rglob("*.md") if p.with_suffix(".py").is_file()}
         assert packed == read

@@ -306,7 +306,7 @@ class RunFolder:
                 files.write_json(self.path / "curves.json", json_safe(curves))
             files.write_json(self.path / "metrics.json", final)
         except UserError:
-            # Followers must not hear of an end that is not on disk.
+            # Observers must not hear of an end that is not on disk.
             status = "preempted" if status == "preempted" else "failed"
             raise
         finally:
