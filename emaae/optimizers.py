@@ -23,12 +23,13 @@ ADAMW_LR_FRACTION = 0.025
 def orthogonalise(matrix: Tensor) -> Tensor:
     """U V' of a matrix (m, n) = U S V', nearly: its singular values become .7 to 1.2.
 
-    In the matrix's own precision, which may be bfloat16. Unchanged by a positive factor; zero stays
-    zero. Singular values below a hundredth of the matrix's norm come out smaller.
+    In the matrix's own precision, which may be bfloat16. Unchanged by a positive factor, but norms
+    below 1e-19 go to zero. Singular values below a hundredth of the norm come out smaller.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix  # the square below has the shorter side
-    x = x / torch.linalg.vector_norm(x).clamp(min=torch.finfo(x.dtype).tiny)
+    # The square of a smaller norm would be 0, and the quintic takes what is above 1 to infinity.
+    x = x / torch.linalg.vector_norm(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = x @ x.T

@@ -52,6 +52,25 @@ def test_the_size_of_the_gradient_changes_nothing():
     assert not orthogonalise(0 * matrix).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_momentum_that_fades_away_moves_nothing(dtype):
+    torch.manual_seed(0)
+    matrix = torch.randn(8, 15)
+    for power in range(60, 150):  # 2^-149 is the smallest number there is
+        assert orthogonalise((2.0**-power * matrix).to(dtype)).abs().max() < 1.25
+    assert orthogonalise((2.0**-100 * matrix).to(dtype)).abs().max() < 1e-6
+
+
+def test_weights_without_a_gradient_come_to_rest():
+    weight = torch.nn.Parameter(torch.ones(4, 5))
+    optimizer = Muon([weight], lr=1e-3)
+    for step in range(1200):
+        weight.grad = torch.full((4, 5), float(step < 3))
+        before = weight.detach().clone()
+        optimizer.step()
+    assert torch.equal(weight, before)
+
+
 def test_a_matrix_moves_as_torchs_own_muon_moves_it():
     torch.manual_seed(0)
     mine, theirs = (torch.nn.Parameter(torch.ones(12, 7)) for _ in range(2))
