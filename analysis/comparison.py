@@ -111,6 +111,8 @@ def at(sparsity: float | np.ndarray, points: Sequence[Point], name: str) -> np.n
     At sparsities (K,) it is (B, K).
     """
     pairs = np.stack([[p.costs["live_sparsity"], p.costs[name]] for p in points], -1)
+    # A dead encoding has no sparsity: it stands below all others, where nothing is read.
+    pairs[:, np.isnan(pairs[0])] = [[-np.inf], [np.nan]]
     ordered = (pair[:, pair[0].argsort()] for pair in pairs.swapaxes(0, 1))
     return np.array([np.interp(sparsity, x, y, np.nan, np.nan) for x, y in ordered])
 

@@ -145,6 +145,13 @@ def test_a_front_is_read_between_its_runs_and_never_beyond_them():
     assert np.isnan(at(np.array([0.79, 0.91]), found, "fvu")).all()
 
 
+@pytest.mark.parametrize("n_dead", range(6))
+def test_dead_encodings_are_no_part_of_a_front(n_dead):
+    found = points((0.7, 0.02, 1.0), (0.9, 0.04, 0.6), *[(np.nan, 1, np.nan)] * n_dead)
+    assert at(0.9, found, "fvu") == pytest.approx([0.04, 0.04])
+    assert np.isnan(at(np.array([0.69, 0.91, 0.95]), found, "fvu")).all()
+
+
 def test_the_mean_over_seeds_leaves_out_those_that_do_not_reach():
     front = {
         0: points((0.8, 0.02, 1.0), (0.9, 0.04, 0.6)),
