@@ -44,6 +44,9 @@ def test_a_constant_stays_what_it_is_and_silence_is_zero():
     values = lanczos_resample(frames, times, np.arange(0.5, 40, 1))
     assert values[4:16, 0] == pytest.approx(1, abs=0.01)
     assert values[24:, 0] == pytest.approx(0, abs=1e-6)
+    for tr_s in (0.015, 0.01, 0.005):  # shorter than a frame
+        values = lanczos_resample(frames, times, np.arange(4, 16, tr_s))
+        assert values == pytest.approx(1, abs=0.03)
 
 
 def test_what_is_slower_than_the_trs_is_kept_and_what_is_faster_is_not():

@@ -5,10 +5,11 @@
 
 The value of unit u at TR time t is sum_i w(t - t_i) z_iu c d, t_i the middle of frame i, d the
 frames' distance in seconds, and w the Lanczos window w(x) = sinc(c x) sinc(c x / a) for
-|c x| < a = 3, with the cutoff c = 1 / TR in Hz (Duchon 1979, "Lanczos filtering in one and two
-dimensions"; as in Huth et al. 2016, "Natural speech reveals the semantic maps that tile human
-cerebral cortex"). The factor c d keeps a constant encoding unchanged; where nobody speaks it is 0.
-Delays let a linear model find the shape of the haemodynamic response (Nishimoto et al. 2011).
+|c x| < a = 3, with the cutoff c = 1 / TR in Hz, or the frames' rate where that is lower (Duchon
+1979, "Lanczos filtering in one and two dimensions"; as in Huth et al. 2016, "Natural speech reveals
+the semantic maps that tile human cerebral cortex"). The factor c d keeps a constant encoding
+unchanged; where nobody speaks it is 0. Delays let a linear model find the shape of the haemodynamic
+response (Nishimoto et al. 2011).
 """
 
 import csv
@@ -82,7 +83,7 @@ def lanczos_resample(frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.nda
     """
     check_increasing("the frames", times_s)
     check_increasing("the TRs", tr_times_s)
-    cutoff = 1 / float(np.mean(np.diff(tr_times_s)))
+    cutoff = min(FRAME_RATE_HZ, 1 / float(np.mean(np.diff(tr_times_s))))
     weights = lanczos_window(tr_times_s[:, None] - times_s, cutoff) * (cutoff / FRAME_RATE_HZ)
     return (weights @ frames).astype(np.float32)
 
@@ -233,7 +234,7 @@ def design_matrix(
             "leaves fewer than two: leave out less, give a shorter --tr, or join utterances into "
             "stories by --onsets"
         )
-    cutoff = 1 / float(np.mean(np.diff(times)))
+    cutoff = min(FRAME_RATE_HZ, 1 / float(np.mean(np.diff(times))))
     values = np.zeros((len(times), len(design.units)))
     for one, at in zip(spoken, centres):
         z = read_encoding(one.path, n_units)[:, design.units]
