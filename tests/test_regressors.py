@@ -285,7 +285,17 @@ def test_a_table_that_cannot_be_written_whole_leaves_no_file(encoded, tmp_path, 
     base = ["regressors", "--encodings", str(encoded / "z"), "--tr=0.5", "--format", form]
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         main([*base, "--out", str(tmp_path / "r")])
-    assert not [path for path in (tmp_path / "r").rglob("*") if path.is_file()]
+    assert [path.name for path in (tmp_path / "r").rglob("*.*")] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("what", ["z", "features"])
+def test_what_regressors_are_made_from_is_not_overwritten(encoded, tmp_path, what):
+    tree = shutil.copytree(encoded / what, tmp_path / what)
+    before = {path: path.read_bytes() for path in tree.rglob("*.*")}
+    command = ["regressors", "--encodings", str(encoded / "z"), "--tr=0.5", "--out", str(tree)]
+    with pytest.raises(UserError, match="give another --out"):
+        main(command)
+    assert {path: path.read_bytes() for path in tree.rglob("*.*")} == before
 
 
 def test_a_long_story_takes_memory_for_one_utterance_at_a_time(tmp_path):

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from emaae.corpus.encodings import MANIFEST, model_sha256, read_encoding
+from emaae.corpus.encodings import MANIFEST, model_sha256, open_manifest, read_encoding
 from emaae.data.features import (
     FRAME_RATE_HZ,
     check_identity,
@@ -264,17 +264,13 @@ def write_regressors(
 
     npz: OUT/STORY.npz with X (n, columns) float32, tr_times (n,) and columns; csv or parquet:
     OUT/STORY.csv, a pandas table of the same columns after tr_time. OUT/manifest.json says what
-    they were made from, how, and which units were left out. Raises UserError.
+    they were made from, how, and which units were left out. A folder of anything else, or of
+    another model or form, is refused. Raises UserError.
     """
     made = read_manifest(root)
-    names = column_names(design.units, design.delays)
-    lengths = {}
-    for name, spoken in progress(stories.items(), "regressors", unit="stories"):
-        times, matrix = design_matrix(name, spoken, made["units"], design)
-        _write_story(out / f"{name}.{form}", times, matrix, names)
-        lengths[name] = len(times)
     manifest = {
         "made": "regressors",
+        "form": form,
         "encodings": str(root),
         "model": made.get("model"),
         "tr_s": design.tr_s,
@@ -284,9 +280,16 @@ def write_regressors(
         "zscored": "within stories",
         "units": list(design.units),
         "units_left_out": sorted(set(range(made["units"])) - set(design.units)),
-        "trs": lengths,
     }
-    write_json(out / MANIFEST, manifest)
+    make_folder(out)
+    open_manifest(out, manifest)  # refuses a tree of something else, whose files have these names
+    names = column_names(design.units, design.delays)
+    lengths = {}
+    for name, spoken in progress(stories.items(), "regressors", unit="stories"):
+        times, matrix = design_matrix(name, spoken, made["units"], design)
+        _write_story(out / f"{name}.{form}", times, matrix, names)
+        lengths[name] = len(times)
+    write_json(out / MANIFEST, manifest | {"trs": lengths})
     return lengths
 
 
