@@ -246,6 +246,14 @@ def test_decoded_encodings_are_the_reconstruction_as_a_feature_tree(place, form,
         assert np.array_equal(*times)
 
 
+def test_encodings_are_decoded_by_the_model_that_made_them_alone(place):
+    assert run("encode", place) == 0
+    saved(place / "model", random_model("batch", seed=1))
+    with pytest.raises(UserError, match="encodings of another model: name the --model that made"):
+        run("decode", place, "back")
+    assert not (place / "back").exists()
+
+
 # ---- going on
 
 

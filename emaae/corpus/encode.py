@@ -38,6 +38,7 @@ from emaae.data.reading import FrameFormat, read_files
 from emaae.loading import load_model, model_file
 from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import git_commit, versions
+from emaae.runs.read import read_or_empty
 from emaae.system.devices import pick_device
 from emaae.system.errors import UserError, one_line
 from emaae.system.files import lock_folder, make_folder, sha256, write_json
@@ -275,8 +276,12 @@ def decode_tree(
     """Write the features (T, 14) that a tree of encodings stands for, as a tree of features.
 
     A model that does not see loudness gives none: it is 0 there. Times are those of the encodings.
-    It keeps and refuses the same files as `encode_tree`. Raises UserError.
+    It keeps and refuses the same files as `encode_tree`, and encodings whose manifest says that
+    another model made them. Raises UserError.
     """
+    made = read_or_empty(Path(root) / encodings.MANIFEST)
+    if made and encodings.model_sha256(made) != encodings.model_sha256(made_by):
+        raise UserError(f"{root} has encodings of another model: name the --model that made them")
     columns = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS)).columns
 
     def source(file: FeatureFile) -> NamedFrames:
