@@ -393,6 +393,8 @@ def export(args: argparse.Namespace) -> None:
     from emaae.runs.model_card import model_card
 
     out = Path(args.out)
+    if args.format in ("huggingface", "original") and (out / "best.pth").exists():
+        raise UserError(f"--out {out} has a model, whose settings it would replace: name another")
     with model_file(args.model) as path:
         model = load_model_file(path)
         if args.format == "torch":

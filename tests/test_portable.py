@@ -179,6 +179,15 @@ def test_the_folder_for_the_hub_says_what_the_model_is(tmp_path):
     assert "from modeling import Model" in card
 
 
+@pytest.mark.parametrize("form", ["huggingface", "original"])
+def test_a_run_is_not_overwritten(tmp_path, form):
+    saved(tmp_path / "m")
+    before = {path: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    with pytest.raises(UserError, match="has a model, whose settings it would replace"):
+        main(["export", f"--model={tmp_path / 'm'}", f"--format={form}", f"--out={tmp_path / 'm'}"])
+    assert {path: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+
+
 def test_the_card_of_a_foreign_model_says_nothing_of_its_training(tmp_path):
     saved(tmp_path / "m")
     (tmp_path / "m" / "metrics.json").unlink()
