@@ -342,6 +342,14 @@ def test_a_mistake_outside_the_parameters_is_reported_with_its_line_and_key(writ
     assert any(re.match(expected, line) for line in found), found
 
 
+@pytest.mark.parametrize("kind", ["uniform", "log_uniform_values"])
+def test_a_range_of_fractions_is_refused_for_a_whole_number(write, kind):
+    body = f"\nrun_cap: 9\nparameters: {{batch_sz: {{distribution: {kind}, min: 4.0, max: 32.0}}}}"
+    found = findings(write(body, HEAD.replace("grid", "random")))
+    assert re.match("5: parameters.batch_sz: --batch_sz must be a whole number", found[-1])
+    assert not findings(write(body.replace(kind, f"q_{kind}"), HEAD.replace("grid", "random")))
+
+
 def test_the_ends_of_a_distribution_must_be_configs_too(write):
     head = HEAD.replace("grid", "bayes") + "run_cap: 5\n"
     found = findings(write("parameters:\n  alpha: {min: 0.1, max: 1.2}", head))

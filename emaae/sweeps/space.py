@@ -122,13 +122,13 @@ class Parameter:
         return self.extremes() if self.distribution in ("constant", "categorical") else []
 
     def extremes(self) -> list[Any]:
-        """Values to check in place of all: every choice, or both ends of the range."""
+        """Values to check in place of all: every choice, or the ends of a range and one inside."""
         if "values" in self.spec:
             return list(self.spec["values"])
         if self.distribution == "constant":
             return [self.spec["value"]]
-        bounded = "min" in self.spec
-        return [self.quantile(0.0 if bounded else 0.001), self.quantile(1.0 if bounded else 0.999)]
+        end = 0.0 if "min" in self.spec else 0.001
+        return [self.quantile(u) for u in (end, 1 - end, 0.382)]  # 0.382 gives no whole number
 
 
 def as_wandb_passes(value: Any) -> Any:
