@@ -15,7 +15,7 @@ from pathlib import Path
 import optuna
 import pexpect
 import pytest
-from conftest import ROOT, environment_of, program, small_run
+from conftest import ROOT, environment_of, program, small_run, write_tree
 
 from emaae.metric_table import logged_each_epoch
 from emaae.runs import read
@@ -598,6 +598,26 @@ def test_a_storage_that_breaks_prints_one_line_and_leaves_no_process(place):
 
 
 # ---- the real program
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--alfa=0.1"], "unknown flag --alfa; did you mean '--alpha'"),
+        (["--epochs", "many"], "--epochs must be a whole number"),
+        (["--train_dir=a", "--val_dir=b"], "a does not exist"),
+        (["--train_dir=tree", "--val_dir=tree"], "in its sub-directories: add --recursive"),
+        (["--train_dir=tree"], "--val_dir is missing"),
+    ],
+)
+def test_what_every_run_would_refuse_is_refused_before_the_first(place, flags, message):
+    write_tree(place / "tree", {"s/a": 9})
+    Path("train.py").write_text("")
+    path = write("parameters: {seed: {values: [0, 1]}}")
+    path.write_text(path.read_text().replace("play.py", "train.py"))
+    with pytest.raises(UserError, match=message):
+        runner.run(path, flags=flags)
+    assert not Path("runs").exists()
 
 
 def test_a_sweep_of_train_py_leaves_models_that_are_named_in_its_table(tmp_path):

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from emaae.command_line import config_from, from_environment, parse_flags
+from emaae.data.features import find_features
 from emaae.runs import read
 from emaae.sweeps import sweep_file
 from emaae.sweeps.judging import best_value, metric_values, outcome_of, should_stop_early
@@ -109,6 +111,12 @@ def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
             f"{sweep.path}: program {sweep.program} is not in {Path.cwd()}; start the sweep from "
             "the folder that holds it"
         )
+    if Path(sweep.program).name == "train.py":  # what every run would refuse
+        point = {p.name: p.extremes()[0] for p in sweep.parameters}
+        config = config_from(from_environment() | parse_flags(flags) | point)
+        folders = (config.train_dir, config.val_dir, config.test_dir)
+        for folder in filter(None, () if config.bucket else folders):
+            find_features(folder, config.recursive)
     for item in sweep.command:
         for name in re.findall(sweep_file.ENVVAR, item):
             if name not in os.environ:
