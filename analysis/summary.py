@@ -20,7 +20,7 @@ COLUMNS = {
     "sparsity": "*/sparsity",
     "live sparsity": "*/live_sparsity",
     "dead": "*/dead",
-    "score": "select/score",
+    "validation score": "select/score",
     "half-life (ms)": "shift/half_life_ms",
     "persistence": "shift/persistence",
     "within": "shift/persistence_within",
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = read_comparable(*args.refs)
     if not any(run.status in GOOD for run in runs):
         raise UserError(f"{' '.join(args.refs)}: none of {len(runs)} runs has ended well")
-    print(f"On the {split_of(runs)} split. Scores ask for {aims(runs)}.\n")
+    print(f"On the {split_of(runs)} split; validation scores ask for {aims(runs)}.\n")
     print(f"{settings(runs)}\n\n{fronts(runs)}")
 
 

@@ -37,7 +37,11 @@ def test_a_schedule_is_a_line_with_its_front(folder, capsys):
     assert volumes == sorted(volumes, reverse=True)
     assert 0 < volumes[0] < 1
     main([str(folder)])
-    assert "\n".join(lines) in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "\n".join(lines) in said
+    # Beside numbers of the test split, the score says of which split it is.
+    assert said.startswith("On the test split; validation scores ask for fvu, 0.9 zeros")
+    assert "| validation score |" in said
 
 
 def test_without_a_run_that_ended_well_it_says_so(tmp_path):
