@@ -177,7 +177,8 @@ def test_utterances_that_overlap_are_refused(encoded):
 
 def test_the_command_writes_a_matrix_for_each_story(encoded, tmp_path, capsys):
     table = tmp_path / "onsets.csv"
-    table.write_text("utterance,onset,story\ns/b,7,one\ns/a,1,one\nt/c,0.5,two\n")
+    rows = "utterance,onset,story\ns/b,7,one\ns/a,1,one\nt/c,0.5,two\n"
+    table.write_text(rows, encoding="utf-8-sig", newline="\r\n")  # as Excel writes it
     base = ["regressors", "--encodings", str(encoded / "z"), "--onsets", str(table)]
     assert main([*base, "--tr", "0.5", "--delays", "1", "2", "--out", str(tmp_path / "r")]) == 0
     fired = json.loads((encoded / "z/manifest.json").read_text())["fired"]

@@ -125,7 +125,7 @@ def check_increasing(what: str, times_s: np.ndarray) -> None:
 
 def _read_onsets(path: str | Path) -> list[dict[str, str]]:
     try:
-        text = read_text(path)
+        text = read_text(path).removeprefix("\ufeff")  # with which some programs begin a table
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--onsets {path} cannot be read: {error}") from None
     first = text.partition("\n")[0]
