@@ -172,6 +172,21 @@ def test_curves_go_with_the_model_that_they_are_of(sweep, tmp_path):
         assert (tmp_path / "mine" / "curves.json").is_file() == expected
 
 
+def test_a_model_that_is_pulled_to_where_it_is_stays_as_it_is(sweep):
+    folder, _ = sweep
+    promote(str(folder))
+    for ref, out in ((folder, folder / "best"), (folder / "best", folder / "best")):
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        pull(str(ref), out)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_folder_that_cannot_take_a_model_is_named(sweep, tmp_path):
+    (tmp_path / "mine" / "metrics.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mine/metrics.json cannot be written \(Is a directory"):
+        pull(str(sweep[0]), tmp_path / "mine")
+
+
 def test_the_card_of_a_promoted_model_says_what_it_is_and_how_to_use_it(sweep, tmp_path):
     folder, models = sweep
     measured = {"test/fvu": 0.0625, "test/sparsity": 0.875, "shift/half_life_ms": None}

@@ -19,7 +19,7 @@ from emaae.runs.checkpoint import load_model_file
 from emaae.runs.model_card import CARD_FILE, model_card
 from emaae.runs.portable import TORCH_FILES, to_torch
 from emaae.system.errors import UserError
-from emaae.system.files import make_folder, read_json, sha256, write_json
+from emaae.system.files import make_folder, read_json, sha256, write_bytes, write_json
 from emaae.tracking import client
 from emaae.tracking.artifacts import MODEL_PREFIX, add_file
 
@@ -61,10 +61,10 @@ def pull(ref: str, out: Path) -> Path:
         if out.resolve() == source.resolve() or (out / "history.jsonl").exists():
             raise UserError(f"--out {out} is a run's folder, or the model's own: name another")
         make_folder(out)
-        for name in OPTIONAL_FILES:
+        for name in set(OPTIONAL_FILES) - set(files):
             (out / name).unlink(missing_ok=True)  # of another model
         for name in files:
-            shutil.copyfile(source / name, out / name)
+            write_bytes(out / name, (source / name).read_bytes())
     return out
 
 
