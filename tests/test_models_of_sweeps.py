@@ -147,6 +147,13 @@ def test_promotions_at_the_same_moment_agree_and_leave_a_whole_model(sweep):
     assert same(emaae.load_model(folder), better)
 
 
+def test_a_sweep_whose_folder_cannot_be_written_prints_one_line(sweep):
+    folder, _ = sweep
+    (folder / ".promote.lock").mkdir()
+    with pytest.raises(UserError, match=r"best cannot be written \(Is a directory"):
+        promote(str(folder))
+
+
 def test_pull_copies_the_promoted_model_and_what_goes_with_it(sweep, tmp_path):
     folder, models = sweep
     promote(str(folder))

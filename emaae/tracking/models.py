@@ -19,7 +19,7 @@ from emaae.runs.checkpoint import load_model_file
 from emaae.runs.model_card import CARD_FILE, model_card
 from emaae.runs.portable import TORCH_FILES, to_torch
 from emaae.system.errors import UserError
-from emaae.system.files import make_folder, read_json, sha256, write_bytes, write_json
+from emaae.system.files import make_folder, read_json, sha256, write_bytes, write_error, write_json
 from emaae.tracking import client
 from emaae.tracking.artifacts import MODEL_PREFIX, add_file
 
@@ -37,7 +37,12 @@ class PromotedModel(NamedTuple):
 
 def promote(ref: str) -> PromotedModel:
     """Name the model with the lowest score `best`; may be repeated. Raises UserError."""
-    return _promote_local(Path(ref)) if client.is_local(ref) else _promote_on_wandb(ref)
+    if not client.is_local(ref):
+        return _promote_on_wandb(ref)
+    try:
+        return _promote_local(Path(ref))
+    except OSError as error:
+        raise UserError(write_error(Path(ref, "best"), error)) from None
 
 
 def pull(ref: str, out: Path) -> Path:
