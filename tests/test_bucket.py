@@ -611,6 +611,16 @@ def test_encodings_go_into_a_bucket_once(cc, handle, tmp_path, capsys):
             np.testing.assert_array_equal(times, kept["times"])
 
 
+def test_an_upload_never_replaces_the_features(cc, handle):
+    cc.upload_raw_array("kept/x", X)
+    with pytest.raises(UserError, match="s3://speech/kept/x is no encoding of ours: name another"):
+        write_array(handle, "kept/x", X[:, :2], "state")
+    np.testing.assert_array_equal(read_array(handle, "kept/x"), X)
+    assert write_array(handle, "kept/z", X, "a state")
+    assert write_array(handle, "kept/z", X, "another")
+    assert not write_array(handle, "kept/z", X, "another")
+
+
 @pytest.mark.parametrize("where", ["speech/z", "s3://", "gs://speech/z"])
 def test_the_bucket_for_encodings_is_opened_before_anything_is_encoded(tmp_path, where):
     write_tree(tmp_path / "features", {"a": 30})

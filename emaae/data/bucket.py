@@ -101,14 +101,18 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
 def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bool:
     """Write an array as upload_raw_array does; returns whether it was not there yet. UserError.
 
-    state: of what the array was made from, kept as metadata; an object of the same state is left.
+    state: of what the array was made from, kept as metadata; an object of the same state is left,
+    and one without a state, which something else has put there, is refused.
     """
     digest = hashlib.sha256(state.encode()).hexdigest()
     shape = ",".join(map(str, array.shape))
     metadata = {"dtype": array.dtype.str, "shape": shape, "compression": "gzip", "order": "C"}
     with _boto_errors(f"s3://{bucket.name}/{key}"):
         found = [item.key for item in bucket.objects.filter(Prefix=key).limit(1)]
-        if found == [key] and bucket.Object(key).metadata.get("state") == digest:
+        there = bucket.Object(key).metadata.get("state") if found == [key] else ""
+        if there is None:
+            raise UserError(f"s3://{bucket.name}/{key} is no encoding of ours: name another prefix")
+        if there == digest:
             return False
         content = gzip.compress(array.tobytes(), mtime=0)
         bucket.Object(key).put(Body=content, Metadata=metadata | {"state": digest})
