@@ -10,7 +10,9 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import optuna
 import pexpect
@@ -19,7 +21,7 @@ from conftest import ROOT, environment_of, program, small_run, write_tree
 
 from emaae.metric_table import logged_each_epoch
 from emaae.runs import read
-from emaae.sweeps import judging, runner, sweep_file
+from emaae.sweeps import judging, queue, runner, sweep_file
 from emaae.sweeps.queue import Attempt, Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import mean_over_seeds
@@ -333,6 +335,24 @@ def test_a_runner_on_another_machine_is_dead_after_a_silence(place):
     assert [a.state for a in mine.attempts()] == ["interrupted", "running"]
     mine.close()
     other.close()
+
+
+def test_a_lock_of_the_journal_that_a_killed_runner_left_is_taken_away(place, monkeypatch):
+    soon = partial(queue.JournalFileSymlinkLock, grace_period=3)  # by default 30 s
+    monkeypatch.setattr(queue, "JournalFileSymlinkLock", soon)
+    path = write("parameters: {x: {values: [1]}}")
+    killed = Queue(read_sweep(path), "shared/study.log")
+    killed._study._storage._backend._lock.acquire()
+    opened = []
+    thread = Thread(
+        target=lambda: opened.append(Queue(read_sweep(path), "shared/study.log")), daemon=True
+    )
+    thread.start()
+    thread.join(20)
+    (mine,) = opened
+    assert mine.claim().point == 0
+    mine.close()
+    killed.close()
 
 
 def test_of_two_claims_to_one_attempt_the_first_holds(place):

@@ -285,9 +285,11 @@ def _open_storage(storage: str) -> optuna.storages.BaseStorage:
     try:
         if "://" in storage:
             return _open_database(storage)
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        _repair_journal(Path(storage))
-        return optuna.storages.JournalStorage(JournalFileBackend(storage))
+        # Its lock is a link to it: one that leads nowhere would be waited for without end.
+        path = Path(storage).absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _repair_journal(path)
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
     except Exception as error:  # optuna, and the drivers of databases, have no common one
         raise UserError(
             f"--storage {storage} cannot be opened ({reason(error.__cause__ or error)}): give a "
