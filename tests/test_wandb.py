@@ -427,7 +427,7 @@ def test_a_later_upload_joins_its_sweep_or_says_why_not(trees, tmp_path):
         (known,) = backend.sweeps
         for sweep in (known, "gone"):  # as an agent starts its runs
             agent = {"WANDB_SWEEP_ID": sweep, "WANDB_RUN_ID": f"of-{sweep}"}
-            agent |= {"WANDB_MODE": "offline"}
+            agent |= {"WANDB_PROJECT": "speech", "WANDB_MODE": "offline"}
             works("train.py", *TINY, "--wandb_project=speech", **env | agent)
         done = forked("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
         assert done.returncode == 2, done.stdout
@@ -436,6 +436,39 @@ def test_a_later_upload_joins_its_sweep_or_says_why_not(trees, tmp_path):
         assert [run.id for run in backend.sweeps[known].runs] == [f"of-{known}"]
         assert backend.runs[f"of-{known}"].group == known
         assert "of-gone" not in backend.runs
+
+
+def test_reconstructions_that_did_not_arrive_are_sent_again(trees, tmp_path):
+    run = write_run(tmp_path / "runs" / "r", epochs=2, model=True)
+    upload = ("-m", "emaae", "upload-pending", str(run))
+    (run / "wandb.json").write_text('{"id": "r", "project": "speech", "pending": ["run"]}')
+    with Backend() as backend:
+        env = variables(backend, tmp_path, trees)
+        backend.refused_types = ["reconstruction"]
+        done = forked(*upload, **env)
+        assert done.returncode == 2
+        assert "its artifacts did not arrive" in done.stderr
+        assert json.loads((run / "wandb.json").read_text())["pending"] == ["artifacts"]
+        assert len(models_of(backend)) == 1
+        backend.refused_types = []
+        works(*upload, **env)
+        assert {"emaae-r", "reconstructions-r"} <= {a.name for a in backend.artifacts}
+        assert json.loads((run / "wandb.json").read_text())["pending"] == []
+        assert len(models_of(backend)) == 1
+
+
+def test_a_sweep_is_published_to_a_second_project_and_each_run_is_one_of_its_own(trees, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(GRID))
+    for name in ("0001", "0002"):
+        write_run(tmp_path / "runs" / name, seed=int(name), epochs=2)
+    with Backend() as backend:
+        env = variables(backend, tmp_path, trees) | {"WANDB_RUN_ID": "of-another-run"}
+        for project in ("one", "two"):
+            works("-m", "emaae", "publish", str(tmp_path), "--project", project, **env)
+        one, two = backend.sweeps.values()
+        assert (one.project, two.project) == ("one", "two")
+        assert len({run.id for run in two.runs}) == 2
+        assert {run.project for run in two.runs} == {"two"}
 
 
 @pytest.mark.slow

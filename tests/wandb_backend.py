@@ -270,12 +270,13 @@ class Collection:
 class Backend:
     """`with Backend() as backend:` a W&B server on 127.0.0.1; see the module's first lines.
 
-    runs, sweeps by id; artifacts in order of creation; collections by (entity, project, name);
+    runs, sweeps by id (a run whose id another project has: by PROJECT/ID); artifacts in order of
+    creation; collections by (entity, project, name);
     requests [(operation or "METHOD path", variables)]; strays: hosts that a client of
     `environment` tried to reach elsewhere; unknown: GraphQL fields asked for and answered null;
     views: workspaces that were saved, as they arrived; failures: the HTTP status with which an
-    operation is refused, by its name; dies_at: which request, counted from 0, is the last one, if
-    any, and gets no answer.
+    operation is refused, by its name; refused_types: types of artifacts that are refused; dies_at:
+    which request, counted from 0, is the last one, if any, and gets no answer.
     """
 
     def __init__(self, entity="tester"):
@@ -283,7 +284,7 @@ class Backend:
         self.runs, self.sweeps, self.artifacts, self.collections = {}, {}, [], {}
         self.agents, self.blobs, self.requests, self.strays = {}, {}, [], []
         self.unknown, self.failures, self.server = set(), {}, None
-        self.views, self.dies_at = [], None
+        self.views, self.refused_types, self.dies_at = [], [], None
 
     def __enter__(self):
         self.start()
@@ -400,8 +401,8 @@ class Backend:
             "entity": {"id": f"entity-{entity}", "name": entity},
             "readOnly": False,
             "createdAt": now(),
-            "bucket": lambda name, missingOk=False: self.run_node(self.runs.get(name)),
-            "run": lambda name: self.run_node(self.runs.get(name)),
+            "bucket": lambda name, missingOk=False: self.run_node(self.run(name, project)),
+            "run": lambda name: self.run_node(self.run(name, project)),
             "runs": runs,
             "runCount": lambda filters=None: runs(filters)["totalCount"],
             "sweep": lambda sweepName: self.sweep_node(self.sweeps.get(sweepName)),
@@ -409,6 +410,10 @@ class Backend:
             "artifactCollectionMembership": membership,
             "artifactCollection": collection,
         }
+
+    def run(self, name, project):
+        found = self.runs.get(f"{project}/{name}") or self.runs.get(name)
+        return found if found and found.project == project else None
 
     def run_node(self, run):
         if run is None:
@@ -550,14 +555,17 @@ class Backend:
         return {"view": kept | {"updatedAt": now(), "createdAt": now()}, "inserted": True}
 
     def do_upsertBucket(self, id=None, name=None, modelName=None, entityName=None, **given):
-        """Create or change a run. A sweep id that is not known is refused, as W&B does."""
+        """Create or change a run. A sweep that its project lacks is refused, as W&B does."""
         name = name or id.removeprefix("run-")
-        if given.get("sweep") and given["sweep"] not in self.sweeps:
-            raise Refused(f"sweep {given['sweep']} not found", 404)
-        run = self.runs.get(name)
+        if given.get("sweep"):
+            sweep = self.sweeps.get(given["sweep"])
+            if sweep is None or sweep.project != (modelName or sweep.project):
+                raise Refused(f"sweep {given['sweep']} not found", 404)
+        entity, project = entityName or self.entity, modelName or "uncategorized"
+        run = self.run(name, project) if modelName else self.runs.get(name)
         if inserted := run is None:
-            entity, project = entityName or self.entity, modelName or "uncategorized"
-            run = self.runs[name] = Run(name, entity, project)
+            key = f"{project}/{name}" if name in self.runs else name
+            run = self.runs[key] = Run(name, entity, project)
         if given.get("config"):
             run.raw_config = json.loads(given["config"])
         names = "groupName=group jobType=job_type displayName=display_name"
@@ -583,7 +591,7 @@ class Backend:
             sweep = self.sweeps[name] = Sweep(name, entity, project, config)
             if given.get("priorRunsFilters"):
                 (wanted,) = json.loads(given["priorRunsFilters"]).values()  # of "$or"
-                sweep.runs = [self.runs[run["name"]] for run in wanted]
+                sweep.runs = [self.run(run["name"], project) for run in wanted]
                 for run in sweep.runs:
                     run.sweep = name
         sweep.text = config or sweep.text
@@ -631,6 +639,8 @@ class Backend:
         self, artifactTypeName, digest, entityName, projectName, aliases=None, **given
     ):
         """A version to be filled and committed, or the one that has these contents already."""
+        if artifactTypeName in self.refused_types:
+            raise Refused(f"no artifacts of type {artifactTypeName}", 403)
         names = given.get("artifactCollectionNames") or [given["artifactCollectionName"]]
         key = (entityName or self.entity, projectName, names[0])
         collection = self.collections.setdefault(key, Collection(*key))
@@ -766,7 +776,8 @@ class Handler(BaseHTTPRequestHandler):
         if query:
             return {"data": query.answer(backend.root(), backend.unknown)}
         if path.endswith("/file_stream"):
-            return backend.file_stream(backend.runs[path.split("/")[-2]], json.loads(body))
+            project, name = path.split("/")[-3:-1]
+            return backend.file_stream(backend.run(name, project), json.loads(body))
         if path.startswith("/storage/"):
             name = path.removeprefix("/storage/")
             return backend.store(name, body) if self.command == "PUT" else backend.stored(name)

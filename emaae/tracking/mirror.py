@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -217,8 +218,8 @@ def _begin(folder: Path, eval_only: bool, mode: str, **given: Any) -> Any:
     if mode == "offline":
         # W&B cannot append to the files of an offline run: all rows are logged again.
         shutil.rmtree(folder / "wandb", ignore_errors=True)
-    given |= {"job_type": "eval" if eval_only else "train", "id": read_record(folder).get("id")}
-    return client.init(folder, mode, **given)
+    given = {"id": read_record(folder).get("id")} | given
+    return client.init(folder, mode, job_type="eval" if eval_only else "train", **given)
 
 
 def upload(
@@ -239,14 +240,18 @@ def upload(
     # An offline run does not know its entity.
     entity = entity or record.get("entity") or client.public_api().default_entity
     project = project or record.get("project") or config.get("wandb_project")
-    path = f"{entity}/{project}/{record.get('id')}"
-    same_sweep = sweep in (None, record.get("sweep"))
-    if record and same_sweep and not lacks_rows(folder, path) and not _lacks_model(folder, path):
+    if record.get("project") == project and record.get("entity") in (None, entity):
+        sweep = sweep or record.get("sweep")
+    # Without an id of its own a run would get that of the environment, as all others would.
+    run_id = record.get("id") or uuid.uuid4().hex[:8]
+    path = f"{entity}/{project}/{run_id}"
+    sent = sweep == record.get("sweep") and "artifacts" not in record.get("pending", ())
+    if record and sent and not lacks_rows(folder, path) and not _lacks_model(folder, path):
         record |= {"entity": entity, "project": project, "pending": []}
         write_json(folder / RECORD_FILE, record)
         return path
-    where = {"entity": entity, "project": project, "group": record.get("group")}
-    settings = {"sweep_id": sweep or record.get("sweep"), "console": "off"}
+    where = {"entity": entity, "project": project, "id": run_id, "group": record.get("group")}
+    settings = {"sweep_id": sweep, "console": "off"}
     run = _begin(folder, bool(config.get("eval_only")), "online", settings=settings, **where)
     mirror = Mirror(folder, run, "online", sweep_config)
     if config:
@@ -255,7 +260,6 @@ def upload(
     if missing:
         what, error = next(iter(missing.items()))
         raise UserError(f"its {what} did not arrive ({reason(error)})")
-    path = f"{entity}/{project}/{run.id}"
     if _lacks_model(folder, path):
         raise UserError("its model did not arrive (W&B has another one)")
     return path
