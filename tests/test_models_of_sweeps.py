@@ -224,15 +224,14 @@ def test_pull_takes_a_run_or_the_best_run_when_nothing_was_promoted(sweep, tmp_p
     assert same(emaae.load_model(tmp_path / "of-run"), models["0002"])
 
 
-def test_neither_a_run_nor_the_model_itself_is_overwritten(sweep):
+def test_a_run_is_not_overwritten(sweep):
     folder, _ = sweep
-    promote(str(folder))
-    (folder / "runs/0002/history.jsonl").write_text("")
-    for out in (folder / "best", folder / "runs/0002"):
-        before = {path: path.read_bytes() for path in out.iterdir()}
-        with pytest.raises(UserError, match="is a run's folder, or the model's own: name another"):
-            pull(str(folder), out)
-        assert {path: path.read_bytes() for path in out.iterdir()} == before
+    run = folder / "runs/0002"
+    (run / "history.jsonl").write_text("")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(UserError, match="is the folder of a run, which it would change"):
+        pull(str(folder), run)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_a_model_that_was_changed_after_it_was_promoted_is_refused(sweep, tmp_path):

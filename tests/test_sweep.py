@@ -637,6 +637,12 @@ def test_what_every_run_would_refuse_is_refused_before_the_first(place, flags, m
     path.write_text(path.read_text().replace("play.py", "train.py"))
     with pytest.raises(UserError, match=message):
         runner.run(path, flags=flags)
+    # The flags may be in the command of the file, too.
+    own = "".join(f", {flag}" for flag in flags)
+    with open(path, "a") as file:
+        file.write(f"\ncommand: ['${{env}}', python3, '${{program}}'{own}, '${{args}}']\n")
+    with pytest.raises(UserError, match=message):
+        runner.run(path)
     assert not Path("runs").exists()
 
 

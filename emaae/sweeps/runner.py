@@ -111,16 +111,23 @@ def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
             f"{sweep.path}: program {sweep.program} is not in {Path.cwd()}; start the sweep from "
             "the folder that holds it"
         )
-    if Path(sweep.program).name == "train.py":  # what every run would refuse
-        point = {p.name: p.extremes()[0] for p in sweep.parameters}
-        config = config_from(from_environment() | parse_flags(flags) | point)
-        folders = (config.train_dir, config.val_dir, config.test_dir)
-        for folder in filter(None, () if config.bucket else folders):
-            find_features(folder, config.recursive)
     for item in sweep.command:
         for name in re.findall(sweep_file.ENVVAR, item):
             if name not in os.environ:
                 raise UserError(f"{sweep.path}: command reads ${name}, which is not set")
+    if Path(sweep.program).name == "train.py" and "${program}" in sweep.command:
+        _check_train_flags(sweep, flags)
+
+
+def _check_train_flags(sweep: Sweep, flags: Sequence[str]) -> None:
+    """Raise the UserError that every run of train.py would: its flags, and its data folders."""
+    after = sweep.command[sweep.command.index("${program}") + 1 :]
+    given = [_expand_variables(item) for item in after if not item.startswith("${args")]
+    point = {p.name: p.extremes()[0] for p in sweep.parameters}
+    config = config_from(from_environment() | parse_flags([*given, *flags]) | point)
+    if not config.bucket:
+        for folder in filter(None, (config.train_dir, config.val_dir, config.test_dir)):
+            find_features(folder, config.recursive)
 
 
 # ---- the runner
@@ -364,11 +371,11 @@ def expand_command(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> 
     }
     if "${args_json_file}" in sweep.command:
         write_bytes(json_file, json.dumps(config).encode())
-    command = []
-    for item in sweep.command:
-        expanded = re.sub(sweep_file.ENVVAR, lambda m: os.environ[m[1]], item)
-        command += macros.get(item, [expanded])
-    return command
+    return [word for item in sweep.command for word in macros.get(item, [_expand_variables(item)])]
+
+
+def _expand_variables(item: str) -> str:
+    return re.sub(sweep_file.ENVVAR, lambda m: os.environ[m[1]], item)
 
 
 def run_name(attempt: Attempt, runs: Path) -> str:

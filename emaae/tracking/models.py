@@ -63,8 +63,10 @@ def pull(ref: str, out: Path) -> Path:
                 f"{ref}: best.pth has sha256 {found[:12]}..., its metadata say {expected[:12]}...: "
                 "the file was changed or cut short; pull again, or promote again"
             )
-        if out.resolve() == source.resolve() or (out / "history.jsonl").exists():
-            raise UserError(f"--out {out} is a run's folder, or the model's own: name another")
+        if (out / "history.jsonl").exists():
+            raise UserError(
+                f"--out {out} is the folder of a run, which it would change: name another"
+            )
         make_folder(out)
         for name in set(OPTIONAL_FILES) - set(files):
             (out / name).unlink(missing_ok=True)  # of another model
