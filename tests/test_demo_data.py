@@ -370,6 +370,18 @@ def test_a_tree_holds_what_was_generated(tmp_path, corpus):
             assert [demo.Gesture(**g) for g in score["gestures"]] == utterance.gestures
 
 
+def test_recordings_are_not_mixed_with_generated_speech(tmp_path):
+    path = tmp_path / "val" / "103" / "mine.npz"
+    path.parent.mkdir(parents=True)
+    np.savez(path, features=np.zeros((9, 14), np.float32))
+    with pytest.raises(UserError, match="mine.npz was not generated: keep both apart"):
+        demo.write_tree(tmp_path, n_utterances=1)
+    assert [one for one in tmp_path.rglob("*") if one.is_file()] == [path]
+    path.unlink()
+    for _ in range(2):
+        demo.write_tree(tmp_path, n_utterances=1)
+
+
 def test_a_tree_has_the_same_bytes_each_time_and_by_several_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "CHUNK_UTTERANCES", 2)  # three parts a split
     counts, trees = [], []

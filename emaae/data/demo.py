@@ -149,8 +149,13 @@ def write_tree(
     those of `generate`, `n_utterances` for each split; jobs: processes. Repeating it gives the same
     bytes, whatever the jobs; files of other names are left alone. Memory holds a few utterances.
 
-    Returns split -> {"speakers", "utterances", "frames"}.
+    Returns split -> {"speakers", "utterances", "frames"}. Raises UserError where a split holds
+    features that were not generated: who trains on it would not notice the mixture.
     """
+    for path in (p for split in CORPORA[like] for p in Path(out_dir, split).rglob("*.npz")):
+        stem = str(path).removesuffix(".npz").removesuffix("_times")
+        if not Path(f"{stem}_score.json").exists():
+            raise UserError(f"{path} was not generated: keep both apart by another --out")
     counts = {}
     with contextlib.ExitStack() as stack:
         each = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs)).map
@@ -164,11 +169,8 @@ def write_tree(
                 size=len,
             )
             speakers, n_frames = zip(*itertools.chain.from_iterable(done))
-            counts[split] = {
-                "speakers": len(set(speakers)),
-                "utterances": len(n_frames),
-                "frames": sum(n_frames),
-            }
+            sizes = {"speakers": len(set(speakers)), "utterances": len(n_frames)}
+            counts[split] = sizes | {"frames": sum(n_frames)}
     return counts
 
 
@@ -178,13 +180,12 @@ def _write(part: _Chunk, out_dir: Path) -> list[tuple[str, int]]:
     for utterance in utterances:
         path = out_dir / part.split / utterance.name
         path.parent.mkdir(parents=True, exist_ok=True)
+        phones = [phone._asdict() for phone in utterance.phones]
+        gestures = [gesture._asdict() for gesture in utterance.gestures]
+        score = json.dumps({"phones": phones, "gestures": gestures})
+        Path(f"{path}_score.json").write_text(f"{score}\n")  # first: marks the rest as generated
         np.savez(f"{path}.npz", features=utterance.features)
         np.savez(f"{path}_times.npz", times=utterance.times)
-        score = {
-            "phones": [phone._asdict() for phone in utterance.phones],
-            "gestures": [gesture._asdict() for gesture in utterance.gestures],
-        }
-        Path(f"{path}_score.json").write_text(json.dumps(score) + "\n")
     return [(one.name.partition("/")[0], len(one.features)) for one in utterances]
 
 
