@@ -5,10 +5,11 @@
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from analysis.colours import COLOURS, INK, SCHEDULE_COLOURS
 from emaae.system.errors import UserError
@@ -127,13 +128,10 @@ class Panel(NamedTuple):
 
     @property
     def axes(self) -> dict[Literal["x", "y"], Axis]:
-        """Both axes by name, with ticks where one is logarithmic and has none."""
-        found: dict[Literal["x", "y"], Axis] = {"x": self.x, "y": self.y}
-        for name, axis in found.items():
-            if axis.log and axis.ticks is None:
-                values = (value for line in self.lines for value in getattr(line, name))
-                found[name] = axis._replace(ticks=log_ticks(values))
-        return found
+        """Both axes by name, as their values need them, see `fitted`."""
+        lines = [item for item in self.items if isinstance(item, Line)]
+        heights = [v for one in lines for v in (one.y, one.low, one.high) if v is not None]
+        return {"x": fitted(self.x, [one.x for one in lines]), "y": fitted(self.y, heights)}
 
 
 class Drawing(NamedTuple):
@@ -178,18 +176,33 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
     return found
 
 
-def log_ticks(values: Iterable[float]) -> list[tuple[float, str]]:
-    """Ticks of a logarithmic axis: spans of little more than a decade get some between powers."""
-    found = [value for value in values if value > 0 and math.isfinite(value)]
-    if not found:
-        return []
-    low, high = min(found), max(found)
-    finest = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
-    by_span = ((3, finest), (10, (1, 1.5, 2, 3, 5, 7)), (300, (1, 2, 5)), (math.inf, (1,)))
-    subs = next(some for span, some in by_span if high <= span * low)
-    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
-    ticks = [float(f"{sub}e{power}") for power in powers for sub in subs]
-    return [(tick, f"{tick:g}") for tick in ticks if low / 2 <= tick <= high * 2]
+def fitted(axis: Axis, values: Sequence[np.ndarray]) -> Axis:
+    """The axis, with limits and ticks where no library has good ones for these values.
+
+    Limits where all values are one, ticks at whole numbers and on a logarithmic axis, where
+    spans of little more than a decade get some between powers of ten.
+    """
+    known = np.concatenate([*values, np.empty(0)])
+    known = known[np.isfinite(known) & ((known > 0) | (not axis.log))]
+    if axis.ticks is not None or not len(known):
+        return axis
+    low, high = (float(known.min()), float(known.max()))
+    if axis.range == (None, None) and high - low <= 1e-6 * abs(high):
+        axis = axis._replace(range=(low - 0.1 * abs(low), high + 0.1 * abs(high)))
+    low, high = (new if new is not None else old for new, old in zip(axis.range, (low, high)))
+    if axis.log and high >= 3 * low:
+        by_span = ((10, (1, 1.5, 2, 3, 5, 7)), (300, (1, 2, 5)), (math.inf, (1,)))
+        subs = next(some for span, some in by_span if high <= span * low)
+        powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+        ticks = [float(f"{sub}e{power}") for power in powers for sub in subs]
+        ticks = [tick for tick in ticks if low / 2 <= tick <= high * 2]
+    elif axis.log:
+        ticks = [*MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)).tick_values(low, high)]
+    elif axis.whole and high - low < 8:
+        ticks = [*np.arange(math.ceil(low), math.floor(high) + 1)]
+    else:
+        return axis
+    return axis._replace(ticks=[(tick, f"{tick:g}") for tick in ticks])
 
 
 def in_grid(panels: Sequence[Panel], columns: int, **more: Any) -> Drawing:

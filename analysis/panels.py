@@ -256,10 +256,11 @@ def _means(
 
     lacking: what the Missing says when there is no curve.
     """
-    items = []
+    items, none_well = [], all(run.status in BROKEN for run in runs)
     for label, style, members in styled(runs):
         found = {runs.index(run): got for run in members if (got := curve(run))}
-        whose = tuple(i for i in found if runs[i].status not in BROKEN)
+        # Where no run ended well, it is they that one wants to see.
+        whose = tuple(i for i in found if none_well or runs[i].status not in BROKEN)
         if whose:
             x, mean, low, high = _mean_and_range([found[i] for i in whose])
             band: dict[str, Any] = {"low": low, "high": high} if len(whose) > 1 else {}

@@ -1,6 +1,7 @@
 """Figures show what the runs hold, say what they lack, and are fit for a paper."""
 
 import contextlib
+import math
 import shutil
 
 import numpy as np
@@ -17,7 +18,7 @@ from analysis.drawing import (
     Missing,
     Panel,
     described,
-    log_ticks,
+    fitted,
     styles,
 )
 from analysis.runs import Run, read_runs
@@ -271,15 +272,29 @@ def test_paper_and_page_draw_the_same_image_with_its_first_row_at_the_top():
 @pytest.mark.parametrize(
     ("values", "ticks"),
     [
-        ([0.03, 0.06], ["0.015", "0.02", "0.025", "0.03", "0.04", "0.05", "0.06"]),
+        ([0.03, 0.06], ["0.03", "0.035", "0.04", "0.045", "0.05", "0.055", "0.06"]),
+        ([0.77, 0.78], ["0.77", "0.772", "0.774", "0.776", "0.778", "0.78"]),
         ([0.1, 10], ["0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10", "20"]),
         ([1e-5, 1], ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]),
-        ([0.0, -1.0, float("nan")], []),
     ],
 )
 def test_logarithmic_axes_have_a_few_ticks(values, ticks):
-    found = [text for _, text in log_ticks(values)]
-    assert found[: len(ticks)] == ticks
+    found = fitted(Axis(log=True), [np.array([math.nan, -1, 0, *values])])
+    assert [text for _, text in found.ticks][: len(ticks)] == ticks
+    assert fitted(Axis(log=True), [np.array([math.nan, -1, 0])]) == Axis(log=True)
+
+
+def test_a_single_value_is_in_the_middle_of_its_axis():
+    for axis in (Axis(), Axis(log=True)):
+        assert fitted(axis, [np.array([0.5, 0.5])]).range == pytest.approx((0.45, 0.55))
+    assert fitted(Axis(range=(0, None)), [np.array([0.5])]).range == (0, None)
+    assert fitted(Axis(), [np.array([0.5, 0.6])]) == Axis()
+
+
+def test_few_epochs_have_a_tick_each():
+    found = fitted(Axis("epoch", whole=True), [np.arange(1, 4)])
+    assert [text for _, text in found.ticks] == ["1", "2", "3"]
+    assert fitted(Axis("epoch", whole=True), [np.arange(1, 46)]).ticks is None
 
 
 def test_a_drawing_can_be_told_in_words():
