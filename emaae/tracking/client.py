@@ -1,5 +1,6 @@
 """W&B's client: its modes, settings, queries and errors."""
 
+import configparser
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,12 @@ def mode_of(asked: str) -> str:
         return asked
     from requests.utils import get_netrc_auth
 
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    settings = configparser.RawConfigParser(default_section="default")  # of wandb login --host
+    folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
+    with contextlib.suppress(configparser.Error, UnicodeDecodeError):
+        settings.read(os.path.expanduser(f"{folder}/settings"))
+    host = settings.defaults().get("base_url", "https://api.wandb.ai")
+    server = os.environ.get("WANDB_BASE_URL") or host
     has_key = os.environ.get("WANDB_API_KEY") or get_netrc_auth(server)
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
     mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
