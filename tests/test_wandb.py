@@ -452,8 +452,8 @@ def test_a_later_upload_joins_its_sweep_or_says_why_not(trees, tmp_path):
 
 
 def test_reconstructions_that_did_not_arrive_are_sent_again(trees, tmp_path):
-    run = write_run(tmp_path / "runs" / "r", epochs=2, model=True)
-    upload = ("-m", "emaae", "upload-pending", str(run))
+    run = write_run(tmp_path / "runs" / "demo" / "runs" / "r", epochs=2, model=True)
+    upload = ("-m", "emaae", "upload-pending", str(tmp_path / "runs"))
     (run / "wandb.json").write_text('{"id": "r", "project": "speech", "pending": ["run"]}')
     with Backend() as backend:
         env = variables(backend, tmp_path, trees)

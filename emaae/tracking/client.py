@@ -178,8 +178,8 @@ def is_local(ref: str | os.PathLike) -> bool:
     """
     if str(ref).startswith("wandb:") or not os.path.isdir(ref):
         return False
-    ambiguous = len(str(ref).split("/")) in (2, 3) and mode_of("auto") == "online"
-    return not ambiguous or read.holds_runs(Path(ref))
+    like_a_path = len(str(ref).split("/")) in (2, 3)
+    return read.holds_runs(Path(ref)) or not (like_a_path and mode_of("auto") == "online")
 
 
 def split_path(path: str) -> tuple[str, str, str | None]:

@@ -30,8 +30,7 @@ def upload_pending(
     entity, project: the destination, by default that of the runs. Returns the paths on W&B of the
     complete runs, and one line for each run that failed. Raises UserError when there is no run.
     """
-    candidates = [folder, *read.run_folders(folder)]
-    folders = [run for run in candidates if (run / RECORD_FILE).is_file()]
+    folders = [file.parent for file in sorted(folder.rglob(RECORD_FILE))]
     if not folders:
         raise UserError(f"{folder} holds no run that uses W&B: expected {RECORD_FILE} in a run")
     return _upload_all(folders, partial(upload, entity=entity, project=project))
