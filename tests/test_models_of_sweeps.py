@@ -229,7 +229,7 @@ def test_a_run_is_not_overwritten(sweep):
     run = folder / "runs/0002"
     (run / "history.jsonl").write_text("")
     before = {path: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(UserError, match="is the folder of a run, which it would change"):
+    with pytest.raises(UserError, match="is the folder of a run: name another"):
         pull(str(folder), run)
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 

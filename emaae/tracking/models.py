@@ -62,9 +62,7 @@ def pull(ref: str, out: Path) -> Path:
                 "the file was changed or cut short; pull again, or promote again"
             )
         if (out / "history.jsonl").exists():
-            raise UserError(
-                f"--out {out} is the folder of a run, which it would change: name another"
-            )
+            raise UserError(f"--out {out} is the folder of a run: name another")
         make_folder(out)
         for name in set(OPTIONAL_FILES) - set(files):
             (out / name).unlink(missing_ok=True)  # of another model
