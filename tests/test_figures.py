@@ -284,6 +284,16 @@ def test_logarithmic_axes_have_a_few_ticks(values, ticks):
     assert fitted(Axis(log=True), [np.array([math.nan, -1, 0])]) == Axis(log=True)
 
 
+def test_runs_that_failed_are_in_the_mean_only_where_all_did():
+    def means(*statuses):
+        runs = [of(seed=i, metrics={"status": s}, alpha=[i]) for i, s in enumerate(statuses)]
+        items = panels.over_epochs(runs, "alpha", Axis()).items
+        return [line.runs for line in items if line.kind == "mean"]
+
+    assert means("finished", "diverged", "failed") == [(0,)]
+    assert means("diverged", "failed") == [(0, 1)]
+
+
 def test_a_single_value_is_in_the_middle_of_its_axis():
     for axis in (Axis(), Axis(log=True)):
         assert fitted(axis, [np.array([0.5, 0.5])]).range == pytest.approx((0.45, 0.55))
