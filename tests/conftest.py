@@ -6,17 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from matplotlib import get_cachedir
-
-from emaae.models import CNNAutoEncoder
-from emaae.runs import checkpoint
-from emaae.system.files import write_json
-
 # Tests run side by side: more threads than that would wait for each other.
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np  # noqa: E402 - NumPy, PyTorch and scikit-learn read it when they are imported
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from matplotlib import get_cachedir  # noqa: E402
+
+from emaae.models import CNNAutoEncoder  # noqa: E402
+from emaae.runs import checkpoint  # noqa: E402
+from emaae.system.files import write_json  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
