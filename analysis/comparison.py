@@ -270,11 +270,11 @@ def drawing(found: Fronts, units: str = "live") -> Drawing:
     def lines(name: str) -> Iterator[Line]:
         for label, front in found.items():
             live, cost = on_split(front, "live_sparsity"), on_split(front, name)
-            yield Line(live, cost, style_of[label], points=True, size=4)
+            yield Line(live, cost, style_of[label], points=True, size=3)
             grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
             # The mean of all seeds or nothing: where some are missing the line would jump.
             mean = np.mean([at(grid, ps, name)[0] for ps in front.values()], 0)
-            yield Line(grid, mean, style_of[label], label, markers=True)
+            yield Line(grid, mean, style_of[label], label)
 
     x = Axis(f"sparsity of {units} units")
     fvu, persistence = Axis("fvu", log=True), Axis("persistence within utterances")
