@@ -179,15 +179,15 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
 def fitted(axis: Axis, values: Sequence[np.ndarray]) -> Axis:
     """The axis, with limits and ticks where no library has good ones for these values.
 
-    Limits where all values are one, ticks at whole numbers and on a logarithmic axis, where
-    spans of little more than a decade get some between powers of ten.
+    Limits where all values are the same one, not 0. Ticks at few whole numbers, and on a
+    logarithmic axis, where spans of little more than a decade get some between powers of ten.
     """
     known = np.concatenate([*values, np.empty(0)])
     known = known[np.isfinite(known) & ((known > 0) | (not axis.log))]
     if axis.ticks is not None or not len(known):
         return axis
-    low, high = (float(known.min()), float(known.max()))
-    if axis.range == (None, None) and high - low <= 1e-6 * abs(high):
+    low, high = float(known.min()), float(known.max())
+    if axis.range == (None, None) and high and high - low <= 1e-6 * abs(high):
         axis = axis._replace(range=(low - 0.1 * abs(low), high + 0.1 * abs(high)))
     low, high = (new if new is not None else old for new, old in zip(axis.range, (low, high)))
     if axis.log and high >= 3 * low:

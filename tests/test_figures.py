@@ -298,7 +298,8 @@ def test_a_single_value_is_in_the_middle_of_its_axis():
     for axis in (Axis(), Axis(log=True)):
         assert fitted(axis, [np.array([0.5, 0.5])]).range == pytest.approx((0.45, 0.55))
     assert fitted(Axis(range=(0, None)), [np.array([0.5])]).range == (0, None)
-    assert fitted(Axis(), [np.array([0.5, 0.6])]) == Axis()
+    for values in ([0.5, 0.6], [0.0, 0.0], []):
+        assert fitted(Axis(), [np.array(values)]) == Axis()
 
 
 def test_few_epochs_have_a_tick_each():
