@@ -107,7 +107,7 @@ def demo_data(args: argparse.Namespace) -> None:
 @verb(
     argument("dirs", "a feature tree, such as a split", nargs="+", metavar="DIR"),
     argument("--recursive", "read sub-directories too", action="store_true"),
-    argument("--keep_loudness", "check column 12 as such runs read it", action="store_true"),
+    argument("--keep_loudness", "check column 12 as runs with it read it", action="store_true"),
 )
 def check(args: argparse.Namespace) -> int:
     """Say what is wrong with feature trees; exit status 0 fine, 1 warnings alone, 2 errors."""
@@ -146,7 +146,8 @@ def extract(args: argparse.Namespace) -> int:
     argument("--out", "folder of the sweep (default: runs/FILE)", metavar="DIR"),
     argument(
         "--storage",
-        "queue that runners share: a database, or a journal file (default: DIR/study.db)",
+        "queue that runners share: a database, or a journal file on a shared disk "
+        "(default: DIR/study.db)",
         metavar="URL|FILE.log",
     ),
     argument("--dry-run", "say what would run, and end", action="store_true"),
@@ -182,7 +183,11 @@ def lint(args: argparse.Namespace) -> int:
     return 2 if any(not finding.warning for finding in findings) else 0
 
 
-@verb(argument("ref", "a sweep's folder, an --out_dir, or ENTITY/PROJECT[/SWEEP]", metavar="REF"))
+@verb(
+    argument(
+        "ref", "a sweep's folder or --out_dir, or ENTITY/PROJECT[/SWEEP] on W&B", metavar="REF"
+    )
+)
 def promote(args: argparse.Namespace) -> None:
     """Name the best finished model of a sweep or project `best`."""
     from emaae.tracking.models import promote
@@ -281,7 +286,12 @@ def encode(args: argparse.Namespace) -> None:
     ),
     argument("--delays", "in TRs (default: 1 2 3 4)", type=int, nargs="+", default=[1, 2, 3, 4]),
     argument(
-        "--trim", "TRs to leave out at both ends", type=int, nargs=2, default=[0, 0], metavar="N"
+        "--trim",
+        "TRs to leave out at both ends (default: 0 0)",
+        type=int,
+        nargs=2,
+        default=[0, 0],
+        metavar="N",
     ),
     argument(
         "--units_of",

@@ -130,7 +130,7 @@ def saved(folder: Path, model: CNNAutoEncoder) -> Path:
 def environment_of(**more: str) -> dict[str, str]:
     """The variables of a user without a W&B key."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    return clean | {"OMP_NUM_THREADS": "1", "NETRC": os.devnull} | more
+    return clean | {"NETRC": os.devnull} | more
 
 
 def program(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:

@@ -677,7 +677,7 @@ def test_an_interrupted_run_of_train_py_goes_on_where_it_stopped(trees, tmp_path
     flags = small_run(trees, tmp_path)[:-1]
     flags[flags.index("--epochs=3")] = "--epochs=30"
     command = [sys.executable, "-m", "emaae", "sweep", str(path), "--jobs=2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_RUN_ID": "outer", "WANDB_SWEEP_ID": "outer"}
+    env = os.environ | {"WANDB_RUN_ID": "outer", "WANDB_SWEEP_ID": "outer"}
     outs = [tmp_path / "whole", tmp_path / "broken"]
     for out in outs:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

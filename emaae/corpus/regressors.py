@@ -76,6 +76,11 @@ def lanczos_window(x: np.ndarray, cutoff_hz: float) -> np.ndarray:
     return np.where(np.abs(t) < LANCZOS_LOBES, np.sinc(t) * np.sinc(t / LANCZOS_LOBES), 0.0)
 
 
+def cutoff_hz(tr_times_s: np.ndarray) -> float:
+    """The cutoff for TRs at these times (n,): their rate, or the frames' where that is lower."""
+    return min(FRAME_RATE_HZ, 1 / float(np.mean(np.diff(tr_times_s))))
+
+
 def lanczos_resample(frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.ndarray) -> np.ndarray:
     """Frames (T, C), 20 ms each, at times_s (T,) as values (n, C) float32 at TR times (n,).
 
@@ -83,7 +88,7 @@ def lanczos_resample(frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.nda
     """
     check_increasing("the frames", times_s)
     check_increasing("the TRs", tr_times_s)
-    cutoff = min(FRAME_RATE_HZ, 1 / float(np.mean(np.diff(tr_times_s))))
+    cutoff = cutoff_hz(tr_times_s)
     weights = lanczos_window(tr_times_s[:, None] - times_s, cutoff) * (cutoff / FRAME_RATE_HZ)
     return (weights @ frames).astype(np.float32)
 
@@ -234,7 +239,7 @@ def design_matrix(
             "leaves fewer than two: leave out less, give a shorter --tr, or join utterances into "
             "stories by --onsets"
         )
-    cutoff = min(FRAME_RATE_HZ, 1 / float(np.mean(np.diff(times))))
+    cutoff = cutoff_hz(times)
     values = np.zeros((len(times), len(design.units)))
     for one, at in zip(spoken, centres):
         z = read_encoding(one.path, n_units)[:, design.units]

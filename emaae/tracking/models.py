@@ -37,8 +37,10 @@ class PromotedModel(NamedTuple):
 
 def promote(ref: str) -> PromotedModel:
     """Name the model with the lowest score `best`; may be repeated. Raises UserError."""
+    if not client.is_local(ref):
+        return _promote_on_wandb(ref)
     try:
-        return _promote_local(Path(ref)) if client.is_local(ref) else _promote_on_wandb(ref)
+        return _promote_local(Path(ref))
     except OSError as error:
         raise UserError(write_error(Path(ref, "best"), error)) from None
 
