@@ -238,17 +238,27 @@ def test_a_sweep_that_cannot_be_finished_says_so(monkeypatch):
         _finish("e/p/s")
 
 
-@pytest.mark.parametrize("settings", ["[default]\nbase_url = https://wandb.lab.org\n", "", "[x"])
-def test_a_key_counts_for_the_server_that_wandb_login_has_kept(tmp_path, monkeypatch, settings):
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ("[default]\nbase_url = https://wandb.lab.org\n", "wandb.lab.org"),
+        ("[default]\nbase_url = http://localhost:8080\n", "localhost:8080"),
+        ("", "api.wandb.ai"),
+        ("[x", "api.wandb.ai"),
+    ],
+)
+def test_a_key_counts_for_the_server_that_wandb_login_has_kept(
+    tmp_path, monkeypatch, settings, kept
+):
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert client.mode_of("auto") == "offline", "there is no such file"
     (tmp_path / "settings").write_text(settings)
-    for host in ("wandb.lab.org", "api.wandb.ai"):
+    for host in ("wandb.lab.org", "localhost:8080", "localhost", "api.wandb.ai"):
         (tmp_path / "netrc").write_text(f"machine {host} login user password {'0' * 40}\n")
-        is_kept = host == ("wandb.lab.org" if "lab" in settings else "api.wandb.ai")
-        assert client.mode_of("auto") == ("online" if is_kept else "offline")
+        assert client.mode_of("auto") == ("online" if host == kept else "offline")
 
 
 @pytest.mark.parametrize("key", ["", "0" * 40])

@@ -2,10 +2,12 @@
 
 import configparser
 import contextlib
+import netrc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from emaae.runs import read
 from emaae.system.errors import UserError, reason
@@ -25,15 +27,16 @@ def mode_of(asked: str) -> str:
     """
     if asked != "auto":
         return asked
-    from requests.utils import get_netrc_auth
-
     settings = configparser.RawConfigParser(default_section="default")  # of wandb login --host
     folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     with contextlib.suppress(configparser.Error, UnicodeDecodeError):
         settings.read(os.path.expanduser(f"{folder}/settings"))
     host = settings.defaults().get("base_url", "https://api.wandb.ai")
-    server = os.environ.get("WANDB_BASE_URL") or host
-    has_key = os.environ.get("WANDB_API_KEY") or get_netrc_auth(server)
+    server = urlsplit(os.environ.get("WANDB_BASE_URL") or host).netloc
+    has_key = bool(os.environ.get("WANDB_API_KEY"))
+    with contextlib.suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):
+        file = os.path.expanduser(os.environ.get("NETRC") or "~/.netrc")
+        has_key = has_key or netrc.netrc(file).authenticators(server) is not None
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
     mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
     if mode not in ("online", "offline", "disabled"):
