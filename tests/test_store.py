@@ -385,6 +385,15 @@ def test_a_full_disk_gives_one_warning_and_leaves_nothing(tree, folder):
     assert not list(folder.glob("*/*/"))
 
 
+def test_a_terminal_that_is_gone_is_no_fault_of_the_cache(tree, folder, monkeypatch):
+    def gone(*args, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    with pytest.raises(BrokenPipeError):
+        split_of(tree, folder)
+
+
 # ---- nothing is believed
 
 

@@ -59,6 +59,8 @@ def load(source: Source, cache: Path | None) -> Split:
         folder = cache / hash_key(source.location, columns) / hash_key(FORMAT, source.content_key)
         try:
             return _open(folder, source) or _open_or_build(folder, source)
+        except BrokenPipeError:  # nobody reads what is printed
+            raise
         except OSError as error:
             warnings.warn(
                 f"{cache} cannot hold {source.label} ({error.strerror or error}), which is read "
