@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from emaae.config import KNOBS, LOCATION_GROUPS, Config
 from emaae.data.split import Split
 from emaae.metric_table import SELECTED
@@ -383,9 +385,10 @@ def json_safe(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that numbers depend on."""
+    """Python's version and those of the packages that numbers depend on; torch's with its build."""
     found = {"python": platform.python_version(), "platform": sys.platform}
-    for name in ("torch", "numpy", "scipy", "einops", "wandb"):
+    found["torch"] = str(torch.__version__)
+    for name in ("numpy", "scipy", "einops", "wandb"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
