@@ -73,10 +73,7 @@ def read_stamp(path: Path) -> str | None:
     with contextlib.suppress(BadFile, UnicodeDecodeError):
         with files.regular_file(times_beside(where), MAX_BYTES) as file, open_npz(file, where):
             pass
-        with (
-            files.regular_file(path, MAX_ENCODING) as file,
-            open_npz(file, where, MAX_ENCODING) as archive,
-        ):
+        with files.regular_file(path, MAX_ENCODING) as file, open_npz(file, where) as archive:
             return archive.comment.decode()
     return None
 
@@ -84,7 +81,7 @@ def read_stamp(path: Path) -> str | None:
 def read_encoding(path: str | Path, n_units: int) -> np.ndarray:
     """The encoding (T, n_units) float32 in a file of any form. Raises BadFile."""
     where, limit = str(path), MAX_FRAMES * n_units * 8
-    with files.regular_file(path, 2 * limit) as file, open_npz(file, where, 2 * limit) as archive:
+    with files.regular_file(path, 2 * limit) as file, open_npz(file, where) as archive:
         if "indptr.npy" in archive.namelist():
             arrays = {key: read_member(archive, key, where, limit) for key in CSR_KEYS}
             z = _from_csr(arrays, n_units, where)

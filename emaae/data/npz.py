@@ -7,7 +7,6 @@ array is inflated that is not asked for. Nothing is unpickled.
 
 import contextlib
 import math
-import os
 import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -44,16 +43,15 @@ def load_npz(file: BinaryIO, where: str, key: str = "features") -> np.ndarray:
 
 
 @contextlib.contextmanager
-def open_npz(file: BinaryIO, where: str, max_bytes: int = MAX_BYTES) -> Iterator[zipfile.ZipFile]:
-    """The archive in a file of at most `max_bytes`.
+def open_npz(file: BinaryIO, where: str) -> Iterator[zipfile.ZipFile]:
+    """The archive in a file, whose size the caller has limited.
 
     Each of the many ways to fail while it is open is a BadFile, one line that names the file.
     """
     try:
         magic = file.read(6)
-        size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        if not size:
+        if not magic:
             raise BadFile(f"{where} is empty: {RETRY}")
         if magic.startswith(b"\x93NUMPY"):
             raise BadFile(f"{where} is a bare array: expected an .npz, as np.savez writes it")
@@ -61,8 +59,6 @@ def open_npz(file: BinaryIO, where: str, max_bytes: int = MAX_BYTES) -> Iterator
             raise BadFile(f"{where} {PICKLED}")
         if not magic.startswith(b"PK"):
             raise BadFile(f"{where} is not an .npz (it begins {magic!r}): {RETRY}")
-        if size > max_bytes:
-            raise BadFile(f"{where} {too_large('it', size)}")
         with zipfile.ZipFile(BoundedReader(file, where)) as archive:
             members = archive.infolist()
             if len({info.filename for info in members}) < len(members):
