@@ -49,27 +49,27 @@ def check_folder(path: str | Path, name: str, content: str) -> None:
         raise UserError(f"{name} {what}: expected a directory of {content}")
 
 
-def open_regular(path: str | Path, at_most: int) -> BinaryIO:
-    """Open a regular file of at most `at_most` bytes for reading; links are followed.
+@contextlib.contextmanager
+def open_regular(path: str | Path, at_most: int) -> Iterator[BinaryIO]:
+    """A regular file of at most `at_most` bytes, open for reading; links are followed.
 
     Pipes and devices, which may never end, are refused without waiting for them. Raises OSError,
     and BadFile for what is not such a file.
     """
-    file = open(  # noqa: SIM115 - the caller closes it
-        path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
-    )
-    status = os.fstat(file.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_size <= at_most:
-        return file
-    file.close()
-    if not stat.S_ISREG(status.st_mode):
-        raise BadFile(f"{path} is a pipe or a device: expected a plain file")
-    raise BadFile(f"{path} has {status.st_size} bytes: expected at most {at_most}; use another")
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise BadFile(f"{path} is a pipe or a device: expected a plain file")
+        if status.st_size > at_most:
+            raise BadFile(
+                f"{path} has {status.st_size} bytes: expected at most {at_most}; use another"
+            )
+        yield file
 
 
 @contextlib.contextmanager
 def regular_file(path: str | Path, at_most: int) -> Iterator[BinaryIO]:
-    """`open_regular` for the time of a block, in which OSErrors become BadFile."""
+    """As `open_regular`; an OSError while it is opened or read becomes BadFile."""
     try:
         with open_regular(path, at_most) as file:
             yield file
