@@ -130,6 +130,8 @@ def test_an_utterance_in_two_splits_is_refused_by_its_content():
     test = Split.from_utterances([("there", features)])
     with pytest.raises(UserError, match=r"there of the test split .* train split too \(as here\)"):
         check_overlap({"train": train, "test": test})
+    twice = Split.from_utterances([("here", features), ("again", features)])
+    check_overlap({"train": twice, "val": split_of(a=4)})
 
 
 def test_a_speaker_in_two_splits_is_warned_about_when_names_are_librispeechs():

@@ -147,14 +147,13 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
     seen: dict[str, tuple[str, str]] = {}  # by name and by content: in which split, as which name
     for split, utterances in splits.items():
         for name, digest in zip(utterances.names, utterances.summary.digests):
-            if name in seen or digest in seen:
-                other, twin = seen.get(name) or seen[digest]
+            other, twin = seen.get(name) or seen.get(digest) or (split, name)
+            if other != split:
                 same = "" if name == twin else f" (as {twin})"
                 raise UserError(
                     f"utterance {name} of the {split} split is in the {other} split "
                     f"too{same}: splits must share no utterance; remove it from one of them"
                 )
-        for name, digest in zip(utterances.names, utterances.summary.digests):
             seen[name] = seen[digest] = (split, name)
 
     speakers = {split: set(map(speaker_of, of.names)) for split, of in splits.items()}
