@@ -104,5 +104,5 @@ class Gesture(NamedTuple):
 
 def phone_at(phones: Sequence[Phone], instants_s: np.ndarray) -> np.ndarray:
     """Index of the phone that contains each instant, the last one's beyond the end."""
-    ends_s = np.array([phone.end_s for phone in phones])
-    return np.minimum(np.searchsorted(ends_s, instants_s, side="right"), len(phones) - 1)
+    borders_s = [phone.end_s for phone in phones[:-1]]
+    return np.searchsorted(borders_s, instants_s, side="right")
