@@ -106,7 +106,7 @@ def random_stream(seed: int, *stream: str | int) -> np.random.Generator:
 
 
 def draw_speaker(number: int, seed: int) -> Speaker:
-    """Speakers with an odd number are men."""
+    """The speaker of a number; odd numbers are men."""
     rng = random_stream(seed, "speaker", number)
     n = len(ARTICULATORS)
     mixing = np.eye(n) + 0.05 * rng.standard_normal((n, n))
