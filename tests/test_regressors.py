@@ -1,6 +1,7 @@
 """Design matrices for models of the brain: each formula by hand, then the command."""
 
 import json
+import re
 import shutil
 import tracemalloc
 
@@ -79,9 +80,20 @@ def test_scores_are_of_the_rows_that_are_kept_and_constants_are_zero():
     assert scored.dtype == np.float32
 
 
-@pytest.mark.parametrize("times", [[0, 0.02, 0.02], [0, 0.02, 0.01], [0, np.nan, 1], [1, 1, 1]])
-def test_times_that_are_constant_or_go_back_are_refused(times):
-    with pytest.raises(UserError, match="must be finite and each later than the one before"):
+@pytest.mark.parametrize(
+    ("times", "got"),
+    [
+        ([0, 0.02, 0.02], "0.02, 0.02 s from no. 2 on"),
+        ([0, 0.02, 0.01], "0.02, 0.01 s from no. 2 on"),
+        ([0, np.nan, 1], "0, nan s from no. 1 on"),
+        ([1, 1, 1], "1, 1 s from no. 1 on"),
+        ([0, 1, np.inf], "1, inf s from no. 2 on"),
+        ([-np.inf, 1, 2], "-inf, 1 s from no. 1 on"),
+    ],
+)
+def test_times_that_are_constant_or_go_back_are_refused(times, got):
+    expected = "must be finite and each later than the one before, got " + re.escape(got)
+    with pytest.raises(UserError, match=expected):
         lanczos_resample(np.ones((3, 1)), np.array(times), np.array([0.5, 1.5]))
 
 

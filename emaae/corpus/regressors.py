@@ -116,12 +116,14 @@ def delayed(values: np.ndarray, delays: Sequence[int]) -> np.ndarray:
 
 def check_increasing(what: str, times_s: np.ndarray) -> None:
     """Raise UserError unless the times (n,) are finite and each is later than the one before."""
-    if not np.isfinite(times_s).all() or (np.diff(times_s) <= 0).any():
-        wrong = int(np.argmax(~(np.diff(times_s) > 0))) if len(times_s) > 1 else 0
-        some = ", ".join(f"{t:g}" for t in times_s[wrong : wrong + 2])
+    good = np.isfinite(times_s)
+    good[1:] &= times_s[1:] > times_s[:-1]
+    if not good.all():
+        before = max(0, int(np.argmin(good)) - 1)
+        some = ", ".join(f"{t:g}" for t in times_s[before : before + 2])
         raise UserError(
             f"the times of {what} must be finite and each later than the one before, got {some} s "
-            f"from no. {wrong + 1} on"
+            f"from no. {before + 1} on"
         )
 
 
