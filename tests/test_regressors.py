@@ -233,6 +233,8 @@ def test_tr_times_come_from_a_file_or_one_for_each_story(encoded, tmp_path):
     ("table", "flags", "says"),
     [
         ("utterance,onset\ns/a,x\n", ["--tr=1"], "onsets.csv:2: onset 'x', expected seconds"),
+        ("utterance,onset\n\ns/a,\n", ["--tr=1"], "onsets.csv:3: onset '', expected seconds"),
+        (f"utterance,onset\n{'a' * 200_000},1\n", ["--tr=1"], "onsets.csv cannot be read: field"),
         ("utterance,onset\ngone,1\n", ["--tr=1"], "onsets.csv:2: utterance 'gone', expected one"),
         ("name,start\ns/a,1\n", ["--tr=1"], "must have the columns utterance and onset"),
         ("utterance,onset\ns/a,1\ns/b,2\n", ["--tr=1"], "the story story, whose utterances must"),

@@ -130,14 +130,16 @@ def check_increasing(what: str, times_s: np.ndarray) -> None:
 # ---- stories
 
 
-def _read_onsets(path: str | Path) -> list[dict[str, str]]:
+def _read_onsets(path: str | Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a table of onsets, each with the number of its line. Raises UserError."""
     try:
         text = read_text(path).removeprefix("\ufeff")  # with which some programs begin a table
-    except (OSError, UnicodeDecodeError) as error:
+        first = text.partition("\n")[0]
+        reader = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in first else ",")
+        rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--onsets {path} cannot be read: {error}") from None
-    first = text.partition("\n")[0]
-    rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in first else ","))
-    if not rows or not {"utterance", "onset"} <= set(rows[0]):
+    if not rows or not {"utterance", "onset"} <= set(reader.fieldnames or ()):
         raise UserError(
             f"--onsets {path} must have the columns utterance and onset (in seconds), and perhaps "
             f"story, got {first[:100]!r}"
@@ -155,7 +157,7 @@ def read_stories(root: str | Path, onsets: str | Path | None) -> Stories:
     if onsets is None:
         return {identity: [StoryUtterance(path, 0.0)] for identity, path in files.items()}
     found = defaultdict(list)
-    for number, row in enumerate(_read_onsets(onsets), 2):
+    for number, row in _read_onsets(onsets):
         where = f"--onsets {onsets}:{number}"
         name = (row["utterance"] or "").removesuffix(".npz")
         if name not in files:
