@@ -171,6 +171,14 @@ def test_channels_of_no_frames_are_not_shown(tmp_path):
     assert "mean (sd)" not in lines
 
 
+def test_channels_are_headed_by_the_name_of_the_directory_where_it_is_the_working_one(
+    tree, monkeypatch
+):
+    monkeypatch.chdir(tree)
+    (line,) = (line for line in report(check(["."], True)) if "mean (sd)" in line)
+    assert line.split() == f"channel {tree.name}: mean (sd), min to max".split()
+
+
 def test_the_worst_comes_first_with_a_few_examples(tree):
     for i in range(6):
         write(tree, f"m{i}", utterance(30 + i), None)

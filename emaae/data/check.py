@@ -270,5 +270,5 @@ def _channels(trees: Sequence[Tree]) -> list[str]:
         cells = (
             f"{mean:.2f} ({sd:.2f}), {low:.2f} to {high:.2f}" for mean, sd, low, high in of_each
         )
-        columns.append([f"{one_line(tree.root.name)}: mean (sd), min to max", *cells])
+        columns.append([f"{one_line(tree.root.absolute().name)}: mean (sd), min to max", *cells])
     return align_columns(list(zip(*columns)), left=0)
