@@ -280,6 +280,15 @@ def test_a_tree_of_features_is_no_tree_of_encodings(encoded, tmp_path):
         main([*features, "--out", str(tmp_path / "r")])
 
 
+@pytest.mark.parametrize("fired", [None, [0, N_UNITS], [-1], [0.0], ["0"]])
+def test_a_manifest_must_name_units_that_there_are(encoded, tmp_path, fired):
+    other = shutil.copytree(encoded / "z", tmp_path / "z")
+    found = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(found | {"fired": fired}))
+    with pytest.raises(UserError, match="does not say which units fire"):
+        regressors.read_manifest(other)
+
+
 def test_units_of_another_model_are_refused(encoded, tmp_path):
     other = shutil.copytree(encoded / "z", tmp_path / "z")
     found = json.loads((other / "manifest.json").read_text())

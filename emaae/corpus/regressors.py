@@ -196,7 +196,11 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     """The manifest of a tree of encodings, with its `units` and those `fired`. Raises UserError."""
     path = Path(root) / MANIFEST
     found = read_or_empty(path)
-    if not isinstance(found.get("units"), int) or not isinstance(found.get("fired"), list):
+    if not (
+        isinstance(found.get("units"), int)
+        and isinstance(found.get("fired"), list)
+        and all(isinstance(unit, int) and 0 <= unit < found["units"] for unit in found["fired"])
+    ):
         raise UserError(
             f"{path} does not say which units fire: expected a tree of encodings, as `python -m "
             "emaae encode` writes it; the same command completes one that lacks this"
