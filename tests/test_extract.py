@@ -252,6 +252,14 @@ def test_settings_that_pad_the_audio_shift_the_times(coder, tmp_path, monkeypatc
     np.testing.assert_allclose(plain[:, 0] - padded[:24, 0], 160 / RATE, atol=1e-6)
 
 
+def test_a_file_of_many_channels_is_told_how_many_values_there_may_be(tmp_path, monkeypatch):
+    monkeypatch.setattr("emaae.corpus.extract.MAX_SAMPLES", 10_000)
+    write(tmp_path / "a.wav", np.stack([voice(0.5, i) for i in range(2)], 1))
+    (why,) = extract(tmp_path, tmp_path).broken.values()
+    assert "has 0.5 s, 2 channel(s) and 16000 Hz" in why
+    assert "at most 60 s, and 10,000 values in all channels" in why
+
+
 def test_a_tree_that_is_complete_needs_neither_sparc_nor_its_weights(
     extracted, corpus, monkeypatch
 ):

@@ -190,7 +190,8 @@ def _n_samples(path: str) -> int:
     if seconds > MAX_S or header.frames * header.channels > MAX_SAMPLES:
         raise BadFile(
             f"{path} has {seconds:.1f} s, {header.channels} channel(s) and {header.samplerate} Hz: "
-            f"expected at most {MAX_S:.0f} s; cut it at pauses"
+            f"expected at most {MAX_S:.0f} s, and {MAX_SAMPLES:,} values in all channels; cut "
+            "it at pauses"
         )
     # As librosa counts.
     n_samples = math.ceil(header.frames * (SAMPLE_RATE_HZ / header.samplerate))
