@@ -100,8 +100,8 @@ class Split:
 
     def mean_and_sd(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel (D,), in raw units."""
-        mean, sd = (torch.from_numpy(moment).float() for moment in self.summary[1:])
-        return mean, sd
+        _, mean, sd = self.summary
+        return torch.from_numpy(mean).float(), torch.from_numpy(sd).float()
 
     @functools.cached_property
     def summary(self) -> Summary:
