@@ -260,8 +260,8 @@ def upload_tree(out: Path, bucket: Any, prefix: str, n_units: int) -> int:
     from emaae.data.bucket import write_array
 
     n_new = 0
-    for file in progress(find_features(str(out), recursive=True), "uploading", unit="utterances"):
-        state = encodings.read_stamp(Path(file.path)) or ""
+    for file in progress(find_features(out, recursive=True), "uploading", unit="utterances"):
+        state = encodings.read_stamp(file.path) or ""
         key = f"{prefix}/{file.identity}".strip("/")
         z = encodings.read_encoding(file.path, n_units)
         times = frame_times(len(z), read_times(file.path))

@@ -67,7 +67,7 @@ def write_times(path: Path, times: np.ndarray, *, fsync: bool = True) -> None:
     files.write_atomically(beside, lambda file: np.savez(file, times=times), fsync=fsync)
 
 
-def read_stamp(path: Path) -> str | None:
+def read_stamp(path: str | Path) -> str | None:
     """The stamp of the source of the file at `path`; None unless it is whole and has its times."""
     where = str(path)
     with contextlib.suppress(BadFile, UnicodeDecodeError):

@@ -98,7 +98,7 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
         ) from error
 
 
-def write_array(bucket: Any, key: str, array: np.ndarray, state: str = "") -> bool:
+def write_array(bucket: Any, key: str, array: np.ndarray, state: str) -> bool:
     """Write an array as upload_raw_array does; returns whether it was not there yet. UserError.
 
     state: of what the array was made from, kept as metadata; an object of the same state is left,
