@@ -1,6 +1,6 @@
 """The phones of generated speech: where each pulls the articulators, and how loud it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,17 +52,15 @@ PHONE_LOUDNESS = {phone: level for k, level in LOUDNESS_BY_CLASS.items() for pho
 VOICELESS = ("P", "T", "K", "F", "S", "SH")
 
 
-def _consonants(table: Mapping[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    postures = {}
-    for phones, row in table.items():
-        targets, weights = np.zeros((2, len(ARTICULATORS)))
-        for part, weight in zip(row.split("|"), (1.0, FOLLOWER_WEIGHT)):
-            words = part.split()
-            for articulator, target in zip(words[::2], words[1::2]):
-                i = ARTICULATORS.index(articulator)
-                targets[i], weights[i] = float(target), weight
-        postures.update(dict.fromkeys(phones.split(), (targets, weights)))
-    return postures
+def _posture(row: str) -> tuple[np.ndarray, np.ndarray]:
+    """Targets (12,) and weights (12,) of a consonant, from a row of `CONSONANT_TARGETS`."""
+    targets, weights = np.zeros((2, len(ARTICULATORS)))
+    for part, weight in zip(row.split("|"), (1.0, FOLLOWER_WEIGHT)):
+        words = part.split()
+        for articulator, target in zip(words[::2], words[1::2]):
+            i = ARTICULATORS.index(articulator)
+            targets[i], weights[i] = float(target), weight
+    return targets, weights
 
 
 # Articulation of each phone: targets (12,) in standard deviations from rest, weights (12,) 0..1.
@@ -70,7 +68,9 @@ VOWELS = {
     phone: (np.array(mm, dtype=float) / SD_MM, np.ones(len(ARTICULATORS)))
     for phone, *mm in map(str.split, VOWEL_TARGETS_MM.strip().splitlines())
 }
-CONSONANTS = _consonants(CONSONANT_TARGETS)
+CONSONANTS = {
+    phone: _posture(row) for phones, row in CONSONANT_TARGETS.items() for phone in phones.split()
+}
 # As in English: no syllable begins with NG, none ends with W.
 ONSETS = tuple(phone for phone in CONSONANTS if phone != "NG")
 CODAS = tuple(phone for phone in CONSONANTS if phone != "W")
