@@ -84,11 +84,13 @@ def files_below(
     seen = set()
     for folder, folders, names in os.walk(root, onerror=_cannot_list, followlinks=True):
         real = os.stat(folder)
-        again = (real.st_dev, real.st_ino) in seen  # by a link, which may lead back up
+        if (real.st_dev, real.st_ino) in seen:  # by a link, which may lead back up
+            folders.clear()
+            continue
         seen.add((real.st_dev, real.st_ino))
-        folders[:] = sorted(filter(is_data, folders)) if recursive and not again else []
+        folders[:] = sorted(filter(is_data, folders)) if recursive else []
         below = os.path.join(folder, "")
-        for name in names if not again else ():
+        for name in names:
             if wanted(name) and is_data(name):
                 yield below[start:] + name, below + name
 
