@@ -1,6 +1,7 @@
 """Splits and batches: channels, overlap, padding, and an order that depends on nothing else."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,13 @@ def test_frames_that_are_too_many_for_a_device_are_sent_to_it_by_the_batch(monke
     (x, mask), *_ = batches(sent, [np.array([0, 2, 1])])
     assert x.device == mask.device == sent[0].device == sent.subset([1])[0].device == device
     assert (x.shape, mask.shape) == ((3, 13, 9), (3, 1, 9))
+
+
+def test_a_subset_is_of_the_device_that_its_frames_are_on():
+    sent = replace(split_of(a=7, b=4, c=9), device=torch.device("cpu", 0))
+    few = sent.subset(range(2))
+    assert few.device == few.frames.device == torch.device("cpu") != sent.device
+    assert few.lengths.tolist() == [7, 4]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -93,10 +93,10 @@ class Split:
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The utterances at these indices, in that order; at least one."""
-        picked = [self[i] for i in indices]
         names = tuple(self.names[i] for i in indices)
-        offsets = offsets_of([len(frames) for frames in picked])
-        return Split(names, torch.cat(picked), offsets, self.channels, device=self.device)
+        frames = torch.cat([self[i] for i in indices])
+        offsets = offsets_of(self.lengths[list(indices)])
+        return Split(names, frames, offsets, self.channels, device=frames.device)
 
     def mean_and_sd(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel (D,), in raw units."""
