@@ -120,10 +120,9 @@ class BoundedReader:
         self._file, self._where = file, where
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
-    def read(self, n: int | None = -1) -> bytes:
-        """Bytes of the file, n of them or all that are left. Raises BadFile for many."""
-        n = MAX_READ + 1 if n is None or n < 0 else min(n, MAX_READ + 1)
-        content = self._file.read(n)
+    def read(self, n: int = -1) -> bytes:
+        """The next n bytes of the file, or all that are left. Raises BadFile beyond `MAX_READ`."""
+        content = self._file.read(min(n, MAX_READ + 1) if n >= 0 else MAX_READ + 1)
         if len(content) > MAX_READ:
             raise BadFile(
                 f"{self._where} lists its members in over {MAX_READ} bytes: expected some arrays"
