@@ -239,8 +239,7 @@ def endpoint() -> str:
 
 
 # What is wrong, what was expected and the way out, by the codes of servers and the classes of
-# errors: the first line with one of an error's holds. botocore recurses without end after a
-# redirect that names no region, as a web page sends it.
+# errors. An error that belongs to several rows gets the first of them.
 UNREACHABLE = (
     "cannot be reached at {endpoint} ({what}), expected an S3 endpoint that answers: check the "
     "address, the network, and that the server runs"
@@ -277,6 +276,7 @@ def _boto_errors(where: str) -> Iterator[None]:
     of_boto = (BotoCoreError, ClientError, ResponseParserError)
     try:
         yield
+    # botocore recurses without end after a redirect that names no region, as a web page sends it.
     except (*of_boto, OSError, RecursionError, ValueError) as error:
         what = type(error).__name__
         kinds = {kind.__name__ for kind in type(error).__mro__}

@@ -49,7 +49,7 @@ EXAMPLES = 3
 ERRORS = {
     "unreadable": "files that cannot be read",
     "columns": f"files that hold no matrix (T, {len(CHANNELS)})",
-    "numbers": "files without frames, or with something else than finite numbers",
+    "numbers": "files without frames, or with values that are not finite numbers",
     "name": "names that cannot be used for files",
     "shared": "utterances that are in two directories",
     "loudness": "utterances with negative loudness: column 12 is something else",
@@ -66,7 +66,7 @@ WARNINGS = {
     "collision": "names that differ by case, Unicode form or folder alone",
     "times": "utterances whose times are neither [0, duration] in every row nor each frame's own",
     "missing": "utterances without times beside them",
-    "short": f"utterances of less than {SHORT_FRAMES} frames, which the encoder sees at once",
+    "short": f"utterances of fewer than {SHORT_FRAMES} frames, which the encoder sees at once",
     "long": f"utterances of more than {LONG_S:.0f} s",
 }
 

@@ -132,7 +132,7 @@ def read_npz(
 ) -> np.ndarray:
     """The array `key` of one .npz, or its only 2-D array. Raises BadFile.
 
-    stamp: of the file when it was listed; a file that has changed since is refused.
+    stamp: of the file when it was listed; for one that has changed since it raises UserError.
     """
     with regular_file(path, MAX_BYTES) as file:
         now = os.fstat(file.fileno())
@@ -147,13 +147,13 @@ def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) 
 
 
 def read_times(path: str | Path) -> np.ndarray | None:
-    """The array in the times file beside the features at `path`; None without one. BadFile."""
+    """The times in the file beside the features at `path`; None without one. Raises BadFile."""
     beside = times_beside(str(path))
     return read_npz(beside, "times") if os.path.exists(beside) else None
 
 
 def frames_of(n_samples: float) -> float:
-    """How many frames so many samples of audio have, and the part of one that is left over."""
+    """Frames in n_samples of audio; the fraction is the part of a frame that is left over."""
     return (n_samples - WINDOW_SAMPLES) / HOP_SAMPLES + 1
 
 

@@ -38,7 +38,7 @@ class FrameFormat(NamedTuple):
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Their names."""
+        """The names of these columns."""
         return tuple(CHANNELS[i] for i in self.columns)
 
     def frames(self, name: str, features: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ class FrameFormat(NamedTuple):
 def cast_frames(array: np.ndarray, dtype: str, what: str, way_out: str) -> np.ndarray:
     """The array in another dtype and in C order. Raises UserError beyond float16's range.
 
-    what: the beginning of the message, which the largest value follows. way_out: the flags to use.
+    what: the beginning of the message; the largest value comes next. way_out: the flags to use.
     """
     with np.errstate(over="ignore"):
         found = np.ascontiguousarray(array, dtype=dtype)

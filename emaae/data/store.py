@@ -88,7 +88,7 @@ def _open_or_build(folder: Path, source: Source) -> Split:
         if split := _open(folder, source):
             return split
         for unfinished in place.glob(f"{BUILDING}*"):
-            shutil.rmtree(unfinished)  # by a process that was killed
+            shutil.rmtree(unfinished)  # left by a process that was killed
         with tempfile.TemporaryDirectory(prefix=BUILDING, dir=place) as building:
             _build(Path(building), source)
             with contextlib.suppress(FileNotFoundError):  # a broken one that others may have mapped
@@ -137,13 +137,14 @@ def _open(folder: Path, source: Source) -> Split | None:
             return None
         known = Summary(tuple(index["digests"]), np.array(index["mean"]), np.array(index["sd"]))
         split = _map(folder, source, index["names"], index["lengths"])
-    except (FileNotFoundError, BlockingIOError, ValueError):  # locked by who removes it, cut short
+    except (FileNotFoundError, BlockingIOError, ValueError):
+        # Missing, being removed by another process, or cut short.
         return None
     return replace(split, precomputed=known, skipped=index["skipped"])
 
 
 def _map(folder: Path, source: Source, names: Sequence[str], lengths: Sequence[int]) -> Split:
-    """A split with its frames in pages that all processes share; who writes to one gets a copy.
+    """A split with its frames in pages that all processes share; writing to one copies it first.
 
     The file is locked against removal as long as it is mapped: a network disk would take it away
     from a run on another machine. Raises ValueError when it is too short.

@@ -83,7 +83,7 @@ def process_group() -> Iterator[None]:
     except SystemExit as end:
         _exit(end.code)
     except BaseException as error:
-        # Without torchrun there is no store either.
+        # When torchrun has ended, so has its store.
         has_store = os.getppid() == launcher
         if _is_first_to_fail(store, error) if has_store else is_main_process():
             raise _explained(error) from None
