@@ -8,7 +8,7 @@ from emaae.config import Config
 from emaae.data.split import Split, batches, evaluation_order
 from emaae.losses import LossSums, batch_sums, loss_terms
 from emaae.metrics import ReconstructionSums, SparsitySums, density_histogram, score
-from emaae.models import CNNAutoEncoder
+from emaae.models import CNNAutoEncoder, Output
 from emaae.shift import epoch_metrics, sample
 from emaae.system.distributed import local_share, stop_if_interrupted, sum_attributes
 
@@ -19,21 +19,18 @@ def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) 
 
     config: gives the loss, the targets and the batch size. alpha: weight of the penalty, 0..1, used
     instead of config.alpha, which a schedule may have changed. Tolerance to shifts is measured on a
-    sample of the utterances, everything else on all of them.
-
-    The model is measured in evaluation mode and left in the mode it was in.
+    sample of the utterances, everything else on all of them. The model may be in either mode, and
+    is left as it was.
     """
-    was_training = model.training
-    model.eval()
     reconstruction, sparsity = ReconstructionSums(), SparsitySums()
     sums: LossSums | None = None
     for x, mask in batches(split, local_share(evaluation_order(split.lengths, config.batch_sz))):
-        out = model(x, mask)
+        z = model.encode(x, mask)
+        out = Output(model.decode(z, mask), z)
         sums = batch_sums(config, model, x, out, mask).plus(sums)
         reconstruction.add(model.standardise(x), model.standardise(out.y), mask)
         sparsity.add(out.z, mask)
         stop_if_interrupted()
-    model.train(was_training)
 
     assert sums is not None, "a split has at least one batch"
     sum_attributes(reconstruction)
