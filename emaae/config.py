@@ -310,6 +310,11 @@ class Config:
         """Length of the schedule's ramp in epochs."""
         return self.alpha_epochs or (15 if self.early_stop else self.epochs)
 
+    @property
+    def epochs_per_figure(self) -> int:
+        """Epochs between reconstruction figures."""
+        return self.reconstruction_every or max(1, round(self.epochs / 10))
+
     def k_fraction_at(self, epoch: int) -> float:
         """Fraction of values that batch_topk and feature_topk keep after `epoch` epochs, 0..1."""
         end = 1 - self.target_sparsity if self.k_fraction is None else self.k_fraction

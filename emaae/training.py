@@ -263,7 +263,6 @@ def fit(
 
 def _epochs(state: TrainingState, train: Split, val: Split, config: Config, run: Run) -> str:
     """All epochs that are left; returns the status."""
-    figure_every = config.reconstruction_every or max(1, round(config.epochs / 10))
     model, selection, phase, note = state.model, state.selection, state.phase, ""
 
     while state.epoch < config.epochs and not state.stopped:
@@ -298,7 +297,7 @@ def _epochs(state: TrainingState, train: Split, val: Split, config: Config, run:
             state.schedule.observe(train_row["mse"], train_row["sparsity"])
         state.stopped = phase.advance(state.epoch, selection, config, k_falls)
         over = state.stopped or state.epoch == config.epochs
-        if over or state.epoch == 1 or state.epoch % figure_every == 0:
+        if over or state.epoch == 1 or state.epoch % config.epochs_per_figure == 0:
             run.reconstruct(model, val, state.epoch)
         run.log(row, seconds)
         if improved:

@@ -43,8 +43,7 @@ def space_needed(config: Config) -> int:
     """About the largest size in bytes that the folder of a run will have."""
     if config.eval_only:
         return 0
-    every = config.reconstruction_every or max(1, round(config.epochs / 10))
-    drawn = min(config.epochs, config.epochs // every + 2)
+    drawn = min(config.epochs, config.epochs // config.epochs_per_figure + 2)
     weights = WEIGHT_COPIES * weight_bytes(**config.architecture)
     return weights + drawn * RECONSTRUCTION_BYTES + config.epochs * ROW_BYTES
 
