@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from emaae.system.errors import ArgumentParser, UserError
 from emaae.system.files import read_json
 
 
-def from_args(argv: Sequence[str] | None = None, sweep: Mapping[str, Any] | None = None) -> Config:
+def from_args(argv: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Config:
     """The config of a command line, the environment and, when a sweep runs it, its values.
 
     A sweep's values override flags. Where the data are and where a run goes may also be set by
@@ -82,7 +81,7 @@ def from_environment() -> dict[str, str]:
 METAVARS: dict[type, str] = {bool: "True|False", int: "N", float: "X", str: "TEXT"}
 
 
-def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
     """The flags of a command line, not yet cast, by name; `--x`, `--x=True` and `--x True` are one.
 
     Other ways of sweep agents are accepted too: `x=value`, a JSON object, and the path of a file
@@ -127,10 +126,10 @@ def parse_flags(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return flags
 
 
-def _join_negative_numbers(argv: Sequence[str] | None) -> list[str]:
+def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
     """Write `--lr -1e-3` as `--lr=-1e-3`: argparse takes some negative numbers for flags."""
     joined: list[str] = []
-    for token in sys.argv[1:] if argv is None else argv:
+    for token in argv:
         flag = joined[-1] if joined else ""
         if re.match(r"-[\d.]", token) and flag.startswith("--") and "=" not in flag:
             joined[-1] = f"{flag}={token}"
