@@ -104,10 +104,10 @@ class Run:
     def reconstructions(self) -> list[Reconstruction]:
         """Truth and prediction of the validation utterances that it kept last; [] without any."""
         folder = self.kept()
-        drawn = {p.name.removeprefix("epoch-"): p for p in folder.glob("epoch-*")} if folder else {}
-        for epoch in sorted(filter(str.isdecimal, drawn), key=int, reverse=True):
-            read = (_reconstruction(npz) for npz in sorted(drawn[epoch].rglob("*.npz")))
-            if found := [one for one in read if one is not None]:
+        drawn = read.drawn_epochs(folder) if folder else {}
+        for epoch in reversed(drawn.values()):
+            arrays = (_reconstruction(npz) for npz in sorted(epoch.rglob("*.npz")))
+            if found := [one for one in arrays if one is not None]:
                 return found
         return []
 

@@ -28,7 +28,7 @@ from emaae.data.features import ARTICULATORS
 from emaae.system.errors import UserError
 from emaae.system.files import lock_folder
 from emaae.tracking import client
-from emaae.tracking.artifacts import model_artifact
+from emaae.tracking.artifacts import model_artifact, reconstruction_table
 from emaae.tracking.download import _downloaded
 from emaae.tracking.mirror import _name
 from emaae.tracking.upload import _finish, _published_sweep, _upload_all
@@ -206,6 +206,16 @@ def test_a_run_that_was_changed_does_not_end_the_upload_of_others(tmp_path):
     uploaded, (failure,) = _upload_all([run, tmp_path], send)
     assert "changed/history.jsonl lacks epoch" in failure
     assert list(uploaded) == [tmp_path], "which holds no model"
+
+
+def test_the_table_of_reconstructions_is_of_the_last_epoch(tmp_path):
+    n_frames = {"epoch-9999": 2, "epoch-10000": 3, "epoch-best": 4}  # the last is a user's own
+    for name, n in n_frames.items():
+        drawn = tmp_path / "reconstructions" / name
+        drawn.mkdir(parents=True)
+        x = np.zeros((n, 1), np.float32)
+        np.savez(drawn / "u.npz", channels=["pitch"], truth=x, prediction=x)
+    assert len(reconstruction_table(tmp_path).data) == 3
 
 
 @pytest.mark.parametrize("splits", [("train", "val", "test"), ("train", "val"), ("train",)])

@@ -256,9 +256,8 @@ class RunFolder:
         files.write_bytes(history, text.encode())
         for name in ("metrics.json", "curves.json", "best.pth"):
             (self.path / name).unlink(missing_ok=True)
-        for folder in self.path.glob("reconstructions/epoch-*"):
-            number = folder.name.removeprefix("epoch-")
-            if number.isdecimal() and int(number) > epoch:
+        for drawn, folder in read.drawn_epochs(self.path / "reconstructions").items():
+            if drawn > epoch:
                 shutil.rmtree(folder)
 
     def log(self, row: Mapping[str, Any], seconds: float) -> None:

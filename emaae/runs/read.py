@@ -63,6 +63,12 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [rows[epoch] for epoch in sorted(rows)]
 
 
+def drawn_epochs(folder: Path) -> dict[int, Path]:
+    """The folders epoch-N in a run's folder of reconstructions, by N, in order."""
+    found = {path.name.removeprefix("epoch-"): path for path in folder.glob("epoch-*")}
+    return {int(epoch): found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)}
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, however far it got; a promoted model's copy is not."""
     names = ("config.json", "history.jsonl", "metrics.json")

@@ -79,11 +79,11 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
     """
     import wandb
 
-    epochs = sorted((folder / "reconstructions").glob("epoch-*"))
-    if not epochs:
+    drawn = read.drawn_epochs(folder / "reconstructions")
+    if not drawn:
         return None
     artifact = wandb.Artifact(f"{RECONSTRUCTIONS_PREFIX}-{run_id}", type="reconstruction")
-    for epoch in epochs:
+    for epoch in drawn.values():
         table = wandb.Table(columns=["utterance", "channel", "r", "truth", "prediction"])
         for path in sorted(epoch.rglob("*.npz")):
             with np.load(path, allow_pickle=False) as kept:
@@ -104,7 +104,7 @@ def reconstruction_table(folder: Path) -> Any | None:
     """
     import wandb
 
-    drawn = sorted((folder / "reconstructions").glob("epoch-*"))
+    drawn = list(read.drawn_epochs(folder / "reconstructions").values())
     files = sorted(drawn[-1].rglob("*.npz")) if drawn else []
     if not files:
         return None
