@@ -119,11 +119,9 @@ class Block(nn.Module):
 
     def activate(self, h: Tensor, mask: Tensor | None, training: bool = False) -> Tensor:
         """Normalisation and activation after the convolution, if there are any."""
-        if self.activation is None:
-            return h
         if self.norm and not self.norm_first:
             h = self.norm(h, mask, training)
-        return self.activation(h, mask, training)
+        return self.activation(h, mask, training) if self.activation else h
 
 
 class Output(NamedTuple):
