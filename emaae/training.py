@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ from emaae.system.signals import Interrupted, defer_interrupts
 DIVERGED_MSE = 1e6
 
 
-class Run(Protocol):
+class Run:
     """Receives the events of a training; this base class ignores them."""
 
     def save_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:

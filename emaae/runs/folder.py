@@ -26,7 +26,7 @@ from emaae.system import files
 from emaae.system.distributed import broadcast, is_main_process
 from emaae.system.errors import UserError
 from emaae.system.signals import Interrupted, defer_interrupts
-from emaae.training import Selection
+from emaae.training import Run, Selection
 
 # last.pt is four times as large as the weights (model, best, two moments of Adam), and an epoch may
 # take less time than writing it. So it may be this much older than the last line of the history.
@@ -91,7 +91,7 @@ class Observer:
         """The content of metrics.json and curves.json; {} without curves."""
 
 
-class RunFolder:
+class RunFolder(Run):
     """The files of one run; its observers get what is written.
 
     Used as a context it ends the run whatever happens: an exception before `finish` leaves
@@ -319,7 +319,7 @@ class RunFolder:
         return {name: value for name, value in found.items() if value is not None}
 
 
-class NoFolder:
+class NoFolder(Run):
     """Stands in for the folder in all processes but the first one, which writes the files."""
 
     def __init__(self, path: Path, last: dict[str, Any] | None):
@@ -328,11 +328,10 @@ class NoFolder:
     def __enter__(self) -> "NoFolder":
         return self
 
-    def _nothing(self, *_: Any, **more: Any) -> None:
+    def _nothing(self, *_: Any) -> None:
         """The first process does it."""
 
-    __exit__ = observe = write_config = _nothing
-    log = save_best = save_last = reconstruct = finish = _nothing
+    __exit__ = observe = write_config = finish = _nothing
 
 
 def _data_entry(split: Split) -> dict[str, Any]:
