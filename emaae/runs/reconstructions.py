@@ -32,10 +32,10 @@ class Reconstruction:
         return r
 
 
-def indices_of_median_length(split: Split, n: int = 3) -> list[int]:
-    """Indices of the n utterances whose lengths are nearest to the median: the same every epoch."""
+def indices_of_median_length(split: Split) -> list[int]:
+    """Three utterances whose lengths are nearest to the median: the same ones every epoch."""
     distance = np.abs(split.lengths - np.median(split.lengths))
-    return sorted(int(i) for i in np.argsort(distance, kind="stable")[:n])
+    return sorted(np.argsort(distance, kind="stable")[:3].tolist())
 
 
 @torch.no_grad()
