@@ -250,7 +250,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _one_of(choices: Sequence[str], value: Any, *keys: str) -> str:
     if value in choices:
         return value
-    hint = did_you_mean(str(value), choices) if value is not None else ""
+    hint = did_you_mean(str(value), choices)
     raise _Mistake(f"must be one of {', '.join(choices)}, got {value!r}{hint}", *keys)
 
 
