@@ -117,8 +117,8 @@ class Document:
             return ""
         try:
             value = loader.construct_object(node, deep=True)
-        except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError):
-            # PyYAML does not catch text that only looks like a number or a date.
+        except (ValueError, OverflowError, KeyError, IndexError):
+            # PyYAML does not catch text that only looks like a number, or is called one by its tag.
             self.report(key_path, f"{node.value[:40]!r} cannot be read as {kind}; {QUOTE_HINT}")
             return ""
         if isinstance(value, int) and abs(value) >= 2**63:
