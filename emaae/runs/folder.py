@@ -103,8 +103,8 @@ class RunFolder(Run):
         self._observers: tuple[Observer, ...] = ()
         self.last: dict[str, Any] | None = None  # the state to go on with
         self._lock = files.lock_folder(path)
-        # Whether leaving the context ends the run: not once it has finished, nor one that is
-        # resumed, until settings and data are known to be the same.
+        # Whether leaving the context ends the run. It does not once the run has finished; nor does
+        # it end a resumed run before its settings and data were compared with those of its start.
         self._unfinished = True
         # Metrics of the best epoch so far, written if the run is interrupted.
         self._selected: dict[str, float] = {}

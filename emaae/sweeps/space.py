@@ -68,15 +68,16 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "categorical_w_probabilities": Distribution(("values", "probabilities"), {}, _choice),
     "int_uniform": Distribution(RANGE_KEYS, {}, _int_uniform),
     "uniform": Distribution(RANGE_KEYS, {}, lambda u, p: _between(u, p["min"], p["max"])),
-    # min and max are exponents of e in these two, and values in the two after them.
+    # In the next two min and max are exponents of e, in the two after them they are values.
     "log_uniform": Distribution(
         RANGE_KEYS, {}, lambda u, p: math.exp(_between(u, p["min"], p["max"]))
     ),
-    # log(1/x) is uniform: the same draws as log_uniform
+    # log(1/x) is uniform from min to max: log(x) is uniform from -max to -min.
     "inv_log_uniform": Distribution(
         RANGE_KEYS, {}, lambda u, p: math.exp(_between(u, -p["max"], -p["min"]))
     ),
     "log_uniform_values": Distribution(RANGE_KEYS, {}, _log_uniform),
+    # log(1/x) is uniform from log(1/max) to log(1/min): log(x) is as in log_uniform_values.
     "inv_log_uniform_values": Distribution(RANGE_KEYS, {}, _log_uniform),
     "normal": Distribution((), _NORMAL_DEFAULTS, _normal),
     "log_normal": Distribution((), _NORMAL_DEFAULTS, lambda u, p: math.exp(_normal(u, p))),

@@ -61,7 +61,10 @@ def read(path: str | Path) -> tuple[Sweep, list[Finding]]:
 
 
 def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
-    """The sweep of a file (None when too much is wrong) and what is wrong, by line. UserError."""
+    """The sweep of a file, None when too much is wrong with it, and what is wrong, by line.
+
+    Raises UserError for a file that cannot be read.
+    """
     file = _SweepFile(path)
     sweep = file.sweep() if file.is_mapping else None
     return sweep, sorted(file.findings, key=lambda f: (f.line, f.warning))
