@@ -58,7 +58,8 @@ class Knob:
                 f"--{self.name} must be one of {', '.join(self.choices)}, got {value!r}"
                 + did_you_mean(str(value), self.choices)
             )
-        if value is not None and not all(_WITHIN[w](value, lim) for w, lim in self.limits.items()):
+        within = (_WITHIN[word](value, limit) for word, limit in self.limits.items())
+        if value is not None and not all(within):
             raise UserError(f"--{self.name} must be {self.range}, got {value}")
 
 
