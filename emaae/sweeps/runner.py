@@ -66,7 +66,7 @@ def run(
     if dry_run:
         print("\n".join(_plan(sweep)))
         return 0
-    folder = Path(out if out is not None else Path("runs") / Path(path).stem).resolve()
+    folder = Path(out if out is not None else Path("runs") / path.stem).resolve()
     devices = gpus()
     jobs = jobs if jobs is not None else max(1, len(devices))
     _check_options(sweep, flags, jobs)
