@@ -458,6 +458,17 @@ def test_a_random_search_is_the_same_however_many_jobs_share_it(place):
     assert all(0 <= float(r["x"]) <= 4 for r in one)
 
 
+def test_whole_floats_reach_the_runs_of_a_search_as_whole_numbers(place):
+    path = write(
+        "run_cap: 1\nparameters: {x: {value: 1.0}, y: {values: [2.0, 2]}}",
+        "method: random\nmetric: {name: select/score}\n",
+    )
+    queue = Queue(read_sweep(path), "study.log")
+    attempt = queue.claim()
+    queue.close()
+    assert repr(attempt.config) == "{'x': 1, 'y': 2}"
+
+
 def test_a_bayesian_search_learns_from_its_scores(place):
     path = write(
         "run_cap: 40\nparameters: {x: {min: 0.0, max: 4.0}}",

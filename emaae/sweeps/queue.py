@@ -32,7 +32,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from emaae.runs.read import ENDED, GOOD
-from emaae.sweeps.space import Sweep
+from emaae.sweeps.space import Sweep, as_wandb_passes
 from emaae.system.errors import UserError, reason
 
 # How often a runner says that it is alive, and after how long without that a runner on another
@@ -263,7 +263,7 @@ class Queue:
             else:
                 u = trial.suggest_float(p.name, 0, 1)
                 config[p.name] = p.quantile(min(max(u, 1e-9), 1 - 1e-9))
-        return config
+        return as_wandb_passes(config)
 
     def _refuse_changes(self, meaning: dict[str, Any]) -> None:
         known = self._study.user_attrs.get("sweep", meaning)

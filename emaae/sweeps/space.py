@@ -102,7 +102,7 @@ class Parameter:
 
     def quantile(self, u: float) -> Any:
         """The value below which a fraction u of the draws lies, 0 < u < 1."""
-        return as_wandb_passes(DISTRIBUTIONS[self.distribution].quantile(u, self.spec))
+        return DISTRIBUTIONS[self.distribution].quantile(u, self.spec)
 
     def grid_size(self) -> int:
         """The number of its values in a grid."""
