@@ -30,7 +30,7 @@ def runs(path: str) -> list[dict[str, Any]]:
     entity, project, _ = client.split_path(path)
     lost = client.user_errors(f"{path} could not be read from W&B", "check the network")
     with lost, ThreadPoolExecutor(MAX_REQUESTS) as pool:
-        histories = list(pool.map(lambda run: list(run.scan_history()), found))
+        histories = list(pool.map(lambda run: [_plain(row) for row in run.scan_history()], found))
     return [_downloaded(f"{entity}/{project}", *pair) for pair in zip(found, histories)]
 
 
@@ -39,7 +39,7 @@ def _downloaded(project: str, run: Any, rows: list[dict]) -> dict[str, Any]:
     # A requeued run has some epochs twice: the later row counts.
     # The final metrics are a row at the selected epoch.
     of_epochs = [row for row in rows if row.get("epoch") is not None and "select/epoch" not in row]
-    epochs = {row["epoch"]: _plain(row) for row in of_epochs}
+    epochs = {row["epoch"]: row for row in of_epochs}
     per_epoch = {name for row in epochs.values() for name in row}
     of_curves = {name for columns in CURVE_COLUMNS.values() for name in columns.values()}
     final = _plain(run.summary_metrics)
@@ -75,7 +75,7 @@ def _curves(rows: list[dict], split: str) -> dict[str, Any]:
     curves: dict[str, Any] = {}
     for curve, columns in CURVE_COLUMNS.items():
         axis, *_ = columns.values()
-        found = [row for row in map(_plain, rows) if axis in row]
+        found = [row for row in rows if axis in row]
         if found:
             curves[curve] = {c: [row.get(name) for row in found] for c, name in columns.items()}
     if "gain" in curves:  # of the input itself, 1 by definition
