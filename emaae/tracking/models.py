@@ -67,7 +67,10 @@ def pull(ref: str, out: Path) -> Path:
             raise UserError(f"--out {out} is the folder of a run: name another")
         make_folder(out)
         for name in set(OPTIONAL_FILES) - set(files):
-            (out / name).unlink(missing_ok=True)  # of another model
+            try:
+                (out / name).unlink(missing_ok=True)  # of another model
+            except OSError as error:
+                raise UserError(write_error(out / name, error)) from None
         for name in files:
             write_bytes(out / name, (source / name).read_bytes())
     return out
