@@ -44,7 +44,7 @@ class ReconstructionSums:
         x, y, xx, yy, xy, error = self.moments
         var_x, var_y = xx / n - (x / n).square(), yy / n - (y / n).square()
         defined = (var_x >= MIN_VARIANCE) & (var_y >= MIN_VARIANCE)
-        r = (xy / n - x * y / n**2) / (var_x.clamp(min=0) * var_y.clamp(min=0)).sqrt()
+        r = (xy / n - x * y / n**2) / (var_x * var_y).sqrt()
         r = torch.where(defined, r.clamp(-1, 1), math.nan)
         fvu = torch.where(var_x >= MIN_VARIANCE, error / (n * var_x), math.nan)
         total = var_x.sum()

@@ -165,7 +165,7 @@ class CovarianceSums:
         """
         sd = self.products.diagonal().sqrt()
         n_alike = (self.products > COPY_CORRELATION * torch.outer(sd, sd)).sum(1)
-        return torch.where(n_alike > 0, 1 / n_alike.clamp(min=1), 0.0)
+        return torch.where(n_alike > 0, 1 / n_alike, 0.0)
 
 
 class ChangeSums:
