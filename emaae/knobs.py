@@ -94,7 +94,7 @@ def knob_of(f: "Field[Any]") -> Knob:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint to add to the error about a misspelt name: "; did you mean ...?", or ""."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

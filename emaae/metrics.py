@@ -106,7 +106,7 @@ def density_histogram(density: Tensor) -> list[int]:
     counts, _ = torch.histogram(
         log.float().cpu(), bins=len(DENSITY_EDGES) - 1, range=(DENSITY_EDGES[0], DENSITY_EDGES[-1])
     )
-    return [int(count) for count in counts]
+    return counts.int().tolist()
 
 
 def score(

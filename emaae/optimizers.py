@@ -110,7 +110,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for _, optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
 
     def step(self, factor: float) -> None:
         """Move the weights, at this fraction of --lr."""
