@@ -157,7 +157,7 @@ class Queue:
         return list(found.values())
 
     def latest_attempts(self) -> list[Attempt]:
-        """The last attempt at each point that was tried, by point."""
+        """The last attempt at each point that was tried, in the order of the points."""
         attempts = sorted(self.attempts(), key=attrgetter("point", "n"))
         return list({a.point: a for a in attempts}.values())
 

@@ -101,7 +101,7 @@ def public_api() -> Any:
 
 
 def runs(path: str) -> list[Any]:
-    """The runs of ENTITY/PROJECT[/SWEEP] but promotions, sorted by id. Raises UserError."""
+    """The runs of ENTITY/PROJECT[/SWEEP] except promotions, by id. Raises UserError."""
     import wandb
 
     *_, sweep = split_path(path)
