@@ -128,7 +128,7 @@ class Mirror(Observer):
             missing["artifacts"] = error
         try:
             self._run.finish(exit_code=0 if status in read.GOOD else 1)
-            if online and lacks_rows(self.folder, self._path):
+            if online and _lacks_rows(self.folder, self._path):
                 raise UserError("not all rows arrived")
         except Exception as error:
             missing["run"] = error
@@ -246,7 +246,7 @@ def upload(
     run_id = record.get("id") or uuid.uuid4().hex[:8]
     path = f"{entity}/{project}/{run_id}"
     sent = sweep == record.get("sweep") and "artifacts" not in record.get("pending", ())
-    if record and sent and not lacks_rows(folder, path) and not _lacks_model(folder, path):
+    if record and sent and not _lacks_rows(folder, path) and not _lacks_model(folder, path):
         record |= {"entity": entity, "project": project, "pending": []}
         write_json(folder / RECORD_FILE, record)
         return path
@@ -277,7 +277,7 @@ def _name(config: Mapping[str, Any], varying: Sequence[str] = ()) -> str:
     return f"{config['schedule']} {alpha} {size} {blocks} s{config['seed']}{''.join(rest)}"
 
 
-def lacks_rows(folder: Path, path: str) -> bool:
+def _lacks_rows(folder: Path, path: str) -> bool:
     """Whether the W&B run at `path` has fewer rows than the folder, or does not exist."""
     try:
         # The client reports no error when the server is gone. Steps count from 0.
