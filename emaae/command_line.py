@@ -113,17 +113,24 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
         elif token.startswith("-"):
             hint = did_you_mean(f"--{name.lstrip('-')}", [f"--{other}" for other in KNOBS])
             raise UserError(f"unknown flag {name}{hint}; --help lists the flags")
-        elif token.startswith("{"):
-            try:
-                flags |= json.loads(token)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{token!r} is not a JSON object of flags: {error}") from None
-        elif token.endswith(".json") and (not equals or os.path.isfile(token)):
-            flags |= read_json(token)
+        elif token.startswith("{") or (
+            token.endswith(".json") and (not equals or os.path.isfile(token))
+        ):
+            flags |= json_flags(token)
         else:
             hint = did_you_mean(name, KNOBS) if equals else ""
             raise UserError(f"unexpected argument {token!r}{hint}; flags look like --alpha 0.1")
     return flags
+
+
+def json_flags(token: str) -> dict[str, Any]:
+    """The flags in a JSON object, or in the file that holds one. Raises UserError."""
+    if not token.startswith("{"):
+        return read_json(token)
+    try:
+        return json.loads(token)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{token!r} is not a JSON object of flags: {error}") from None
 
 
 def _join_negative_numbers(argv: Sequence[str]) -> list[str]:

@@ -112,6 +112,12 @@ def test_a_whole_config_of_ours_is_the_same_config_again(hand):
     assert vars(again) == vars(before)
 
 
+def test_flags_that_are_no_json_are_said_to_be_none(hand):
+    hand(POINT | REST)
+    with pytest.raises(UserError, match="'{alpha' is not a JSON object of flags"):
+        agent.without_agent_flags(["{alpha"])
+
+
 @pytest.mark.parametrize("content", ["- 1", "{", "\x00"])
 def test_a_file_that_no_agent_wrote_prints_one_line(monkeypatch, tmp_path, content):
     path = tmp_path / "config.yaml"

@@ -10,14 +10,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from emaae.command_line import json_flags
 from emaae.config import SWEEPABLE
 from emaae.system.errors import UserError
-from emaae.system.files import read_json, read_text
+from emaae.system.files import read_text
 
 # Entries that only a run's config has: they tell it from the parameters of a sweep.
 RUN_ONLY_KEYS = ("data", "versions", "git_commit")
@@ -57,7 +57,6 @@ def without_agent_flags(argv: Sequence[str] | None = None) -> list[str]:
     while words:
         flag = words.pop(0)
         name, equals, value = flag.lstrip("-").partition("=")
-        is_json = flag.startswith("{")
         following = []  # the value, where it is a word of its own
         if flag.startswith("--") and not equals:
             if words and not words[0].startswith("--"):
@@ -65,9 +64,9 @@ def without_agent_flags(argv: Sequence[str] | None = None) -> list[str]:
             value = following[0] if following else "True"
         if name in ignored and value == str(ignored[name]):
             del ignored[name]  # only once: what the sweep's own `command` contains stays
-        elif ignored and (is_json or (flag.endswith(".json") and not flag.startswith("-"))):
-            config = json.loads(flag) if is_json else read_json(Path(flag))
-            kept.append(json.dumps({n: v for n, v in config.items() if n not in ignored}))
+        elif ignored and flag[:1] != "-" and (flag[:1] == "{" or flag.endswith(".json")):
+            found = json_flags(flag)
+            kept.append(json.dumps({n: v for n, v in found.items() if n not in ignored}))
         else:
             kept += [flag, *following]
     return kept
