@@ -143,6 +143,13 @@ def test_times_of_each_frame_are_fine_and_tell_the_rate(tree):
     assert found(tree) == {"short": ["own (1)"]}
 
 
+def test_times_that_encoding_would_not_take_over_are_a_finding(tree):
+    standing = OWN * 2
+    standing[3, 0] = standing[2, 0]  # a frame that begins with the one before
+    write(tree, "own", utterance(9), standing)
+    assert found(tree) == {"times": ["own ([0, 0.04] to [1.98, 2.02])"]}
+
+
 def test_audio_with_two_and_a_half_frames_more_than_there_are_has_a_wrong_rate(tree):
     write(tree, "own", utterance(9, 98), np.tile([0, 2.015], (98, 1)))
     assert found(tree) == {"rate": ["own (48.6 a second)"]}

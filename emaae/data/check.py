@@ -20,6 +20,7 @@ from emaae.data.features import (
     check_features,
     check_identity,
     find_features,
+    frame_times,
     frames_of,
     read_npz,
     read_times,
@@ -189,8 +190,7 @@ def _wrong_times(path: str, n_frames: int) -> Iterator[tuple[str, str]]:
     if (times == times[0]).all() and start == 0 < end < np.inf:  # the whole utterance's
         rate = n_frames / end
         wrong = abs(n_frames - frames_of(end * SAMPLE_RATE_HZ)) > SLACK_FRAMES
-    elif np.isfinite(times).all() and end > start and (np.diff(middle) > 0).all():
-        # Each frame's own; a single one has no rate.
+    elif frame_times(n_frames, found) is found:  # each frame's own; a single one has no rate
         rate = (n_frames - 1) / (middle[-1] - middle[0]) if n_frames > 1 else FRAME_RATE_HZ
         wrong = abs(rate / FRAME_RATE_HZ - 1) > 0.01
     else:
