@@ -24,14 +24,14 @@ from analysis.comparison import load, load_data, settings
 from analysis.costs import Codec
 from analysis.drawing import Axis, Drawing, Line, Panel, styles
 from analysis.probe import View
-from analysis.programs import fraction, program
+from analysis.programs import fraction, program, run_program
 from analysis.runs import Run, number, read_comparable
 from analysis.tables import frame, markdown, write
 from emaae.corpus.regressors import delayed, lanczos_resample, zscored
 from emaae.data.demo import generate
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import Gesture
-from emaae.system.errors import UserError, needs_extra, reporting_errors
+from emaae.system.errors import UserError, needs_extra
 from emaae.system.progress import progress
 
 TR_S = 1.0
@@ -140,9 +140,9 @@ def explained(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def live_sparsity(run: Run, weights: str) -> float:
-    """That on validation of the final or the selected weights; of an old run, sparsity."""
+    """That on validation of the final or the selected weights."""
     row = run.selected if weights == "selected" else (run.history or [{}])[-1]
-    return number(row.get("val/live_sparsity", row.get("val/sparsity")))
+    return number(row.get("val/live_sparsity"))
 
 
 def nearest(runs: Sequence[Run], sparsity: float, weights: str) -> dict[int, Run]:
@@ -238,5 +238,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with reporting_errors("python -m analysis.brain"):
-        main()
+    run_program("brain", main)

@@ -22,7 +22,7 @@ from analysis.baselines import BASELINES, baseline
 from analysis.costs import Codec, measure
 from analysis.drawing import Axis, Drawing, Line, Panel, styles
 from analysis.labels import read_splits
-from analysis.programs import fraction, program
+from analysis.programs import fraction, program, run_program
 from analysis.runs import GOOD, Run, grouped, read_runs, text, varying
 from analysis.tables import Row, frame, markdown, write
 from emaae.config import KNOBS, SWEEPABLE, Config
@@ -30,7 +30,7 @@ from emaae.data.features import SPLITS
 from emaae.data.load import load_splits
 from emaae.data.split import Split
 from emaae.models import CNNAutoEncoder
-from emaae.system.errors import UserError, reporting_errors
+from emaae.system.errors import UserError
 from emaae.system.progress import progress
 
 # The knobs along a front.
@@ -143,11 +143,8 @@ def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _value(run: Run, name: str) -> str:
-    if name == "schedule":
-        return run.schedule
-    # A run of an earlier program has what is the default of a knob now.
-    value = text(run.config.get(name, KNOBS[name].default))
-    return value if name == "activation" else f"{name} {value}"
+    value = text(run.knob(name))
+    return value if name in ("schedule", "activation") else f"{name} {value}"
 
 
 def load(run: Run, weights: str) -> CNNAutoEncoder:
@@ -315,13 +312,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for each sparsity, and write them and a figure if asked to."""
     parser = program("comparison", __doc__, "refs", "--data", "--weights")
     add = parser.add_argument
-    add(
-        "--at",
-        type=fraction,
-        nargs="+",
-        default=[0.85, 0.9],
-        help="live sparsities (default: .85 .9)",
-    )
+    add("--at", type=fraction, nargs="+", default=[0.85, 0.9], help="sparsities (default: .85 .9)")
     add("--where", nargs="+", default=[], metavar="NAME=VALUE", help="only runs with these knobs")
     add("--reference", metavar="SETTING", help="what others are compared with (default: the first)")
     add("--baselines", action="store_true", help="measure encodings that were not trained, too")
@@ -370,5 +361,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with reporting_errors("python -m analysis.comparison"):
-        main()
+    run_program("comparison", main)

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from analysis import kernels, model_panels, panels, paper
 from analysis.drawing import Drawing, Missing, Panel, in_grid
 from analysis.paper import ONE, TWO, UNDATED
-from analysis.programs import folder_of, program
+from analysis.programs import folder_of, program, run_program
 from analysis.runs import Run, best, read_comparable
-from emaae.system.errors import UserError, reporting_errors
+from emaae.system.errors import UserError
 
 Show = Callable[[Sequence[Run]], Drawing]
 
@@ -74,10 +74,8 @@ def _primitives(run: Run) -> Drawing:
     units = kernels.busiest_units(model, z, model_panels.N_TILES)
     if not len(units):
         raise Missing(f"no unit of run {run.name} fires on the kept utterances")
-    found = model_panels.primitives(kernels.primitives(model, units), units)
-    title = (
-        f"decoder primitives of {run.name}, the {len(units)} busiest of {model.inner_size} units"
-    )
+    found, n = model_panels.primitives(kernels.primitives(model, units), units), model.inner_size
+    title = f"decoder primitives of {run.name}, the {len(units)} busiest of {n} units"
     return in_grid(found, 8, title=title)
 
 
@@ -115,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = program("figures", __doc__, "refs")
     add = parser.add_argument
     add("--format", default="pdf", choices=tuple(UNDATED), help="(default: pdf)")
-    add("--out", type=Path, help="directory (default: DIR/figures; figures for runs on W&B)")
+    add("--out", type=Path, metavar="DIR", help="(default: REF/figures; ./figures for runs on W&B)")
     add("--only", nargs="+", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES))
     args = parser.parse_args(argv)
     runs = read_comparable(*args.refs)
@@ -136,5 +134,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with reporting_errors("python -m analysis.figures"):
-        main()
+    run_program("figures", main)

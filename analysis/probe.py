@@ -26,12 +26,12 @@ import emaae
 from analysis import kernels
 from analysis.costs import Codec
 from analysis.labels import LABELS, Labelled, Splits, read_splits
-from analysis.programs import program
+from analysis.programs import program, run_program
 from analysis.tables import Row, frame, markdown, write
 from emaae.data.features import CHANNELS, SPLITS
 from emaae.data.split import mean_and_sd
 from emaae.models import CNNAutoEncoder
-from emaae.system.errors import UserError, needs_extra, reporting_errors
+from emaae.system.errors import UserError, needs_extra
 from emaae.system.progress import progress
 
 SHIFTS = {1: "20ms", 2: "40ms", 3: "60ms"}  # frames, to either side
@@ -322,5 +322,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with reporting_errors("python -m analysis.probe"):
-        main()
+    run_program("probe", main)

@@ -3,11 +3,11 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from emaae.system.errors import ArgumentParser, UserError
+from emaae.system.errors import ArgumentParser, UserError, reporting_errors
 
 RUNS = "a run, a sweep or an --out_dir here, or ENTITY/PROJECT[/SWEEP] on W&B"
 MODELS = (
@@ -41,6 +41,12 @@ def program(name: str, description: str | None, *shared: str) -> argparse.Argume
     for argument in shared:
         parser.add_argument(argument, **SHARED[argument])
     return parser
+
+
+def run_program(name: str, main: Callable[[], None]) -> None:
+    """Run the main function of a program; a `UserError` is one line and exit status 2."""
+    with reporting_errors(f"python -m analysis.{name}"):
+        main()
 
 
 def fraction(text: str) -> float:

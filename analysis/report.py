@@ -19,7 +19,7 @@ from analysis.colours import DARK, SCHEDULE_COLOURS
 from analysis.fronts import FRONT_HEADS, costs, front_row, schedule_fronts
 from analysis.interactive import TEMPLATE
 from analysis.panels import styled
-from analysis.programs import folder_of, program, writing
+from analysis.programs import folder_of, program, run_program, writing
 from analysis.report_figures import collect
 from analysis.runs import (
     GOOD,
@@ -37,7 +37,6 @@ from analysis.runs import (
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import BY_NAME, SUMMARY, SUMMARY_AT_END
 from emaae.sweeps.sweep_file import description_of
-from emaae.system.errors import reporting_errors
 
 MAX_VALUES = 12  # of a filter
 
@@ -210,9 +209,8 @@ def title_of(ref: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page and print where it is."""
     parser = program("report", __doc__, "ref")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE.html", help="default: REF/report.html, or ./report.html"
-    )
+    out_help = "(default: REF/report.html; ./report.html for runs on W&B)"
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help=out_help)
     args = parser.parse_args(argv)
     out = args.out or folder_of(args.ref) / "report.html"
     html = page(read_comparable(args.ref), title_of(args.ref))
@@ -222,5 +220,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with reporting_errors("python -m analysis.report"):
-        main()
+    run_program("report", main)

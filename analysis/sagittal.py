@@ -20,12 +20,12 @@ from analysis import paper
 from analysis.colours import PREDICTION, SOFT, TRUTH
 from analysis.drawing import Axis, Drawing, Line, Panel, Style, Text
 from analysis.model_panels import autoencode, reconstruction
-from analysis.programs import folder_of, program, writing
+from analysis.programs import folder_of, program, run_program, writing
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import SD_MM
 from emaae.runs.reconstructions import Reconstruction
-from emaae.system.errors import UserError, reporting_errors
+from emaae.system.errors import UserError
 
 # Millimetres; x grows backwards and y upwards, from the edge of the upper incisors.
 SENSORS = ("TD", "TB", "TT", "LI", "UL", "LL")  # in the order of the features
@@ -145,10 +145,9 @@ def write(found: Reconstruction, path: Path, title: str) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     """Film one kept utterance of a run."""
     parser = program("sagittal", __doc__, "ref")
-    parser.add_argument("--utterance", metavar="NAME", help="(default: that nearest to 5 s)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE.gif", help="(default: sagittal.gif in DIR)"
-    )
+    add = parser.add_argument
+    add("--utterance", metavar="NAME", help="(default: the one whose length is nearest to 5 s)")
+    add("--out", type=Path, metavar="FILE.gif", help="(default: REF/sagittal.gif)")
     args = parser.parse_args(argv)
     runs = read_runs(args.ref)
     run = best(runs) or runs[0]
@@ -173,5 +172,4 @@ def _smooth(points: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    with reporting_errors("python -m analysis.sagittal"):
-        main()
+    run_program("sagittal", main)

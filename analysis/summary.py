@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.fronts import FRONT_HEADS, schedule_fronts
-from analysis.programs import program
+from analysis.programs import program, run_program
 from analysis.runs import GOOD, Run, aims, groups, read_comparable, split_of
 from analysis.tables import markdown
-from emaae.system.errors import UserError, reporting_errors
+from emaae.system.errors import UserError
 
 # Column: metric, `*` being the split.
 COLUMNS = {
@@ -72,5 +72,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with reporting_errors("python -m analysis.summary"):
-        main()
+    run_program("summary", main)

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.programs import folder_of, program, writing
+from analysis.programs import folder_of, program, run_program, writing
 from analysis.runs import Run, labels, read_runs
 from emaae.config import SWEEPABLE
 from emaae.data.features import CHANNELS, SPLITS
 from emaae.metrics import DENSITY_EDGES
-from emaae.system.errors import needs_extra, reporting_errors
+from emaae.system.errors import needs_extra
 
 SERIES = ("encoding", "input")
 FORMATS = ("csv", "parquet")
@@ -122,10 +122,9 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the tables that have rows."""
     parser = program("tables", __doc__, "refs")
-    parser.add_argument("--format", default="csv", choices=FORMATS, help="(default: csv)")
-    parser.add_argument(
-        "--out", type=Path, help="directory (default: DIR/tables; tables for runs on W&B)"
-    )
+    add = parser.add_argument
+    add("--format", default="csv", choices=FORMATS, help="(default: csv)")
+    add("--out", type=Path, metavar="DIR", help="(default: REF/tables; ./tables for runs on W&B)")
     args = parser.parse_args(argv)
     out = args.out or folder_of(args.refs[0]) / "tables"
     for name, table in tables(read_runs(*args.refs)).items():
@@ -138,5 +137,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with reporting_errors("python -m analysis.tables"):
-        main()
+    run_program("tables", main)

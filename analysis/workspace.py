@@ -13,8 +13,8 @@ from wandb_workspaces import expr
 from wandb_workspaces import workspaces as ws
 from wandb_workspaces.reports import v2 as wr
 
-from analysis.programs import program
-from emaae.system.errors import UserError, reason, reporting_errors
+from analysis.programs import program, run_program
+from emaae.system.errors import UserError, reason
 
 NAME = "alpha schedules"
 GROUP = "schedule"  # of the config: what alpha really did
@@ -152,5 +152,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with reporting_errors("python -m analysis.workspace"):
-        main()
+    run_program("workspace", main)

@@ -105,6 +105,7 @@ def _row(epoch: int, epochs: int, schedule: str, alpha_max: float, random) -> di
     row |= {f"val/r/{name}": 1 - fvu * (1 + i / 9) for i, name in enumerate(CHANNELS)}
     row |= {f"val/fvu/{name}": fvu * (1 + i / 9) for i, name in enumerate(CHANNELS)}
     row |= {"val/self_similarity_20ms": 0.9, "val/self_similarity_80ms": 0.5}
+    row["val/live_sparsity"] = sparsity
     row["val/density_log10"] = [0] * 12 + [1, 1, 2, 2, 4, 3, 2, 1]
     row["val/score"] = row["val/fvu"] + max(0.0, 0.9 - sparsity) / 0.9
     return row

@@ -17,6 +17,7 @@ from emaae.data.phones import Gesture, Phone
 from emaae.filters import apply_filters, windowed_sinc
 from emaae.models import build_model
 from emaae.shift import SHIFT_TAPS
+from emaae.system.errors import reporting_errors
 
 PHONES = [Phone("SIL", 0.0, 0.1), Phone("B", 0.1, 0.2), Phone("IY", 0.2, 0.3)]
 LIPS = ("ULX", "LLX")
@@ -316,7 +317,7 @@ def refused(saved, capsys):
     """What the program says when it is given these arguments after a model."""
 
     def run(*argv):
-        with pytest.raises(SystemExit) as ended, probe.reporting_errors("probe"):
+        with pytest.raises(SystemExit) as ended, reporting_errors("probe"):
             probe.main([str(saved), *argv])
         assert ended.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
