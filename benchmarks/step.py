@@ -233,7 +233,7 @@ def low_pass(args: argparse.Namespace) -> None:
             ms = [f"{1e3 * definition:.0f}", f"{1e3 * commuted:.0f}"]
             rows.append([str(len(cutoffs)), str(n_frames), *ms, f"x {definition / commuted:.1f}"])
     print("\n## Low-pass evaluation")
-    show(["cutoffs", "frames", "by definition, ms / utterance", "commuted, ms", ""], rows)
+    show(["cutoffs", "frames", "filter first, ms / utterance", "convolution first, ms", ""], rows)
 
 
 def metrics(args: argparse.Namespace) -> None:
@@ -249,7 +249,7 @@ def metrics(args: argparse.Namespace) -> None:
         rest = epoch - shifts
         rows.append([str(n), f"{rest:.2f}", f"{shifts:.2f}", f"{100 * shifts / rest:.1f} %"])
     print("\n## Metrics of every epoch")
-    show(["validation utterances", "the rest, s", "tolerance to shifts, s", "adds"], rows)
+    show(["validation utterances", "other metrics, s", "tolerance to shifts, s", "increase"], rows)
 
     split = corpus.noise(corpus.lengths(95))
     with contextlib.redirect_stdout(io.StringIO()):
