@@ -3,6 +3,6 @@
 import os
 import sys
 
-# Programs draw files alone, and inherit from a notebook a backend that need not be installed.
+# Programs only write files; the backend that they inherit from a notebook may not be installed.
 if "ipykernel" not in sys.modules and not hasattr(sys, "ps1"):
     os.environ["MPLBACKEND"] = "agg"

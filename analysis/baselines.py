@@ -1,8 +1,8 @@
-"""Four encodings that were not learnt here, at any sparsity, for comparison.
+"""Four encodings without training, at any sparsity, for comparison.
 
-- `one frame`: random projections of single frames, each less a threshold of its own, ReLU.
+- `one frame`: random projections of single frames, each minus its own threshold, ReLU.
 - `smoothed`: the same, smoothed by a Hann window first.
-- `untrained`: random weights of a model's encoder, thresholds alike.
+- `untrained`: a model's encoder with random weights, and thresholds as above.
 - `nmf`: sparse non-negative matrix factorisation of windows of frames, for gestures; after
   Ramanarayanan, Goldstein & Narayanan (2013), "Spatio-temporal articulatory movement primitives
   during speech production", with scikit-learn's factorisation of stacked frames.
@@ -44,8 +44,8 @@ def baseline(
 ) -> list[Codec]:
     """A codec of a name in `BASELINES` for each sparsity in `at`, 0 to 1.
 
-    splits: train and val, what else there is being left alone. model: how many units there are
-    (`nmf` has 64), how many frames are seen, and how features are standardised.
+    splits: train and val are used. model: gives the number of units (`nmf` has 64), the number of
+    frames that the decoder sees, and the standardisation of features.
     """
     train, val = _evenly_spread(splits["train"]), _evenly_spread(splits["val"])
     respond = BASELINES[name](model, train, seed)
@@ -112,7 +112,7 @@ def _nmf(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
         random_state=seed,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # as far as it gets in these steps
+        warnings.simplefilter("ignore", ConvergenceWarning)  # as good as these steps make it
         factors.fit(seen[:: 1 + len(seen) // NMF_FRAMES])
     return lambda x: torch.from_numpy(factors.transform(windows(x)).T.astype(np.float32))
 

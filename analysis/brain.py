@@ -1,9 +1,9 @@
 """Do encodings predict the brain? A worked example, in which the brain is simulated.
 
-`python -m analysis.brain REF...` compares what predicts simulated responses to generated stories:
-raw features, an untrained encoder of equal sparsity, and the encodings of runs. No brain was
-measured: a response is a sparse mixture of the gestures that made the speech, through a
-haemodynamic response, with noise. So it tells what a pipeline can find, and not what brains do.
+`python -m analysis.brain REF...` predicts simulated responses to generated stories from raw
+features, an untrained encoder of equal sparsity, and the encodings of runs. No brain was measured:
+a response is a sparse mixture of the gestures that made the speech, convolved with a haemodynamic
+response, with noise. So this shows what the pipeline can find, not what brains do.
 
     stories -> frames at 50 Hz -> one value per TR, z-scored, delayed (emaae.corpus.regressors)
     gestures -> mixtures -> haemodynamic response -> one value per TR, and noise
@@ -44,7 +44,7 @@ GESTURES_PER_VOXEL = 3
 NOISE = 1.0  # variance, in units of the signal's: half of a response can be explained
 JITTERS_S = (0.0, 0.25, 0.5, 1.0)  # sd of errors of the onsets
 PENALTIES = np.logspace(0, 6, 13)
-NULL = "null of "  # an encoding at the wrong time: turned by half a story
+NULL = "null of "  # an encoding at the wrong time: rotated by half a story
 MAX_ERROR_S = GAP_S / 2.1  # of an onset: beyond it utterances would overlap
 SEED = 77  # of the stories: other speakers and sentences than those of the demo data
 

@@ -1,13 +1,13 @@
 """Which setting is best at equal sparsity? `python -m analysis.comparison REF... --data DIR`
 
-Runs that differ in nothing but what makes them sparse (alpha, alpha_max, k_fraction,
-target_sparsity, geco_epsilon) are a front: each seed's is read at the same live sparsity, in a
-straight line between its runs, never beyond them. Costs are those of the test split, measured
-anew. Intervals hold 95 % of the means over resampled seeds on resampled utterances (Efron &
+Runs that differ only in a knob that controls sparsity (alpha, alpha_max, k_fraction,
+target_sparsity, geco_epsilon) form a front. The front of each seed is interpolated linearly at the
+same sparsity of live units, and never extrapolated. All metrics are measured by this program on the
+test split. Intervals hold 95 % of the means over resampled seeds on resampled utterances (Efron &
 Tibshirani 1993, "An introduction to the bootstrap"); all settings have the same utterances in a
 resample, so that ratios to the reference are paired. Units that are copies of each other (they
-correlate by more than .9) make an encoding look sparse and slow: --copies_once counts such
-a group as one unit.
+correlate by more than .9) make an encoding look sparser and more persistent than it is:
+--copies_once counts such a group as one unit.
 """
 
 import itertools
@@ -87,7 +87,7 @@ def resampled(n_utterances: int, n: int) -> np.ndarray:
 
 
 def over_seeds(values: np.ndarray) -> Estimate:
-    """The mean of the first column of values (S, B), and the interval of the others, seeds drawn.
+    """The mean of the first column of values (S, B); its interval from the others, over seeds.
 
     Undefined values are left out; without a mean there is no interval.
     """
@@ -111,7 +111,7 @@ def at(sparsity: float | np.ndarray, points: Sequence[Point], name: str) -> np.n
     At sparsities (K,) it is (B, K).
     """
     pairs = np.stack([[p.costs["live_sparsity"], p.costs[name]] for p in points], -1)
-    # A dead encoding has no sparsity: it stands below all others, where nothing is read.
+    # An encoding without a live unit has no sparsity: it is sorted first and gives NaN.
     pairs[:, np.isnan(pairs[0])] = [[-np.inf], [np.nan]]
     ordered = (pair[:, pair[0].argsort()] for pair in pairs.swapaxes(0, 1))
     return np.array([np.interp(sparsity, x, y, np.nan, np.nan) for x, y in ordered])
@@ -136,7 +136,7 @@ def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     labels: dict[Run, tuple[str, ...]] = dict.fromkeys(ended, ())
     for name in varying(ended):
         longer = {run: (*words, _value(run, name)) for run, words in labels.items()}
-        # Knobs that follow from those before, such as the window of each schedule, are left out.
+        # A knob that tells no more runs apart, such as the ramp of each schedule, is left out.
         if name not in (*SPARSER, "seed") and len({*longer.values()}) > len({*labels.values()}):
             labels = longer
     return grouped(ended, lambda run: ", ".join(labels[run]) or run.schedule)
@@ -166,7 +166,7 @@ def trained(runs: Mapping[str, Sequence[Run]], weights: str) -> Iterator[Coded]:
 
 
 def baselines(model: CNNAutoEncoder, splits: Mapping[str, Split]) -> Iterator[Coded]:
-    """The name, the seed and the codecs of all baselines, as wide as a model, seeing as much."""
+    """The name, the seed and the codecs of all baselines, as wide as a model and its context."""
     todo = list(itertools.product(BASELINES, BASELINE_SEEDS))
     for name, seed in progress(todo, "baselines", unit="fits"):
         codecs = baseline(name, model, splits, BASELINE_SPARSITIES, seed)
@@ -183,7 +183,7 @@ def fronts(codecs: Iterable[Coded], test: Split, counts: np.ndarray, copies_once
 
 
 def nearest(sparsity: float, points: Sequence[Point]) -> Point:
-    """The one whose live sparsity is nearest; one without any is never nearer than another."""
+    """The point whose live sparsity is nearest; those without any are the farthest."""
     away = [abs(point.costs["live_sparsity"][0] - sparsity) for point in points]
     return points[int(np.argmin(np.nan_to_num(away, nan=np.inf)))]
 
@@ -191,7 +191,7 @@ def nearest(sparsity: float, points: Sequence[Point]) -> Point:
 def probed(fronts: Fronts, sparsity: float, data: Path | None, n: int) -> Accuracies:
     """Accuracies of a linear probe on n resamples.
 
-    Of each seed's point that is nearest to a live sparsity; see `analysis.probe`.
+    It probes the point of each seed that is nearest to a live sparsity; see `analysis.probe`.
     """
     splits = read_splits(data)
     counts = resampled(len(splits["test"]), n)
@@ -226,7 +226,7 @@ def rows(found: Fronts, sparsity: float, reference: str, accuracies: Accuracies)
     return lines
 
 
-# How the printed table calls its columns, and which have no interval there.
+# The headings of some columns of the printed table, and the columns that have no interval there.
 HEADS = {
     "times_reference": "× reference",
     "persistence": "persistence within",
@@ -269,7 +269,7 @@ def drawing(found: Fronts, units: str = "live") -> Drawing:
             live, cost = on_split(front, "live_sparsity"), on_split(front, name)
             yield Line(live, cost, style_of[label], points=True, size=3)
             grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
-            # The mean of all seeds or nothing: where some are missing the line would jump.
+            # Only where all seeds have a value: elsewhere the mean would jump.
             mean = np.mean([at(grid, ps, name)[0] for ps in front.values()], 0)
             yield Line(grid, mean, style_of[label], label)
 
@@ -300,7 +300,7 @@ def load_data(runs: Sequence[Run], data: Path | None) -> dict[str, Split]:
     loudness = {bool(run.config.get("keep_loudness")) for run in runs}
     if len(loudness) > 1:
         raise UserError(
-            "some runs read loudness and others do not: compare one kind alone, as by --where "
+            "some runs read loudness and others do not: choose one kind, for example by --where "
             "keep_loudness=False"
         )
     folders = {f"{name}_dir": str(data / name) for name in SPLITS} if data else {}
@@ -314,9 +314,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--at", type=fraction, nargs="+", default=[0.85, 0.9], help="sparsities (default: .85 .9)")
     add("--where", nargs="+", default=[], metavar="NAME=VALUE", help="only runs with these knobs")
-    add("--reference", metavar="SETTING", help="what others are compared with (default: the first)")
-    add("--baselines", action="store_true", help="measure encodings that were not trained, too")
-    add("--copies_once", action="store_true", help="sparsity and persistence of distinct units")
+    add("--reference", metavar="SETTING", help="setting to compare with (default: the first)")
+    add("--baselines", action="store_true", help="add encodings without training")
+    add("--copies_once", action="store_true", help="count copies of a unit as one unit")
     add("--probe", action="store_true", help="add the accuracy of a linear probe")
     add("--resamples", type=int, default=1000, metavar="N", help="for intervals (default: 1000)")
     add("--out", type=Path, metavar="DIR", help="write comparison.csv and comparison.png there")
@@ -345,15 +345,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     units = "distinct" if args.copies_once else "live"
     for sparsity in args.at:
         at_sparsity = rows(found, sparsity, reference, accuracies)
-        print(f"\nat {sparsity:g} zeros of {units} units\n\n{table(at_sparsity)}", flush=True)
+        print(f"\nsparsity of {units} units: {sparsity:g}\n\n{table(at_sparsity)}", flush=True)
         if all(np.isnan(line["fvu"].mean) for line in at_sparsity):
             live = np.concatenate([on_split(front, "live_sparsity") for front in found.values()])
             print(
-                f"\nno front reaches that: runs have {np.nanmin(live):.3g} to "
-                f"{np.nanmax(live):.3g}, a front needs two"
+                f"\nno front reaches this sparsity: runs have {np.nanmin(live):.3g} to "
+                f"{np.nanmax(live):.3g}, and a front needs two runs of a seed"
             )
         lines += map(flat, at_sparsity)
-        accuracies = {}  # they are of the first sparsity
+        accuracies = {}  # measured at the first sparsity only
     if args.out:
         write(frame(lines), args.out / "comparison.csv")
         figure = paper.draw(drawing(found, units), height=3.0)

@@ -18,12 +18,12 @@ from emaae.metrics import MIN_VARIANCE, zero
 from emaae.models import CNNAutoEncoder
 from emaae.shift import CovarianceSums, Moments, SelfSimilaritySums, half_life_ms
 
-# Resamples at once: their self-similarities are (resamples, L, C).
+# Resamples at a time: their self-similarities take (resamples, L, C).
 BATCH_RESAMPLES = 100
 
 
 class Codec(NamedTuple):
-    """An encoder and what reads its encoding, one utterance at a time.
+    """An encoder and a decoder, for one utterance at a time.
 
     encode: raw features (D, T) -> z (C, T) >= 0. decode: z -> features (D, T) in units of sd.
     standardise: raw features (D, T) -> the same units.

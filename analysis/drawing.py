@@ -118,7 +118,7 @@ class Panel(NamedTuple):
 
     @property
     def lines(self) -> list[Line]:
-        """Its lines but those of single seeds."""
+        """Its lines, without those of single seeds."""
         return [item for item in self.items if isinstance(item, Line) and item.kind != "each"]
 
     @property
@@ -135,7 +135,7 @@ class Panel(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """Panels in rows; of rows that are shorter the rest stays empty.
+    """Panels in rows; shorter rows are empty at their end.
 
     widths, heights: shares of columns and rows. legend: one for all, below; else each panel with
     labels has its own on paper. All images are in one colour scale.
@@ -177,9 +177,9 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
 
 
 def fitted(axis: Axis, values: Sequence[np.ndarray]) -> Axis:
-    """The axis, with limits and ticks where no library has good ones for these values.
+    """The axis, with limits and ticks where the libraries' own are bad for these values.
 
-    Limits where all values are the same one, not 0. Ticks at few whole numbers, and on a
+    Limits if all values are equal and not 0. Ticks at few whole numbers, and on a
     logarithmic axis, where spans of little more than a decade get some between powers of ten.
     """
     known = np.concatenate([*values, np.empty(0)])
@@ -219,7 +219,7 @@ def in_grid(panels: Sequence[Panel], columns: int, **more: Any) -> Drawing:
 
 
 def described(drawing: Drawing) -> str:
-    """A text that stands for the drawing where it cannot be seen."""
+    """A text in place of the drawing, for screen readers."""
     parts = [drawing.title]
     for panel in drawing.panels[:16]:
         axes = " against ".join(label for label in (panel.y.label, panel.x.label) if label)

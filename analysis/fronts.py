@@ -32,7 +32,7 @@ def hypervolume(points: ArrayLike) -> float:
     """
     front = pareto_front(points)
     fvu, dense = front[(front < REFERENCE).all(1)].T
-    # Slabs of rising fvu: each adds what lies between its cost and the one before.
+    # Each point in the order of rising fvu adds a rectangle, up to the point before it.
     return float(((REFERENCE[0] - fvu) * -np.diff(dense, prepend=REFERENCE[1])).sum())
 
 

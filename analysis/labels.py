@@ -39,10 +39,11 @@ def phone_labels(phones: Sequence[Phone], centres_s: np.ndarray) -> np.ndarray:
 
 
 def gesture_labels(gestures: Sequence[Gesture], centres_s: np.ndarray) -> np.ndarray:
-    """The articulators (T,) that the uppermost gesture at each frame's centre binds.
+    """The articulators (T,) that the gesture at each frame's centre controls.
 
-    Consonants lie over vowels, which bind all articulators, and what begins later over what began
-    before. Phones that bind the same articulators are the same gesture; `rest` is none.
+    Of several gestures the consonant counts rather than the vowel, which controls all articulators,
+    and then the one that begins last. Phones that control the same articulators are the same
+    gesture; `rest` is none.
     """
     bound = defaultdict(list)
     for gesture in gestures:
@@ -68,9 +69,9 @@ def labelled(
 def read_split(
     split: str, folder: str | Path | None, recursive: bool = True, most: int | None = None
 ) -> list[Labelled]:
-    """Utterances of a folder that demo-data wrote, without one of a split of the demo data.
+    """Utterances of a folder that demo-data wrote or, without a folder, of the demo data.
 
-    most: no more than the first ones. Raises UserError.
+    most: how many at most, the first ones. Raises UserError.
     """
     if not folder:
         spoken = generate(split)[:most]

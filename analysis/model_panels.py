@@ -69,9 +69,9 @@ def reconstruction(found: Reconstruction, title: str = "") -> Drawing:
 
 
 def encodings(found: Reconstruction, z: np.ndarray, title: str = "") -> Drawing:
-    """An encoding z (T, C) under what it encodes: some channels, each over its sd, and the units.
+    """Some channels, each divided by its sd, and below them their encoding z (T, C).
 
-    Each live unit is over its own maximum, in the order of its peak.
+    Each live unit is divided by its maximum; units are in the order of their peaks.
     """
     alive = z[:, z.max(0) > 0]
     if not alive.size:
@@ -106,7 +106,7 @@ def primitives(effects: np.ndarray, units: np.ndarray) -> list[Panel]:
 
 
 def firing(fired: Mapping[str, np.ndarray]) -> Panel:
-    """When one unit fires (T,) in utterances, by name, each over the maximum in all of them."""
+    """Activations (T,) of one unit in utterances by name, divided by the maximum of all."""
     high = max(EPS, *(float(z.max()) for z in fired.values()))
     items, texts = [], []
     for row, (name, z) in enumerate(fired.items()):

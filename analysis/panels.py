@@ -17,7 +17,7 @@ from analysis.runs import GOOD, Run, best, grouped, groups, labels, number, spli
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
-MAX_SETTINGS = 12  # of points; of more, only the schedules are told apart
+MAX_SETTINGS = 12  # of points; if there are more, points show the schedule only
 BROKEN = ("diverged", "failed")  # statuses of runs that count in no mean over seeds
 EPOCH = Axis("epoch", whole=True)
 Curve = tuple[np.ndarray, np.ndarray]  # x (n,) and y (n,)
@@ -27,7 +27,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # x (n,) and y (n,)
 
 
 def over_epochs(runs: Sequence[Run], name: str, y: Axis) -> Panel:
-    """One metric over epochs: the mean over the seeds that got so far, and the range of them."""
+    """One metric over epochs: mean and range of the seeds that reached the epoch."""
 
     def curve(run: Run) -> Curve | None:
         found = run.column(name)
@@ -256,11 +256,11 @@ def _means(
 
     lacking: what the Missing says when there is no curve.
     """
-    items, none_well = [], all(run.status in BROKEN for run in runs)
+    items, all_broken = [], all(run.status in BROKEN for run in runs)
     for label, style, members in styled(runs):
         found = {runs.index(run): got for run in members if (got := curve(run))}
-        # Where no run ended well, it is they that one wants to see.
-        whose = tuple(i for i in found if none_well or runs[i].status not in BROKEN)
+        # Runs that went wrong are drawn if all runs did.
+        whose = tuple(i for i in found if all_broken or runs[i].status not in BROKEN)
         if whose:
             x, mean, low, high = _mean_and_range([found[i] for i in whose])
             band: dict[str, Any] = {"low": low, "high": high} if len(whose) > 1 else {}

@@ -42,7 +42,7 @@ def draw(drawing: Drawing, width: float = TWO, height: float = 2.5) -> Figure:
                     bar = place.inset_axes((1 + 0.012 * columns, 0, 0.012 * columns, 1))
                     figure.colorbar(place.images[0], bar, label=panel.images[0].label)
                 if not drawing.legend and any(line.label for line in panel.lines):
-                    # Traces leave no room for one among them.
+                    # There is no room for a legend inside a panel of traces.
                     outside = {"loc": "lower right", "bbox_to_anchor": (1, 0.97), "ncols": 2}
                     place.legend(handlelength=1.6, **(outside if panel.texts else {}))
             for empty in axes[len(panels) :]:

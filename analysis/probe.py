@@ -1,16 +1,16 @@
-"""What is an encoding good for? `python -m analysis.probe REF...` reads phones and gestures off it.
+"""Which phones and gestures does an encoding show? `python -m analysis.probe REF...` predicts them.
 
 A linear probe (Alain & Bengio 2016, "Understanding intermediate layers using linear classifier
 probes"): multinomial logistic regression from one frame of a frozen encoding to the label of that
 frame. It is fitted to the train split, its L2 penalty is chosen on val, and its accuracy is that on
 test, which has other speakers. Labels come from the score of generated speech.
 
-A wide encoding may win by what has nothing to do with training. So the same probe reads the raw
-features of that frame, those of all frames that the encoder sees, and the encoding of an untrained
-model of the same architecture.
+A wide encoding may be better for reasons other than training. Therefore the same probe is fitted to
+the raw features of that frame, to those of all frames that the encoder sees, and to the encoding of
+an untrained model of the same architecture.
 
-Shifts are as in `emaae.shift`: the input is delayed, its ends are held, the labels stay where they
-are. The probe never saw a shifted input.
+Shifts are as in `emaae.shift`: the input is delayed, its first and last frames are held, the labels
+stay in place. Probes are fitted without shifts.
 """
 
 import copy
@@ -85,7 +85,7 @@ def fit(
     labels_val: np.ndarray,
     strengths: Sequence[float] = L2,
 ) -> tuple[Any, float]:
-    """The probe of frames x (N, n) and their labels (N,) that is most often right on val.
+    """The probe of frames x (N, n) and their labels (N,) with the best accuracy on val.
 
     Returns scikit-learn's pipeline and the strength of its penalty. It minimises the mean
     cross-entropy + l2 / 2 ||weights||^2 of standardised inputs. Strengths are tried from the
@@ -130,8 +130,8 @@ def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
 class Result(NamedTuple):
     """How well an input predicts a set of labels, on the test split.
 
-    model: "" for what needs none. true: the labels (T,) of each utterance's frames; predicted: the
-    same by delay in frames. l2: that of the probe, NaN where there is none.
+    model: "" if the input needs none. true: the labels (T,) of each utterance's frames; predicted:
+    the same by delay in frames. l2: that of the probe, NaN where there is none.
     """
 
     model: str
@@ -164,7 +164,7 @@ class Result(NamedTuple):
         return (self.accuracy(-n_frames) + self.accuracy(n_frames)) / 2
 
     def kept(self, n_frames: int) -> float:
-        """The accuracy under shifts by n_frames in fractions of that without; NaN of none."""
+        """The accuracy under shifts by n_frames over that without; NaN if that is 0."""
         return self.shifted(n_frames) / self.accuracy() if self.accuracy() else math.nan
 
     def row(self) -> Row:
@@ -207,7 +207,7 @@ def references(splits: Splits, name: str) -> list[Result]:
 
 
 def compare(models: Mapping[str, CNNAutoEncoder], splits: Splits) -> list[Result]:
-    """Every input for every model and set of labels; what models have in common is there once."""
+    """Every input for every model and set of labels; baselines that models share occur once."""
     views: dict[tuple[str, str], View] = {}
     for name, model in models.items():
         frame, context, random_weights = baseline_inputs(model)
@@ -223,7 +223,7 @@ def compare(models: Mapping[str, CNNAutoEncoder], splits: Splits) -> list[Result
 
 
 def baseline_inputs(model: CNNAutoEncoder) -> tuple[str, str, str]:
-    """What a model's encoding is compared with: one frame, all that it sees, random weights."""
+    """The baselines of a model's encoding: one frame, its receptive field, random weights."""
     loudness = " with loudness" if model.input_dim == len(CHANNELS) else ""
     norm = "" if model.norm == "none" else f", norm {model.norm}"
     if model.activation != "relu":
@@ -238,7 +238,7 @@ def baseline_inputs(model: CNNAutoEncoder) -> tuple[str, str, str]:
 def difference(a: Result, b: Result) -> tuple[float, float]:
     """The accuracy of a less that of b, and its standard error over utterances.
 
-    Frames of an utterance are not independent: it is utterances that are counted (the ratio
+    Frames of an utterance are not independent, so utterances are the sampling units (the ratio
     estimator of cluster sampling, Cochran 1977, ch. 6). NaN for a single utterance.
     """
     gained, n_frames, n = a.right() - b.right(), a.n_frames, len(a.true)
@@ -267,24 +267,24 @@ def table(results: Sequence[Result]) -> str:
 MEANING = (
     (
         "more of the label is linear in the encoding than in the frame",
-        "the label is no more linear in the encoding than in the frame",
-        "what the frame shows of the label was lost, or is no longer linear",
+        "no more of the label is linear in the encoding than in the frame",
+        "the encoding lost some of the label, or it is no longer linear",
     ),
     (
-        "the encoding makes more of its neighbours than a linear probe of them",
-        "seeing its neighbours gives as much: what it has over one frame is context",
-        "seeing its neighbours gives more: the encoding lost some of it, or bent it",
+        "the encoding has more than linear information from the context",
+        "context explains the gain over one frame",
+        "some of the label in the context was lost, or is no longer linear",
     ),
     (
-        "training made it so, not width and context alone",
-        "random weights do as well: width and context, not training",
-        "random weights do better: training has cost some of it",
+        "the gain is due to training, not only to width and context",
+        "random weights are as good: the gain is due to width and context, not to training",
+        "random weights are better: training lost some of the label",
     ),
 )
 
 
 def verdicts(results: Sequence[Result], models: Mapping[str, CNNAutoEncoder]) -> str:
-    """For each set of labels and model, what the encoding beats and loses to, and what it means."""
+    """For each set of labels and model, which baselines the encoding beats, and what it means."""
     found = {(r.labels, r.model, r.input): r for r in results}
     lines = []
     for labels in LABELS:
@@ -293,7 +293,7 @@ def verdicts(results: Sequence[Result], models: Mapping[str, CNNAutoEncoder]) ->
             lines.append(f"{labels}, encoding of {name}:")
             for other, meaning in zip(baseline_inputs(model), MEANING):
                 gain, error = difference(ours, found[labels, "", other])
-                # An undefined error is no evidence.
+                # With an undefined error it is a tie.
                 outcome = 0 if gain > CLEAR * error else 2 if -gain > CLEAR * error else 1
                 verb = ("beats", "ties with", "loses to")[outcome]
                 lines.append(f"  {verb} {other} ({gain:+.3f} ± {error:.3f}): {meaning[outcome]}")
@@ -301,10 +301,10 @@ def verdicts(results: Sequence[Result], models: Mapping[str, CNNAutoEncoder]) ->
 
 
 HOW_TO_READ = """\
-accuracy: fraction of test frames that are right; balanced: mean over the labels, so that rare ones
-count as much. ± ms: accuracy when the input comes so much early or late, mean of the two, and how
-much of the accuracy that keeps. `labels themselves` is a probe that is never wrong, shifted too.
-What is hardly better than the most frequent label keeps much and says little."""
+accuracy: fraction of correct test frames; balanced: mean accuracy over labels, rare or frequent.
+± ms: mean accuracy with the input shifted early and late (as a fraction of that without a shift).
+`labels themselves` is a perfect probe with the same shifts. The fraction means little for an input
+that is hardly better than the most frequent label."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -50,7 +50,7 @@ def run_program(name: str, main: Callable[[], None]) -> None:
 
 
 def fraction(text: str) -> float:
-    """An argument between 0 and 1, these excluded."""
+    """An argument between 0 and 1, both excluded."""
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and below 1, such as 0.9, got {text}")
@@ -64,7 +64,7 @@ def folder_of(ref: str) -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make the folder of a file that is written inside; raises UserError when the disk refuses."""
+    """Make the folder of a file that the block writes; raises UserError if that is impossible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

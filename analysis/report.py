@@ -1,6 +1,6 @@
 """A report: `python -m analysis.report REF` writes one page that compares runs and opens anywhere.
 
-The page holds everything: text, numbers, drawing code. It asks no network for anything.
+The page contains everything: text, numbers, drawing code. It makes no network request.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Runs, read once for every table, figure and page.
 
-A run is a folder here or a run on W&B; both become a `Run`. What is missing or broken of a run is
-left out, so that a sweep can be looked at while it goes on and after parts of it went wrong.
+A run is a local folder or a run on W&B; both become a `Run`. Missing and broken parts of a run are
+left out, so that a sweep can be examined while it runs, or after some of its runs failed.
 """
 
 import json
@@ -33,12 +33,12 @@ from emaae.tracking.client import is_local
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run, as far as it got, equal to itself alone.
+    """One run, as far as it got; no two are equal.
 
     name: its folder's name, or its id on W&B. config, metrics, curves: the JSON files of that
     name, {} without one. history: a row per epoch, in order, undefined values None. ref: what
-    `emaae.load_model` takes. last_error: the last error that it printed, else its last line, when a
-    sweep kept them.
+    `emaae.load_model` takes. last_error: the last error that it printed, else its last line, if a
+    sweep kept its output. kept: gives the folder of its reconstructions, None without one.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Run:
     def model(self, final: bool = False) -> CNNAutoEncoder | None:
         """The selected weights, or those after the last epoch; None without any to be loaded.
 
-        The last ones are in the folder of a run on this machine alone.
+        Those after the last epoch are only in local folders.
         """
         try:
             model = emaae.load_model(self.ref)
@@ -102,7 +102,7 @@ class Run:
         return model
 
     def reconstructions(self) -> list[Reconstruction]:
-        """Truth and prediction of the validation utterances that it kept last; [] without any."""
+        """Truth and prediction of the validation utterances kept last; [] without any."""
         folder = self.kept()
         drawn = read.drawn_epochs(folder) if folder else {}
         for epoch in reversed(drawn.values()):
@@ -134,9 +134,9 @@ def read_runs(*refs: str | os.PathLike) -> list[Run]:
 
 
 def read_comparable(*refs: str | os.PathLike) -> list[Run]:
-    """All runs of the refs that learnt from the same data, those of which there are most.
+    """The runs of the refs that learnt from the same data; of several data sets, the one most used.
 
-    Numbers of other data do not compare: a warning names those runs. Raises UserError.
+    A warning names the others, whose numbers cannot be compared. Raises UserError.
     """
     runs = read_runs(*refs)
     data = {run: read.data_fingerprint(run.config) for run in runs}
@@ -144,8 +144,8 @@ def read_comparable(*refs: str | os.PathLike) -> list[Run]:
     left_out = [run.name for run in runs if data[run] not in ("", most)]
     if left_out:
         warnings.warn(
-            f"left out {len(left_out)} of {len(runs)} runs, which are of other data than those of "
-            f"data_fingerprint {most}, so that their numbers do not compare: {shortened(left_out)}",
+            f"left out {len(left_out)} of {len(runs)} runs, which learnt from other data than "
+            f"those of data_fingerprint {most} and cannot be compared: {shortened(left_out)}",
             stacklevel=2,
         )
     return [run for run in runs if data[run] in ("", most)]
@@ -166,9 +166,8 @@ def read_run(folder: Path) -> Run:
 
 
 def varying(runs: Sequence[Run]) -> list[str]:
-    """The knobs that differ between runs, the seed last; of two schedules, `schedule` alone."""
-    # update and penalty_scheduler say together which schedule a run had; apart they may differ
-    # without a meaning.
+    """The knobs that differ between runs, first `schedule`, last the seed."""
+    # `schedule` stands for both: one of them alone may differ between runs of the same schedule.
     apart = ("update", "penalty_scheduler", "seed")
     names = ["schedule", *(n for n in SWEEPABLE if n not in apart), "seed"]
     return [
@@ -179,12 +178,12 @@ def varying(runs: Sequence[Run]) -> list[str]:
 
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of the same settings, all but the seed, under a label that says what varies."""
+    """Runs that differ in the seed only, by a label of the settings that vary."""
     return grouped(runs, labels(runs).__getitem__)
 
 
 def labels(runs: Sequence[Run]) -> dict[Run, str]:
-    """The schedule of each run and its values of what varies, e.g. `cosine, alpha_max 0.5`."""
+    """Each run's schedule and values of the knobs that vary, e.g. `cosine, alpha_max 0.5`."""
     names = [name for name in varying(runs) if name not in ("schedule", "seed")]
     values_of = {
         run: [f"{name} {text(run.config[name])}" for name in names if _matters(run, name)]
@@ -207,7 +206,7 @@ def best(runs: Sequence[Run]) -> Run | None:
 
 
 def aims(runs: Sequence[Run]) -> str:
-    """The targets of the scores of these runs; scores with different targets do not compare."""
+    """The targets of the scores of these runs; only scores with equal targets compare."""
     return " or ".join(sorted({score_description(run.config) for run in runs}))
 
 
@@ -218,7 +217,7 @@ def split_of(runs: Sequence[Run]) -> str:
 
 
 def number(value: Any) -> float:
-    """A number as JSON or W&B keeps it; NaN for null, for what is none, and for one too large."""
+    """A number as JSON or W&B keeps it; NaN for null, other types, and what no float can hold."""
     try:
         return float(value) if isinstance(value, int | float) else math.nan
     except OverflowError:
@@ -243,7 +242,7 @@ def _reconstruction(path: Path) -> Reconstruction | None:
 
 
 def _matters(run: Run, name: str) -> bool:
-    """Whether a run has a knob; those of schedules do not describe one whose alpha is constant."""
+    """Whether a run has a knob and uses it: a constant alpha has no use for knobs of schedules."""
     if name == "schedule":
         return bool(run.config)
     moves_alpha = name != "alpha" and KNOBS[name].group == "alpha"

@@ -1,9 +1,8 @@
 """A film of the mouth, as a GIF: `python -m analysis.sagittal REF` draws an utterance of a run.
 
 Of several runs the best is filmed. The six sensors are seen from the left, truth and
-reconstruction, in real time. Where they move is data; where they rest, and how far one unit of a
-channel reaches, is a template's: features are z-scores of each channel, so offsets and scales are
-not in the data.
+reconstruction, in real time. Movements come from the data. Rest positions and the millimetres of
+one unit come from a template: features are z-scores of each channel, without offset and scale.
 """
 
 from collections.abc import Iterator, Sequence

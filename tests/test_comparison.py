@@ -244,7 +244,7 @@ def test_a_table_for_each_sparsity_a_file_and_a_figure(swept, capsys, monkeypatc
     comparison.main([runs, "--data", speech, *more])
     said = capsys.readouterr().out
     assert "reference: slow_coefficient 0\n" in said
-    for words in ("at 0.5 zeros of live units", "| slow_coefficient 0.5 |", "| nmf |", "gesture"):
+    for words in ("sparsity of live units: 0.5", "| slow_coefficient 0.5 |", "| nmf |", "gesture"):
         assert words in said
     lines = pd.read_csv(out / "comparison.csv")
     assert len(lines) == 2 * (2 + len(BASELINES))
@@ -267,7 +267,8 @@ def test_a_sparsity_that_no_front_reaches_is_reported_with_the_range_there_is(sw
     comparison.main(
         [str(swept / "runs"), "--data", str(swept / "speech"), "--at", "0.999", "--resamples", "5"]
     )
-    assert re.search(r"no front reaches that: runs have 0\.\d+ to 0\.\d+", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"no front reaches this sparsity: runs have 0\.\d+ to 0\.\d+", said)
 
 
 def test_runs_with_and_without_loudness_are_not_compared(swept, tmp_path):

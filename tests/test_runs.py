@@ -215,6 +215,6 @@ def test_runs_of_other_data_are_left_out_by_name(tmp_path):
         if name == "old":
             del config["data"]
         (folder / "config.json").write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match="left out 1 of 4 runs, which are of other data.*: c$"):
+    with pytest.warns(UserWarning, match="left out 1 of 4 runs, which learnt from other.*: c$"):
         runs = read_comparable(tmp_path)
     assert [run.name for run in runs] == ["a", "b", "old"]
