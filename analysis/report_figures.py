@@ -88,15 +88,14 @@ def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[
     figures[f"reconstruction/{i}"] = "This run has kept no reconstructions."
     encodings = {}
     for at, one in enumerate(utterances):
-        shown = replace(one, truth=one.truth[:MAX_FRAMES], prediction=one.prediction[:MAX_FRAMES])
         if model is not None and one.truth.shape[1] == model.input_dim:
-            y, z = kernels.autoencode(model, one.truth)
-            encodings[one.name] = z
-            shown = replace(shown, prediction=y[:MAX_FRAMES])
-            cut = z[:MAX_FRAMES]
+            y, encodings[one.name] = kernels.autoencode(model, one.truth)
+            one = replace(one, prediction=y)
+        shown = replace(one, truth=one.truth[:MAX_FRAMES], prediction=one.prediction[:MAX_FRAMES])
+        if one.name in encodings:
+            cut = encodings[one.name][:MAX_FRAMES]
             figures[f"encoding/{i}/{at}"] = _shown(model_panels.encodings, shown, cut)
-        drawing = model_panels.reconstruction(shown)
-        figures[f"reconstruction/{i}/{at}"] = _figure(drawing, height=96)
+        figures[f"reconstruction/{i}/{at}"] = _figure(model_panels.reconstruction(shown), height=96)
     units = np.empty(0, dtype=int)
     if model is not None:
         tiles = in_grid(model_panels.first_kernels(model), 8)
