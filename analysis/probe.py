@@ -272,12 +272,12 @@ MEANING = (
     ),
     (
         "the encoding has more than linear information from the context",
-        "context explains the gain over one frame",
+        "the context alone explains any gain over one frame",
         "some of the label in the context was lost, or is no longer linear",
     ),
     (
-        "the gain is due to training, not only to width and context",
-        "random weights are as good: the gain is due to width and context, not to training",
+        "training explains the difference, not only width and context",
+        "random weights are as good: any gain is due to width and context, not to training",
         "random weights are better: training lost some of the label",
     ),
 )
