@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from emaae.command_line import LOSS_KNOBS, METAVARS
 from emaae.config import ENCODING_FORMATS, KNOBS
 from emaae.system.errors import ArgumentParser, UserError, one_line, reporting_errors
 from emaae.system.files import find_packaged, make_folder, write_json
@@ -40,9 +41,14 @@ def _path_to_write(text: str) -> str:
 
 def knob(name: str) -> Argument:
     """A flag of `train.py`, as the flag of a verb."""
-    if KNOBS[name].kind is bool:
-        return argument(f"--{name}", KNOBS[name].text, action="store_true")
-    return argument(f"--{name}", KNOBS[name].text, choices=KNOBS[name].choices or None)
+    one = KNOBS[name]
+    if one.kind is bool:
+        return argument(f"--{name}", one.text, action="store_true")
+    default = "that of the run" if name in LOSS_KNOBS else one.default
+    text = one.text if default is None else f"{one.text} (default: {default})"
+    if one.choices:
+        return argument(f"--{name}", text, choices=one.choices)
+    return argument(f"--{name}", text, metavar=METAVARS[one.kind])
 
 
 def verb(*arguments: Argument, **options: Any) -> Callable[[Verb], Verb]:
@@ -69,7 +75,9 @@ MODEL_ARGUMENT = argument(
 
 @verb(
     argument("--out", "directory for train/, val/ and test/", required=True),
-    argument("--seed", "random seed; each gives other speakers and words", type=int, default=0),
+    argument(
+        "--seed", "another one gives other speakers and words (default: 0)", type=int, default=0
+    ),
     argument(
         "--like",
         "64, 28 and 28 short utterances, or as many, as long and by as many speakers as in "
@@ -110,7 +118,7 @@ def demo_data(args: argparse.Namespace) -> None:
     argument("--keep_loudness", "check column 12 as runs with it read it", action="store_true"),
 )
 def check(args: argparse.Namespace) -> int:
-    """Say what is wrong with feature trees; exit status 0 fine, 1 warnings alone, 2 errors."""
+    """Report what is wrong with feature trees; exit status 1 for warnings only, 2 for errors."""
     from emaae.data import check
 
     trees = check.check(args.dirs, args.recursive, args.keep_loudness)
@@ -125,7 +133,7 @@ def check(args: argparse.Namespace) -> int:
     argument("--batch_s", "seconds of audio at once (default: 60)", type=float, default=60.0),
 )
 def extract(args: argparse.Namespace) -> int:
-    """Make features from audio with SPARC; exit status 0 all, 1 some files have none."""
+    """Make features from audio with SPARC; exit status 1 if some files have none."""
     from emaae.corpus.extract import extract
 
     if not 0 < args.batch_s < float("inf"):
@@ -242,10 +250,12 @@ def publish(args: argparse.Namespace) -> None:
 @verb(
     MODEL_ARGUMENT,
     argument("--features", "feature tree, or a prefix", required=True, metavar="DIR"),
-    argument("--out", "tree of encodings, made or kept", required=True, metavar="DIR"),
+    argument(
+        "--out", "tree of encodings, in which complete files are kept", required=True, metavar="DIR"
+    ),
     argument(
         "--format",
-        "arrays of these numbers, or a CSR matrix for scipy.sparse.load_npz",
+        "arrays of these numbers, or a CSR matrix for scipy.sparse.load_npz (default: float32)",
         choices=ENCODING_FORMATS,
         default=ENCODING_FORMATS[0],
     ),
@@ -275,7 +285,9 @@ def encode(args: argparse.Namespace) -> None:
 @verb(
     argument("--encodings", "tree that encode wrote", required=True, metavar="DIR"),
     argument("--out", "folder for a file per story", required=True, metavar="DIR"),
-    argument("--tr", "seconds between TRs, counted from 0", type=float, metavar="S"),
+    argument(
+        "--tr", "seconds between TRs, of which the first begins at 0", type=float, metavar="S"
+    ),
     argument(
         "--tr_times", "file of TR times (s), or a folder with a STORY.txt each", metavar="FILE|DIR"
     ),
@@ -329,7 +341,9 @@ def regressors(args: argparse.Namespace) -> None:
 @verb(
     MODEL_ARGUMENT,
     argument("--encodings", "tree that encode wrote", required=True, metavar="DIR"),
-    argument("--out", "feature tree, made or kept", required=True, metavar="DIR"),
+    argument(
+        "--out", "feature tree, in which complete files are kept", required=True, metavar="DIR"
+    ),
     *map(knob, ("recursive", "device")),
 )
 def decode(args: argparse.Namespace) -> None:

@@ -69,7 +69,7 @@ class Config:
     )
 
     keep_loudness: bool = _model(False, "keep column 12, loudness: 14 input channels instead of 13")
-    model_type: Literal["cnn"] = _model("cnn", "kind of model; there is one")
+    model_type: Literal["cnn"] = _model("cnn", "kind of model; cnn is the only one")
     inner_size: int = _model(1024, "units of the encoding, C", at_least=1, at_most=65536)
     n_encoder: int = _model(5, "encoder blocks", at_least=2, at_most=5)
     n_decoder: int = _model(3, "decoder blocks", at_least=2, at_most=5)
@@ -109,7 +109,7 @@ class Config:
     )
 
     autoencoder_loss: Literal["mse"] = _loss(
-        "mse", "reconstruction loss, on standardised channels; there is one"
+        "mse", "reconstruction loss, on standardised channels; mse is the only one"
     )
     sparse_loss: Literal["l1", "l1_decoder_norm", "tv", "tvu"] = _loss(
         "l1", "penalty on the encoding"
@@ -177,8 +177,7 @@ class Config:
     )
     alpha_gain: float = _alpha(
         0.1,
-        "target_sparsity: change of alpha per epoch for each unit by which sparsity is below the "
-        "target",
+        "target_sparsity: change of alpha in an epoch / (target - fraction of zeros)",
         above=0,
     )
     geco_epsilon: float = _alpha(

@@ -44,7 +44,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_args([expanded(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists what there is")
+        raise UserError(f"{message}; see --help")
 
 
 @contextlib.contextmanager
