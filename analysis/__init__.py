@@ -1,4 +1,4 @@
-"""Figures and tables of finished runs. Imports emaae; emaae never imports it."""
+"""Figures and tables of finished runs. Imports emaae, of which only the command line imports it."""
 
 import os
 import sys
