@@ -15,8 +15,8 @@ sweep=${1:?give the sweep: sbatch --array=1-8 $0 ENTITY/PROJECT/SWEEP}
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 source .venv/bin/activate
 
-# In the background, since the shell handles signals only between commands. The agent must forward
-# them: without --forward-signals it ends alone and leaves its run on the GPU.
+# In the background, since the shell handles signals only between commands. --forward-signals: else
+# the agent would end alone on a signal and leave its run on the GPU.
 wandb agent --forward-signals "$sweep" &
 agent=$!
 stopped=
@@ -25,7 +25,7 @@ wait $agent
 status=$?
 if [ -n "$stopped" ]; then
     wait $agent
-    # The time is up or the node is wanted: the rest of the sweep goes on in the next allocation.
+    # The time limit or a preemption: requeue the job, which continues the sweep.
     scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 fi
 exit $status

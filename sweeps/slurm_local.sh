@@ -1,6 +1,6 @@
 #!/bin/bash
-# The same without an account: every node takes points of one sweep from a journal on the shared
-# disk. sbatch --array=1-8 sweeps/slurm_local.sh sweeps/alpha_schedules.yaml /shared/alpha_schedules
+# One sweep on many nodes without an account: every node claims points in a journal on a shared disk.
+# sbatch --array=1-8 sweeps/slurm_local.sh sweeps/alpha_schedules.yaml /shared/alpha_schedules
 # The data: EMAAE_TRAIN_DIR, EMAAE_VAL_DIR and EMAAE_TEST_DIR in the environment of sbatch.
 #SBATCH --job-name=emaae-sweep
 #SBATCH --gres=gpu:1

@@ -142,7 +142,7 @@ def test_a_journal_that_was_cut_short_is_mended_and_nothing_is_lost(sweep, tmp_p
     journal.write_bytes(whole + whole.splitlines()[-1][:20])
     again = sweep(journal)
     assert again.returncode == 0, again.stderr
-    assert "study.log was cut short; its last line is left out" in again.stderr
+    assert "study.log ended in an incomplete line, which was removed" in again.stderr
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 2, "what was done is not done again"
     assert journal.read_bytes().startswith(whole)
 

@@ -57,7 +57,7 @@ EVERY_EPOCH = "is logged every epoch"
     [
         ("shift/persistence", "maximize", ""),
         ("shift/persistence", "minimize", "is better when higher; write maximize"),
-        ("test/fvu", "minimize", "warning: metric.name: selects by the test split"),
+        ("test/fvu", "minimize", "warning: metric.name: selects on the test split"),
         ("val/noise_gain", "minimize", f"warning: metric.name: val/noise_gain {EVERY_EPOCH}"),
         ("val/fvu/pitch", "minimize", f"warning: metric.name: val/fvu/pitch {EVERY_EPOCH}"),
         ("val/density_log10", "minimize", "metric.name: 'val/density_log10' is not logged by runs"),

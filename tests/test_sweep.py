@@ -208,7 +208,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table_and_r
     process.kill()
     process.communicate()
     again = start("play.yaml", *storage)
-    while "0002 goes on after its runner died" not in (line := again.stdout.readline()):
+    while "0002 still runs after its runner died" not in (line := again.stdout.readline()):
         assert line, "ended without the run that went on"
     Path("wait").unlink()
     assert again.wait(60) == 0, again.stdout.read()
@@ -251,7 +251,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "interrupted: 0 of 3 points are done; the same command goes on" in out
+    assert "interrupted: 0 of 3 points are done; the same command continues" in out
     assert read.metrics(Path("runs/play/runs/0001"))["status"] == "preempted"
     assert started() == ["0001"]
     assert sweep("play.yaml", "--jobs", "3")[0] == 0
@@ -595,7 +595,7 @@ def test_a_full_disk_names_the_file_and_not_the_storage(place, monkeypatch, name
     ("options", "message"),
     [
         ({"jobs": 0}, "--jobs must be at least 1, got 0"),
-        ({"flags": ["--out_dir=x"]}, "--out_dir belongs to the sweep"),
+        ({"flags": ["--out_dir=x"]}, "--out_dir is set by the sweep"),
         ({"flags": ["--x=3"]}, "--x is a parameter of play.yaml"),
         ({"storage": "nosql://x"}, "--storage nosql://x cannot be opened"),
         ({"out": "play.py"}, "play.py/logs cannot be made"),
@@ -703,7 +703,7 @@ def test_an_interrupted_run_of_train_py_goes_on_where_it_stopped(trees, tmp_path
             process = subprocess.Popen(whole, cwd=ROOT, env=env, **pipes)
         said = process.communicate(timeout=100)[0]
         assert process.returncode == 0, said
-    assert "0001 goes on  seed=0" in said
+    assert "0001 resumed  seed=0" in said
     assert "going on after" in (outs[1] / "logs" / "0001.txt").read_text()
     assert sorted(path.name for path in (outs[1] / "runs").iterdir()) == ["0001", "0002"]
     for name in ("0001/history.jsonl", "0002/history.jsonl", "0001/metrics.json"):

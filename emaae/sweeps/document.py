@@ -1,4 +1,4 @@
-"""A YAML file as plain values with the line of each key, and what is wrong with it."""
+"""Reading a YAML file into plain values, with the line of each key and the errors found."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,9 @@ import yaml
 from emaae.system.errors import UserError, one_line
 from emaae.system.files import MAX_TEXT, regular_file
 
-# Values in a file with all aliases expanded: nine lines of aliases can stand for a billion.
+# Most values in a file, aliases expanded: nine lines of aliases can expand to a billion values.
 MAX_VALUES = 200_000
-# Characters of an unquoted scalar: a number of a million digits takes minutes to read.
+# Most characters of an unquoted scalar: parsing a number of a million digits takes minutes.
 MAX_SCALAR = 1000
 TAG_PREFIX = "tag:yaml.org,2002:"
 ALLOWED_TAGS = ("map", "seq", "str", "int", "float", "bool", "null")
@@ -19,7 +19,7 @@ QUOTE_HINT = "quote it if it is text"
 
 
 class Finding(NamedTuple):
-    """Something that is wrong with a sweep file, or likely to be."""
+    """An error in a sweep file or, if `warning`, a probable mistake."""
 
     path: str
     line: int
@@ -34,9 +34,10 @@ class Finding(NamedTuple):
 
 
 class Document:
-    """A YAML file as plain values that remembers the line of every key. Raises UserError.
+    """A YAML file as plain values (`content`), with its errors and warnings (`findings`).
 
-    Its content is {} and `is_mapping` False where too much is wrong with it.
+    `content` is {} and `is_mapping` False if the file is not YAML or not a mapping. Raises
+    UserError for a file that cannot be read.
     """
 
     def __init__(self, path: str | Path):
@@ -51,9 +52,9 @@ class Document:
             loader = yaml.SafeLoader(self.text)
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
-                self.report((), "a sweep file is a mapping: `method: grid` and so on")
+                self.report((), "a sweep file must be a mapping, such as `method: grid`")
             elif _n_values(node, {}) > MAX_VALUES:
-                self.report((), f"has more than {MAX_VALUES} values, with aliases written out")
+                self.report((), f"has more than {MAX_VALUES} values after aliases are expanded")
             else:
                 self.content, self.is_mapping = self._to_python(loader, node, ()), True
         except UnicodeDecodeError:
@@ -65,22 +66,22 @@ class Document:
         except (ValueError, OverflowError) as error:  # an escaped character that does not exist
             self.report((), f"is not YAML: {error}")
         except RecursionError:
-            self.report((), "refers to itself, or is nested too deeply")
+            self.report((), "contains an alias to itself, or is nested too deeply")
 
     def report(
         self, key_path: tuple, message: str, *, warning: bool = False, line: int | None = None
     ) -> None:
-        """Add a finding at the key to which a path of keys leads; line: instead of the key's."""
-        known = key_path
-        while known and known not in self.lines:
-            known = known[:-1]
+        """Add a finding for the key at `key_path`; line: replaces the line of that key."""
+        located = key_path  # the innermost part of the path whose line is known
+        while located and located not in self.lines:
+            located = located[:-1]
         key = ".".join(part for part in key_path if isinstance(part, str))
-        finding = Finding(self.path, line or self.lines.get(known, 1), key, message, warning)
+        finding = Finding(self.path, line or self.lines.get(located, 1), key, message, warning)
         if finding not in self.findings:
             self.findings.append(finding)
 
     def warn(self, key_path: tuple, message: str) -> None:
-        """Add a warning at the key to which a path of keys leads."""
+        """Add a warning for the key at `key_path`."""
         self.report(key_path, message, warning=True)
 
     def _to_python(self, loader: yaml.SafeLoader, node: yaml.Node, key_path: tuple) -> Any:
@@ -91,7 +92,7 @@ class Document:
             return ""
         if isinstance(node, yaml.MappingNode):
             within = range(node.start_mark.index, node.end_mark.index)
-            loader.flatten_mapping(node)  # puts what `<<` merges before the node's own keys
+            loader.flatten_mapping(node)  # puts entries merged by `<<` before the node's own
             out: dict[str, Any] = {}
             own: set[str] = set()
             for key_node, value_node in node.value:
@@ -102,8 +103,8 @@ class Document:
                 key = str(key_node.value)
                 here = (*key_path, key)
                 if key in own:
-                    first = f"is written twice, first in line {self.lines[here]}"
-                    self.report(here, f"{first}; YAML takes the last", line=line)
+                    first = f"is given twice, first in line {self.lines[here]}"
+                    self.report(here, f"{first}; YAML uses the last value", line=line)
                 if key_node.start_mark.index in within:  # not merged from elsewhere
                     own.add(key)
                 self.lines[here] = line
@@ -118,26 +119,28 @@ class Document:
         try:
             value = loader.construct_object(node, deep=True)
         except (ValueError, OverflowError, KeyError, IndexError):
-            # PyYAML does not catch text that only looks like a number, or is called one by its tag.
+            # PyYAML raises these for text that only looks like a number, or has the tag of one.
             self.report(key_path, f"{node.value[:40]!r} cannot be read as {kind}; {QUOTE_HINT}")
             return ""
         if isinstance(value, int) and abs(value) >= 2**63:
-            self.report(key_path, f"{node.value[:40]} is too large for a number")
+            self.report(key_path, f"{node.value[:40]} is too large for a 64-bit integer")
             return 0
         if node.style is not None:  # quoted
             return value
         number = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?\d+)", node.value)
         if isinstance(value, str) and number:
             better = f"{float(number[1])}e{int(number[2]):+}"
-            self.report(key_path, f"{node.value} is text to YAML, not a number; write {better}")
+            self.report(
+                key_path, f"YAML reads {node.value} as text, not as a number; write {better}"
+            )
         if isinstance(value, bool) and node.value.lower() != str(value).lower():
             better = f"{str(value).lower()}, or '{node.value}' for the word"
-            self.report(key_path, f"{node.value} is {value} to YAML; write {better}")
+            self.report(key_path, f"YAML reads {node.value} as {value}; write {better}")
         return value
 
 
 def _n_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values in a node, aliases expanded; RecursionError if it contains itself."""
+    """The number of values in a node, aliases expanded. RecursionError if it contains itself."""
     if id(node) not in known:
         parts = []
         if isinstance(node, yaml.MappingNode):

@@ -9,9 +9,10 @@ from emaae.sweeps.space import Sweep
 
 
 def outcome_of(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
-    """How a run ended and its score, from metrics.json or else its best epoch.
+    """The outcome of a run and its score, from metrics.json or else its best epoch.
 
-    A run without a final status or without a score counts as failed, unless it was interrupted.
+    outcome: finished, early_stopped, diverged, interrupted or failed, also if status or score is
+    missing. The score is None unless the run finished or stopped early.
     """
     metrics = read.metrics(folder)
     status = metrics.get("status")
@@ -26,14 +27,14 @@ def outcome_of(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
 
 
 def metric_values(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """A metric epoch by epoch, where it is a number."""
+    """The finite values of a metric in a history, epoch by epoch."""
     return [float(row[name]) for row in history if read.is_finite(row.get(name))]
 
 
 def best_value(
     history: Sequence[Mapping[str, Any]], sweep: Sweep, fallback: str = ""
 ) -> float | None:
-    """The best value of the metric in a history, or of `fallback` when it is not logged there."""
+    """The best value of the sweep's metric in a history; if it has none, of metric `fallback`."""
     values = metric_values(history, sweep.metric) or metric_values(history, fallback)
     return min(values, key=lambda value: sweep.sign * value, default=None)
 
@@ -42,7 +43,10 @@ def best_value(
 
 
 def hyperband_epochs(spec: Mapping[str, Any], longest: int) -> list[int]:
-    """The epochs after which hyperband compares runs."""
+    """The epochs ("bands") after which hyperband compares runs.
+
+    longest: where bands that grow from min_iter end; max_iter gives its own bands.
+    """
     eta = spec.get("eta", 3)
     if "max_iter" in spec:
         found = [int(spec["max_iter"] / eta**i) for i in range(1, int(spec["s"]) + 1)]
@@ -56,9 +60,10 @@ def hyperband_epochs(spec: Mapping[str, Any], longest: int) -> list[int]:
 def should_stop_early(
     values: Sequence[float], curves: Mapping[str, Sequence[float]], sweep: Sweep
 ) -> bool:
-    """Whether a run is not among the best 1/eta at the last band that it has passed.
+    """Whether hyperband stops a run that is not among the best 1/eta at the last band it passed.
 
-    Strict compares its value at the band, otherwise its best so far, as W&B does.
+    values: the sweep's metric of this run after each epoch; curves: those of all runs. With
+    `strict` the value at the band is compared, without it the best value so far, as in W&B.
     """
     spec = sweep.early_terminate or {}
     passed = [band for band in hyperband_epochs(spec, len(values)) if band <= len(values)]

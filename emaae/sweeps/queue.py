@@ -1,9 +1,9 @@
 """The queue of a sweep's points, which any number of runners share.
 
-The queue is an Optuna study. A trial is an attempt at a point: the runner that creates it claims
-the point, and of two claims to the same attempt the one with the lower number is valid. Storages
-number trials one by one in the order of their creation, so that all runners see the same owner
-without asking each other, and a claim needs no lock.
+The queue is an Optuna study, in which a trial is one attempt at a point. A runner claims a point by
+creating a trial. If two runners claim the same attempt, the trial with the lower number is valid.
+The storage numbers trials in the order of their creation, so all runners agree on the owner of an
+attempt without a lock.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ from emaae.runs.read import ENDED, GOOD
 from emaae.sweeps.space import Sweep, as_wandb_passes
 from emaae.system.errors import UserError, reason
 
-# How often a runner says that it is alive, and after how long without that a runner on another
-# machine counts as dead.
+# Interval of a runner's heartbeats, and the silence after which a runner on another machine counts
+# as dead.
 HEARTBEAT_S = 30.0
 DEAD_AFTER_S = 300.0
-# How long to wait for a database that others have locked.
+# How long to wait for a database that another process has locked.
 DATABASE_TIMEOUT_S = 60
-# How often a point is tried when its run fails; an interruption is not a failure.
+# How many failed attempts end a point; an interruption is not a failure.
 MAX_FAILURES = 2
 
-# Outcomes after which a point is done; after the others it is tried again.
+# Outcomes that complete a point. After `failed` and `interrupted`, see `Attempt.needs_retry`.
 DONE = (*ENDED, "stopped")
 
 
@@ -56,21 +56,21 @@ class Attempt:
     point: int  # from 0 in the sweep's order
     n: int  # 1 for the first attempt
     state: str  # running, or how it ended: one of DONE, failed, interrupted
-    runner: str = ""  # who claimed it
+    runner: str = ""  # id of the runner that claimed it
     config: Mapping[str, Any] = field(default_factory=dict)
-    # The run's folder name, and the lock that its process holds; after an interruption those of the
-    # previous attempt, which is resumed.
+    # Names of the run's folder and of the lock that its process holds. An attempt that resumes an
+    # interrupted run has those of the previous attempt until the run is started.
     run: str = ""
     lock: str = ""
     gpu: str | None = None
     score: float | None = None
     epoch: int | None = None
     seconds: float | None = None
-    n_failed: int = 0  # of the attempts at this point so far, this one included
+    n_failed: int = 0  # failed attempts at this point so far, this one included
 
     @property
     def needs_retry(self) -> bool:
-        """Whether its point must be tried again, if it is the last attempt there."""
+        """Whether the point must be tried again after this attempt, the last one at the point."""
         failed = self.state == "failed" and self.n_failed < MAX_FAILURES
         return failed or self.state == "interrupted"
 
@@ -79,7 +79,7 @@ T = TypeVar("T")
 
 
 def _storage_errors(method: Callable[..., T]) -> Callable[..., T]:
-    """Turn an error of the storage into a UserError."""
+    """Turn errors of the storage into UserError."""
 
     @functools.wraps(method)
     def wrapped(queue: "Queue", *args: Any) -> T:
@@ -96,14 +96,15 @@ def _storage_errors(method: Callable[..., T]) -> Callable[..., T]:
 
 
 class Queue:
-    """The points of a sweep, and who runs which."""
+    """The points of a sweep, and which runner runs which point."""
 
     @_storage_errors
     def __init__(self, sweep: Sweep, storage: str, flags: Sequence[str] = ()):
-        """Join the sweep in a storage, or begin it there.
+        """Join the sweep in a storage, or add the sweep to the storage.
 
         storage: a database URL, or the path of a journal file on a disk that all nodes share.
-        Raises UserError when the storage holds another sweep of this name.
+        flags: those of all runs. Raises UserError when the storage has a sweep of this name with
+        another definition or other flags.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage
@@ -113,7 +114,7 @@ class Queue:
             direction=optuna.study.StudyDirection[sweep.goal.upper()],
             load_if_exists=True,
         )
-        self._storage = self._study._storage  # the opened one behind a cache
+        self._storage = self._study._storage  # the storage opened above, behind Optuna's cache
         self._refuse_changes(sweep.definition() | {"flags after --": list(flags)})
         self.runner = uuid.uuid4().hex[:12]
         self._lock = acquire_lock(self.runner)
@@ -121,7 +122,7 @@ class Queue:
         self.heartbeat()
 
     def close(self) -> None:
-        """Leave the sweep: what this runner has claimed and not finished is free for others."""
+        """Leave the sweep; other runners may resume the unfinished attempts of this one."""
         try:
             self._release(lambda runner: runner == self.runner)
         finally:
@@ -141,7 +142,7 @@ class Queue:
 
     @_storage_errors
     def attempts(self) -> list[Attempt]:
-        """All attempts at all points, in the order of their claims, without invalid claims."""
+        """The valid attempts at all points, in the order of their claims."""
         fresh, n_failed = count(), Counter[int]()
         found: dict[tuple[int, int], Attempt] = {}
         for trial in self._study.get_trials(deepcopy=False):
@@ -163,7 +164,7 @@ class Queue:
 
     @_storage_errors
     def claim(self) -> Attempt | None:
-        """The next point for this runner: an interrupted or failed one, else a fresh one."""
+        """Claim an interrupted or failed point for this runner, else a new one; None if none."""
         while True:
             self._release(lambda runner: runner != self.runner and not self.is_alive(runner))
             tried = self.latest_attempts()
@@ -188,7 +189,7 @@ class Queue:
                     mine = replace(mine, config=self._config(mine))
                     self.store_fields(mine, "config")
                 return mine
-            # Another runner was first.
+            # Another runner claimed the point first.
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
     @_storage_errors
@@ -209,7 +210,7 @@ class Queue:
         with contextlib.suppress(UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(trial_id, "outcome", ended.state)
             if ended.state == "stopped" and score is not None:
-                # Without it a search considers the run worse than all others.
+                # A search ranks a pruned trial without a value below all others.
                 self._storage.set_trial_intermediate_value(trial_id, ended.epoch or 0, score)
             self._storage.set_trial_state_values(
                 trial_id, state, None if score is None else [score]
@@ -225,7 +226,7 @@ class Queue:
         return time.time() - beat["seen"] < DEAD_AFTER_S
 
     def _release(self, is_gone: Callable[[str], bool]) -> None:
-        """Mark the running attempts of runners that are gone, or leave, as interrupted."""
+        """Mark the running attempts of runners that are gone as interrupted."""
         running = [attempt for attempt in self.attempts() if attempt.state == "running"]
         gone = set(filter(is_gone, {attempt.runner for attempt in running}))
         for attempt in running:
@@ -239,16 +240,16 @@ class Queue:
     def _config(self, attempt: Attempt) -> dict[str, Any]:
         """The values of a point that is tried for the first time.
 
-        In a search Optuna searches the unit cube, which W&B's distributions map to values. The
-        sampler is seeded by the point, so that a random search is the same however many runners
-        share it, and a Bayesian one when it has a single job.
+        In a search Optuna samples numbers from 0 to 1, which the quantile functions of W&B's
+        distributions map to values. The sampler's seed is the number of the point, so that a random
+        search has the same points with any number of jobs; a Bayesian search, with a single job.
         """
         if self.sweep.method == "grid":
             return self.sweep.grid()[attempt.point]
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(attempt.point)
         if self.sweep.method == "bayes":
             sampler = optuna.samplers.TPESampler(seed=attempt.point, constant_liar=True)
-        # A study caches the trials that its sampler has seen; a new one knows all.
+        # A study caches trials for its sampler; a newly loaded one has all of them.
         study = optuna.load_study(
             study_name=self.sweep.name, storage=self._storage, sampler=sampler
         )
@@ -265,19 +266,19 @@ class Queue:
                 config[p.name] = p.quantile(min(max(u, 1e-9), 1 - 1e-9))
         return as_wandb_passes(config)
 
-    def _refuse_changes(self, meaning: dict[str, Any]) -> None:
-        known = self._study.user_attrs.get("sweep", meaning)
-        for key in sorted(known.keys() | meaning.keys()):
-            old, new = known.get(key), meaning.get(key)
+    def _refuse_changes(self, definition: dict[str, Any]) -> None:
+        stored = self._study.user_attrs.get("sweep", definition)
+        for key in sorted(stored.keys() | definition.keys()):
+            old, new = stored.get(key), definition.get(key)
             if old != new:
                 raise UserError(
                     f"{self.sweep.path}: {key} was {old!r} when the sweep in {self._where} began "
-                    f"and is {new!r} now: undo that, or begin another sweep with --out DIR"
+                    f"and is {new!r} now: undo the change, or begin another sweep with --out DIR"
                 )
-        self._study.set_user_attr("sweep", meaning)
+        self._study.set_user_attr("sweep", definition)
 
 
-JOURNAL_START = b'{"op_code":'  # how each line of optuna's journals begins
+JOURNAL_START = b'{"op_code":'  # the beginning of each line of Optuna's journals
 
 
 def _open_storage(storage: str) -> optuna.storages.BaseStorage:
@@ -285,16 +286,17 @@ def _open_storage(storage: str) -> optuna.storages.BaseStorage:
     try:
         if "://" in storage:
             return _open_database(storage)
-        # Its lock is a link to it: one that leads nowhere would be waited for without end.
+        # Optuna's lock is a symbolic link to the journal. It would wait forever for the lock of a
+        # killed process if the link were broken, as one with a relative path is.
         path = Path(storage).absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
         _repair_journal(path)
         return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-    except Exception as error:  # optuna, and the drivers of databases, have no common one
+    except Exception as error:  # Optuna and database drivers have no common error class
         raise UserError(
             f"--storage {storage} cannot be opened ({reason(error.__cause__ or error)}): give a "
             "database URL such as sqlite:///study.db, or the path of a journal file such as "
-            "study.log; a journal that is broken needs a copy of it put back"
+            "study.log; replace a broken journal by a backup"
         ) from None
 
 
@@ -305,7 +307,7 @@ def _open_database(url: str, n_tries: int = 5) -> optuna.storages.BaseStorage:
     except Exception as error:
         if n_tries == 1 or "locked" in str(error.__cause__ or error):
             raise
-    # Of runners that start together and create the same tables, all but one get an error.
+    # Runners that start together all create the tables: all but one get an error and try again.
     time.sleep(random.uniform(0.1, 0.5))
     return _open_database(url, n_tries - 1)
 
@@ -313,36 +315,36 @@ def _open_database(url: str, n_tries: int = 5) -> optuna.storages.BaseStorage:
 def _repair_journal(path: Path) -> None:
     """Remove an incomplete last line, left by a process that was killed while it wrote.
 
-    Raises ValueError for a file that is no journal, to which optuna would append.
+    Raises ValueError for a file that is not a journal: Optuna would append to it.
     """
     if not path.is_file():
         return
     lock = JournalFileSymlinkLock(str(path))
-    lock.acquire()  # so that nobody is writing it now
+    lock.acquire()  # so that no other process writes to it meanwhile
     try:
         *lines, rest = path.read_bytes().split(b"\n")
         first = lines[0] if lines else rest
         if not (first.startswith(JOURNAL_START) or JOURNAL_START.startswith(first)):
-            raise ValueError(f"it is no journal of a sweep: it begins with {first[:40]!r}")
+            raise ValueError(f"it is not the journal of a sweep: it begins with {first[:40]!r}")
         if lines:
             json.loads(first)
         if rest:
             os.truncate(path, path.stat().st_size - len(rest))
-            warnings.warn(f"{path} was cut short; its last line is left out", stacklevel=2)
+            warnings.warn(f"{path} ended in an incomplete line, which was removed", stacklevel=2)
     finally:
         lock.release()
 
 
-# ---- locks that end with the process that holds them, however it ends
+# ---- locks, which the system releases when the process that holds them ends or is killed
 
 
 def lock_path(name: str) -> Path:
-    """The lock file of a runner or a run; on this machine, since shared disks may lack locks."""
+    """The lock file of a runner or a run, on this machine: shared disks may not support locks."""
     return Path(tempfile.gettempdir(), f"emaae-{os.getuid()}", f"{name}.lock")
 
 
 def acquire_lock(name: str) -> IO[str]:
-    """Hold a lock until the file is closed by all processes that have it. Raises UserError."""
+    """Lock until all processes that have the returned file close it. Raises UserError."""
     try:
         path = lock_path(name)
         path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -1,8 +1,8 @@
 """Running a sweep without a server.
 
-`python -m emaae sweep FILE.yaml` takes the file that `wandb sweep` takes and starts its program as
+`python -m emaae sweep FILE.yaml` reads the same file as `wandb sweep` and starts its program as
 `wandb agent` does, one process for each point. Points come from a queue that any number of runners
-share (queue.py); a run is judged by what it leaves in its folder (judging.py). Order of this file:
+share (queue.py); the outcome of a run is read from its folder (judging.py). Order of this file:
 `run`, the runner, the command of a run.
 """
 
@@ -33,15 +33,15 @@ from emaae.system.files import find_packaged, make_folder, write_bytes, write_er
 from emaae.system.signals import defer_interrupts, interrupt_pending
 
 FAILED = 1  # exit status when a point failed
-POLL_S = 0.25  # between looks at the runs and the terminal
-STATUS_S = 60.0  # between lines on how far the runs are, without a terminal
-CLAIM_S = 2.0  # between questions for a point when there was none
+POLL_S = 0.25  # interval of checking the runs and redrawing the table
+STATUS_S = 60.0  # interval of progress lines, where there is no terminal
+CLAIM_S = 2.0  # interval of asking for a point while none is free
 # How long a run that was told to stop early may take before it is killed.
 KILL_AFTER_S = 60.0
-# How often a run that is told to stop, without its runner, is resumed after the same epoch. Then it
-# counts as failed, since something keeps stopping it.
+# How often a run that was interrupted without its runner is resumed at the same epoch. If it is
+# interrupted there once more, it counts as failed.
 MAX_STALLS = 3
-# How W&B's agent tells a program which run it is.
+# Variables by which W&B's agent tells a program which run it is.
 AGENT_VARIABLES = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
@@ -73,9 +73,9 @@ def run(
     make_folder(folder / "logs")
     queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
     runner = Runner(queue, folder, jobs, devices, flags)
-    with defer_interrupts():  # they are raised once the runs have ended
+    with defer_interrupts():  # a signal is raised once the runs have ended
         try:
-            # For `publish`; only now, since the queue refuses a changed file.
+            # For `publish`. Written after the queue, which refuses a changed file.
             write_bytes(folder / "sweep.yaml", path.read_bytes())
             runner.run_until_done()
             return runner.report()
@@ -103,7 +103,7 @@ def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
     for flag in [flag for flag in flags if flag.startswith("-") or "=" in flag]:
         name = flag.lstrip("-").partition("=")[0]
         if name in ("out_dir", "run_name"):
-            raise UserError(f"--{name} belongs to the sweep, which names its runs; leave it out")
+            raise UserError(f"--{name} is set by the sweep for each run; leave it out")
         if name in [p.name for p in sweep.parameters]:
             raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out after `--`")
     if "${program}" in sweep.command and not find_packaged(sweep.program).is_file():
@@ -120,7 +120,7 @@ def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
 
 
 def _check_train_flags(sweep: Sweep, flags: Sequence[str]) -> None:
-    """Raise the UserError that every run of train.py would: its flags, and its data folders."""
+    """Raise UserError for flags and data folders that every run of train.py would refuse."""
     after = sweep.command[sweep.command.index("${program}") + 1 :]
     given = [_expand_variables(item) for item in after if not item.startswith("${args")]
     point = {p.name: p.extremes()[0] for p in sweep.parameters}
@@ -135,7 +135,7 @@ def _check_train_flags(sweep: Sweep, flags: Sequence[str]) -> None:
 
 @dataclass
 class Job:
-    """A run in progress: one that this runner started, or (without a process) found running."""
+    """A run in progress; process: None for a run that an earlier runner started."""
 
     attempt: Attempt
     process: subprocess.Popen | None
@@ -143,11 +143,11 @@ class Job:
     began: float = field(default_factory=time.monotonic)
 
     def running(self) -> bool:
-        """Whether its process is alive."""
+        """Whether the process of the run is alive."""
         return self.process.poll() is None if self.process else is_locked(self.attempt.lock)
 
     def send(self, number: int) -> None:
-        """Signal the process; SIGKILL also goes to all processes that it started."""
+        """Send a signal to the process of the run; SIGKILL also to all processes it started."""
         with contextlib.suppress(ValueError, FileNotFoundError, ProcessLookupError):
             pid = int(lock_path(self.attempt.lock).read_text())
             kill = os.killpg if number == signal.SIGKILL else os.kill
@@ -169,7 +169,7 @@ class Runner:
         self.screen = Screen(self.sweep, queue.n_points)
 
     def run_until_done(self) -> None:
-        """Until all points are done, or until a signal came and the runs have ended."""
+        """Run points until all are done or, after a signal, until the current runs have ended."""
         say = self.screen.print_line
         say(f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}")
         stopping = waiting = done = False
@@ -195,7 +195,7 @@ class Runner:
                 done = not self.jobs and len(closed) == self.queue.n_points
                 if not (self.jobs or done or waiting):
                     waiting = True
-                    say("the last points are with other runners; waiting for them")
+                    say("other runners have the last points; waiting for them")
             self._stop_early()
             self.queue.heartbeat()
             if self.screen.live:
@@ -207,7 +207,7 @@ class Runner:
             time.sleep(POLL_S)
 
     def kill(self) -> None:
-        """Kill the runs that are left."""
+        """Kill the runs that have not ended."""
         for job in self.jobs:
             job.send(signal.SIGKILL)
             if job.process:
@@ -233,18 +233,18 @@ class Runner:
             say(f"failed: point {a.point + 1:04d} ({why}); see {log}")
         if interrupt_pending():
             done = sum(a.state in DONE for a in attempts)
-            of = f"{done} of {self.queue.n_points} points are done"
-            say(f"interrupted: {of}; the same command goes on")
+            progress = f"{done} of {self.queue.n_points} points are done"
+            say(f"interrupted: {progress}; the same command continues")
         return FAILED if failed else 0
 
     def _with_progress(self, job: Job) -> Attempt:
-        """The attempt of a job with the epoch and the score that it has reached."""
+        """The attempt of a job, with the current epoch and score of its run."""
         history = self._history(job.attempt.run)
         score = best_value(history, self.sweep, "val/score")
         return replace(job.attempt, epoch=history[-1]["epoch"] if history else None, score=score)
 
     def _history(self, run: str) -> list[dict[str, Any]]:
-        """Epochs and scores of a run so far; its file is read again only when it has changed."""
+        """Epochs and scores of a run so far; history.jsonl is read only when it has changed."""
         file = self.runs / run / "history.jsonl"
         status = file.stat() if file.exists() else None
         version = status and (status.st_size, status.st_mtime_ns)
@@ -255,12 +255,12 @@ class Runner:
         return self._histories[run][1]
 
     def _start_run(self, attempt: Attempt) -> None:
-        """Start the run of an attempt, unless the previous one still runs or has just ended."""
+        """Start or resume the run of an attempt; watch it instead if it still runs or is done."""
         folder = self.runs / attempt.run
-        if attempt.run:  # of the previous attempt, which was interrupted
+        if attempt.run:  # the run of the previous attempt, which was interrupted
             running = is_locked(attempt.lock)
             if running:
-                self.screen.log_event(f"{attempt.run} goes on after its runner died")
+                self.screen.log_event(f"{attempt.run} still runs after its runner died")
             if running or outcome_of(folder, self.sweep)[0] in DONE:
                 self.jobs.append(Job(attempt, None))
                 return
@@ -273,8 +273,8 @@ class Runner:
         attempt = replace(attempt, run=name, lock=lock, gpu=gpu)
         process, log_file = None, self.logs / f"{name}.txt"
         try:
-            # The child inherits the lock and holds it until it ends: a run whose runner was killed
-            # is found by it.
+            # The child inherits the lock and holds it until it ends: another runner can tell that
+            # the run still runs after this runner was killed.
             with open(log_file, "ab") as log, acquire_lock(lock) as file:
                 self.queue.store_fields(attempt, "lock", "gpu", "run")
                 try:
@@ -285,7 +285,7 @@ class Runner:
                         stderr=subprocess.STDOUT,
                         env=self._environment(name, gpu, resume),
                         pass_fds=[file.fileno()],
-                        start_new_session=True,  # the runner passes Ctrl-C on
+                        start_new_session=True,  # the runner passes Ctrl-C on to the run
                     )
                     file.write(str(process.pid))
                 except OSError as error:
@@ -294,14 +294,14 @@ class Runner:
             raise UserError(write_error(log_file, error)) from None
         self.jobs.append(Job(attempt, process))
         values = " ".join(f"{p.name}={attempt.config.get(p.name)}" for p in self.sweep.varying)
-        self.screen.log_event(f"{name} {'goes on' if resume else 'started'}  {values}")
+        self.screen.log_event(f"{name} {'resumed' if resume else 'started'}  {values}")
 
     def _environment(self, name: str, gpu: str | None, resume: bool) -> dict[str, str]:
         env = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": self.sweep.name}
         if self.n_jobs > 1 and not self.devices:
-            # Runs side by side on all cores would wait for each other.
+            # Simultaneous runs that each use all cores would slow each other down.
             env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
-        # A runner that was itself started by an agent is not that agent's run.
+        # If an agent started this runner, its variables do not describe the runs of the sweep.
         env |= {k: v for k, v in os.environ.items() if k not in AGENT_VARIABLES}
         env |= {"EMAAE_OUT_DIR": str(self.runs), "EMAAE_RUN_NAME": name}
         env |= {"EMAAE_RESUME": str(resume)}
@@ -314,19 +314,19 @@ class Runner:
         return min(self.devices, key=busy.count)
 
     def _finish_run(self, job: Job) -> None:
-        """Judge a run whose process has ended."""
+        """Store the outcome of a run whose process has ended."""
         self.jobs.remove(job)
         run, reached = job.attempt.run, self._with_progress(job)
         lock_path(job.attempt.lock).unlink(missing_ok=True)
         outcome, score = outcome_of(self.runs / run, self.sweep)
-        here = (reached.point, reached.epoch, "interrupted")
         if outcome not in DONE and job.stop_requested_at is not None:
             outcome, score = "stopped", reached.score
         elif outcome not in DONE and interrupt_pending():
             outcome = "interrupted"
         elif outcome == "interrupted":  # by a signal to the run alone
-            stalls = [a for a in self.queue.attempts() if (a.point, a.epoch, a.state) == here]
-            outcome = "failed" if len(stalls) >= MAX_STALLS else outcome
+            stall = (reached.point, reached.epoch, "interrupted")
+            n_stalls = sum((a.point, a.epoch, a.state) == stall for a in self.queue.attempts())
+            outcome = "failed" if n_stalls >= MAX_STALLS else outcome
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
         self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))
         best = f"  {self.sweep.metric} {format_value(score)}" if score is not None else ""
@@ -334,7 +334,7 @@ class Runner:
         self.screen.log_event(f"{run} {outcome}{best}{why}")
 
     def _stop_early(self) -> None:
-        """Ask the runs that hyperband rejects to stop; kill those that have not in KILL_AFTER_S."""
+        """Ask runs that hyperband stops to end; kill those still running after KILL_AFTER_S."""
         if self.sweep.early_terminate is None:
             return
         names = [path.parent.name for path in self.runs.glob("*/history.jsonl")]
@@ -352,7 +352,10 @@ class Runner:
 
 
 def expand_command(sweep: Sweep, config: Mapping[str, Any], json_file: Path) -> list[str]:
-    """The command of a run: W&B's macros expanded, each of which is a whole item of the list."""
+    """The command of a run, with W&B's macros expanded; a macro is a whole item of the command.
+
+    json_file: where the values of `config` are written for ${args_json_file}.
+    """
     items = config.items()
     macros = {
         "${env}": ["/usr/bin/env"],
@@ -379,7 +382,7 @@ def _expand_variables(item: str) -> str:
 
 
 def run_name(attempt: Attempt, runs: Path) -> str:
-    """0001 for the first point; 0001-2 for its second attempt; the next one if that is taken."""
+    """0001 for the first point, 0001-2 for its second attempt; a higher number if that exists."""
     point = f"{attempt.point + 1:04d}"
     names = (f"{point}-{n}" if n > 1 else point for n in itertools.count(attempt.n))
     return next(name for name in names if not (runs / name).exists())

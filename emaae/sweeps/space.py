@@ -15,11 +15,11 @@ from emaae.system.errors import UserError
 
 
 class Distribution(NamedTuple):
-    """One of W&B's distributions: the keys that it takes, and how it maps 0..1 to values."""
+    """One of W&B's distributions: its keys, and its quantile function."""
 
     required: tuple[str, ...]
-    optional: Mapping[str, float]  # with their defaults
-    # Of u and the keys: the value below which a fraction u of the draws lies.
+    optional: Mapping[str, float]  # their default values
+    # (u, values of the keys) -> the value below which a fraction u of the draws lies
     quantile: Callable[[float, Mapping[str, Any]], Any]
 
 
@@ -68,7 +68,7 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "categorical_w_probabilities": Distribution(("values", "probabilities"), {}, _choice),
     "int_uniform": Distribution(RANGE_KEYS, {}, _int_uniform),
     "uniform": Distribution(RANGE_KEYS, {}, lambda u, p: _between(u, p["min"], p["max"])),
-    # In the next two min and max are exponents of e, in the two after them they are values.
+    # min and max are exponents of e in (inv_)log_uniform, values in (inv_)log_uniform_values.
     "log_uniform": Distribution(
         RANGE_KEYS, {}, lambda u, p: math.exp(_between(u, p["min"], p["max"]))
     ),
@@ -97,7 +97,7 @@ class Parameter:
 
     @property
     def varies(self) -> bool:
-        """Whether runs can differ in it."""
+        """Whether runs can differ in this parameter."""
         return len(self.extremes()) > 1
 
     def quantile(self, u: float) -> Any:
@@ -105,7 +105,7 @@ class Parameter:
         return DISTRIBUTIONS[self.distribution].quantile(u, self.spec)
 
     def grid_size(self) -> int:
-        """The number of its values in a grid."""
+        """The number of values in a grid."""
         p = self.spec
         if self.distribution == "int_uniform":
             return p["max"] - p["min"] + 1
@@ -114,22 +114,24 @@ class Parameter:
         return len(p.get("values", [None]))
 
     def grid(self) -> list[Any]:
-        """All values in W&B's order; [] when a grid cannot hold this distribution."""
+        """The values in a grid, in W&B's order; [] for a distribution that a grid cannot have."""
         p = self.spec
         if self.distribution == "int_uniform":
             return list(range(p["min"], p["max"] + 1))
         if self.distribution == "q_uniform":
-            return np.arange(p["min"], p["max"], p["q"]).tolist()  # without max, as W&B has it
+            return np.arange(p["min"], p["max"], p["q"]).tolist()  # without max, as in W&B
         return self.extremes() if self.distribution in ("constant", "categorical") else []
 
     def extremes(self) -> list[Any]:
-        """Values to check in place of all: every choice, or the ends of a range and one inside."""
+        """Values to check instead of all: every choice, or the ends of a range and one inside."""
         if "values" in self.spec:
             return list(self.spec["values"])
         if self.distribution == "constant":
             return [self.spec["value"]]
         end = 0.0 if "min" in self.spec else 0.001
-        return [self.quantile(u) for u in (end, 1 - end, 0.382)]  # 0.382 gives no whole number
+        return [
+            self.quantile(u) for u in (end, 1 - end, 0.382)
+        ]  # 0.382 rarely gives a whole number
 
 
 def as_wandb_passes(value: Any) -> Any:
@@ -154,7 +156,7 @@ def combinations(choices: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file means."""
+    """The content of a sweep file, with defaults filled in."""
 
     path: str
     name: str
@@ -183,7 +185,7 @@ class Sweep:
         return list({repr(point): point for point in points}.values())
 
     def n_points(self) -> int:
-        """The number of points. Raises UserError when there is no end to them."""
+        """The number of points. Raises UserError for a search without run_cap."""
         if self.method == "grid":
             return len(self.grid()[: self.run_cap])
         if self.run_cap is None:

@@ -1,7 +1,7 @@
-"""Sweep files: what they mean, and what is wrong with them.
+"""Reading and checking sweep files.
 
-A sweep file is a YAML file of Weights & Biases. YAML and W&B both accept much that does not mean
-what it seems to, so `examine` reports what is wrong in which line; `read` returns a `Sweep`.
+A sweep file is a YAML file in the format of Weights & Biases. YAML and W&B silently accept many
+mistakes, so `examine` reports every mistake with its line; `read` returns a `Sweep`.
 """
 
 import math
@@ -37,7 +37,7 @@ WANDB_ONLY_KEYS = ("apiVersion", "kind", "controller", "job", "image_uri", "metr
 METRIC_KEYS = ("name", "goal", "impute", "impute_while_running")
 HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 
-# Macros of W&B, each an item of a command; then one that is also replaced inside an item.
+# Macros of W&B that must be whole items of a command; ENVVAR is also replaced inside an item.
 MACROS = (
     "env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens",
     "args_no_boolean_flags", "args_json", "args_json_file",
@@ -46,12 +46,12 @@ ENVVAR = r"\$\{envvar:([A-Z0-9_]+)\}"
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 
 MAX_POINTS = 100_000
-# Every combination is tried on Config; beyond this many the first ones stand for the rest.
+# Combinations of values that are checked by creating a Config; of more, only the first ones.
 COMBINATIONS_CHECKED = 10_000
 
 
 def read(path: str | Path) -> tuple[Sweep, list[Finding]]:
-    """The sweep of a file, and warnings about it. Raises UserError for the first mistake."""
+    """The sweep of a file, and warnings about the file. Raises UserError with the first mistake."""
     sweep, findings = examine(path)
     wrong = [finding for finding in findings if not finding.warning]
     if wrong or sweep is None:
@@ -61,9 +61,10 @@ def read(path: str | Path) -> tuple[Sweep, list[Finding]]:
 
 
 def examine(path: str | Path) -> tuple[Sweep | None, list[Finding]]:
-    """The sweep of a file, None when too much is wrong with it, and what is wrong, by line.
+    """The sweep of a file, None if the file is no YAML mapping, and all findings sorted by line.
 
-    Raises UserError for a file that cannot be read.
+    The sweep is valid only if all findings are warnings. Raises UserError for a file that cannot be
+    read.
     """
     file = _SweepFile(path)
     sweep = file.sweep() if file.is_mapping else None
@@ -81,7 +82,7 @@ def description_of(path: str | Path) -> str:
 
 
 class _Mistake(Exception):
-    """What is wrong with the value of a key; keys: from there to what is wrong inside it."""
+    """A mistake in the value of a key; keys: the path from the value to the wrong part of it."""
 
     def __init__(self, message: str, *keys: str | int):
         super().__init__(message)
@@ -89,10 +90,10 @@ class _Mistake(Exception):
 
 
 class _SweepFile(Document):
-    """A document that means a sweep."""
+    """A YAML file that is read as a sweep."""
 
     def sweep(self) -> Sweep:
-        """The sweep, to be used only when nothing is wrong with it; reports what is."""
+        """The sweep; mistakes are added to `findings`, and it is valid only if none is an error."""
         content = self.content
         program = self._optional("program", _text, "train.py")
         self.is_train_py = Path(program).name == "train.py"
@@ -126,14 +127,16 @@ class _SweepFile(Document):
             self._parsed(sweep, self._check_points, None, "parameters")
         updates = any(p.name == "update" and True in p.extremes() for p in sweep.parameters)
         if sweep.early_terminate and updates:
-            message = "hyperband stops runs by the phase of their alpha schedule; leave it out"
+            message = (
+                "hyperband compares runs in different phases of their alpha schedules; leave it out"
+            )
             self.warn(("early_terminate",), message)
         return sweep
 
     # ---- the parts
 
     def _parsed(self, value: Any, parse: Callable[[Any], T], default: T, *keys: str) -> T:
-        """parse(value), or the default where that is a mistake, which is reported at the keys."""
+        """parse(value); if that raises _Mistake, report it at `keys` and return the default."""
         try:
             return parse(value)
         except _Mistake as mistake:
@@ -145,17 +148,21 @@ class _SweepFile(Document):
         return default if value is None else self._parsed(value, parse, default, key)
 
     def _check_keys(
-        self, keys: tuple, given: Iterable[str], known: Sequence[str], servers: Sequence[str] = ()
+        self,
+        keys: tuple,
+        given: Iterable[str],
+        known: Sequence[str],
+        wandb_only: Sequence[str] = (),
     ) -> None:
         for key in given:
-            if key in servers:
-                self.warn((*keys, key), "is W&B's own, ignored without a server")
+            if key in wandb_only:
+                self.warn((*keys, key), "is used by W&B's server alone; a local sweep ignores it")
             elif key not in known:
                 self.report((*keys, key), f"unknown key{did_you_mean(key, known)}")
 
     def _metric(self, metric: Any) -> tuple[str, str]:
         if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
-            raise _Mistake(f"must say `name: {SCORE}` and `goal: minimize`, got {metric!r}")
+            raise _Mistake(f"must have `name: {SCORE}` and `goal: minimize`, got {metric!r}")
         self._check_keys(("metric",), metric, METRIC_KEYS, ("target",))
         name, goal = metric["name"], _one_of(GOALS, metric.get("goal", "minimize"), "goal")
         if not self.is_train_py:
@@ -165,10 +172,10 @@ class _SweepFile(Document):
             hint = did_you_mean(name, BY_NAME)
             raise _Mistake(f"{name!r} is not logged by runs; use {SCORE}{hint}", "name")
         if logged_each_epoch(name) and not self.content.get("early_terminate"):
-            message = f"{name} is logged every epoch, and W&B takes its extremum; {SCORE} is "
+            message = f"{name} is logged every epoch, and W&B uses its best value; {SCORE} is "
             self.warn(("metric", "name"), message + "logged once, for the selected weights")
         if name.startswith("test/"):
-            message = "selects by the test split, which is kept for the final numbers; "
+            message = "selects on the test split, which is reserved for the final numbers; "
             self.warn(("metric", "name"), message + "use the val/ metric")
         right = {"lower": "minimize", "higher": "maximize"}.get(known.better, goal)
         if goal != right:
@@ -179,12 +186,12 @@ class _SweepFile(Document):
         if not isinstance(spec, dict):
             raise _Mistake(f"must be `value: {spec}` or `values: [...]`, got {spec!r}")
         if "parameters" in spec:
-            raise _Mistake("is nested, but flags are not; list its parameters at the top level")
+            raise _Mistake("nested parameters have no flags; list them at the top level")
         if self.is_train_py and name not in SWEEPABLE:
             if name not in KNOBS:
                 raise _Mistake(f"unknown parameter{did_you_mean(name, SWEEPABLE)}")
             raise _Mistake(
-                "a sweep may not set it: paths and where to run belong to each machine; set "
+                "a sweep may not set it, since it depends on the machine or the run; set "
                 f"EMAAE_{name.upper()} or give --{name} after `--`"
             )
         kind = spec.get("distribution") or _inferred(spec)
@@ -196,7 +203,8 @@ class _SweepFile(Document):
         try:
             parameter.extremes()
         except (OverflowError, ValueError):
-            hint = f"; to give them, write {kind}_values" if kind.endswith("log_uniform") else ""
+            exponents = f": min and max are exponents of e; if they are values, write {kind}_values"
+            hint = exponents if kind.endswith("log_uniform") else ""
             raise _Mistake(f"{kind} reaches values that are too large for a number{hint}") from None
         return parameter
 
@@ -212,24 +220,32 @@ class _SweepFile(Document):
             if not is_finite(value) or value < least:
                 raise _Mistake(f"must be a number of at least {least:g}, got {value!r}", key)
         if "strict" not in spec:
-            self.warn(("early_terminate",), "say `strict: true` or `false`: W&B documents both")
+            self.warn(
+                ("early_terminate",),
+                "add `strict: true` or `strict: false`: W&B documents both as the default",
+            )
         if metric in BY_NAME and not logged_each_epoch(metric):
-            message = f"{metric} is logged once, at the end, so that hyperband never stops a run; "
-            self.warn(("early_terminate",), message + "take val/score as the metric")
+            message = f"{metric} is logged once, at the end, so hyperband never stops a run; "
+            self.warn(("early_terminate",), message + "use val/score as the metric")
         return spec
 
     def _check_points(self, sweep: Sweep) -> None:
-        """Raise _Mistake for too large a grid, and report the points that are no Config."""
+        """Report the points that Config refuses. Raises _Mistake for a grid that is too large."""
         choices = {p.name: p.extremes() for p in sweep.parameters}
         if sweep.method == "grid":
             n = math.prod(p.grid_size() for p in sweep.parameters)
             if n > MAX_POINTS:
                 size = n if n < 10**12 else f"more than {MAX_POINTS}"
-                raise _Mistake(f"a grid of {size} points; leave some out, or take method: random")
+                raise _Mistake(
+                    f"a grid of {size} points is too large; remove values, or use method: random"
+                )
             for p in sweep.parameters:
                 choices[p.name] = p.grid()
                 if not choices[p.name]:
-                    raise _Mistake(f"a grid cannot hold {p.distribution}; list `values`", p.name)
+                    raise _Mistake(
+                        f"a grid cannot have the distribution {p.distribution}; list `values`",
+                        p.name,
+                    )
         for point in islice(combinations(choices), COMBINATIONS_CHECKED if self.is_train_py else 0):
             try:
                 Config.from_mapping(point)
@@ -246,7 +262,7 @@ def _text(value: Any) -> str:
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
-        raise _Mistake(f"must map names to what they may be, got {value!r}")
+        raise _Mistake(f"must map parameters to their values, got {value!r}")
     return value
 
 
@@ -271,7 +287,7 @@ def _command(command: Any) -> tuple[str, ...]:
             if macro not in MACROS:
                 raise _Mistake(f"unknown macro ${{{macro}}}{did_you_mean(macro, MACROS)}", i)
             if item != f"${{{macro}}}":
-                message = f"${{{macro}}} expands only when it is an item of its own"
+                message = f"${{{macro}}} is expanded only as an item of its own"
                 raise _Mistake(f"{message}, got {item!r}", i)
     return tuple(map(str, command))
 
@@ -282,13 +298,13 @@ def _check_values(values: Mapping[str, Any], kind: str) -> None:
     for key, value in values.items():
         log_of_min = key == "min" and kind.endswith("log_uniform_values")
         if key not in known:
-            raise _Mistake(f"{kind} takes no such key{did_you_mean(key, known)}", key)
+            raise _Mistake(f"{kind} has no such key{did_you_mean(key, known)}", key)
         if key in NUMERIC_KEYS and not is_finite(value):
             raise _Mistake(f"must be a finite number, got {value!r}", key)
         if (key in POSITIVE_KEYS or log_of_min) and value <= 0:
             raise _Mistake(f"must be above 0 for {kind}, got {value}", key)
         if key in ("values", "probabilities") and not (isinstance(value, list) and value):
-            raise _Mistake(f"must be a list that is not empty, got {value!r}", key)
+            raise _Mistake(f"must be a non-empty list, got {value!r}", key)
     for key in known:
         if key not in values:
             raise _Mistake(f"{kind} needs `{key}`")
@@ -300,12 +316,12 @@ def _check_values(values: Mapping[str, Any], kind: str) -> None:
         p = values["probabilities"]
         numbers = len(p) == len(values["values"]) and all(is_finite(v) and v >= 0 for v in p)
         if not numbers or abs(sum(p) - 1) > 1e-5:
-            message = "must be one number for each of the values, and sum to 1"
+            message = "must have one number for each value, and sum to 1"
             raise _Mistake(message, "probabilities")
 
 
 def _inferred(spec: Mapping[str, Any]) -> str:
-    """The distribution that W&B takes when none is named. Raises _Mistake."""
+    """The distribution that W&B uses when a parameter names none. Raises _Mistake."""
     if "value" in spec:
         return "constant"
     if "values" in spec:

@@ -1,4 +1,4 @@
-"""The points of a sweep as a table: in a terminal that is redrawn, and as CSV."""
+"""The points of a sweep as a table: redrawn in a terminal, and as CSV."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from emaae.system.progress import align_columns
 
 
 class Screen:
-    """The display of a running sweep: a table that is redrawn, or lines as things happen."""
+    """The display of a running sweep: a table redrawn in a terminal, else a line for each event."""
 
     def __init__(self, sweep: Sweep, n_points: int):
         self.sweep, self.n_points = sweep, n_points
@@ -26,7 +26,7 @@ class Screen:
         self._drawn = 0
 
     def print_line(self, line: str) -> None:
-        """Print a line that is not redrawn, in place of the table."""
+        """Replace the table by a line that stays."""
         if self._drawn:
             print(f"\x1b[{self._drawn}A\x1b[J", end="")
             self._drawn = 0
@@ -38,11 +38,11 @@ class Screen:
             print(line, flush=True)
 
     def draw(self, ended: Sequence[Attempt], running: Sequence[Attempt]) -> None:
-        """Redraw the table, cut to the height of the terminal; for a live screen."""
+        """Redraw the table, without the first ended points if it is higher than the terminal."""
         width, height = shutil.get_terminal_size()
-        # Running points are never cut.
-        cut = max(0, len(ended) + len(running) - max(1, height - 4))
-        shown = sorted([*ended[cut:], *running], key=attrgetter("point"))
+        # Running points are always shown.
+        n_hidden = max(0, len(ended) + len(running) - max(1, height - 4))
+        shown = sorted([*ended[n_hidden:], *running], key=attrgetter("point"))
         head = f"{self.sweep.name}: {len(ended)} of {self.n_points} points"
         lines = [head, *table(self.sweep, shown)]
         self.print_line("\n".join(line[: width - 1] for line in lines))
@@ -50,12 +50,12 @@ class Screen:
 
 
 def ranked(sweep: Sweep, attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Attempts with the best score first and those without one last."""
+    """Attempts, the best score first, those without a score last."""
     return sorted(attempts, key=lambda a: (a.score is None, sweep.sign * (a.score or 0), a.point))
 
 
 def table(sweep: Sweep, attempts: Sequence[Attempt]) -> list[str]:
-    """A line of names and one for each attempt; points are numbered from 1."""
+    """A heading, and a line for each attempt; points are numbered from 1."""
     varying = [p.name for p in sweep.varying]
     cells = [["point", *varying, "epoch", sweep.metric, "status"]]
     for a in attempts:
@@ -80,12 +80,12 @@ def mean_over_seeds(sweep: Sweep, attempts: Sequence[Attempt]) -> list[str]:
     return align_columns(cells)
 
 
-# Validation metrics of a run that the file lists beside its score.
+# Validation metrics in table.csv besides the score.
 CSV_METRICS = ("select/fvu", "select/live_sparsity", "select/persistence_within")
 
 
 def write_csv(path: Path, sweep: Sweep, attempts: Sequence[Attempt], runs: Path) -> None:
-    """Write each point with its parameters, status and metrics, whole or not at all."""
+    """Write parameters, status and metrics of each point, whole or not at all. Raises UserError."""
     names = [p.name for p in sweep.parameters]
     measured = [name for name in CSV_METRICS if name != sweep.metric]
     text = io.StringIO()
