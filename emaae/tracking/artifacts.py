@@ -1,4 +1,4 @@
-"""The artifacts of a run: the same at its end and when it is uploaded later."""
+"""The artifacts of a run, logged at its end or by a later upload."""
 
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,9 @@ def log_artifacts(run: Any, folder: Path, wait_s: int | None) -> None:
 def model_artifact(folder: Path, run_id: str) -> Any | None:
     """best.pth, model_config.json, metrics.json, curves.json; None when no epoch was selected.
 
-    The metadata hold what models are chosen by: the score, its kind and data, fvu and sparsity on
-    the validation split, epoch, alpha and its schedule, commit, sha256 of best.pth. Raises
-    UserError when history.jsonl lacks the selected epoch.
+    Metadata: the score, its targets (`aim`) and data, by which models are compared; metrics of the
+    selected epoch on the validation split; the knobs that mostly vary; commit, sha256 of best.pth.
+    Raises UserError when history.jsonl lacks the selected epoch.
     """
     import wandb
 
@@ -73,9 +73,9 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
 
 
 def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
-    """A table per drawn epoch (utterance, channel, r, truth, prediction), the images and the npz.
+    """Each epoch with reconstructions as a table, images and npz files; None without any.
 
-    None when nothing was drawn.
+    Columns of a table: utterance, channel, r, truth, prediction.
     """
     import wandb
 
@@ -86,11 +86,11 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
     for epoch in drawn.values():
         table = wandb.Table(columns=["utterance", "channel", "r", "truth", "prediction"])
         for path in sorted(epoch.rglob("*.npz")):
-            with np.load(path, allow_pickle=False) as kept:
-                both = (kept[name].T.round(4).tolist() for name in ("truth", "prediction"))
-                for channel, r, *series in zip(kept["channels"], kept["r"], *both):
+            with np.load(path, allow_pickle=False) as saved:
+                both = (saved[name].T.round(4).tolist() for name in ("truth", "prediction"))
+                for channel, r, *series in zip(saved["channels"], saved["r"], *both):
                     r = None if np.isnan(r) else float(r)
-                    table.add_data(str(kept["name"]), str(channel), r, *series)
+                    table.add_data(str(saved["name"]), str(channel), r, *series)
         artifact.add(table, f"{epoch.name}/table")
         for path in sorted(p for p in epoch.rglob("*") if p.suffix in (".npz", ".png")):
             add_file(artifact, path, path.relative_to(folder / "reconstructions").as_posix())
@@ -98,9 +98,9 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
 
 
 def reconstruction_table(folder: Path) -> Any | None:
-    """One utterance of the last drawn epoch, a row per frame and channel, for W&B's panels.
+    """The last reconstruction of one utterance, a row per frame and channel, for W&B's panels.
 
-    Columns channel, seconds, truth, prediction; None when nothing was drawn.
+    Columns: channel, seconds, truth, prediction. None without reconstructions.
     """
     import wandb
 
@@ -109,15 +109,15 @@ def reconstruction_table(folder: Path) -> Any | None:
     if not files:
         return None
     table = wandb.Table(columns=["channel", "seconds", "truth", "prediction"])
-    with np.load(files[0], allow_pickle=False) as kept:
-        truth, prediction = kept["truth"].T, kept["prediction"].T
-        for channel, *series in zip(kept["channels"], truth, prediction):
+    with np.load(files[0], allow_pickle=False) as saved:
+        truth, prediction = saved["truth"].T, saved["prediction"].T
+        for channel, *series in zip(saved["channels"], truth, prediction):
             for t, (x, y) in enumerate(zip(*series)):
                 table.add_data(str(channel), t / FRAME_RATE_HZ, float(x), float(y))
     return table
 
 
 def add_file(artifact: Any, path: Path, name: str) -> None:
-    """Add a file, which must stay where it is until the artifact is uploaded."""
+    """Add a file, which must not be moved or changed before the artifact is uploaded."""
     # By default W&B copies every file into its cache and its staging area first.
     artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 from emaae.runs import read
 from emaae.system.errors import UserError, reason
 
-# wandb's default of 90 s is long for someone who waits; what is logged offline is not lost.
+# Shorter than wandb's default of 90 s: a run that begins offline instead can be uploaded later.
 INIT_TIMEOUT_S = 20
-STOP_TIMEOUT_S = 10  # of a run that was told to end
-# How long the end of a run waits for uploads; what is missing then is uploaded later.
+STOP_TIMEOUT_S = 10  # of the query whether a signalled run was stopped for good
+# How long the end of a run waits for uploads; the rest can be uploaded later.
 FINISH_TIMEOUT_S = 300
 
 
@@ -27,7 +27,9 @@ def mode_of(asked: str) -> str:
     """
     if asked != "auto":
         return asked
-    settings = configparser.RawConfigParser(default_section="default")  # of wandb login --host
+    settings = configparser.RawConfigParser(
+        default_section="default"
+    )  # those of `wandb login --host`
     folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     with contextlib.suppress(configparser.Error, UnicodeDecodeError):
         settings.read(os.path.expanduser(f"{folder}/settings"))
@@ -45,9 +47,10 @@ def mode_of(asked: str) -> str:
 
 
 def init(folder: Path, mode: Any, **given: Any) -> Any:
-    """Call `wandb.init` quietly and with our timeouts; its files are put into `folder`/wandb.
+    """Call `wandb.init` quietly and with our timeouts; its files go into `folder`/wandb.
 
-    An online run with the `id` of an earlier one continues it. given: other arguments.
+    An online run with the `id` of an earlier one continues it. given: other arguments of
+    `wandb.init`.
     """
     import wandb
 
@@ -64,11 +67,11 @@ def init(folder: Path, mode: Any, **given: Any) -> Any:
 
 @contextlib.contextmanager
 def wandb_environment(folder: Path, mode: str) -> Iterator[None]:
-    """Set, for one run, what wandb reads from nothing but the environment."""
+    """Inside, set the variables of settings that wandb reads from the environment alone."""
     ours = {
-        # Read when wandb is imported: set later, an "offline" client asks the network twice.
+        # wandb reads it at import: if set later, an "offline" client sends two requests.
         "WANDB_MODE": mode,
-        # Offline runs refer to artifacts by absolute path: keep them in the folder of the run.
+        # Offline runs refer to artifacts by absolute paths, so these lie in the run's folder.
         "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "data"),
     }
     before = {name: os.environ[name] for name in ours if name in os.environ}
@@ -83,12 +86,12 @@ def wandb_environment(folder: Path, mode: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def user_errors(what: str, advice: str) -> Iterator[None]:
-    """Inside, errors of W&B and of the network become UserError: `what` (the reason): `advice`."""
+    """Inside, errors of W&B and the network become UserError, `what` (the reason): `advice`."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # wandb and what it calls have no common base class of errors
+    except Exception as error:  # wandb and its libraries have no common error class
         raise UserError(f"{what} ({reason(error)}): {advice}") from None
 
 
@@ -101,7 +104,7 @@ def public_api() -> Any:
 
 
 def runs(path: str) -> list[Any]:
-    """The runs of ENTITY/PROJECT[/SWEEP] except promotions, by id. Raises UserError."""
+    """The runs of ENTITY/PROJECT[/SWEEP], without those of `promote`, by id. Raises UserError."""
     import wandb
 
     *_, sweep = split_path(path)
@@ -123,7 +126,7 @@ def download(artifact: Any, folder: Path) -> Path:
 
 
 def stop_requested(path: str) -> bool:
-    """Whether the server wants the run ENTITY/PROJECT/RUN stopped; False without an answer."""
+    """Whether the run ENTITY/PROJECT/RUN was stopped on the server; False without an answer."""
     import wandb
 
     query = (
@@ -132,16 +135,16 @@ def stop_requested(path: str) -> bool:
     )
     variables = dict(zip(("entity", "project", "run"), path.split("/")))
     try:
-        # The client has no public method for it; a run polls the same field.
+        # The client has no public method for this field, which wandb polls during a run.
         service = wandb.Api(timeout=STOP_TIMEOUT_S)._service_api
         answer: Any = service.execute_graphql(query, variables)
         return bool(answer["project"]["run"]["stopped"])
-    except Exception:  # a run ends whatever the server or a later client does
+    except Exception:  # whatever fails here must not keep a run from ending
         return False
 
 
 def sweep_config(path: str) -> Mapping[str, Any]:
-    """The content of the sweep's file; {} without an answer, which does not end a run."""
+    """The content of the file of a sweep ENTITY/PROJECT/SWEEP; {} without an answer."""
     try:
         return public_api().sweep(path).config
     except Exception:
@@ -149,17 +152,17 @@ def sweep_config(path: str) -> Mapping[str, Any]:
 
 
 def varying_names(sweep: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of those parameters of a sweep file that have more than one value."""
+    """The names of the parameters of a sweep file that have more than one value."""
     return tuple(
         name
         for name, spec in (sweep.get("parameters") or {}).items()
-        # without any values it is a range
+        # a parameter without `value` or `values` has a range
         if isinstance(spec, Mapping) and "value" not in spec and len(spec.get("values", [])) != 1
     )
 
 
 def get_or_none(fetch: Callable[[str], Any], name: str) -> Any | None:
-    """The object of this name on W&B, or None. Raises UserError without an answer.
+    """The object of this name on W&B, None without one. Raises UserError without an answer.
 
     fetch: a method of the client, such as `public_api().artifact`.
     """
@@ -167,7 +170,7 @@ def get_or_none(fetch: Callable[[str], Any], name: str) -> Any | None:
         try:
             return fetch(name)
         except Exception as error:
-            # W&B raises one error both for a name that does not exist and without a server.
+            # W&B raises the same error for a missing name and for a missing server.
             if isinstance(error, ValueError) or "not found" in str(error):
                 return None
             raise
@@ -176,8 +179,8 @@ def get_or_none(fetch: Callable[[str], Any], name: str) -> Any | None:
 def is_local(ref: str | os.PathLike) -> bool:
     """Whether a reference means a local folder, and not a path on W&B.
 
-    W&B's client makes folders ENTITY/PROJECT/RUN where it is started: such a folder counts as
-    local if it holds runs, or if W&B is not in use anyway.
+    W&B's client makes folders ENTITY/PROJECT/RUN in the working directory. A folder with two or
+    three parts in its name is local if it holds runs, or if W&B is not online.
     """
     if str(ref).startswith("wandb:") or not os.path.isdir(ref):
         return False
@@ -186,7 +189,7 @@ def is_local(ref: str | os.PathLike) -> bool:
 
 
 def split_path(path: str) -> tuple[str, str, str | None]:
-    """Entity, project, and the third part or None. Raises UserError."""
+    """Entity, project, and the third part (sweep or run) or None. Raises UserError."""
     parts = path.strip("/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(

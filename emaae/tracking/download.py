@@ -1,4 +1,4 @@
-"""Runs from W&B, with the content of their folders, for `analysis`."""
+"""Reading runs from W&B for `analysis`, as if from their folders."""
 
 import re
 import tempfile
@@ -15,7 +15,7 @@ from emaae.tracking import client
 from emaae.tracking.artifacts import MODEL_PREFIX, RECONSTRUCTIONS_PREFIX
 from emaae.tracking.mirror import CHANNEL_PREFIX, CURVE_COLUMNS
 
-# Requests at a time: a run's history is one request per thousand rows.
+# Simultaneous requests: a run's history takes one request per thousand rows.
 MAX_REQUESTS = 8
 
 
@@ -28,20 +28,20 @@ def runs(path: str) -> list[dict[str, Any]]:
     if not found:
         raise UserError(f"{path} holds no run yet: start one, or check the path")
     entity, project, _ = client.split_path(path)
-    lost = client.user_errors(f"{path} could not be read from W&B", "check the network")
-    with lost, ThreadPoolExecutor(MAX_REQUESTS) as pool:
+    failed = client.user_errors(f"{path} could not be read from W&B", "check the network")
+    with failed, ThreadPoolExecutor(MAX_REQUESTS) as pool:
         histories = list(pool.map(lambda run: [_plain(row) for row in run.scan_history()], found))
     return [_downloaded(f"{entity}/{project}", *pair) for pair in zip(found, histories)]
 
 
 def _downloaded(project: str, run: Any, rows: list[dict]) -> dict[str, Any]:
     config = {name: value for name, value in run.config.items() if not name.startswith("_")}
-    # A requeued run has some epochs twice: the later row counts.
-    # The final metrics are a row at the selected epoch.
-    of_epochs = [row for row in rows if row.get("epoch") is not None and "select/epoch" not in row]
-    epochs = {row["epoch"]: row for row in of_epochs}
+    # A requeued run has some epochs twice: the later row counts. The row of the final metrics has
+    # `epoch` too.
+    epoch_rows = [row for row in rows if row.get("epoch") is not None and "select/epoch" not in row]
+    epochs = {row["epoch"]: row for row in epoch_rows}
     per_epoch = {name for row in epochs.values() for name in row}
-    of_curves = {name for columns in CURVE_COLUMNS.values() for name in columns.values()}
+    curve_names = {name for columns in CURVE_COLUMNS.values() for name in columns.values()}
     final = _plain(run.summary_metrics)
     data = config.get("data", {})
     reconstructions = f"{project}/{RECONSTRUCTIONS_PREFIX}-{run.id}:latest"
@@ -49,8 +49,8 @@ def _downloaded(project: str, run: Any, rows: list[dict]) -> dict[str, Any]:
         "name": run.id,
         "config": config,
         "history": [epochs[epoch] for epoch in sorted(epochs)],
-        # The summary holds the last value of everything; a run's own metrics belong to no epoch.
-        "metrics": {k: v for k, v in final.items() if k not in per_epoch | of_curves},
+        # The summary has the last value of every metric; final metrics are those of no epoch.
+        "metrics": {k: v for k, v in final.items() if k not in per_epoch | curve_names},
         "curves": _curves(rows, next((s for s in ("test", "val", "train") if s in data), "val")),
         "ref": f"wandb:{project}/{MODEL_PREFIX}-{run.id}:latest",
         "kept": partial(_download_artifact, reconstructions),
@@ -61,7 +61,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as in history.jsonl: without W&B's own entries and media, NaN as None."""
     plain = {}
     for name, value in row.items():
-        if isinstance(value, Mapping):  # a histogram, or media, which have no values
+        if isinstance(value, Mapping):  # a histogram, or media, which have no `values`
             value = value.get("values")
             if value is None:
                 continue
@@ -78,7 +78,7 @@ def _curves(rows: list[dict], split: str) -> dict[str, Any]:
         found = [row for row in rows if axis in row]
         if found:
             curves[curve] = {c: [row.get(name) for row in found] for c, name in columns.items()}
-    if "gain" in curves:  # of the input itself, 1 by definition
+    if "gain" in curves:  # the gain of the input itself is 1 by definition
         curves["gain"]["input"] = [1] * len(curves["gain"]["shift_ms"])
     return {"split": split} | curves if curves else {}
 

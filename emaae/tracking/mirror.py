@@ -1,8 +1,8 @@
-"""A W&B run as the mirror of a run's folder: what the folder has and W&B lacks is sent.
+"""Copying a run's folder to a W&B run: everything that the folder has and W&B lacks is sent.
 
-The same code serves a run in progress, a resumed one, and one that is uploaded later. A row on W&B
-is an epoch of history.jsonl, the final metrics, or a point of curves.json, in this order, so that
-the number of rows on W&B tells which ones are missing.
+The same code serves a run in progress, a resumed run, and a later upload. A row on W&B is an epoch
+of history.jsonl, the final metrics, or a point of curves.json, in this order, so the number of rows
+on W&B tells which rows are missing.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from emaae.tracking.artifacts import log_artifacts, model_artifact, reconstructi
 
 UPLOAD_TIMEOUT_S = 120
 PREEMPTED_TIMEOUT_S = 20  # the node is about to be reclaimed
-# The curves of curves.json, column by column, as rows on W&B name them; the first is the axis.
+# For each curve of curves.json, its columns and their names on W&B; the first is the x axis.
 CURVE_COLUMNS = {
     "self_similarity": {
         "lag_ms": "shift/lag_ms",
@@ -50,14 +50,14 @@ KNOBS_IN_NAME = (
     "penalty_scheduler", "update", "alpha", "alpha_max", "seed",
     "inner_size", "n_encoder", "n_decoder",
 )  # fmt: skip
-# In a run's folder: which W&B run it is, and what W&B lacks of it.
+# File in a run's folder: its W&B run, and what W&B lacks of the folder.
 RECORD_FILE = "wandb.json"
 
 
 class Mirror(Observer):
     """Sends the content of a run's folder to a W&B run.
 
-    sweep: the content of its sweep's file; when not given, that of the sweep on W&B, if any.
+    sweep: the content of the sweep's file; by default that of the sweep on W&B, if the run has one.
     """
 
     def __init__(self, folder: Path, run: Any, mode: str, sweep: Mapping[str, Any] | None = None):
@@ -70,19 +70,19 @@ class Mirror(Observer):
         self._send_error: Exception | None = None  # why no more rows are sent
         self._n_sent = run.starting_step
         _define_axes(run, sweep)
-        # Pending until the end of the run is confirmed: a process may be killed at any moment.
+        # Everything is pending until it has arrived: a process may be killed at any moment.
         self._record(["run", "artifacts"] if mode == "online" else ["run"])
 
     def on_config(self, values: Mapping[str, Any]) -> None:
         """Send config.json to the W&B run, and name the run after it."""
-        locked = agent.agent_config()  # by the sweep
-        free = {k: v for k, v in values.items() if k not in locked}
+        locked = agent.agent_config()  # set by the sweep; W&B refuses to change these
+        unlocked = {k: v for k, v in values.items() if k not in locked}
         demo = ("demo",) if values.get("demo") else ()
         try:
-            self._run.config.update(free)
+            self._run.config.update(unlocked)
             self._run.name = _name(values, self._varying)
             self._run.tags = (values["schedule"], values["sparse_loss"], *demo)
-        except Exception as error:  # wandb's own service is a process that may die
+        except Exception as error:  # wandb's service is another process, which may die
             self._stop_sending(error)
 
     def on_resume(self, last: Mapping[str, Any]) -> None:
@@ -101,22 +101,26 @@ class Mirror(Observer):
         `python -m emaae upload-pending` sends it.
         """
         preempted = status == "preempted"
-        # "Stop run" on a run's page and hyperband, which end it for good, send a signal too.
+        # "Stop run" on a run's page and hyperband send a signal too, but end the run for good.
         stopped = preempted and self.mode == "online" and client.stop_requested(self._path)
         if preempted and not stopped:
-            with contextlib.suppress(Exception):  # if this fails, `finish` fails too and reports it
+            with contextlib.suppress(Exception):  # if it fails, so does `finish`, with a report
                 self._run.mark_preempting()  # a run of a sweep is requeued
         missing = self.finish(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
         if missing:
             reasons = "; ".join(dict.fromkeys(map(reason, missing.values())))
             print(
-                f"W&B lacks the {' and the '.join(missing)} ({reasons}); nothing is lost, finish "
-                f"with: python -m emaae upload-pending {self.folder}",
+                f"W&B lacks the {' and the '.join(missing)} ({reasons}); nothing is lost, upload "
+                f"later with: python -m emaae upload-pending {self.folder}",
                 flush=True,
             )
 
     def finish(self, status: str, wait_s: int) -> dict[str, Exception]:
-        """Send what W&B lacks, and end its run; returns what did not arrive in wait_s, and why."""
+        """Send what W&B lacks, and end the W&B run.
+
+        wait_s: seconds to wait for each artifact. Returns the parts that did not arrive, "run" or
+        "artifacts", with the errors.
+        """
         missing: dict[str, Exception] = {}
         online = self.mode == "online"
         self.send()
@@ -124,7 +128,7 @@ class Mirror(Observer):
             self._run.summary["status"] = status
             with client.wandb_environment(self.folder, self.mode):
                 log_artifacts(self._run, self.folder, wait_s if online else None)
-        except Exception as error:  # whatever the network does
+        except Exception as error:  # of wandb or the network
             missing["artifacts"] = error
         try:
             self._run.finish(exit_code=0 if status in read.GOOD else 1)
@@ -153,7 +157,7 @@ class Mirror(Observer):
 
     def _stop_sending(self, error: Exception) -> None:
         self._send_error = error
-        print(f"W&B gets no more rows ({reason(error)}); the run goes on", flush=True)
+        print(f"no more rows are sent to W&B ({reason(error)}); the run goes on", flush=True)
 
     def _media(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The reconstructions of an epoch as images; with the final metrics, one as a table."""
@@ -177,10 +181,10 @@ class Mirror(Observer):
 
 
 def start(config: Config, folder: Path) -> Observer:
-    """Begin or continue the W&B run of a folder; with --wandb disabled there is none.
+    """Begin or continue the W&B run of a folder; returns its Mirror.
 
-    With --wandb auto, a run that cannot begin online begins offline. Of several processes only
-    the first has a W&B run. Raises UserError.
+    Returns an Observer that does nothing with --wandb disabled, and in all processes but the first.
+    With --wandb auto, a run that cannot begin online begins offline. Raises UserError.
     """
     if not is_main_process():
         return Observer()
@@ -188,7 +192,7 @@ def start(config: Config, folder: Path) -> Observer:
     if mode == "disabled":
         print("W&B disabled", flush=True)
         return Observer()
-    # W&B writes a log of its own: on a full disk each line of it would print a traceback.
+    # W&B writes a log: on a full disk each line of the log would print a traceback.
     logging.raiseExceptions = False
     refused = client.user_errors(
         "W&B refuses the run",
@@ -231,8 +235,8 @@ def upload(
 ) -> str:
     """Send what W&B lacks of the run in a folder; returns its path on W&B.
 
-    entity, project, sweep: the destination, by default that of the run's record or config.
-    sweep_config: the content of its sweep's file. Raises UserError when a part of it did not
+    entity, project, sweep: the destination, by default that of the run's wandb.json or config.json.
+    sweep_config: the content of the sweep's file. Raises UserError when a part of the run did not
     arrive, and errors of W&B's client.
     """
     record = read_record(folder)
@@ -242,7 +246,7 @@ def upload(
     project = project or record.get("project") or config.get("wandb_project")
     if record.get("project") == project and record.get("entity") in (None, entity):
         sweep = sweep or record.get("sweep")
-    # Without an id of its own a run would get that of the environment, as all others would.
+    # Without an id the run would get that of the environment, as all other runs would.
     run_id = record.get("id") or uuid.uuid4().hex[:8]
     path = f"{entity}/{project}/{run_id}"
     sent = sweep == record.get("sweep") and "artifacts" not in record.get("pending", ())
@@ -268,7 +272,7 @@ def upload(
 def _name(config: Mapping[str, Any], varying: Sequence[str] = ()) -> str:
     """The name of a run on W&B's pages, e.g. cosine a0.1-0.95 i1024 e5d3 s0 norm=layer.
 
-    varying: the names that the sweep varies; those that the name lacks come last.
+    varying: the knobs that the sweep varies; those that are not in every name are appended.
     """
     ramp = f"-{config['alpha_max']:g}" if config["update"] else ""
     blocks = f"e{config['n_encoder']}d{config['n_decoder']}"
@@ -280,7 +284,7 @@ def _name(config: Mapping[str, Any], varying: Sequence[str] = ()) -> str:
 def _lacks_rows(folder: Path, path: str) -> bool:
     """Whether the W&B run at `path` has fewer rows than the folder, or does not exist."""
     try:
-        # The client reports no error when the server is gone. Steps count from 0.
+        # Ask the server, since the client does not report rows that are lost. Steps count from 0.
         return client.public_api().run(path).lastHistoryStep + 1 < len(rows(folder))
     except Exception:  # no such run, or no answer
         return True
@@ -311,8 +315,8 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def _define_axes(run: Any, sweep: Mapping[str, Any] | None) -> None:
     """Tell W&B the x axis of each metric, and for which metrics the summary is the extremum.
 
-    A summary with an extremum is a mapping, which W&B's search cannot read: the metric of a sweep
-    has none, and no metric has one while that is unknown.
+    A summary with an extremum is a mapping, which W&B's search cannot read. So the metric of a
+    sweep gets no extremum, and if that metric is unknown, no metric gets one.
     """
     # W&B must not fill in the epoch: the points of curves have none.
     run.define_metric("*", step_metric="epoch", step_sync=False)

@@ -1,8 +1,8 @@
-"""The best model of a sweep or project: promoting it, and getting it to where it is used.
+"""The best model of a sweep or project: promoting it (naming it `best`) and pulling (copying) it.
 
-A sweep is a path on W&B, ENTITY/PROJECT[/SWEEP], or the folder of a local one. On W&B the best
-model stands in one collection per sweep or project under the alias `best`; locally it is copied to
-DIR/best. It is chosen by the score in its own metadata, not by which promotion came last.
+A sweep is given by a path on W&B, ENTITY/PROJECT[/SWEEP], or by its local folder DIR. On W&B each
+sweep or project has a collection in which the alias `best` marks the best model; locally the best
+model is copied to DIR/best. The score in a model's metadata decides, not which promotion came last.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def pull(ref: str, out: Path) -> Path:
         make_folder(out)
         for name in set(OPTIONAL_FILES) - set(files):
             try:
-                (out / name).unlink(missing_ok=True)  # of another model
+                (out / name).unlink(missing_ok=True)  # left by another model
             except OSError as error:
                 raise UserError(write_error(out / name, error)) from None
         for name in files:
@@ -89,7 +89,7 @@ def _files(folder: Path, ref: str) -> list[str]:
 
 def _promote_local(folder: Path) -> PromotedModel:
     with open(folder / ".promote.lock", "w") as lock:
-        # One promotion at a time, where the disk has locks: the last one has seen all runs.
+        # One promotion at a time, where the disk has locks, so that the last one sees all runs.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         run, score = read.best_run(folder)
@@ -105,7 +105,7 @@ def _promote_local(folder: Path) -> PromotedModel:
                 write_json(new / read.PROMOTED_FILE, chosen)
                 (new / CARD_FILE).write_text(model_card(new, run.name), encoding="utf-8")
                 to_torch(load_model_file(new / "best.pth"), new)
-                # Renamed, so that no reader sees half of it.
+                # Renamed, so that no reader sees an incomplete folder.
                 if best.exists():
                     os.replace(best, Path(scratch, "old"))
                 os.replace(new, best)
@@ -128,10 +128,10 @@ def _promote_on_wandb(path: str) -> PromotedModel:
     entity, project, sweep = client.split_path(path)
     collection = f"{MODEL_PREFIX}-{sweep or project}"
     target = f"{entity}/{project}/{collection}:best"
-    # Another promotion may have seen fewer runs at the same moment: repeat until the best stays.
+    # A simultaneous promotion may have seen fewer runs: repeat until `best` is the best model.
     for _ in range(5):
         source, run_id = _best_on_wandb(path)
-        # With a new client: the old client caches its answers.
+        # With a new client, since a client caches answers.
         now = client.get_or_none(client.public_api().artifact, target)
         if now is not None and now.metadata.get("sha256") == source.metadata["sha256"]:
             return PromotedModel(target, now.metadata.get("run", run_id), source.metadata["score"])
@@ -157,7 +157,7 @@ def _promote_on_wandb(path: str) -> PromotedModel:
 
 
 def _best_on_wandb(path: str) -> tuple[Any, str]:
-    """The model artifact with the lowest score of a sweep or project, and the run that made it."""
+    """The model artifact with the lowest score of a sweep or project, and the id of its run."""
     entity, project, _ = client.split_path(path)
     runs = client.runs(path)
     api = client.public_api()
@@ -195,5 +195,5 @@ def _download(ref: str, scratch: Path) -> tuple[Path, str]:
             "`python -m emaae promote` first"
         )
     if "sha256" not in artifact.metadata:
-        raise UserError(f"{name} is not a model that a run logged: it lacks its sha256")
+        raise UserError(f"{name} is not a model that a run logged: its metadata lack sha256")
     return client.download(artifact, scratch), artifact.metadata["sha256"]

@@ -18,7 +18,7 @@ from emaae.system.progress import progress
 from emaae.tracking import client
 from emaae.tracking.mirror import RECORD_FILE, read_record, upload
 
-# In a sweep's folder: the W&B sweep as which it was published.
+# File in a sweep's folder: the W&B sweep that the folder was published as.
 PUBLISHED_FILE = "published.json"
 
 
@@ -43,7 +43,7 @@ def _upload_all(
     for run in progress(folders, "uploading", unit="runs"):
         try:
             failed = client.user_errors("the run did not arrive", "upload it again")
-            with failed, lock_folder(run) or contextlib.nullcontext():  # the lock of a live run
+            with failed, lock_folder(run) or contextlib.nullcontext():  # a run in progress holds it
                 uploaded[run] = send(run)
         except UserError as error:
             failures.append(f"{run}: {error}")
@@ -53,8 +53,8 @@ def _upload_all(
 def publish(folder: Path, project: str, entity: str | None = None) -> str:
     """Put a local sweep on W&B: its runs, then a sweep that holds them; returns its path.
 
-    Called again, it sends what W&B still lacks to the same sweep, whose id is kept in
-    published.json. The sweep gets the name and description of its file and the state FINISHED.
+    A later call sends what W&B still lacks to the same sweep, whose id is in published.json. The
+    sweep gets the name and description of its file and the state FINISHED.
     Raises UserError when a run or its model did not arrive.
     """
     import wandb
@@ -72,13 +72,13 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     if failures or not uploaded:
         raise UserError(
             f"{len(failures)} of {len(uploaded) + len(failures)} runs are not on W&B "
-            f"({(failures or ['there are none'])[0]}): publish again when it can be reached"
+            f"({(failures or ['there is no run'])[0]}): publish again when it can be reached"
         )
     entity, *_ = next(iter(uploaded.values())).split("/")
     ids = [path.rsplit("/", 1)[1] for path in uploaded.values()]
     if sweep is None:
         refused = client.user_errors(f"W&B refuses {sweep_file}", "correct it, or publish again")
-        with refused, contextlib.redirect_stdout(io.StringIO()):  # it prints the path too
+        with refused, contextlib.redirect_stdout(io.StringIO()):  # it prints the path
             sweep = wandb.sweep(config, entity, project, prior_runs=ids)
         write_json(folder / PUBLISHED_FILE, {"sweep": sweep, "entity": entity, "project": project})
         for run in uploaded:
@@ -95,7 +95,7 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
 
 
 def _finish(path: str) -> None:
-    # The client has a command for it, and no function.
+    # The client has only a command for this.
     command = [sys.executable, "-m", "wandb", "sweep", "--stop", path]
     try:
         subprocess.run(command, capture_output=True, check=True, timeout=client.FINISH_TIMEOUT_S)
@@ -104,7 +104,7 @@ def _finish(path: str) -> None:
 
 
 def _published_sweep(folder: Path, project: str, entity: str | None) -> str | None:
-    """The id of the sweep as which a folder was published, if it exists. Raises UserError."""
+    """The id of the W&B sweep that a folder was published as, if it exists. Raises UserError."""
     record = read.read_or_empty(folder / PUBLISHED_FILE)
     if record.get("project") != project or entity not in (None, record.get("entity")):
         return None
