@@ -227,7 +227,7 @@ def test_a_model_larger_than_memory_is_refused(monkeypatch):
 
 def test_the_state_of_something_else_is_refused(tmp_path):
     checkpoint.save(tmp_path / "last.pt", {"format": checkpoint.FORMAT, "epoch": "many"})
-    with pytest.raises(UserError, match="last.pt is not the state of a training"):
+    with pytest.raises(UserError, match="last.pt is not the saved state of a run"):
         checkpoint.load_last(tmp_path)
 
 
@@ -239,5 +239,5 @@ def test_a_state_that_lacks_an_item_which_may_be_none_is_refused(tmp_path, item)
     assert checkpoint.load_last(tmp_path)[item] is None
     del state[item]
     checkpoint.save_last(tmp_path, state)
-    with pytest.raises(UserError, match="last.pt is not the state of a training"):
+    with pytest.raises(UserError, match="last.pt is not the saved state of a run"):
         checkpoint.load_last(tmp_path)

@@ -327,7 +327,7 @@ def test_a_history_that_lost_a_line_and_a_newer_format_are_refused(trees, tmp_pa
     again = ["--resume", "--run_name=r", f"--out_dir={tmp_path}"]
     lines = (run / "history.jsonl").read_text().splitlines(keepends=True)
     (run / "history.jsonl").write_text("".join(lines[1:]))
-    with pytest.raises(UserError, match="has 2 of the 3 epochs that last.pt has seen"):
+    with pytest.raises(UserError, match="has 2 of the 3 epochs before last.pt"):
         train.main(again)
     checkpoint.save_last(run, checkpoint.load_last(run))
     state = checkpoint.load_last(run) | {"format": checkpoint.FORMAT + 1}

@@ -236,7 +236,7 @@ def test_a_rate_that_is_too_high_ends_a_run_with_advice(small, capsys):
     """Every step of Muon has the same size, so that the loss grows and stays finite."""
     assert train.main([*small, "--optimizer=muon", "--lr=30"]) == train.DIVERGED
     assert json.loads((only_run(small) / "metrics.json").read_text())["status"] == "diverged"
-    assert "lower --lr, or give it --lr_warm_up 0.03" in capsys.readouterr().out
+    assert "lower --lr, or add --lr_warm_up 0.03" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("how", ["diverged", "failed"])

@@ -16,60 +16,60 @@ from emaae.runs import original
 from emaae.system import files
 from emaae.system.errors import BadFile, UserError, reason
 
-# The format of last.pt; raised when an older program could no longer read it.
+# Version of the format of last.pt, increased when older programs cannot read new files.
 FORMAT = 3
-# The state that an interrupted run goes on from, and its predecessor in case it is broken.
+# The state from which a run is resumed, and the previous one, in case the first is broken.
 STATE_FILES = ("last.pt", "last.previous.pt")
-# The entries that it must have, and their types.
+# Required entries of a state, and their types.
 STATE_TYPES: dict[str, Any] = {
     "format": int, "epoch": int, "batch": int, "sums": list | None, "active": torch.Tensor | None,
     "stopped": bool, "model": dict, "best": dict | None, "optimizer": list, "selection": dict,
     "phase": dict, "schedule": dict,
 }  # fmt: skip
 
-# Largest file of weights, as a multiple of the model's size: it may hold float64, or be a whole
-# last.pt.
+# Largest file that is read as weights, in sizes of the model: float64 weights take 2, a last.pt,
+# which is refused by name, 4.
 MAX_WEIGHTS_RATIO = 8
-# The pickle in a checkpoint says where the tensors are, in 25 KB for the largest model. Nested
-# 250,000 deep, one crashes the interpreter.
+# Most bytes of the pickle in a checkpoint. It lists the tensors, in 25 KB for the largest model; a
+# pickle nested 250,000 deep crashes the interpreter.
 MAX_PICKLE = 60_000
 
 
 def save(path: Path, content: Mapping[str, Any], backup: Path | None = None) -> None:
-    """Write tensors and plain values, whole or not at all; `backup`, see `write_atomically`."""
+    """Write tensors and plain values, whole or not at all; backup: see `write_atomically`."""
     files.write_atomically(path, lambda file: torch.save(dict(content), file), backup)
 
 
 def save_last(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write last.pt into a run's folder, keeping the one before."""
+    """Write last.pt into a run's folder; the one before becomes last.previous.pt."""
     last, previous = (folder / name for name in STATE_FILES)
     save(last, {"format": FORMAT, **state}, backup=previous)
 
 
 def load_last(folder: Path) -> dict[str, Any]:
-    """The state in last.pt, or with a warning the one before if it is broken. Raises UserError."""
+    """The state in last.pt or, if that is lost or broken, last.previous.pt. Raises UserError."""
     path, previous = (folder / name for name in STATE_FILES)
     try:
         state = load(path)
     except UserError as error:
         if not previous.exists():
-            raise UserError(f"{error}; or remove {folder} to begin anew") from None
+            raise UserError(f"{error}; or remove {folder} to start again") from None
         if path.exists():
             warnings.warn(f"{error}; going on from {previous.name}", stacklevel=2)
         path, state = previous, load(previous)
-    form = state.get("format")
-    if isinstance(form, int) and form != FORMAT:
+    version = state.get("format")
+    if isinstance(version, int) and version != FORMAT:
         raise UserError(
-            f"{path} has format {form}, this program reads {FORMAT}: go on with the version that "
-            "wrote it, or begin another run"
+            f"{path} has format {version}, this program reads {FORMAT}: resume with the version "
+            "that wrote it, or start another run"
         )
     if any(not isinstance(state.get(key, ...), kind) for key, kind in STATE_TYPES.items()):
-        raise UserError(f"{path} is not the state of a training: remove the run")
+        raise UserError(f"{path} is not the saved state of a run: remove the run")
     return state
 
 
 def load(path: str | Path, at_most: int = 1 << 40) -> dict[str, Any]:
-    """What `save` wrote into a file of at most so many bytes; no code is run. Raises UserError."""
+    """The content that `save` wrote, in at most `at_most` bytes; runs no code. Raises UserError."""
     with files.regular_file(path, at_most) as file:
         try:
             _check_kind(file, path)
@@ -95,7 +95,7 @@ def load(path: str | Path, at_most: int = 1 << 40) -> dict[str, Any]:
 FOREIGN_FORMATS = {
     b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` gets the file itself",
     b"\x80": "a pickle, perhaps a checkpoint of PyTorch before 1.6: load it where it was made, and "
-    "save its state_dict again by torch.save",
+    "save its state_dict again with torch.save",
     b"\x89HDF": "an HDF5 file, as Keras writes its models: expected a checkpoint of PyTorch",
     b"\x1f\x8b": "compressed by gzip: unpack it first",
     b"<": "a page of HTML or XML, such as a download that failed: get the file itself",
@@ -103,10 +103,10 @@ FOREIGN_FORMATS = {
 
 
 def _check_kind(file: BinaryIO, path: str | Path) -> None:
-    """Raise BadFile for a file of another kind, and say of which."""
+    """Raise BadFile, with the kind of file, for a file of another kind."""
     head = file.read(32)
     file.seek(0)
-    if head[8:9] == b"{":  # after the length of its list of tensors
+    if head[8:9] == b"{":  # safetensors: JSON after the 8 bytes of its length
         raise BadFile(f"{path} is a file of safetensors: expected one that torch.save wrote")
     if not head:
         raise BadFile(f"{path} is empty: copy it again")
@@ -196,7 +196,7 @@ def load_weights(model: CNNAutoEncoder, path: str | Path) -> None:
 def load_model_file(path: Path) -> CNNAutoEncoder:
     """The model in a .pth beside its model_config.json, in evaluation mode. Raises UserError."""
     config = command_line.config_from({"model_config": str(path.parent / "model_config.json")})
-    # A model_config.json may say any size: memory is taken when the weights have it too.
+    # model_config.json may claim any size: memory is allocated once the weights match it.
     with torch.device("meta"):
         model = build_model(**config.architecture)
     load_weights(model, path)
@@ -204,24 +204,24 @@ def load_model_file(path: Path) -> CNNAutoEncoder:
 
 
 def unwrap_state_dict(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The state_dict inside of what a trainer has saved.
+    """The state_dict in a trainer's checkpoint, without the prefixes of wrapper modules.
 
-    It may be an entry `state_dict` or `model_state_dict` among others, and its names may begin with
-    `module.` (DataParallel) or `_orig_mod.` (torch.compile).
+    It is the checkpoint itself or its entry `state_dict` or `model_state_dict`; the prefixes are
+    `module.` (DataParallel) and `_orig_mod.` (torch.compile).
     """
     for key in ("state_dict", "model_state_dict"):
         if isinstance(found.get(key), dict):
             found = found[key]
-    for prefix in ("module.", "_orig_mod.") * 2:  # either may be outside
+    for prefix in ("module.", "_orig_mod.") * 2:  # in either order
         if found and all(isinstance(name, str) and name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): value for name, value in found.items()}
     return dict(found)
 
 
 def export_original(model: CNNAutoEncoder, out: Path, settings: Mapping[str, Any]) -> Path:
-    """Write the files that the original class reads into the folder `out`; returns the weights'.
+    """Write a model as files of the original project into `out`; returns the path of the weights.
 
-    settings: of the run, see `emaae.runs.original.SETTINGS`. Raises UserError for a model
+    settings: those of the run, see `emaae.runs.original.SETTINGS`. Raises UserError for a model
     that the original class cannot represent, and when a file cannot be written.
     """
     state, config = original.state_dict(model), original.model_config(model, settings)

@@ -1,4 +1,4 @@
-"""A run in the terminal: what is trained on what, epochs, the final table."""
+"""Printing a run in the terminal: its data and model, its epochs, the final table."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Terminal(Observer):
         self.folder, self.config = folder, config
 
     def on_start(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
-        """Print what is trained on what."""
+        """Print the sizes of the splits and of the model."""
         if self.config.uses_demo:
             print("data: generated for demonstration; give --train_dir and --val_dir for your own")
         for name, split in splits.items():
@@ -30,7 +30,7 @@ class Terminal(Observer):
         print(f"model {model.get_type()}, {n_parameters / 1e6:.2f} M parameters", flush=True)
 
     def on_resume(self, last: Mapping[str, Any]) -> None:
-        """Print where training goes on."""
+        """Print the epoch after which training continues."""
         batches = f" and {last['batch']} batches" if last["batch"] else ""
         settings = f"with the settings of {self.folder / 'config.json'}"
         print(f"going on after {last['epoch']} epochs{batches}, {settings}", flush=True)
@@ -52,13 +52,13 @@ class Terminal(Observer):
     def on_end(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
         """Print the main numbers of each split that was measured, and the model's path.
 
-        Nothing of a run that was interrupted or failed.
+        Prints nothing for a run that was interrupted or failed.
         """
         if status in ("failed", "preempted"):
             return
         print(f"\n{status} {self.folder}")
         if status == "diverged":
-            print("the loss grew beyond all bounds: lower --lr, or give it --lr_warm_up 0.03")
+            print("the loss diverged: lower --lr, or add --lr_warm_up 0.03")
         splits = [s for s in SPLITS if f"{s}/fvu" in metrics]
         if splits:
             print(f"{'':<26}" + "".join(f"{split:>12}" for split in splits))
@@ -78,7 +78,7 @@ class Terminal(Observer):
 
 
 def metric_lines(row: Mapping[str, Any]) -> str:
-    """Every metric of a row on a line of its own; undefined ones are null."""
+    """The metrics of a row, one a line; undefined ones are null."""
     width = max(len(name) for name in row)
     texts = (f"{v:.6g}" if isinstance(v, float) else json.dumps(v) for v in row.values())
     return "\n".join(f"{name:<{width}}  {text}" for name, text in zip(row, texts))

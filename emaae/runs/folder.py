@@ -1,4 +1,4 @@
-"""The folder of a run, OUT_DIR/RUN: complete without a network."""
+"""Writing the folder of a run, OUT_DIR/RUN, which is complete without a network."""
 
 import contextlib
 import importlib.metadata
@@ -28,13 +28,13 @@ from emaae.system.errors import UserError
 from emaae.system.signals import Interrupted, defer_interrupts
 from emaae.training import Run, Selection
 
-# last.pt is four times as large as the weights (model, best, two moments of Adam), and an epoch may
-# take less time than writing it. So it may be this much older than the last line of the history.
+# last.pt is four times as large as the weights (model, best, two moments of Adam), so writing it
+# may take longer than an epoch. It may therefore be this much older than the end of the history.
 KEEP_LAST_EVERY_S = 30.0
 # Copies of the weights on disk while last.pt is written: four each in the new file, in the old one
 # and in last.previous.pt, and one in best.pth.
 WEIGHT_COPIES = 13
-# As measured: three reconstructions of 14 s with their pictures, and twice a row of the history.
+# Measured: three reconstructions of 14 s with their pictures, and twice a row of the history.
 RECONSTRUCTION_BYTES = 900_000
 ROW_BYTES = 3000
 
@@ -51,11 +51,11 @@ def space_needed(config: Config) -> int:
 def check_space(config: Config) -> None:
     """Raise UserError when the disk has clearly too little room for what a run leaves."""
     path = _run_path(config)
-    # os.path.isdir says no where Path.is_dir fails, as it does on a name that is too long.
+    # os.path.isdir gives False where Path.is_dir raises, for example if a name is too long.
     disk = next(folder for folder in (path, *path.absolute().parents) if os.path.isdir(folder))
-    there = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if disk == path else 0
+    occupied = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if disk == path else 0
     free, needed = shutil.disk_usage(disk).free, space_needed(config)
-    if free + there < needed:
+    if free + occupied < needed:
         raise UserError(
             f"{path} needs about {needed / 1e6:.0f} MB (weights {WEIGHT_COPIES} times, and "
             f"reconstructions), and its disk has {free / 1e6:.0f} MB free: make room, name "
@@ -73,7 +73,7 @@ def status_if_ended(config: Config) -> str:
 
 
 class Observer:
-    """Receives the events of a run, as W&B does; subclasses override the methods they need."""
+    """Receives the events of a run, for the terminal or W&B; this base class ignores them."""
 
     def on_config(self, values: Mapping[str, Any]) -> None:
         """The content of config.json."""
@@ -92,19 +92,19 @@ class Observer:
 
 
 class RunFolder(Run):
-    """The files of one run; its observers get what is written.
+    """Writes the files of one run, and tells its observers what it writes.
 
-    Used as a context it ends the run whatever happens: an exception before `finish` leaves
-    metrics.json with the status failed, or preempted when it was an interrupt.
+    Leaving it as a context manager ends the run: after an exception before `finish` metrics.json
+    has the status failed, or preempted if the exception was an interrupt.
     """
 
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
         self._observers: tuple[Observer, ...] = ()
-        self.last: dict[str, Any] | None = None  # the state to go on with
+        self.last: dict[str, Any] | None = None  # the state from which the run is resumed
         self._lock = files.lock_folder(path)
-        # Whether leaving the context ends the run. It does not once the run has finished; nor does
-        # it end a resumed run before its settings and data were compared with those of its start.
+        # Whether leaving the context ends the run: not after `finish`, and not while the settings
+        # and data of a resumed run have not been compared with those of its start.
         self._unfinished = True
         # Metrics of the best epoch so far, written if the run is interrupted.
         self._selected: dict[str, float] = {}
@@ -112,7 +112,7 @@ class RunFolder(Run):
 
     @classmethod
     def open(cls, config: Config) -> "RunFolder | NoFolder":
-        """Open OUT_DIR/RUN: a new folder, or the one to resume as it was left. Raises UserError.
+        """Open OUT_DIR/RUN: a new folder, or that of the run to resume. Raises UserError.
 
         The name of a run that failed before its first epoch may be reused. With several processes
         only the main one writes the folder.
@@ -127,8 +127,8 @@ class RunFolder(Run):
     def _open(cls, config: Config) -> "RunFolder":
         path, again = _run_path(config), config.resume or _started_by_agent()
         if config.resume and not (config.run_name or _started_by_agent()):
-            raise UserError("--resume needs --run_name NAME, the run to go on with")
-        # Runs that start in the same second get folders of their own; a given name is kept.
+            raise UserError("--resume needs --run_name NAME, the run to resume")
+        # A number tells default names of the same second apart; a name that was given gets none.
         numbers = () if config.run_name else range(2, 1000)
         try:
             if again and path.is_dir():
@@ -149,8 +149,8 @@ class RunFolder(Run):
                 f"({error.strerror}): name a directory that you can write to, or a shorter run"
             ) from None
         raise UserError(
-            f"{path} exists already: give another --run_name, remove it, or go on with "
-            "it by --resume"
+            f"{path} exists already: give another --run_name, remove it, or continue it "
+            "with --resume"
         )
 
     def _restore(self) -> "RunFolder":
@@ -159,7 +159,7 @@ class RunFolder(Run):
         if any((self.path / name).is_file() for name in checkpoint.STATE_FILES):
             self.last, self._unfinished = checkpoint.load_last(self.path), False
         else:
-            # It stopped before anything was kept, and begins again.
+            # The run stopped before it saved a state, and starts again.
             self._rewind(0)
         return self
 
@@ -169,14 +169,14 @@ class RunFolder(Run):
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if self._unfinished:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-            # On a full disk not even the end can be written; the first error is the one to print.
+            # On a full disk this fails too; the exception that is under way is the one to print.
             with contextlib.suppress(UserError, Interrupted), defer_interrupts():
                 self.finish(self._selected, "preempted" if interrupted else "failed", {})
         if self._lock is not None:
             self._lock.close()
 
     def observe(self, *observers: Observer) -> None:
-        """Tell these observers everything from now on."""
+        """Set the observers, which are told all events from now on."""
         self._observers = observers
 
     def _notify(self, what: str, *values: Any) -> None:
@@ -186,12 +186,12 @@ class RunFolder(Run):
     def write_config(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """Write config.json and model_config.json.
 
-        A run that is resumed has them: it is compared with them, and goes back to the epoch of
-        last.pt. Raises UserError when settings or data have changed.
+        For a resumed run, settings and data are compared with those in config.json instead, and
+        the folder goes back to the epoch of last.pt. Raises UserError if they have changed.
         """
         data = {name: _data_entry(split) for name, split in splits.items()}
         found = {"data": data, "versions": versions(), "git_commit": git_commit()}
-        # These follow from the knobs, and help to compare many runs.
+        # Derived entries, which help to compare many runs.
         found |= {"schedule": self.config.schedule_name, "demo": self.config.uses_demo}
         found["data_fingerprint"] = read.data_fingerprint(found)
         knobs = vars(self.config)
@@ -199,7 +199,7 @@ class RunFolder(Run):
             files.write_json(self.path / "config.json", knobs | found)
             files.write_json(
                 self.path / "model_config.json",
-                # `learning_rate` is how published model configs spell `lr`.
+                # Published model configs call `lr` `learning_rate`.
                 knobs | model.architecture() | {"learning_rate": self.config.lr},
             )
         else:
@@ -244,13 +244,13 @@ class RunFolder(Run):
                 raise UserError(f"last.pt of {self.path} was changed ({error})") from None
 
     def _rewind(self, epoch: int) -> None:
-        """Forget what came after `epoch`. Raises UserError when the history lacks a row."""
+        """Remove what was written after `epoch`. Raises UserError when the history lacks a row."""
         history = self.path / "history.jsonl"
         rows = [row for row in read.history(self.path) if row["epoch"] <= epoch]
         if [row["epoch"] for row in rows] != list(range(1, epoch + 1)):
             raise UserError(
-                f"{history} has {len(rows)} of the {epoch} epochs that last.pt has seen: the file "
-                "was changed; begin another run with another --run_name"
+                f"{history} has {len(rows)} of the {epoch} epochs before last.pt: the file "
+                "was changed; start another run with another --run_name"
             )
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         files.write_bytes(history, text.encode())
@@ -270,7 +270,7 @@ class RunFolder(Run):
                 files.flush_to_disk(file)
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.truncate(path, before)  # rather than half a line
+                os.truncate(path, before)  # remove the incomplete line
             raise UserError(files.write_error(path, error)) from None
         self._notify("on_epoch", row, seconds)
 
@@ -280,13 +280,13 @@ class RunFolder(Run):
         checkpoint.save(self.path / "best.pth", model.state_dict())
 
     def save_last(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
-        """Write last.pt, everything to continue; unless `now`, at most every 30 seconds."""
+        """Write last.pt, the state to resume from; unless `now`, at most every 30 seconds."""
         if now or time.monotonic() - self._kept_last >= KEEP_LAST_EVERY_S:
             checkpoint.save_last(self.path, state())
             self._kept_last = time.monotonic()
 
     def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
-        """Keep and draw the same few validation utterances under reconstructions/epoch-N."""
+        """Save and draw the same three validation utterances, in reconstructions/epoch-N."""
         for index in reconstructions.indices_of_median_length(val):
             found = reconstructions.reconstruct(model, val, index)
             stem = self.path / "reconstructions" / f"epoch-{epoch:04d}" / found.name
@@ -306,21 +306,21 @@ class RunFolder(Run):
                 files.write_json(self.path / "curves.json", json_safe(curves))
             files.write_json(self.path / "metrics.json", final)
         except UserError:
-            # Observers must not hear of an end that is not on disk.
+            # Observers must not be told of an end that is not on disk.
             status = "preempted" if status == "preempted" else "failed"
             raise
         finally:
             self._notify("on_end", metrics, status, curves)
 
     def _selected_metrics(self, epoch: int | None) -> dict[str, float]:
-        """The other metrics of the selected epoch, for tables that have only the end of runs."""
+        """More metrics of the selected epoch, for tables made from metrics.json alone."""
         row = next((row for row in read.history(self.path) if row["epoch"] == epoch), {})
         found = {name: row.get(name.replace("select/", "val/")) for name in SELECTED}
         return {name: value for name, value in found.items() if value is not None}
 
 
 class NoFolder(Run):
-    """Stands in for the folder in all processes but the first one, which writes the files."""
+    """Replaces RunFolder in all processes but the first, which writes the files."""
 
     def __init__(self, path: Path, last: dict[str, Any] | None):
         self.path, self.last = path, last
@@ -329,7 +329,7 @@ class NoFolder(Run):
         return self
 
     def _nothing(self, *_: Any) -> None:
-        """The first process does it."""
+        """Do nothing: the first process does it."""
 
     __exit__ = observe = write_config = finish = _nothing
 
@@ -343,7 +343,7 @@ def _data_entry(split: Split) -> dict[str, Any]:
 
 
 def _what_must_stay(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is resumed with, of its config.json: not its places, nor the broken files."""
+    """The entries of config.json that must not change: not locations and skipped files."""
     found = {f"--{n}": config.get(n) for n, k in KNOBS.items() if k.group not in LOCATION_GROUPS}
     for split, data in config["data"].items():
         entries = data.items() if isinstance(data, dict) else ()
@@ -352,7 +352,7 @@ def _what_must_stay(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _started_by_agent() -> bool:
-    """Whether W&B's agent runs this, which gives a run that is queued again the same id."""
+    """Whether W&B's agent started this run; a requeued run gets the same id again."""
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
@@ -361,8 +361,8 @@ def _run_path(config: Config) -> Path:
 
 
 def _default_run_name(config: Config) -> str:
-    """A name that tells runs apart at a glance, e.g. step-a0.25-i1024-e5d3-s0-20260131-120000."""
-    # An agent's run is found again by what W&B calls it.
+    """A name with the main settings, e.g. step-a0.25-i1024-e5d3-s0-20260131-120000."""
+    # A requeued run of an agent is found by its ids on W&B.
     if _started_by_agent():
         return f"{os.environ['WANDB_SWEEP_ID']}-{os.environ['WANDB_RUN_ID']}"
     what = "eval" if config.eval_only else config.schedule_name
@@ -394,7 +394,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, `-dirty` if files differ from it; None if git does not know it."""
+    """The commit of this code, with -dirty if files have changed; None if git does not track it."""
     here = Path(__file__).resolve()
 
     def git(*command: str) -> str:

@@ -1,4 +1,4 @@
-"""The MODEL_CARD.md beside a promoted model: model_card.md, beside this file, filled in."""
+"""The MODEL_CARD.md of a promoted model: the template model_card.md, filled in."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +15,13 @@ CARD_FILE = "MODEL_CARD.md"
 def model_card(folder: Path, run: str) -> str:
     """The model card (Markdown) of the model in `folder`, which the run called `run` trained.
 
-    It is made from model_config.json and metrics.json, which may be missing. Raises UserError.
+    It is made from model_config.json and, where there is one, metrics.json. Raises UserError.
     """
     config, metrics = read_json(folder / "model_config.json"), read.metrics(folder)
     # An older or foreign file may lack knobs; these take their defaults.
     knobs = command_line.config_from({"model_config": str(folder / "model_config.json")})
     known = {**vars(knobs), **config}
-    demo = "the generated demo data" if "train_dir" in config else "unknown data"
+    other_data = "the generated demo data" if "train_dir" in config else "unknown data"
     split = "test" if "test/fvu" in metrics else "val"
     channels = "13 channels (12 articulator coordinates and pitch, without loudness)"
     if known["keep_loudness"]:
@@ -41,9 +41,9 @@ def model_card(folder: Path, run: str) -> str:
         "score": _number(metrics.get("select/score")),
         "status": metrics.get("status", "?"),
         "targets": score_description(config),
-        "train_data": known["train_dir"] or demo,
+        "train_data": known["train_dir"] or other_data,
         "split": split,
-        "split_data": known[f"{split}_dir"] or ("?" if known["train_dir"] else demo),
+        "split_data": known[f"{split}_dir"] or ("?" if known["train_dir"] else other_data),
         "metric_rows": _rows(metrics, split),
     }
     template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def model_card(folder: Path, run: str) -> str:
 
 
 def _rows(metrics: Mapping[str, Any], split: str) -> str:
-    # The validation split is measured in every epoch, and the selected one is in metrics.json.
+    # metrics.json has the validation metrics of the selected epoch, as select/...
     names = [f"{split}/{name}".replace("val/", "select/") for name in SUMMARY]
     names += sorted(name for name in metrics if name.startswith(("shift/", "lowpass/")))
     return "\n".join(

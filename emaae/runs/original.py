@@ -1,4 +1,4 @@
-"""The original project's files, read and written.
+"""Reading and writing the files of the original project.
 
 In the original project each block, the last one included, is batch normalisation, convolution and
 ReLU, and the input is not standardised. The tensor names correspond as follows:
@@ -55,7 +55,7 @@ def settings_beside(weights: Path) -> dict[str, Any]:
 
 
 def model_config(model: CNNAutoEncoder, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Their model_config.json for a model, with those `SETTINGS` of a run that are known."""
+    """The original model_config.json for a model; settings: those known of `SETTINGS`."""
     known = vars(Config()) | dict(settings)
     theirs = {"learning_rate" if name == "lr" else name: known[name] for name in SETTINGS}
     sizes = {name: getattr(model, name) for name in SIZES}
@@ -76,7 +76,7 @@ def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
     """The weights with the names of the original project; encodings are the same up to rounding.
 
     The standardiser becomes part of the first batch normalisation, the raw scale part of the last
-    convolution; batch normalisation after a convolution becomes part of that. Raises UserError
+    convolution, batch normalisation after a convolution part of that convolution. Raises UserError
     for any norm but none, batch or original, and for any activation but relu.
     """
     if model.activation != "relu":
@@ -102,7 +102,7 @@ def state_dict(model: CNNAutoEncoder) -> dict[str, Tensor]:
 
 def _norm_before(model: CNNAutoEncoder, block: Block) -> dict[str, Tensor]:
     """Their batch normalisation before a convolution; the first one standardises raw features."""
-    norm = MaskedBatchNorm(block.conv.in_channels, eps=0)  # which changes nothing
+    norm = MaskedBatchNorm(block.conv.in_channels, eps=0)  # the identity
     if block.norm_first and isinstance(block.norm, MaskedBatchNorm):
         norm = block.norm
     centre, spread = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()

@@ -26,11 +26,11 @@ from emaae.system.files import make_folder, write_atomically, write_bytes, write
 
 TORCH_FILES = ("encoder.pt2", "decoder.pt2")
 TOLERANCE = 1e-5  # largest difference from PyTorch, relative to max(1, largest value)
-TEST_LENGTHS = (1, 40, 333)  # frames of the inputs of the check
+TEST_LENGTHS = (1, 40, 333)  # numbers of frames of the test inputs
 
 
 class _Coder(nn.Module):
-    """One direction of a model, for input (batch, channels, time)."""
+    """The encoder or decoder of a model, for input (batch, channels, time)."""
 
     def __init__(self, model: CNNAutoEncoder, decodes: bool):
         super().__init__()
@@ -57,7 +57,7 @@ def to_torch(model: CNNAutoEncoder, out: Path) -> None:
     """Write encoder.pt2 and decoder.pt2, for this or a later torch. Raises UserError."""
     make_folder(out)
     for name, coder in _coders(model).items():
-        # torch.export.save takes a file that is open too.
+        # torch.export.save accepts an open file.
         write_atomically(out / f"{name}.pt2", partial(torch.export.save, _exported(coder)))
 
 
@@ -76,10 +76,10 @@ def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            made: Any = torch.onnx.export(
+            exported: Any = torch.onnx.export(
                 _exported(coder), input_names=["x"], output_names=[name], verbose=False
             )
-        content = made.model_proto.SerializeToString()
+        content = exported.model_proto.SerializeToString()
         write_bytes(out / f"{name}.onnx", content)
         sessions[name] = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return _check_against_pytorch(
@@ -126,7 +126,7 @@ def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
     methods = {"encoder": standalone_model.encode, "decoder": standalone_model.decode}
     try:
         _check_against_pytorch(model, out, lambda name, x: methods[name](x).numpy())
-    except KeyError as error:  # of a norm or activation that others have added
+    except KeyError as error:  # of a norm or activation that standalone.py lacks
         raise UserError(
             f"modeling.py has no norm {model.architecture()['norm']} with activation "
             f"{model.architecture()['activation']} ({error} is not among the weights): extend "

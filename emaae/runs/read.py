@@ -1,7 +1,6 @@
-"""Reading what a run has left in its folder.
+"""Reading the folder of a run, for sweeps, promotion, uploads and reports.
 
-Everything that looks at runs from outside (sweeps, promotion, uploads, reports) reads them here.
-A run may be going on, or have been killed: a file that is broken counts as missing.
+A run may be in progress, or have been killed: a broken file counts as missing.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ PROMOTED_FILE = "promoted.json"
 
 
 def read_or_empty(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} when there is none that can be read."""
+    """The JSON object in a file; {} if the file is missing or broken."""
     try:
         return read_json(path)
     except UserError:
@@ -39,7 +38,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 
 def final_metrics(folder: Path) -> dict[str, Any]:
-    """The defined numbers of a run that has ended; {} for one that may go on."""
+    """The defined metrics of a run that has ended; {} for one that is preempted or goes on."""
     found = metrics(folder)
     if found.pop("status", "preempted") == "preempted":
         return {}
@@ -47,7 +46,7 @@ def final_metrics(folder: Path) -> dict[str, Any]:
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run so far, in order; a line that is half written is left out."""
+    """The rows of history.jsonl in the order of their epochs, without incomplete lines."""
     try:
         text = (folder / "history.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -64,16 +63,16 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def drawn_epochs(folder: Path) -> dict[int, Path]:
-    """The folders epoch-N in a run's folder of reconstructions, by N, in order."""
+    """The folders epoch-N in `folder`, a run's reconstructions: N -> folder, in the order of N."""
     found = {path.name.removeprefix("epoch-"): path for path in folder.glob("epoch-*")}
     return {int(epoch): found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)}
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, however far it got; a promoted model's copy is not."""
+    """Whether a folder is that of a run, however short; the copy of a promoted model is not."""
     names = ("config.json", "history.jsonl", "metrics.json")
-    left = any((folder / name).is_file() for name in names)
-    return left and not (folder / PROMOTED_FILE).is_file()
+    has_files = any((folder / name).is_file() for name in names)
+    return has_files and not (folder / PROMOTED_FILE).is_file()
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -83,37 +82,37 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def holds_runs(folder: Path) -> bool:
-    """Whether a folder is that of a run, of some, or of a promoted or pulled model."""
+    """Whether a folder is a run, contains runs, or holds a promoted or pulled model."""
     has_model = (folder / "best.pth").is_file() or (folder / "best").is_dir()
     return is_run(folder) or has_model or bool(run_folders(folder))
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Whether a value is a number, and neither infinite nor NaN; True and False are none."""
+    """Whether a value is a finite number; bool does not count as a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return bool(abs(value) <= sys.float_info.max)  # math.isfinite refuses very large integers
+    return bool(abs(value) <= sys.float_info.max)  # math.isfinite raises for very large integers
 
 
 def score(found: Mapping[str, Any]) -> float | None:
-    """The score of metrics of a run that ended well; None of any other."""
+    """The score in the metrics of a run that ended well; None for any other run."""
     value = found.get(SCORE) if found.get("status") in GOOD else None
     return value if is_finite(value) else None
 
 
 def best_by_score(found: Mapping[K, Mapping[str, Any]]) -> K | None:
-    """The run with the lowest score among those that ended well, from metrics by run.
+    """The run with the lowest score of those that ended well; None if there is no such run.
 
-    None when there is none; the first one of equal scores.
+    found: the metrics of each run. Of equal scores the first run counts.
     """
     scored = {run: value for run, of in found.items() if (value := score(of)) is not None}
     return min(scored, key=lambda run: scored[run], default=None)
 
 
 def data_fingerprint(config: Mapping[str, Any]) -> str:
-    """8 letters that tell apart the data a run was trained and selected on; "" when unknown.
+    """8 hexadecimal digits that identify the train and val data of a run; "" if unknown.
 
-    The test split does not count: a run without one is selected by the same scores.
+    The test split does not count, since selection does not use it.
     """
     data = config.get("data")
     splits = [data.get(name) for name in ("train", "val")] if isinstance(data, dict) else []
@@ -122,9 +121,9 @@ def data_fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def best_run(folder: Path) -> tuple[Path, float]:
-    """The run with the lowest score below a folder. Raises UserError.
+    """The run with the lowest score below a folder, and its score.
 
-    Scores with different targets are not comparable.
+    Raises UserError if no run has a score, or the scores are not comparable.
     """
     found = {run: metrics(run) for run in run_folders(folder)}
     run = best_by_score(found)
@@ -135,7 +134,7 @@ def best_run(folder: Path) -> tuple[Path, float]:
         )
     configs = [read_or_empty(r / "config.json") for r, of in found.items() if score(of) is not None]
     kinds = [(score_description(config), data_fingerprint(config)) for config in configs]
-    check_comparable(str(folder), kinds, "put those of one kind into a folder of their own")
+    check_comparable(str(folder), kinds, "put runs of one kind into a folder of their own")
     return run, found[run][SCORE]
 
 

@@ -1,4 +1,4 @@
-"""Truth and prediction of a few utterances, kept and drawn."""
+"""Saving and drawing truth and prediction of a few utterances."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from emaae.system.files import make_folder, write_atomically
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One utterance through the model: truth and prediction (T, D) in raw units."""
+    """One utterance and its reconstruction: truth and prediction (T, D) in raw units."""
 
     name: str
     channels: tuple[str, ...]
@@ -33,14 +33,14 @@ class Reconstruction:
 
 
 def indices_of_median_length(split: Split) -> list[int]:
-    """Three utterances whose lengths are nearest to the median: the same ones every epoch."""
+    """The indices of the three utterances whose lengths are nearest to the median."""
     distance = np.abs(split.lengths - np.median(split.lengths))
     return sorted(np.argsort(distance, kind="stable")[:3].tolist())
 
 
 @torch.no_grad()
 def reconstruct(model: CNNAutoEncoder, split: Split, index: int) -> Reconstruction:
-    """One utterance through the model."""
+    """Reconstruct the utterance of a split at `index`."""
     truth = split[index]
     prediction = model.decode(model.encode(truth.T[None]))[0].T
     return Reconstruction(
@@ -64,14 +64,14 @@ def draw(reconstruction: Reconstruction, title: str):
     Each lane is scaled to the range of the truth, printed under the channel's name; r is printed at
     its right end.
     """
-    # matplotlib takes a second to import; a Figure of its own needs no display.
+    # matplotlib takes a second to import; a Figure without pyplot needs no display.
     from matplotlib.figure import Figure
 
     truth, prediction = reconstruction.truth, reconstruction.prediction
     seconds = np.arange(len(truth)) / FRAME_RATE_HZ
     lanes = -np.arange(len(reconstruction.channels))
     figure = Figure(figsize=(9, 0.62 * len(lanes) + 1))
-    # Lanes of one pair of axes: a pair for each channel takes ten times as long, in every run.
+    # All lanes share one pair of axes: a pair for each channel takes ten times as long.
     axes = figure.subplots()
     inch = 1 / figure.get_figheight()
     figure.subplots_adjust(0.11, 0.45 * inch, 0.93, 1 - 0.5 * inch)
@@ -98,7 +98,7 @@ def draw(reconstruction: Reconstruction, title: str):
         axes.text(-0.01, lanes[i] + 0.14, name, ha="right", fontsize=9, **side)
         axes.text(-0.01, lanes[i] - 0.2, limits, ha="right", fontsize=6.5, color="0.45", **side)
         axes.text(1.01, lanes[i], agreement, fontsize=8, **side)
-    # A name is text, even one that looks like a formula.
+    # parse_math=False: a name that looks like a formula is still text.
     heading = f"{reconstruction.name}   {title}"
     figure.text(0.11, 1 - 0.25 * inch, heading, fontsize=11, va="center", parse_math=False)
     figure.legend(

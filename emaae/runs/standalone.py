@@ -1,4 +1,6 @@
-"""A model of emaae from config.json and model.safetensors beside this file, with PyTorch alone.
+"""A model of emaae, which needs PyTorch and safetensors alone.
+
+FOLDER holds config.json, model.safetensors and, as modeling.py, this file.
 
 model = Model("FOLDER")
 z = model.encode(x)  # x (batch, channels, time) raw features -> (batch, units, time), >= 0
