@@ -88,8 +88,8 @@ GOOD = {
 }
 BAD = {
     "empty.wav": "at least 0.39 s",
-    "nothing.flac": "no audio",
-    "text.wav": "no audio",
+    "nothing.flac": "not readable audio",
+    "text.wav": "not readable audio",
     "short.wav": "at least 0.39 s",
     "silent.wav": "silent",
     "long.flac": "at most 60 s",

@@ -1,10 +1,10 @@
-"""Encoding and decoding whole corpora, in windows that bound what the convolutions need.
+"""Encoding and decoding whole corpora in windows, which limit the memory of the convolutions.
 
-A window is some frames of an utterance and, on either side, those that its own frames see through
-the convolutions (half a receptive field). What is computed for its own frames is what the whole
-utterance would give, up to rounding, and windows of several utterances share a batch in which
-padding changes nothing. Memory holds one batch and the utterances that it is cut from, with their
-encodings in the form in which they are written.
+A window consists of some frames of an utterance, its own frames, and of context on either side
+(half a receptive field of the convolutions). The results for its own frames equal those of the
+whole utterance up to rounding. Windows of several utterances share a batch, in which padding
+changes nothing. Memory holds one batch and its utterances, with their encodings in the form in
+which they are written.
 
     from emaae.corpus.encode import encode
 
@@ -47,16 +47,16 @@ from emaae.system.progress import progress
 # Frames in a batch, padding included, and in a window. At 1024 units the widest activations of a
 # batch are 16 MB on a CPU, about its cache, and 256 MB on a GPU.
 WINDOW_FRAMES = {"cpu": 1 << 12, "cuda": 1 << 16}
-# Utterances longer than five minutes show progress of their own.
+# Utterances longer than five minutes have their own progress bar.
 LONG_FRAMES = 5 * 60 * FRAME_RATE_HZ
 
 
-# ---- any sequence through a model
+# ---- arrays
 
 
 @dataclass(frozen=True, eq=False)
 class NamedFrames:
-    """A sequence (T, D) and what it is called. Raises ValueError for any other shape."""
+    """A sequence (T, D), T > 0, and its name. Raises ValueError for any other shape."""
 
     name: Any
     frames: np.ndarray
@@ -70,16 +70,16 @@ class NamedFrames:
 
 class _Window(NamedTuple):
     source: NamedFrames
-    frames: np.ndarray  # (t, D), its own and what those see
-    inner: slice  # its own
+    frames: np.ndarray  # (t, D), its own frames with context
+    inner: slice  # of its own frames
 
 
-# Each source with the parts (t, C) of what the model makes of it, in order.
+# Each source with its result in consecutive parts (t, C).
 Results: TypeAlias = Iterator[tuple[NamedFrames, Iterator[np.ndarray]]]
 
 
 def encode(model: CNNAutoEncoder, features: np.ndarray, window_frames: int = 0) -> np.ndarray:
-    """The encoding (T, units) float32 of one utterance of raw features (T, D), on model's device.
+    """The encoding (T, units) float32 of raw features (T, D), computed on the model's device.
 
     window_frames: frames in a window, 0 for `WINDOW_FRAMES`; the result does not depend on it.
     """
@@ -88,7 +88,7 @@ def encode(model: CNNAutoEncoder, features: np.ndarray, window_frames: int = 0) 
 
 
 def decode(model: CNNAutoEncoder, z: np.ndarray, window_frames: int = 0) -> np.ndarray:
-    """The raw features (T, D) float32 that an encoding (T, units) stands for, as `encode`."""
+    """The raw features (T, D) float32 of an encoding (T, units); window_frames: see `encode`."""
     _, parts = next(decode_each(model, [NamedFrames(None, z)], window_frames))
     return np.concatenate(list(parts))
 
@@ -96,10 +96,10 @@ def decode(model: CNNAutoEncoder, z: np.ndarray, window_frames: int = 0) -> np.n
 def encode_each(
     model: CNNAutoEncoder, sources: Iterable[NamedFrames], window_frames: int = 0
 ) -> Results:
-    """Each source of raw features (T, D) with the parts (t, units) of its encoding, in order.
+    """Yield each source of raw features (T, D) with its encoding in consecutive parts (t, units).
 
-    The parts of one must be taken before the next. Sources of similar length that follow each other
-    share batches best.
+    Read the parts of a source before the next source. Batches have the least padding if consecutive
+    sources have similar lengths.
     """
     context = model.receptive_field() // 2
     return _run_in_windows(model, model.encode, context, sources, window_frames)
@@ -108,7 +108,7 @@ def encode_each(
 def decode_each(
     model: CNNAutoEncoder, sources: Iterable[NamedFrames], window_frames: int = 0
 ) -> Results:
-    """Each source of encodings (T, units) with the parts (t, D) of raw features, see above."""
+    """Yield each source (T, units) with its raw features in parts (t, D), as `encode_each`."""
     context = model.decoder_receptive_field() // 2
     return _run_in_windows(model, model.decode, context, sources, window_frames)
 
@@ -139,20 +139,20 @@ def _run_in_windows(
 
 
 def _windows(source: NamedFrames, context: int, size: int) -> Iterator[_Window]:
-    """Windows with at most `size` frames of their own and `context` more on either side."""
+    """Windows with at most `size` own frames and `context` frames on either side."""
     frames = source.frames
     for begin in range(0, len(frames), size):
         start, end = max(0, begin - context), min(begin + size, len(frames))
         yield _Window(source, frames[start : end + context], slice(begin - start, end - start))
 
 
-def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
-    """Windows that follow each other, of at most so many frames when padded."""
+def _batches(windows: Iterable[_Window], max_frames: int) -> Iterator[list[_Window]]:
+    """Consecutive windows in batches of at most `max_frames` frames, padding included."""
     batch: list[_Window] = []
     longest = 0
     for window in windows:
         longest = max(longest, len(window.frames))
-        if batch and longest * (len(batch) + 1) > most:
+        if batch and longest * (len(batch) + 1) > max_frames:
             yield batch
             batch, longest = [], len(window.frames)
         batch.append(window)
@@ -164,7 +164,7 @@ def _batches(windows: Iterable[_Window], most: int) -> Iterator[list[_Window]]:
 
 
 class TreeResult(NamedTuple):
-    """Counts of utterances: written now, there before, left out and why."""
+    """Numbers of utterances written and kept; skipped: those left out, with the reason."""
 
     written: int
     kept: int
@@ -180,7 +180,7 @@ class TreeResult(NamedTuple):
 
 @contextlib.contextmanager
 def open_model(ref: str, device: str = "auto") -> Iterator[tuple[CNNAutoEncoder, dict[str, Any]]]:
-    """The model of a reference on a device, and what the manifest of a tree says of it.
+    """Load a model onto a device; yields the model, and entries about it for a manifest.
 
     ref: see `loading.model_file`. Raises UserError.
     """
@@ -201,17 +201,18 @@ def encode_tree(
 ) -> TreeResult:
     """Write the encodings of all utterances of a listing (`list_source`) into a tree.
 
-    form: of `config.ENCODING_FORMATS`. made_by: the `model`, with its `sha256`, and what else the
-    manifest should say; it also says which units fire in some encoding of the listing. What is
-    there already, whole and of the same state of its features, is kept; a tree of another model or
-    form is refused. skip_broken: leave broken files out instead of ending. Raises UserError.
+    form: one of `config.ENCODING_FORMATS`. made_by: entries of the manifest, among them `model`
+    with its `sha256`. The manifest also gets the number of `units` and the units that `fired`,
+    those above 0 in any encoding. Complete encodings of unchanged features are kept; a tree of
+    another model or form is refused. skip_broken: leave broken files out instead of raising. Raises
+    UserError.
     """
-    seen = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS))
+    frame_format = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS))
     skipped: dict[str, str] = {}
     fired = np.zeros(model.inner_size, bool)
 
     def source(file: FeatureFile) -> NamedFrames:
-        frames = seen.frames(file.identity, listing.read(file))
+        frames = frame_format.frames(file.identity, listing.read(file))
         return NamedFrames((file, listing.read_times(file)), frames)
 
     def note_active(z: np.ndarray) -> np.ndarray:
@@ -221,9 +222,9 @@ def encode_tree(
     files, manifest = listing.files, {"made": "encodings", "form": form} | dict(made_by)
     with _locked_output(out, listing.label, manifest, files) as (before, todo):
         kept = len(files) - len(todo)
-        # Units may have fired only in what is replaced now.
+        # A unit may have fired only in an encoding that is replaced now.
         replaces = any(_path(out, file).exists() for file in todo)
-        if todo:  # which units fire is not known while files come
+        if todo:  # unknown until all files are written
             write_json(out / encodings.MANIFEST, before | {"fired": None})
         sources = read_files(todo, source, skipped if skip_broken else None)
         encoded = ((one, map(note_active, z)) for one, z in encode_each(model, sources))
@@ -231,11 +232,11 @@ def encode_tree(
         _write(done, out, form, model.inner_size)
         if kept and before.get("fired") is not None and not replaces:
             fired[before["fired"]] = True
-        elif kept:  # so too where a process was killed, or an older program made the tree
+        elif kept:  # also after a killed process, or for a tree of an older program
             for file in set(files) - set(todo):
                 note_active(encodings.read_encoding(_path(out, file), model.inner_size))
-        names = np.flatnonzero(fired).tolist()
-        write_json(out / encodings.MANIFEST, before | {"fired": names, "units": model.inner_size})
+        indices = np.flatnonzero(fired).tolist()
+        write_json(out / encodings.MANIFEST, before | {"fired": indices, "units": model.inner_size})
     return TreeResult(len(todo) - len(skipped), kept, skipped)
 
 
@@ -254,8 +255,8 @@ def upload_tree(out: Path, bucket: Any, prefix: str, n_units: int) -> int:
     """Put a tree of encodings into a bucket as cottoncandy's raw arrays; returns how many were new.
 
     PREFIX/103/1240/103-1240-0000 is an encoding (T, n_units) float32, whatever the form of the
-    tree, and ..._times its times (T, 2). Arrays that are there already, of the same state, are
-    left. Raises UserError.
+    tree, and ..._times its times (T, 2). Arrays that are already there, made from the same
+    features, are left. Raises UserError.
     """
     from emaae.data.bucket import write_array
 
@@ -273,14 +274,13 @@ def upload_tree(out: Path, bucket: Any, prefix: str, n_units: int) -> int:
 def decode_tree(
     model: CNNAutoEncoder, root: str, out: Path, made_by: Mapping[str, Any], *, recursive: bool
 ) -> TreeResult:
-    """Write the features (T, 14) that a tree of encodings stands for, as a tree of features.
+    """Decode a tree of encodings into a tree of features (T, 14).
 
-    A model that does not see loudness gives none: it is 0 there. Times are those of the encodings.
-    It keeps and refuses the same files as `encode_tree`, and encodings whose manifest says that
-    another model made them. Raises UserError.
+    Loudness is 0 if the model has no loudness. Times are those of the encodings. Keeps and refuses
+    files as `encode_tree`; encodings of another model are refused. Raises UserError.
     """
-    made = read_or_empty(Path(root) / encodings.MANIFEST)
-    if made and encodings.model_sha256(made) != encodings.model_sha256(made_by):
+    found = read_or_empty(Path(root) / encodings.MANIFEST)
+    if found and encodings.model_sha256(found) != encodings.model_sha256(made_by):
         raise UserError(f"{root} has encodings of another model: name the --model that made them")
     columns = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS)).columns
 
@@ -304,7 +304,7 @@ def decode_tree(
 
 
 def _write(done: Results, out: Path, form: str, n_columns: int) -> None:
-    """Write what is done, of sources named by (file, its times), into a tree."""
+    """Write results into a tree; the name of each source is (file, its times)."""
     for source, parts in done:
         (file, times), n_frames = source.name, len(source.frames)
         if n_frames > LONG_FRAMES:
@@ -318,14 +318,14 @@ def _write(done: Results, out: Path, form: str, n_columns: int) -> None:
 def _locked_output(
     out: Path, root: str, manifest: Mapping[str, Any], files: list[FeatureFile]
 ) -> Iterator[tuple[dict[str, Any], list[FeatureFile]]]:
-    """The folder `out` for this process alone: its manifest, and the files that are still to do.
+    """Lock the folder `out`; yields its manifest, and the files that are still to do.
 
-    root: the tree that is read, in which it must not be, or the address of a bucket.
+    root: the tree that is read, which must not contain `out`, or the address of a bucket.
     """
     if out.resolve().is_relative_to(Path(root).resolve()):
         raise UserError(
-            f"--out {out} is in {root}, which is read: what is written there would be read the "
-            "next time; name a folder outside"
+            f"--out {out} is in {root}, which is read: the next call would read the output; name "
+            "a folder outside"
         )
     make_folder(out)
     with lock_folder(out) or contextlib.nullcontext():
@@ -333,7 +333,7 @@ def _locked_output(
         for stray in out.rglob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
         todo = [f for f in files if encodings.read_stamp(_path(out, f)) != _source_stamp(f)]
-        # By size, so that neighbours are of similar length, and what needs most memory comes first.
+        # The largest first: too little memory shows early, and neighbours have similar lengths.
         yield found, sorted(todo, key=lambda file: -file.stamp[0])
 
 
@@ -342,5 +342,5 @@ def _path(out: Path, file: FeatureFile) -> Path:
 
 
 def _source_stamp(file: FeatureFile) -> str:
-    """A text that differs when the file does."""
+    """A text that changes when the file changes."""
     return json.dumps([file.identity, *file.stamp])

@@ -1,12 +1,12 @@
-"""The files of encodings: a tree of .npz like the one they were made from.
+"""The files of encodings: a tree of .npz with the names of the feature tree.
 
     OUT/103/1240/103-1240-0000.npz         key `features`, (T, units) float32 or float16
     OUT/103/1240/103-1240-0000_times.npz   key `times`, (T, 2), seconds, both columns increasing
     OUT/manifest.json                      which model, form and versions; which units fire
 
-In the form `sparse` a file is a CSR matrix (T, units) of float32, from scipy.sparse.save_npz. Each
-file is there as a whole or not at all; what a power cut truncates is noticed the next time. The
-comment of its archive says which state of which file it was made from.
+In the form `sparse` a file is a CSR matrix (T, units) of float32, from scipy.sparse.save_npz. Files
+are written whole or not at all; files that a power cut truncated are detected and made again. The
+zip comment of a file is its stamp: which state of which feature file it was made from.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from emaae.system import files
 from emaae.system.errors import BadFile, UserError
 
 MANIFEST = "manifest.json"
-# The longest utterance in the largest encoding there can be.
+# Bytes of the longest utterance with the most units, in float32.
 MAX_ENCODING = MAX_FRAMES * 65536 * 4
 CSR_KEYS = ("format", "shape", "indptr", "indices", "data")
 
@@ -61,14 +61,14 @@ def write_encoding(
 
 
 def write_times(path: Path, times: np.ndarray, *, fsync: bool = True) -> None:
-    """Write the times (T, 2) that belong beside `path`, before `path` itself. Raises UserError."""
+    """Write times (T, 2) beside `path`; call this before writing `path`. Raises UserError."""
     files.make_folder(path.parent)
     beside = Path(times_beside(str(path)))
     files.write_atomically(beside, lambda file: np.savez(file, times=times), fsync=fsync)
 
 
 def read_stamp(path: str | Path) -> str | None:
-    """The stamp of the source of the file at `path`; None unless it is whole and has its times."""
+    """The stamp of the file at `path`; None unless the file and its times are whole."""
     where = str(path)
     with contextlib.suppress(BadFile, UnicodeDecodeError):
         with files.regular_file(times_beside(where), MAX_BYTES) as file, open_npz(file, where):
@@ -117,9 +117,10 @@ def _from_csr(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.
 
 
 def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a tree, written first if the folder is new. Raises UserError.
+    """The manifest of a tree; in a new folder, `manifest` is written. Raises UserError.
 
-    What was made, by which model and in which form must be as given; the rest may differ.
+    In an existing tree the kind of files (`made`), the model and the form must be those of
+    `manifest`; other entries may differ.
     """
     path = out / MANIFEST
     if path.is_file():

@@ -11,10 +11,10 @@ from emaae.system.devices import pick_device
 
 
 def evaluate_model(ref: str, features: str, **knobs: Any) -> dict[str, float | list[int]]:
-    """Every metric of a model on features, shift tolerance too, as `train.py --eval_only` has them.
+    """All metrics of a model on features, with shift tolerance, as by `train.py --eval_only`.
 
-    ref: see `loading.model_file`; the loss is that of the run that trained it. knobs: of `Config`,
-    such as `bucket` or `target_sparsity`; None means not given. Raises UserError.
+    ref: see `loading.model_file`; the loss is that of the run that trained the model. knobs: of
+    `Config`, such as `bucket` or `target_sparsity`; None means not given. Raises UserError.
     """
     with model_file(ref) as path:
         given = {name: value for name, value in knobs.items() if value is not None}

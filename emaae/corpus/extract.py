@@ -1,14 +1,14 @@
 """Features from audio, by SPARC (Cho et al. 2024, arXiv 2406.12998), model "en".
 
 WavLM's ninth layer, low-passed at 10 Hz, gives the articulators, CREPE the pitch, and the waveform
-the loudness. SPARC is an optional extra, imported when it is needed. Two things in it are avoided,
-since an utterance's features must not depend on its neighbours in a batch:
+the loudness. SPARC is an optional extra, imported when it is needed. An utterance's features must
+not depend on its neighbours in a batch, so two properties of SPARC are avoided:
 
-- it filters padded batches to their end and returns them uncut, which moves the last 25 frames of
-  the shorter ones by up to their own standard deviation: here all utterances of a batch have the
-  same number of frames;
-- torchcrepe dithers the pitch with NumPy's global random numbers: here they begin anew with each
-  utterance, from a sum over its file.
+- SPARC filters a batch together with its padding, which changes the last 25 frames of shorter
+  utterances by up to a standard deviation, and returns the padding: here all utterances of a batch
+  have the same number of frames;
+- torchcrepe dithers the pitch with NumPy's global random generator: here the generator is seeded
+  for each utterance with the checksum of its file.
 """
 
 import contextlib
@@ -62,12 +62,12 @@ DOWNLOAD_COMMAND = (
 
 # The samples that SPARC adds on either side when its settings say zero_pad.
 PAD_SAMPLES = 160
-# The low-pass filter runs over the utterance mirrored by 18 frames, and needs one more.
+# The low-pass filter mirrors 18 frames at either end, for which it needs one more.
 FEWEST_FRAMES = 19
 MIN_S = (WINDOW_SAMPLES + (FEWEST_FRAMES - 1) * HOP_SAMPLES) / SAMPLE_RATE_HZ
 # WavLM's attention takes memory with the square of the length: 3.6 GB here, 0.8 GB at 15 s.
 MAX_S = 60.0
-# Eight channels of the longest at 192 kHz.
+# In all channels: about eight channels of MAX_S at 192 kHz.
 MAX_SAMPLES = 100_000_000
 MAX_AUDIO = 4 * MAX_SAMPLES
 
@@ -86,7 +86,7 @@ class Audio(NamedTuple):
 
 @dataclass
 class Extracted:
-    """Counts of an extraction, seconds of new ones. broken: the files without features, and why."""
+    """Numbers of utterances kept and new, seconds of new ones; broken: file -> what is wrong."""
 
     n_kept: int = 0
     n_new: int = 0
@@ -95,7 +95,7 @@ class Extracted:
 
     @contextlib.contextmanager
     def noting(self, *paths: str) -> Iterator[None]:
-        """Note what a block finds wrong with files, instead of raising BadFile."""
+        """Inside, add a BadFile to `broken` for these files instead of raising it."""
         try:
             yield
         except BadFile as error:
@@ -108,8 +108,8 @@ def extract(
     """Write the features of every .flac and .wav below `audio_dir`, as a feature tree.
 
     Per utterance `<out_dir>/<same path>.npz`, key `features`, (T, 14) float32, and beside it
-    `_times.npz`, key `times`, (T, 2) float32, in seconds. What is there and whole is kept. Files
-    that are broken are left out and named in the result. batch_s: seconds of audio at once.
+    `_times.npz`, key `times`, (T, 2) float32, in seconds. Complete files are kept. Broken audio is
+    left out and named in the result. batch_s: seconds of audio in a batch.
     Raises UserError: no audio, no SPARC, no weights, a full disk.
     """
     out, result = Path(out_dir), Extracted()
@@ -148,7 +148,7 @@ def _seconds(batch: Sequence[Audio]) -> int:
 
 
 def _find_audio(root: str | Path, result: Extracted) -> dict[str, str]:
-    """The audio below the root, identity -> path; notes names that cannot be those of features."""
+    """Audio below the root, identity -> path; names that features cannot have go to `result`."""
     root = str(Path(root))
     check_folder(root, f"--audio_dir {root}", ".flac and .wav files")
     found = defaultdict(list)
@@ -172,7 +172,7 @@ def _find_audio(root: str | Path, result: Extracted) -> dict[str, str]:
 
 
 def _is_extracted(out: Path, identity: str) -> bool:
-    """Whether features and times of an utterance are there, and whole."""
+    """Whether complete features and times of an utterance exist."""
     path = out / f"{identity}.npz"
     with contextlib.suppress(BadFile):
         times = read_times(path)
@@ -181,7 +181,7 @@ def _is_extracted(out: Path, identity: str) -> bool:
 
 
 def _n_samples(path: str) -> int:
-    """Samples at 16 kHz that the file says it holds. Raises BadFile for what cannot be used."""
+    """Samples at 16 kHz by the header of a file. Raises BadFile for a file that cannot be used."""
     import soundfile
 
     with _open_audio(path) as file:
@@ -193,7 +193,7 @@ def _n_samples(path: str) -> int:
             f"expected at most {MAX_S:.0f} s, and {MAX_SAMPLES:,} values in all channels; cut "
             "it at pauses"
         )
-    # As librosa counts.
+    # As librosa does when it resamples.
     n_samples = math.ceil(header.frames * (SAMPLE_RATE_HZ / header.samplerate))
     if n_samples < MIN_S * SAMPLE_RATE_HZ:
         raise BadFile(f"{path} has {seconds:.2f} s: expected at least {MIN_S:.2f} s; remove it")
@@ -202,14 +202,14 @@ def _n_samples(path: str) -> int:
 
 @contextlib.contextmanager
 def _open_audio(path: str) -> Iterator[BinaryIO]:
-    """Open a file of audio; errors while it is read become a BadFile."""
+    """Open an audio file; inside, errors of reading it become BadFile."""
     import soundfile
 
     try:
         with regular_file(path, MAX_AUDIO) as file:
             yield file
     except soundfile.SoundFileError as error:
-        raise BadFile(f"{path} is no audio that can be read ({reason(error)})") from None
+        raise BadFile(f"{path} is not readable audio ({reason(error)})") from None
 
 
 # ---- SPARC
@@ -220,8 +220,8 @@ def _import_sparc() -> types.ModuleType:
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError):
-        # SPARC and torchcrepe import it and call nothing of it here, and its wheels do not load
-        # beside every build of torch.
+        # SPARC and torchcrepe import torchaudio but call nothing of it here, and its wheels do not
+        # load with every build of torch.
         stand_in = types.ModuleType("torchaudio")
         stand_in.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
         sys.modules["torchaudio"] = stand_in
@@ -241,8 +241,8 @@ def _import_sparc() -> types.ModuleType:
 def load_coder(sparc: types.ModuleType, device: torch.device) -> Any:
     """SPARC's model "en" without its synthesiser, in evaluation mode; weights come from the hub.
 
-    `sparc.load_model("en")` itself would run what its YAML names, load the weights onto the device
-    that they were saved from, and build the synthesiser. Raises UserError.
+    `sparc.load_model("en")` itself would run code that its YAML names, load the weights onto the
+    device that they were saved from, and build the synthesiser. Raises UserError.
     """
     from sparc.sparc import download_huggingface, model_name_map
 
@@ -276,7 +276,7 @@ def _n_frames(coder: Any, n_samples: int) -> int:
 
 
 def _batches(coder: Any, files: Sequence[Audio], batch_s: float) -> list[list[Audio]]:
-    """Utterances with the same number of frames together, the longest first: memory fails early."""
+    """Batches of equally many frames, the longest first, so that too little memory shows early."""
     alike = defaultdict(list)
     for audio in files:
         alike[_n_frames(coder, audio.n_samples)].append(audio)
@@ -290,7 +290,7 @@ def _batches(coder: Any, files: Sequence[Audio], batch_s: float) -> list[list[Au
 def _features(
     coder: Any, batch: Sequence[Audio], result: Extracted
 ) -> Iterator[tuple[Audio, np.ndarray]]:
-    """Features (T, 14) of each utterance of a batch that has them; `result` notes the others."""
+    """Features (T, 14) of the good utterances of a batch; `result` gets the broken ones."""
     waves = {}
     for audio in batch:
         with result.noting(audio.path):
@@ -303,17 +303,17 @@ def _features(
             if ema is None:
                 raise BadFile(f"{audio.path} is too long for the device's memory: cut it")
             np.random.seed(seed)  # noqa: NPY002 - what torchcrepe's dither draws from
-            # A dict of its own: SPARC's default is one that all calls share.
+            # A new dict: all calls share SPARC's default.
             source = coder.source_extractor(wave, {})
             fmin, fmax = coder.source_extractor.fmin, coder.source_extractor.fmax
             parts = ema, source["loudness"][0], source["pitch"][0].clip(fmin, fmax)
-            n_frames = min(map(len, parts))  # they differ at their ends
+            n_frames = min(map(len, parts))  # their lengths may differ
             features = np.concatenate([part[:n_frames] for part in parts], axis=1)
-            yield audio, check_features(features, f"what SPARC makes of {audio.path}")
+            yield audio, check_features(features, f"SPARC's output for {audio.path}")
 
 
 def _read_waveform(coder: Any, audio: Audio) -> tuple[Any, int]:
-    """The waveform as SPARC reads it (1, N), 16 kHz, mean 0, sd 1, and a seed. Raises BadFile."""
+    """SPARC's waveform (1, N), 16 kHz, mean 0, sd 1, and a seed for its pitch. Raises BadFile."""
     path = audio.path
     with _open_audio(path) as file, np.errstate(all="ignore"):
         content = file.read()
@@ -325,21 +325,21 @@ def _read_waveform(coder: Any, audio: Audio) -> tuple[Any, int]:
             f"{audio.n_samples / SAMPLE_RATE_HZ:.2f} s: copy it again"
         )
     if not torch.isfinite(wave.input_values).all():
-        raise BadFile(f"{path} is silent throughout, or holds values that are no numbers")
+        raise BadFile(f"{path} is silent throughout, or has values that are not finite")
     return wave, zlib.crc32(content)
 
 
 def _articulators(coder: Any, waves: list[Any]) -> list[np.ndarray | None]:
-    """Articulators (T, 12) of waveforms with equally many frames; None of one beyond the memory.
+    """Articulators (T, 12) of waveforms of equally many frames; None for one too long for memory.
 
-    A batch beyond the device's memory is halved.
+    A batch too large for the device's memory is halved.
     """
-    # They differ by less than a hop, and no window reaches into what is padded.
+    # Lengths differ by less than a hop, so no analysis window reaches into the padding.
     values = [wave.input_values[0] for wave in waves]
     padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
     batch = type(waves[0])(padded, np.array([*map(len, values)]))
     with contextlib.suppress(torch.OutOfMemoryError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch will drop some day
+        warnings.simplefilter("ignore")  # deprecations in torch
         return list(coder.inverter(batch, {})["ema"])
     if len(waves) == 1:
         return [None]

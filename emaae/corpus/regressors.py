@@ -1,14 +1,14 @@
-"""Encodings as regressors of brain responses: a design matrix for each story, sample by sample.
+"""Regressors of brain responses from encodings: a design matrix for each story.
 
     z (frames, units) at their times -> one value per TR (Lanczos) -> z-scores within the story
-    -> the same some TRs later (FIR) -> without the first and last TRs
+    -> copies delayed by some TRs (FIR) -> without the first and last TRs
 
-The value of unit u at TR time t is sum_i w(t - t_i) z_iu c d, t_i the middle of frame i, d the
-frames' distance in seconds, and w the Lanczos window w(x) = sinc(c x) sinc(c x / a) for
-|c x| < a = 3, with the cutoff c = 1 / TR in Hz, or the frames' rate where that is lower (Duchon
-1979, "Lanczos filtering in one and two dimensions"; as in Huth et al. 2016, "Natural speech reveals
-the semantic maps that tile human cerebral cortex"). The factor c d keeps a constant encoding
-unchanged; where nobody speaks it is 0. Delays let a linear model find the shape of the haemodynamic
+The value of unit u at TR time t is sum_i w(t - t_i) z_iu c d. t_i is the middle of frame i, d the
+frame period in seconds, and w the Lanczos window w(x) = sinc(c x) sinc(c x / a) for |c x| < a = 3,
+0 elsewhere. The cutoff c is 1 / TR in Hz, or the frame rate if that is lower (Duchon 1979, "Lanczos
+filtering in one and two dimensions"; as in Huth et al. 2016, "Natural speech reveals the semantic
+maps that tile human cerebral cortex"). The factor c d keeps a constant encoding unchanged; far from
+all utterances the value is 0. Delays let a linear model find the shape of the haemodynamic
 response (Nishimoto et al. 2011).
 """
 
@@ -47,15 +47,15 @@ class StoryUtterance(NamedTuple):
     onset_s: float
 
 
-# By the name of the story, its utterances in order.
+# The utterances of each story, in order, by the name of the story.
 Stories: TypeAlias = Mapping[str, Sequence[StoryUtterance]]
 
 
 @dataclass(frozen=True)
 class Design:
-    """How to make regressors of encodings.
+    """Settings of the design matrices.
 
-    units: the columns of the encoding that are taken. tr_s: seconds between TRs, whose times are
+    units: the columns of the encoding that are used. tr_s: seconds between TRs, whose times are
     their middles (k + 1/2) tr_s; or tr_times: by story, the times themselves in seconds, strictly
     increasing. delays: in TRs. trim: TRs that are left out at the beginning and at the end.
     """
@@ -71,13 +71,13 @@ class Design:
 
 
 def lanczos_window(x: np.ndarray, cutoff_hz: float) -> np.ndarray:
-    """w at distances x in seconds: 1 at 0, 0 at whole multiples of 1 / cutoff_hz and beyond."""
+    """w(x) for x in seconds: 1 at 0, 0 at other multiples of 1 / cutoff_hz and beyond the third."""
     t = x * cutoff_hz
     return np.where(np.abs(t) < LANCZOS_LOBES, np.sinc(t) * np.sinc(t / LANCZOS_LOBES), 0.0)
 
 
 def cutoff_hz(tr_times_s: np.ndarray) -> float:
-    """The cutoff for TRs at these times (n,): their rate, or the frames' where that is lower."""
+    """The cutoff for TR times (n,): the rate of the TRs, or of the frames if that is lower."""
     return min(FRAME_RATE_HZ, 1 / float(np.mean(np.diff(tr_times_s))))
 
 
@@ -94,9 +94,9 @@ def lanczos_resample(frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.nda
 
 
 def zscored(values: np.ndarray, kept: slice = slice(None)) -> np.ndarray:
-    """Columns (n, C) minus their mean, over their standard deviation, both of the kept rows.
+    """Z-scores (n, C) float32 of columns, by mean and standard deviation of the kept rows.
 
-    A column that is constant there becomes 0.
+    A column that is constant in the kept rows becomes 0.
     """
     mean, sd = values[kept].mean(0), values[kept].std(0)
     varies = sd > 1e-6 * np.abs(mean) + 1e-12
@@ -104,9 +104,9 @@ def zscored(values: np.ndarray, kept: slice = slice(None)) -> np.ndarray:
 
 
 def delayed(values: np.ndarray, delays: Sequence[int]) -> np.ndarray:
-    """Rows (n, C) some rows later or, where a delay is negative, earlier: (n, C len(delays)).
+    """Copies of `values` (n, C), moved down by each delay (up if negative): (n, C len(delays)).
 
-    The columns of the first delay come first; before the first row and after the last stand zeros.
+    The columns of the first delay come first. Rows moved in from outside are 0.
     """
     n = len(values)
     padded = np.pad(values.astype(np.float32), ((n, n), (0, 0)))
@@ -133,7 +133,9 @@ def check_increasing(what: str, times_s: np.ndarray) -> None:
 def _read_onsets(path: str | Path) -> list[tuple[int, dict[str, str]]]:
     """The rows of a table of onsets, each with the number of its line. Raises UserError."""
     try:
-        text = read_text(path).removeprefix("\ufeff")  # with which some programs begin a table
+        text = read_text(path).removeprefix(
+            "\ufeff"
+        )  # a byte order mark, which some programs write
         first = text.partition("\n")[0]
         reader = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in first else ",")
         rows = [(reader.line_num, row) for row in reader]
@@ -151,7 +153,7 @@ def read_stories(root: str | Path, onsets: str | Path | None) -> Stories:
     """The utterances of each story in order, from a tree of encodings. Raises UserError.
 
     onsets: a table with the columns utterance, onset and perhaps story; without it each utterance
-    is a story of its own, named by it.
+    is a story, named after the utterance.
     """
     files = {file.identity: file.path for file in find_features(root, recursive=True)}
     if onsets is None:
@@ -175,7 +177,7 @@ def read_stories(root: str | Path, onsets: str | Path | None) -> Stories:
 
 
 def read_tr_times(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """TR times in seconds of each story: a file of one time a line for all, or STORY.txt each."""
+    """TR times (n,) in seconds of each story, from a file for all or STORY.txt for each."""
     path = Path(path)
     found = {}
     for name in names:
@@ -193,7 +195,7 @@ def read_tr_times(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarra
 
 
 def read_manifest(root: str | Path) -> dict[str, Any]:
-    """The manifest of a tree of encodings, with its `units` and those `fired`. Raises UserError."""
+    """The manifest of a tree of encodings, with `units` and `fired`. Raises UserError."""
     path = Path(root) / MANIFEST
     found = read_or_empty(path)
     if not (
@@ -203,13 +205,13 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     ):
         raise UserError(
             f"{path} does not say which units fire: expected a tree of encodings, as `python -m "
-            "emaae encode` writes it; the same command completes one that lacks this"
+            "emaae encode` writes it; that command also completes an older tree"
         )
     return found
 
 
 def live_units(root: str | Path, units_of: str | Path) -> list[int]:
-    """The units that fire in the encodings `units_of`, of the model of `root`. Raises UserError."""
+    """The units that fire in the tree `units_of`, of the same model as `root`. Raises UserError."""
     known = read_manifest(units_of)
     if model_sha256(known) != model_sha256(read_manifest(root)):
         raise UserError(
@@ -244,7 +246,7 @@ def design_matrix(
     if len(times[kept]) < 2:
         raise UserError(
             f"the story {name} has {len(times)} TRs, and --trim {design.trim[0]} {design.trim[1]} "
-            "leaves fewer than two: leave out less, give a shorter --tr, or join utterances into "
+            "leaves fewer than two: trim less, give a shorter --tr, or join utterances into "
             "stories by --onsets"
         )
     cutoff = cutoff_hz(times)
@@ -273,7 +275,7 @@ def column_names(units: Sequence[int], delays: Sequence[int]) -> list[str]:
 def write_regressors(
     root: str | Path, out: Path, design: Design, stories: Stories, form: str
 ) -> dict[str, int]:
-    """Write the design matrix of each story; returns their TRs.
+    """Write the design matrix of each story; returns the number of TRs of each.
 
     npz: OUT/STORY.npz with X (n, columns) float32, tr_times (n,) and columns; csv or parquet:
     OUT/STORY.csv, a pandas table of the same columns after tr_time. OUT/manifest.json says what
@@ -295,7 +297,7 @@ def write_regressors(
         "units_left_out": sorted(set(range(made["units"])) - set(design.units)),
     }
     make_folder(out)
-    open_manifest(out, manifest)  # refuses a tree of something else, whose files have these names
+    open_manifest(out, manifest)  # refuses a tree of features or encodings
     names = column_names(design.units, design.delays)
     lengths = {}
     for name, spoken in progress(stories.items(), "regressors", unit="stories"):
