@@ -1,10 +1,10 @@
 # make setup   a .venv with what a run needs
 # make demo    compare four alpha schedules on generated data, in minutes
 # make test    lint, types and tests
-# make test-slow     the tests that take long: programs that are interrupted, sent away and resumed
+# make test-slow     long tests, such as runs that are interrupted, requeued and resumed
 # make test-faults   kills, full disks, broken and hostile files, hundreds of times: half an hour
 # make check   lint and types alone
-# make bench   how fast it is, as Markdown tables, in half an hour on two quiet cores
+# make bench   measure the speed, as Markdown tables: half an hour on two quiet cores
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,7 +24,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .venv/tests-ready: .venv/ready $(wildcard requirements-*.txt) tests/requirements.txt
 	$(PIP) -r tests/requirements.txt
 	$(PIP) --no-deps -r requirements-audio-nodeps.txt
-	# For W&B's schema of sweep files. Beside the environment, since it wants another numpy.
+	# For W&B's schema of sweep files. In a folder of its own, since it needs another numpy.
 	$(PIP) --no-deps --upgrade --target .venv/wandb-sweeps sweeps==0.3.0
 	touch $@
 
