@@ -1,4 +1,4 @@
-"""What do the tests share? Small feature trees, and the program run as users run it."""
+"""Shared by the tests: small feature trees, and programs run as users run them."""
 
 import os
 import signal
@@ -41,13 +41,13 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture
 def tell(record_property):
-    """Say a line at the end of `make test-faults`."""
+    """Print a line at the end of `make test-faults`."""
     return lambda line: record_property("count", line)
 
 
 @pytest.fixture
 def times(request):
-    """How often: `times(sample, all)`."""
+    """How often to try: `times(sample, all)` is `all` with --faults, else `sample`."""
     return lambda sample, everything: everything if request.config.option.faults else sample
 
 
@@ -110,7 +110,7 @@ def small_run(trees: dict[str, Path], out_dir: Path) -> list[str]:
 
 
 def stir(model: torch.nn.Module, scale: float) -> None:
-    """Give a model that is not trained biases and batch statistics that matter."""
+    """Give an untrained model random biases and batch statistics."""
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith(("bias", "running_mean")):
@@ -120,7 +120,7 @@ def stir(model: torch.nn.Module, scale: float) -> None:
 
 
 def saved(folder: Path, model: CNNAutoEncoder) -> Path:
-    """A folder, which is made, with a model as runs leave it."""
+    """Save a model as runs do; returns the folder, which is made."""
     folder.mkdir(exist_ok=True, parents=True)
     checkpoint.save(folder / "best.pth", model.state_dict())
     write_json(folder / "model_config.json", model.architecture())

@@ -1,7 +1,7 @@
-"""Programs that start in no time: each is forked from a process that has imported torch.
+"""Programs that start at once: each is forked from a process that has imported torch.
 
-Most of the time of a short program is that import. What a program imports, when, and how it is
-started is tested with `conftest.program`.
+That import takes most of the time of a short program. Tests of imports and of the start of
+programs use `conftest.program`.
 """
 
 import atexit
@@ -23,7 +23,7 @@ context = multiprocessing.get_context("forkserver")
 
 
 def forked(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """`conftest.program`, sooner; with `-m MODULE` or a script, and arguments."""
+    """As `conftest.program`, but faster; command: `-m MODULE` or a script, and arguments."""
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder, name) for name in ("out", "err")]
@@ -40,7 +40,7 @@ def forked(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.Co
 
 
 def _run(argv: list[str], cwd: Path, environment: dict[str, str], said: list[Path]) -> None:
-    """`python ARGV` in `cwd`; what it says goes into files."""
+    """Run `python ARGV` in `cwd`, with stdout and stderr in the files `said`."""
     for stream, path in zip((1, 2), said):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     os.chdir(cwd)

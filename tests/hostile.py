@@ -1,4 +1,4 @@
-"""Files that somebody made to do harm: archives that lie about their sizes, and what inflates."""
+"""Malicious files: archives with wrong sizes, or which inflate to gigabytes."""
 
 import struct
 import zipfile
@@ -6,7 +6,7 @@ import zlib
 
 
 def npy(shape, dtype="<f4", content: bytes = b"") -> bytes:
-    """An array as NumPy's format 1.0 writes it, whatever its header says of the content."""
+    """An array in NumPy's format 1.0, whose header need not match its content."""
     header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}"
     header += " " * (-(len(header) + 11) % 64) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + content
@@ -36,7 +36,7 @@ def archive(name: str, stored: bytes, claimed: int, method: int = zipfile.ZIP_DE
 
 
 def bombs(n_bytes: int = 2 << 30) -> dict[str, bytes]:
-    """Archives that inflate to so many bytes, by what they say of it."""
+    """Archives that inflate to `n_bytes`, by the size that they claim."""
     shape = (n_bytes // 56, 14)
     honest, length = inflating(n_bytes, npy(shape))
     lying, _ = inflating(n_bytes, npy((30, 14)))

@@ -10,7 +10,7 @@ from forked import forked
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """What stands in the code blocks of a language."""
+    """The contents of the code blocks of a language."""
     text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""Folders of runs that never ran: what a sweep of hundreds leaves, in seconds.
+"""Folders of runs without training: those of a sweep of hundreds of runs, in seconds.
 
 The numbers follow simple laws so that a page drawn from them looks like one: fvu falls and sparsity
 rises over the epochs, both by the final alpha; a third of the schedules is better than the rest.

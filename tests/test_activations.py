@@ -1,4 +1,4 @@
-"""What ends the encoder: the values that are kept, and on what they may not depend."""
+"""Activations at the end of the encoder: which values are kept, and what does not change them."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def gate(n_thresholds=1, gate_frames=1, k=0.2) -> TopK:
 
 
 def model_of(activation, **more) -> CNNAutoEncoder:
-    """Thresholds of a few batches; biases that matter."""
+    """A model with thresholds of a few batches and with biases that are not 0."""
     torch.manual_seed(0)
     model = CNNAutoEncoder(13, 24, 3, 2, activation=activation, **more)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def model_of(activation, **more) -> CNNAutoEncoder:
 # ---- by hand
 
 
-def test_ten_values_of_which_a_fifth_is_kept():
+def test_the_largest_fifth_of_ten_values_is_kept():
     """8 and 9 lie above 7, the (1 - .2) quantile."""
     one = gate()
     z = one(H, training=True)
@@ -61,19 +61,19 @@ def test_the_window_of_three_frames_is_a_quarter_a_half_and_a_quarter():
     assert torch.allclose(ones[..., 4:26], torch.ones(22))
 
 
-def test_what_is_compared_with_the_threshold_is_smooth_and_what_is_kept_is_not():
-    """One high frame alone is not kept, its neighbours in a long rise are, at their own height."""
+def test_smoothed_values_are_compared_with_the_threshold_and_raw_values_are_kept():
+    """A single high frame is not kept; frames of a long rise are, with their own values."""
     h = torch.tensor([[[0.0, 0, 5, 0, 0, 3, 4, 3, 4, 3]]])
     z = gate(gate_frames=3, k=0.3)(h, training=True)
     assert z.tolist() == [[[0, 0, 0, 0, 0, 0, 4, 3, 4, 0]]]
 
 
-def test_what_is_kept_is_never_negative():
+def test_kept_values_are_never_negative():
     z = gate(k=0.8)(H - 5, training=True)
     assert z.tolist() == [[[0, 0, 0, 3, 0, 2, 0, 1, 0, 4]]]
 
 
-def test_each_unit_has_its_share_or_all_have_one_together():
+def test_each_unit_has_its_own_threshold_or_all_units_share_one():
     h = torch.cat([H, 100 * H], 1)
     feature, batch = gate(2), gate(1)
     assert (feature(h, training=True) > 0).sum(2).tolist() == [[2, 2]]
@@ -133,8 +133,8 @@ def test_encoding_changes_no_threshold_and_depends_on_no_neighbour(activation):
 
 
 @pytest.mark.parametrize("activation", SPARSE)
-def test_windows_leave_no_seam(activation):
-    """Where rounding does not decide on which side of the threshold a value lies."""
+def test_windows_give_the_encoding_of_the_whole(activation):
+    """Checked where values are further from the threshold than rounding."""
     model = model_of(activation).double()
     x = np.delete(speech(120, 0), 12, axis=1).astype(np.float64)
     model.normalise(torch.from_numpy(x.mean(0)), torch.from_numpy(x.std(0)))
@@ -170,7 +170,7 @@ def test_numbers_that_are_not_finite_are_not_hidden():
 
 
 @pytest.mark.parametrize("activation", SPARSE)
-def test_training_reaches_the_fraction_and_evaluation_has_it_too(activation):
+def test_training_and_evaluation_keep_the_fraction(activation):
     config = Config.from_mapping(
         {"inner_size": 32, "n_encoder": 3, "n_decoder": 2, "activation": activation}
         | {"epochs": 30, "batch_sz": 4, "alpha": 0, "k_fraction": 0.2, "optimizer": "muon"}
@@ -203,7 +203,7 @@ def test_patience_waits_until_the_fraction_has_fallen():
 
 
 @pytest.mark.parametrize("activation", SPARSE)
-def test_a_model_comes_back_with_its_thresholds(tmp_path, activation):
+def test_a_loaded_model_has_its_thresholds(tmp_path, activation):
     model = model_of(activation, gate_frames=5)
     save(tmp_path / "best.pth", model.state_dict())
     write_json(tmp_path / "model_config.json", model.architecture())
@@ -226,7 +226,7 @@ def test_a_model_config_without_an_activation_means_relu(tmp_path):
 
 
 @pytest.mark.parametrize("activation", SPARSE)
-def test_the_original_format_cannot_say_it(tmp_path, activation):
+def test_the_original_format_refuses_other_activations(tmp_path, activation):
     with pytest.raises(
         UserError, match=f"activation {activation} cannot be expressed in the original"
     ):
@@ -240,5 +240,5 @@ def test_wrong_arguments_are_refused():
         CNNAutoEncoder(activation="top")
 
 
-def test_the_choices_of_the_flag_are_what_there_is():
+def test_the_choices_of_the_flag_are_all_activations():
     assert KNOBS["activation"].choices == tuple(ACTIVATIONS)

@@ -1,4 +1,4 @@
-"""What W&B's agent hands over: a sweep's parameters, or the whole config of a preempted run."""
+"""What W&B's agent passes: a sweep's parameters, or the whole config of a preempted run."""
 
 import json
 
@@ -28,7 +28,7 @@ REST = {
 
 @pytest.fixture
 def hand(monkeypatch, tmp_path):
-    """Hands a config over as the agent does, by file; returns the command line for it."""
+    """Pass a config in a file, as the agent does; returns the command line of the agent."""
 
     def hand(given: dict) -> list[str]:
         path = tmp_path / "config.yaml"
@@ -40,7 +40,7 @@ def hand(monkeypatch, tmp_path):
     return hand
 
 
-def test_without_an_agent_nothing_is_handed_over(monkeypatch):
+def test_without_an_agent_no_values_are_passed(monkeypatch):
     monkeypatch.delenv("WANDB_SWEEP_PARAM_PATH", raising=False)
     assert agent.sweep_values() == {}
     assert agent.without_agent_flags(["--alpha=0.1", "{}"]) == ["--alpha=0.1", "{}"]
@@ -55,7 +55,7 @@ def test_parameters_reach_the_config_unchanged_and_an_unknown_one_is_refused(han
         command_line.from_args([], sweep=agent.sweep_values())
 
 
-def test_of_a_whole_config_the_knobs_of_a_sweep_are_taken_and_the_rest_is_left(hand):
+def test_a_whole_config_sets_only_what_a_sweep_may_set(hand):
     argv = hand(POINT | REST)
     assert agent.sweep_values() == POINT
     here = ["--out_dir=here", "--train_dir=a", "--val_dir=b"]
@@ -68,11 +68,11 @@ def test_of_a_whole_config_the_knobs_of_a_sweep_are_taken_and_the_rest_is_left(h
 
 def test_a_flag_that_command_and_agent_both_give_is_kept_once(hand):
     argv = hand(POINT | REST)
-    command = ["--out_dir=/elsewhere/runs", *argv]  # the same as the agent says again
+    command = ["--out_dir=/elsewhere/runs", *argv]  # the same flag as the agent passes
     assert agent.without_agent_flags(command).count("--out_dir=/elsewhere/runs") == 1
 
 
-def test_the_command_of_a_sweep_may_have_flags_of_two_words_and_files(hand):
+def test_the_command_of_a_sweep_may_have_flags_with_separate_values_and_files(hand):
     argv = hand(POINT | REST | {"model_config": "/elsewhere/m.json"})
     command = ["--out_dir", "here", "--train_dir", "a", "--val_dir", "b"]
     assert agent.without_agent_flags([*command, "--model_config", "m.json", *argv])[:8] == [
@@ -105,14 +105,14 @@ def test_each_format_in_which_agents_pass_a_config_is_read(hand, tmp_path):
         assert (config.out_dir, config.train_dir) == ("here", None)
 
 
-def test_a_whole_config_of_ours_is_the_same_config_again(hand):
+def test_a_config_that_an_agent_passes_back_is_unchanged(hand):
     before = Config.from_mapping({"alpha": 0.3, "norm": "layer", "epochs": 7})
     argv = hand(vars(before) | REST)
     again = command_line.from_args(agent.without_agent_flags(argv), sweep=agent.sweep_values())
     assert vars(again) == vars(before)
 
 
-def test_flags_that_are_no_json_are_said_to_be_none(hand):
+def test_an_argument_of_broken_json_is_refused(hand):
     hand(POINT | REST)
     with pytest.raises(UserError, match="'{alpha' is not a JSON object of flags"):
         agent.without_agent_flags(["{alpha"])

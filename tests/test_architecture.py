@@ -1,4 +1,4 @@
-"""Modules import downwards only, so that each can be read knowing those below it alone."""
+"""Modules import only from modules below them in the order of docs/architecture.md."""
 
 import ast
 from pathlib import Path
@@ -32,7 +32,7 @@ NAMES = {dotted(path) for path in MODULES}
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of emaae that a module imports, wherever in it, but for types alone."""
+    """The modules of emaae that a module imports anywhere, except for types alone."""
     found = set()
     tree = ast.parse(path.read_text())
     for_types = {
@@ -53,23 +53,23 @@ def imported(path: Path) -> set[str]:
     return {name for name in found if name in NAMES} - {dotted(path)}
 
 
-def room(name: str) -> str:
+def part(name: str) -> str:
     return (name.split(".") + ["__init__"])[1]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_a_module_imports_nothing_from_above(path):
-    own = LEVEL[room(dotted(path))]
+    own = LEVEL[part(dotted(path))]
     for name in imported(path):
-        assert LEVEL[room(name)] <= own, f"{dotted(path)} imports {name}"
+        assert LEVEL[part(name)] <= own, f"{dotted(path)} imports {name}"
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_there_are_no_import_cycles():
     imports = {dotted(path): imported(path) for path in MODULES}
     left = dict(imports)
     while left:
         free = {name for name, needs in left.items() if not needs & left.keys()}
-        assert free, f"a circle among {sorted(left)}"
+        assert free, f"a cycle among {sorted(left)}"
         left = {name: needs for name, needs in left.items() if name not in free}
 
 
@@ -81,5 +81,5 @@ def test_analysis_is_imported_by_the_command_line_alone():
 
 
 @pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "analysis").glob("*.py"))], ids=dotted)
-def test_a_module_can_be_read_in_one_sitting(path):
+def test_a_module_has_at_most_450_lines(path):
     assert len(path.read_text().splitlines()) <= AT_MOST

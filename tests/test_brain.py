@@ -1,4 +1,4 @@
-"""The worked example on simulated responses: its parts by hand, and the notebook as it stands."""
+"""The worked example on simulated responses: its parts by hand, and the notebook as a whole."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_the_haemodynamic_response_has_its_peak_at_five_seconds_and_an_undershoo
     assert brain.haemodynamic(np.array([-1.0, 0.0])).tolist() == [0, 0]
 
 
-def test_gestures_are_columns_of_what_pulls_up_and_what_pulls_down():
+def test_gestures_that_pull_up_and_down_are_separate_columns():
     gestures = [Gesture("TDX", "a", 1.0, 0.5, 0.0, 0.1), Gesture("TDX", "b", -1.0, 1.0, 0.06, 0.2)]
     found = brain.activations(gestures, 12)
     assert found[:, 0].tolist() == [0.5] * 5 + [0] * 7
@@ -45,7 +45,7 @@ def test_stories_are_utterances_with_gaps(told):
         assert one.tr_times_s[:2].tolist() == [0.5, 1.5]
 
 
-def test_the_gestures_of_the_responses_explain_them_and_at_the_wrong_time_nothing(
+def test_the_true_gestures_explain_the_responses_and_shifted_gestures_do_not(
     told,
 ):
     many = [*told, *brain.stories(9, utterances=4, scale=1.0)[5:]]
@@ -69,7 +69,7 @@ def test_responses_are_the_same_for_the_same_seed(told):
     assert first.mean(0) == pytest.approx(0, abs=1e-5)
 
 
-def test_of_each_seed_the_run_nearest_to_the_sparsity_is_taken(tmp_path):
+def test_for_each_seed_the_run_nearest_to_the_sparsity_is_used(tmp_path):
     for seed, live in ((0, 0.5), (0, 0.8), (1, 0.99)):
         folder = write_run(tmp_path / f"{seed}-{live}", seed=seed, epochs=1)
         row = json.loads((folder / "history.jsonl").read_text()) | {"val/live_sparsity": live}

@@ -541,7 +541,7 @@ def test_a_model_is_measured_on_a_bucket_as_on_a_folder(cc, handle, model, trees
     assert rows[0]["fvu"] > 0
 
 
-def test_times_and_npz_in_a_bucket_are_read_and_what_is_done_is_kept(
+def test_times_and_npz_in_a_bucket_are_read_and_finished_encodings_are_kept(
     cc, handle, model, tmp_path, capsys
 ):
     own = frame_times(20) + np.float32(3)
@@ -582,7 +582,7 @@ def test_a_wrong_bucket_prints_one_line(cc, handle, model, tmp_path, verb, prefi
 # ---- encodings into a bucket
 
 
-def test_what_is_written_is_what_cottoncandy_downloads(cc, handle):
+def test_cottoncandy_downloads_what_was_written(cc, handle):
     for array in (X, np.asfortranarray(X), X[:, 0].astype("<f8"), np.float16(X)):
         assert write_array(handle, "out/x", array, f"{array.dtype}{array.shape}{id(array)}")
         back = cc.download_raw_array("out/x")
@@ -591,7 +591,7 @@ def test_what_is_written_is_what_cottoncandy_downloads(cc, handle):
         np.testing.assert_array_equal(read_array(handle, "out/x"), array)
 
 
-def test_encodings_go_into_a_bucket_once(cc, handle, tmp_path, capsys):
+def test_encodings_are_uploaded_once(cc, handle, tmp_path, capsys):
     write_tree(tmp_path / "features", {"s/a": 30, "s/b": 30})
     torch.manual_seed(0)
     model = build_model(inner_size=8, n_encoder=2, n_decoder=2)

@@ -1,4 +1,4 @@
-"""The data doctor: each thing that can be wrong with a tree is found, counted and named."""
+"""The check of feature trees: every kind of problem is found, counted and named."""
 
 import numpy as np
 import pytest
@@ -143,7 +143,7 @@ def test_times_of_each_frame_are_fine_and_tell_the_rate(tree):
     assert found(tree) == {"short": ["own (1)"]}
 
 
-def test_times_that_encoding_would_not_take_over_are_a_finding(tree):
+def test_times_that_encoding_would_replace_are_a_finding(tree):
     standing = OWN * 2
     standing[3, 0] = standing[2, 0]  # a frame that begins with the one before
     write(tree, "own", utterance(9), standing)
@@ -169,7 +169,7 @@ def test_an_utterance_and_a_speaker_in_two_directories_are_found(tree, tmp_path)
     assert found(tree, tmp_path / "v")["speakers"] == [f"1 ({tmp_path / 'v'} and {tree})"]
 
 
-def test_channels_of_no_frames_are_not_shown(tmp_path):
+def test_channels_without_frames_are_not_shown(tmp_path):
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "a.npz").write_bytes(b"no archive")
     lines = "\n".join(report(check([tmp_path / "t"], True)))
@@ -178,9 +178,7 @@ def test_channels_of_no_frames_are_not_shown(tmp_path):
     assert "mean (sd)" not in lines
 
 
-def test_channels_are_headed_by_the_name_of_the_directory_where_it_is_the_working_one(
-    tree, monkeypatch
-):
+def test_the_heading_of_channels_names_the_working_directory(tree, monkeypatch):
     monkeypatch.chdir(tree)
     (line,) = (line for line in report(check(["."], True)) if "mean (sd)" in line)
     assert line.split() == f"channel {tree.name}: mean (sd), min to max".split()

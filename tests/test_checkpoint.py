@@ -29,7 +29,7 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "best.pth"])
-def test_a_model_comes_back_with_its_normaliser_in_evaluation_mode(saved, name):
+def test_a_loaded_model_has_its_normaliser_and_is_in_evaluation_mode(saved, name):
     folder, model = saved
     again = emaae.load_model(folder / name)
     x = 100 * torch.randn(1, 14, 30)
@@ -45,7 +45,7 @@ def test_the_weights_are_a_bare_state_dict_that_loads_with_weights_only(saved):
     assert all(isinstance(value, torch.Tensor) for value in state.values())
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "best.pth"
     checkpoint.save(path, {"a": torch.ones(3)})
     before = path.read_bytes()
@@ -74,7 +74,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path):
     ("text", "named"),
     [("", "RuntimeError"), ("central directory\nis missing", "central directory")],
 )
-def test_a_checkpoint_that_torch_refuses_is_named_with_the_first_line_of_why(
+def test_a_checkpoint_that_torch_refuses_is_named_with_the_first_line_of_its_error(
     saved, monkeypatch, text, named
 ):
     def refuse(*given, **more):
@@ -148,13 +148,13 @@ def test_a_flipped_bit_in_the_weights_is_refused(saved):
         emaae.load_model(path)
 
 
-def test_a_compressed_checkpoint_could_inflate_and_is_refused(saved):
+def test_a_compressed_checkpoint_is_refused(saved):
     rewritten(saved[0] / "best.pth", lambda name, content: content, zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="best.pth is not a checkpoint as torch.save writes it"):
         emaae.load_model(saved[0])
 
 
-def test_a_checkpoint_that_says_more_than_it_has_is_refused(saved):
+def test_a_checkpoint_that_claims_more_bytes_than_it_has_is_refused(saved):
     (saved[0] / "best.pth").write_bytes(hostile.archive("x/data/0", b"", 2 << 30, 0))
     with pytest.raises(UserError, match="best.pth is not a checkpoint as torch.save writes it"):
         emaae.load_model(saved[0])
@@ -203,13 +203,13 @@ def test_weights_that_are_complex_numbers_are_refused(saved):
     ],
     ids=lambda case: case[:40],
 )
-def test_a_model_config_that_lies_is_refused_by_name(saved, text, message):
+def test_a_model_config_with_a_wrong_value_is_refused_by_name(saved, text, message):
     (saved[0] / "model_config.json").write_text(text)
     with pytest.raises(UserError, match=message):
         emaae.load_model(saved[0])
 
 
-def test_a_config_that_says_a_huge_model_takes_no_memory(saved, monkeypatch):
+def test_a_config_that_claims_a_huge_model_takes_no_memory(saved, monkeypatch):
     folder, model = saved
     lie = model.architecture() | {"inner_size": 16384, "n_encoder": 5, "n_decoder": 5}
     (folder / "model_config.json").write_text(json.dumps(lie))
@@ -225,7 +225,7 @@ def test_a_model_larger_than_memory_is_refused(monkeypatch):
         build_model(**config.architecture)
 
 
-def test_the_state_of_something_else_is_refused(tmp_path):
+def test_a_file_that_is_not_the_state_of_a_run_is_refused(tmp_path):
     checkpoint.save(tmp_path / "last.pt", {"format": checkpoint.FORMAT, "epoch": "many"})
     with pytest.raises(UserError, match="last.pt is not the saved state of a run"):
         checkpoint.load_last(tmp_path)

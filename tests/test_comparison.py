@@ -1,4 +1,4 @@
-"""Fronts at equal sparsity: the measured costs are the program's, and resampling is honest."""
+"""Fronts at equal sparsity: costs equal those of the program, and resampling is correct."""
 
 import json
 import re
@@ -65,8 +65,8 @@ def test_costs_of_the_split_are_those_that_the_program_logs(model):
     assert costs["distinct"][0] == pytest.approx(shift["shift/distinct_units"], rel=1e-6)
 
 
-def test_copies_count_once_where_they_are_asked_to(model):
-    """Nine copies of a unit change nothing but what is read of all units."""
+def test_copies_of_a_unit_count_once_if_asked(model):
+    """Nine copies of a unit change only the metrics over all units."""
     codec, ones = Codec.of(model), np.ones((1, len(TEST)))
     plain = measure(codec, TEST)
     distinct = np.flatnonzero(plain.covariance.copy_weights().numpy() == 1)[0]
@@ -101,8 +101,8 @@ def test_each_resample_has_as_many_utterances_and_the_first_is_the_split():
 # ---- fronts
 
 
-def test_settings_are_told_by_what_tells_them_apart():
-    """The window of a schedule is not said where it follows from the schedule."""
+def test_settings_are_named_by_the_knobs_that_differ():
+    """alpha_epochs is not in the name if it follows from the schedule."""
 
     def run(schedule, slow, seed, **knobs):
         own = {"update": True, "penalty_scheduler": schedule, "schedule": schedule}
@@ -122,13 +122,13 @@ def test_runs_may_be_chosen_by_a_knob_whose_value_is_valid_only_with_others():
 
 
 def points(*rows):
-    """Points of (live_sparsity, fvu, persistence) without resamples but one that is the same."""
+    """Points of (live_sparsity, fvu, persistence) with one resample, equal to the split."""
     keys = ("live_sparsity", "fvu", "persistence")
     return [whole(2, **dict(zip(keys, row))) for row in rows]
 
 
 def whole(n, **costs):
-    """A point with all costs on n resamples; 0 what is not given."""
+    """A point with all costs on n resamples; costs that are not given are 0."""
     given = dict.fromkeys(comparison.COSTS, 0.0) | costs
     return Point(None, {name: np.full(n, value) for name, value in given.items()})
 
@@ -138,7 +138,7 @@ def test_a_dead_encoding_is_never_the_nearest():
     assert comparison.nearest(0.9, [dead, far]) is far
 
 
-def test_a_front_is_read_between_its_runs_and_never_beyond_them():
+def test_a_front_is_interpolated_and_never_extrapolated():
     found = points((0.9, 0.04, 0.6), (0.8, 0.02, 1.0))
     assert at(0.85, found, "fvu") == pytest.approx([0.03, 0.03])
     assert at(0.9, found, "fvu") == pytest.approx([0.04, 0.04])
@@ -146,13 +146,13 @@ def test_a_front_is_read_between_its_runs_and_never_beyond_them():
 
 
 @pytest.mark.parametrize("n_dead", range(6))
-def test_dead_encodings_are_no_part_of_a_front(n_dead):
+def test_dead_encodings_are_not_on_a_front(n_dead):
     found = points((0.7, 0.02, 1.0), (0.9, 0.04, 0.6), *[(np.nan, 1, np.nan)] * n_dead)
     assert at(0.9, found, "fvu") == pytest.approx([0.04, 0.04])
     assert np.isnan(at(np.array([0.69, 0.91, 0.95]), found, "fvu")).all()
 
 
-def test_the_mean_over_seeds_leaves_out_those_that_do_not_reach():
+def test_the_mean_leaves_out_seeds_that_do_not_reach_the_sparsity():
     front = {
         0: points((0.8, 0.02, 1.0), (0.9, 0.04, 0.6)),
         1: points((0.8, 0.1, 1), (0.82, 0.2, 1)),
@@ -263,7 +263,7 @@ def test_runs_are_chosen_by_their_knobs_and_weights(swept, capsys):
     assert said.count("constant |") == 2
 
 
-def test_a_sparsity_that_no_front_reaches_is_reported_with_the_range_there_is(swept, capsys):
+def test_a_sparsity_that_no_front_reaches_is_reported_with_the_range_of_the_fronts(swept, capsys):
     comparison.main(
         [str(swept / "runs"), "--data", str(swept / "speech"), "--at", "0.999", "--resamples", "5"]
     )
@@ -298,7 +298,7 @@ def test_usage_errors_print_one_line(swept, words, message):
     assert "Traceback" not in done.stderr
 
 
-def test_final_weights_that_are_gone_are_asked_for(swept, tmp_path):
+def test_missing_final_weights_are_reported(swept, tmp_path):
     shutil.copytree(swept / "runs", tmp_path / "runs")
     for path in tmp_path.glob("runs/*/last*.pt"):
         path.unlink()

@@ -109,7 +109,7 @@ def test_a_whole_number_may_arrive_as_a_float_and_a_broken_one_may_not():
         ),
     ],
 )
-def test_a_mistake_names_the_flag_the_value_and_the_way_out(argv, message):
+def test_a_mistake_names_the_flag_the_value_and_the_remedy(argv, message):
     with pytest.raises(UserError) as error:
         parse(*argv)
     assert message in str(error.value)
@@ -125,7 +125,7 @@ def test_a_file_that_the_system_cannot_read_says_why_even_without_a_number(monke
         parse("a.json")
 
 
-def test_every_knob_is_a_flag_and_says_what_it_is(capsys):
+def test_every_knob_is_a_flag_with_help(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--help")
     assert stop.value.code == 0
@@ -136,7 +136,7 @@ def test_every_knob_is_a_flag_and_says_what_it_is(capsys):
     assert "encoder blocks [at least 2 and at most 5] (default: 5)" in text
 
 
-def test_every_style_of_a_sweep_agents_arguments_says_the_same(tmp_path):
+def test_every_format_of_a_sweep_agents_arguments_gives_the_same_config(tmp_path):
     values = {"alpha": 0.1, "update": True, "penalty_scheduler": "cosine", "alpha_epochs": None}
     (tmp_path / "args.json").write_text(json.dumps(values))
     styles = [
@@ -150,7 +150,7 @@ def test_every_style_of_a_sweep_agents_arguments_says_the_same(tmp_path):
     assert said == {command_line.from_args([], sweep=values)}
 
 
-def test_a_sweeps_values_win_over_flags_and_may_not_say_where_to_run():
+def test_a_sweeps_values_override_flags_and_may_not_set_where_to_run():
     assert command_line.from_args(["--alpha=0.1", "--lr=1"], sweep={"alpha": "3e-1"}).alpha == 0.3
     for name in ("train_dir", "out_dir", "checkpoint", "wandb", "device", "run_name"):
         assert name not in SWEEPABLE
@@ -162,7 +162,7 @@ def test_a_sweeps_values_win_over_flags_and_may_not_say_where_to_run():
         command_line.from_args([], sweep={"alpha": 7})
 
 
-def test_the_environment_says_where_things_are(monkeypatch):
+def test_the_environment_sets_paths(monkeypatch):
     monkeypatch.setenv("EMAAE_TRAIN_DIR", "a")
     monkeypatch.setenv("EMAAE_VAL_DIR", "b")
     monkeypatch.setenv("EMAAE_RECURSIVE", "True")
@@ -178,7 +178,7 @@ def test_the_environment_says_where_things_are(monkeypatch):
         ("EMAAE_QQQQQQQ", "names no setting; unset it"),
     ],
 )
-def test_a_variable_of_ours_that_sets_nothing_is_refused(monkeypatch, variable, says):
+def test_an_emaae_variable_that_sets_no_flag_is_refused(monkeypatch, variable, says):
     monkeypatch.setenv(variable, "0.9")
     with pytest.raises(UserError, match=f"{variable} is set, and {says}"):
         parse()
@@ -193,7 +193,7 @@ def test_the_variables_of_wandb_count_where_ours_are_not_set(monkeypatch):
     assert parse("--wandb_project=flag").wandb_project == "flag"
 
 
-def test_a_path_may_begin_at_the_home_wherever_it_comes_from(monkeypatch):
+def test_a_path_from_any_source_may_begin_with_the_home_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("EMAAE_TRAIN_DIR", "~/train")
     config = parse("--val_dir=~/val", '{"test_dir": "~/test"}', "--out_dir", "~/runs")
@@ -252,7 +252,7 @@ def test_a_model_config_gives_the_architecture_and_what_contradicts_it_is_refuse
         ('{"inner_size": 8, "norm": "group"}', "--norm must be one of"),
     ],
 )
-def test_a_model_config_that_lies_is_refused(tmp_path, content, message):
+def test_a_model_config_with_wrong_values_is_refused(tmp_path, content, message):
     path = tmp_path / "model_config.json"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
@@ -268,13 +268,13 @@ def test_a_model_that_was_selected_at_alpha_1_can_be_measured_though_not_trained
     assert parse(checkpoint).alpha == 0.25
 
 
-def test_top_k_takes_any_target_when_it_is_told_how_many_to_keep():
+def test_top_k_takes_any_target_sparsity_if_k_fraction_is_given():
     assert parse("--activation=batch_topk", "--target_sparsity=1", "--k_fraction=.1")
     assert parse(
         "--activation=feature_topk", "--target_sparsity=1", "--eval_only", "--checkpoint=x"
     )
 
 
-def test_values_survive_the_round_trip_through_plain_values():
+def test_a_config_survives_conversion_to_plain_values():
     config = parse("--update", "--penalty_scheduler=geco", "--alpha_epochs=7", "--lr=2e-5")
     assert Config.from_mapping(json.loads(json.dumps(vars(config)))) == config

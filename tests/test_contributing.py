@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md shows works as it stands there, in a copy of the project."""
+"""The examples in CONTRIBUTING.md work as written, in a copy of the project."""
 
 import json
 import re

@@ -419,17 +419,17 @@ def test_a_large_corpus_has_the_numbers_of_librispeech_and_no_speaker_in_two_spl
         ({"split": "val", "seed": -1}, "--seed must be 0 or more, got -1"),
     ],
 )
-def test_arguments_that_mean_nothing_are_refused_by_name(arguments, message):
+def test_arguments_out_of_range_are_refused_by_name(arguments, message):
     with pytest.raises(UserError, match=message):
         demo.generate(**arguments)
 
 
 @pytest.mark.parametrize("out", ["", "a\0b"])
-def test_a_tree_that_cannot_have_that_name_is_refused_by_name(out):
+def test_an_impossible_name_of_a_tree_is_refused(out):
     with pytest.raises(UserError, match="argument --out: expected the name of a file or folder"):
         main(["demo-data", "--out", out])
 
 
-def test_a_missing_split_is_a_mistake_of_the_caller():
+def test_an_unknown_split_raises_value_error():
     with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
         demo.generate("dev")

@@ -1,4 +1,4 @@
-"""Two processes train what one process trains, and end together however they end."""
+"""Two processes train the same as one process, and always end together."""
 
 import json
 import math
@@ -29,7 +29,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> list[dict]:
-    """What `train_together` trained in each of two processes."""
+    """The result of `train_together` in each of two processes."""
     folder = tmp_path_factory.mktemp("together")
     script = str(ROOT / "tests" / "train_together.py")
     done = program(*TORCHRUN, script, str(folder), PYTHONPATH=str(ROOT))
@@ -78,7 +78,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_batch(together):
     assert stopped == [(3, 2), (3, 2)]
 
 
-def test_an_interrupted_training_of_two_goes_on_as_if_it_had_not_been(together):
+def test_an_interrupted_training_of_two_processes_equals_an_uninterrupted_one(together):
     rows = [rank["continued"]["rows"] for rank in together]
     whole = together[0]["cases"][CASES[0]]["rows"]
     assert rows[0] == rows[1] == whole[3:]
@@ -112,7 +112,7 @@ def test_every_utterance_of_a_batch_goes_to_one_process(monkeypatch, size):
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_a_batch_of_no_utterance_has_no_frames():
+def test_a_batch_without_utterances_has_no_frames():
     split = split_of(5, 7, seed=0)
     (x, mask), (empty, nothing) = batches(split, [np.array([1]), np.array([], int)])
     assert x.shape == (1, 13, 7)

@@ -1,4 +1,4 @@
-"""Whole corpora through a model: windows without a seam, trees that go on where they stopped."""
+"""Encoding and decoding corpora: windows change nothing, and interrupted trees are continued."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ C = 24
 
 
 def random_model(norm="none", n_encoder=3, n_decoder=3, seed=0) -> CNNAutoEncoder:
-    """A model that is not trained, in which biases and batch statistics matter."""
+    """An untrained model with biases and batch statistics that are not 0."""
     torch.manual_seed(seed)
     model = CNNAutoEncoder(13, C, n_encoder, n_decoder, norm=norm)
     stir(model, 0.3)
@@ -76,7 +76,7 @@ def out_files(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("n_blocks", [2, 3, 4, 5])
-def test_no_window_leaves_a_seam(norm, n_blocks):
+def test_windows_give_the_encoding_of_the_whole(norm, n_blocks):
     model = random_model(norm, n_blocks, n_blocks)
     for n_frames in (1, 5, 64, 100):
         x = raw(n_frames)
@@ -88,7 +88,7 @@ def test_no_window_leaves_a_seam(norm, n_blocks):
             assert np.abs(difference).max() < 2e-6
 
 
-def test_a_window_that_sees_too_little_would_be_noticed(monkeypatch):
+def test_a_window_with_too_little_context_gives_another_encoding(monkeypatch):
     model, x = random_model(), raw(100)
     monkeypatch.setattr(model, "receptive_field", lambda: 7)
     assert not np.allclose(encode(model, x, 20), whole(model.encode, x), atol=1e-3)
@@ -134,7 +134,7 @@ print(peaks[1] - peaks[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB")
-def test_a_long_utterance_is_held_as_features_and_what_is_not_zero(tmp_path):
+def test_a_long_utterance_takes_the_memory_of_features_and_nonzero_values(tmp_path):
     torch.manual_seed(0)
     model = CNNAutoEncoder(13, 256, 2, 2)
     model.normalise(torch.from_numpy(raw(1000).mean(0)), torch.from_numpy(raw(1000).std(0)))
@@ -153,7 +153,7 @@ def test_a_long_utterance_is_held_as_features_and_what_is_not_zero(tmp_path):
 # ---- trees
 
 
-def test_encodings_stand_in_the_same_tree_with_increasing_times(place):
+def test_encodings_are_a_tree_of_the_same_names_with_increasing_times(place):
     assert run("encode", place) == 0
     names = [f"{name}{end}" for name in LENGTHS for end in (".npz", "_times.npz")]
     assert out_files(place / "out") == sorted([".lock", "manifest.json", *names])
@@ -170,7 +170,7 @@ def test_encodings_stand_in_the_same_tree_with_increasing_times(place):
         assert (times[:, 1] > times[:, 0]).all()
 
 
-def test_frames_are_centred_where_the_extractor_looks():
+def test_frames_are_centred_where_the_extractors_are():
     times = frame_times(180_000)
     assert times.mean(1)[:3] == pytest.approx([0.0125, 0.0325, 0.0525])
     assert times.mean(1)[-1] == pytest.approx((320 * 179_999 + 200) / 16000, abs=1e-3)
@@ -188,11 +188,11 @@ def test_frames_are_centred_where_the_extractor_looks():
         (None, False),
     ],
 )
-def test_times_of_its_own_are_kept_of_each_frame_and_others_are_computed(found, kept):
+def test_times_of_each_frame_are_kept_and_other_times_are_replaced(found, kept):
     assert np.array_equal(frame_times(3, found), found if kept else frame_times(3))
 
 
-def test_times_that_are_each_frames_own_are_copied(place):
+def test_times_of_each_frame_are_copied(place):
     own = frame_times(70) + np.float32(17)
     np.savez(place / "features/103/1240/103-1240-0000_times.npz", times=own)
     run("encode", place)
@@ -246,7 +246,7 @@ def test_decoded_encodings_are_the_reconstruction_as_a_feature_tree(place, form,
         assert np.array_equal(*times)
 
 
-def test_encodings_are_decoded_by_the_model_that_made_them_alone(place):
+def test_encodings_are_decoded_only_by_the_model_that_made_them(place):
     assert run("encode", place) == 0
     saved(place / "model", random_model("batch", seed=1))
     with pytest.raises(UserError, match="encodings of another model: name the --model that made"):
@@ -267,7 +267,7 @@ def changed(folder: Path, before: dict[str, int]) -> list[str]:
     return [name for name in mine if before.get(name) != now[name]]
 
 
-def test_what_is_there_is_kept_and_what_is_not_whole_is_made_again(place, capsys):
+def test_complete_encodings_are_kept_and_incomplete_ones_are_made_again(place, capsys):
     run("encode", place)
     out, before = place / "out", moments(place / "out")
     assert run("encode", place) == 0
@@ -311,7 +311,7 @@ def test_a_unit_that_fired_only_in_what_was_replaced_is_not_listed(place):
     assert 0 not in json.loads(path.read_text())["fired"]
 
 
-def test_an_interrupt_leaves_nothing_half_written_and_the_next_time_goes_on(place, monkeypatch):
+def test_an_interrupt_leaves_no_incomplete_file_and_the_next_call_continues(place, monkeypatch):
     written = []
 
     def write(path, parts, *rest):
@@ -357,7 +357,7 @@ def test_the_manifest_says_which_model_and_another_one_is_refused(place):
     assert changed(place / "out", before) == []
 
 
-def test_a_folder_that_others_made_is_left_alone(place):
+def test_a_folder_of_other_files_is_refused_and_left_unchanged(place):
     write_tree(place / "other", {"x": 20})
     before = moments(place / "other")
     with pytest.raises(UserError, match=r"other holds x.npz and no manifest.json"):
@@ -367,7 +367,7 @@ def test_a_folder_that_others_made_is_left_alone(place):
     assert changed(place / "other", before) == []
 
 
-def test_another_process_in_the_same_folder_is_noticed(place):
+def test_a_folder_that_another_process_writes_is_refused(place):
     from emaae.system.files import lock_folder
 
     (place / "out").mkdir()
@@ -439,7 +439,7 @@ def test_encodings_that_the_model_did_not_make_are_refused(place, spoil, message
         ("data", lambda a: a * np.float32(np.inf), "numbers that are not finite"),
     ],
 )
-def test_a_sparse_file_that_lies_is_refused(place, key, value, message):
+def test_an_inconsistent_sparse_file_is_refused(place, key, value, message):
     run("encode", place, "out", "--format=sparse")
     path = place / "out/b/x.npz"
     with np.load(path) as found:
@@ -449,7 +449,7 @@ def test_a_sparse_file_that_lies_is_refused(place, key, value, message):
         run("decode", place, "back")
 
 
-def test_a_sparse_file_of_more_frames_than_an_utterance_has_is_not_unfolded(place, monkeypatch):
+def test_a_sparse_file_of_too_many_frames_is_not_expanded(place, monkeypatch):
     run("encode", place, "out", "--format=sparse")
     monkeypatch.setattr(encodings, "MAX_FRAMES", LENGTHS["b/x"] - 1)
     with pytest.raises(BadFile, match=r"b/x.npz contradicts itself"):

@@ -48,7 +48,7 @@ def write(path, sound: np.ndarray, rate: int = RATE) -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Recordings in LibriSpeech's tree, and beside them what goes wrong with recordings."""
+    """Recordings in LibriSpeech's tree, and broken recordings."""
     root = tmp_path_factory.mktemp("audio")
     write(root / "103" / "1240" / "103-1240-0000.flac", voice(0.6, 1))
     write(root / "103" / "1240" / "103-1240-0001.flac", voice(0.595, 2))  # as many frames
@@ -72,7 +72,7 @@ def corpus(tmp_path_factory):
     write(root / "bad" / "twice.wav", voice(0.5, 11))
     write(root / "bad" / "x_times.wav", voice(0.5, 12))
     os.mkfifo(root / "bad" / "pipe.wav")
-    (root / "notes.txt").write_text("not looked at")
+    (root / "notes.txt").write_text("ignored")
     (root / "._stereo.wav").write_text("left behind by a file manager")
     return root
 
@@ -93,7 +93,7 @@ BAD = {
     "short.wav": "at least 0.39 s",
     "silent.wav": "silent",
     "long.flac": "at most 60 s",
-    "cut.flac": "",  # what of it depends on the library
+    "cut.flac": "",  # the message depends on the library
     "twice.flac": "rename or remove one",
     "twice.wav": "rename or remove one",
     "x_times.wav": "file of times",
@@ -119,7 +119,7 @@ def features(out, identity: str) -> np.ndarray:
     return np.load(out / f"{identity}.npz")["features"]
 
 
-def test_every_good_file_has_features_of_its_length_and_no_other_has(extracted):
+def test_every_good_file_and_no_other_has_features_of_its_length(extracted):
     done, out = extracted
     found = {str(p.relative_to(out))[:-4] for p in out.rglob("*.npz")}
     assert found == set(GOOD) | {f"{name}_times" for name in GOOD}
@@ -195,7 +195,9 @@ def test_features_do_not_depend_on_the_files_beside_them(extracted, corpus, code
         assert np.array_equal(found[:, 12:], together[:, 12:])
 
 
-def test_a_repeated_run_keeps_what_is_whole_and_makes_the_rest_again(extracted, coder, tmp_path):
+def test_a_repeated_run_keeps_complete_features_and_makes_the_rest_again(
+    extracted, coder, tmp_path
+):
     for i, name in enumerate(("kept", "cut", "untimed", "short")):
         write(tmp_path / f"{name}.wav", voice(0.5, i))
     assert extract(tmp_path, tmp_path).n_new == 4
@@ -214,7 +216,7 @@ def test_a_repeated_run_keeps_what_is_whole_and_makes_the_rest_again(extracted, 
     assert extract(tmp_path, tmp_path).n_kept == 4
 
 
-def test_a_batch_beyond_the_memory_is_halved(coder, tmp_path, monkeypatch):
+def test_a_batch_too_large_for_memory_is_halved(coder, tmp_path, monkeypatch):
     for i in range(5):
         write(tmp_path / f"{i}.wav", voice(0.4, i))
     inversion = type(coder.inverter)
@@ -252,7 +254,7 @@ def test_settings_that_pad_the_audio_shift_the_times(coder, tmp_path, monkeypatc
     np.testing.assert_allclose(plain[:, 0] - padded[:24, 0], 160 / RATE, atol=1e-6)
 
 
-def test_a_file_of_many_channels_is_told_how_many_values_there_may_be(tmp_path, monkeypatch):
+def test_too_many_channels_are_refused_with_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("emaae.corpus.extract.MAX_SAMPLES", 10_000)
     write(tmp_path / "a.wav", np.stack([voice(0.5, i) for i in range(2)], 1))
     (why,) = extract(tmp_path, tmp_path).broken.values()

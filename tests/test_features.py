@@ -1,4 +1,4 @@
-"""Reading feature trees: what is an utterance, and what becomes of files that are not."""
+"""Reading feature trees: which files are utterances, and what happens to other files."""
 
 import os
 import pickle
@@ -52,7 +52,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every directory")
-def test_a_directory_that_cannot_be_listed_is_not_left_out_in_silence(tmp_path):
+def test_a_directory_that_cannot_be_listed_is_reported(tmp_path):
     write_tree(tmp_path, {"x": 3, "sub/y": 3})
     (tmp_path / "sub").chmod(0)
     try:
@@ -85,7 +85,7 @@ NAMES = {
 }
 
 
-def test_every_listing_goes_by_one_rule_of_what_is_data(tmp_path, features):
+def test_every_listing_has_the_same_rule_for_what_is_data(tmp_path, features):
     for name in NAMES:
         for suffix in (".npz", ".WAV"):
             path = tmp_path / f"{name}{suffix}"
@@ -119,7 +119,7 @@ def test_the_suffix_may_be_in_capitals(tmp_path, features):
         find_features(tmp_path, recursive=False)
 
 
-def test_a_link_that_leads_nowhere_is_the_fault_of_that_file(tmp_path, features):
+def test_a_broken_link_is_an_error_of_that_file(tmp_path, features):
     write(tmp_path / "a.npz", features)
     (tmp_path / "b.npz").symlink_to(tmp_path / "gone.npz")
     config = Config(train_dir=str(tmp_path), cache_dir="none")
@@ -191,7 +191,7 @@ def changed(frame: int, column: int, value: float) -> np.ndarray:
     ],
     ids=lambda case: case if isinstance(case, str) else "",
 )
-def test_arrays_that_are_no_features_are_refused(tmp_path, arrays, message):
+def test_arrays_that_are_not_features_are_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)
     assert message in refused(tmp_path / "x.npz")
 
@@ -257,7 +257,7 @@ README = hostile.archive("readme.txt", b"hello", 5, zipfile.ZIP_STORED)
     ],
     ids=["nothing", "text", "zeros", "archive of text", "bare array"],
 )
-def test_what_is_no_archive_of_arrays_is_refused(tmp_path, content, message):
+def test_a_file_that_is_not_an_archive_of_arrays_is_refused(tmp_path, content, message):
     (tmp_path / "x.npz").write_bytes(content)
     assert message in refused(tmp_path / "x.npz")
 
@@ -296,7 +296,7 @@ BOMBS = hostile.bombs()
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_an_archive_that_inflates_to_2_gb_is_refused_before_it_does(tmp_path, bomb):
+def test_an_archive_that_would_inflate_to_2_gb_is_refused_first(tmp_path, bomb):
     (tmp_path / "x.npz").write_bytes(BOMBS[bomb])
     tracemalloc.start()
     began = time.process_time()
@@ -329,7 +329,7 @@ def test_only_the_array_that_is_asked_for_is_inflated(tmp_path, features):
     ],
     ids=lambda case: str(case)[:40],
 )
-def test_a_header_that_lies_is_refused(tmp_path, features, header, message):
+def test_a_wrong_header_is_refused(tmp_path, features, header, message):
     content = hostile.npy(**header, content=features.tobytes())
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("features.npy", content)
@@ -368,7 +368,7 @@ def test_other_names_are_fine(name):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Ten utterances; two files are broken, and one is named by a line break."""
+    """Ten utterances; two files are broken, and one has a line break in its name."""
     write_tree(tmp_path / "t", {f"u{i}": 20 for i in range(10)})
     (tmp_path / "t" / "u3.npz").write_bytes(b"PK")
     np.savez(tmp_path / "t" / "u7.npz", features=np.full((20, 14), np.nan))
@@ -377,7 +377,7 @@ def damaged(tmp_path):
     return {"train_dir": str(tmp_path / "t"), "val_dir": str(tmp_path / "v")}
 
 
-def test_a_broken_file_ends_the_run_with_a_message_that_says_the_way_out(damaged):
+def test_a_broken_file_ends_the_run_with_a_message_that_says_what_to_do(damaged):
     with pytest.raises(UserError, match=r"--on_bad_file skip"):
         load_splits(Config.from_mapping(damaged))
 

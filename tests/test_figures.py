@@ -1,4 +1,4 @@
-"""Figures show what the runs hold, say what they lack, and are fit for a paper."""
+"""Figures show the content of runs, name what is missing, and have the format of a paper."""
 
 import contextlib
 import math
@@ -70,7 +70,7 @@ def test_figures_are_one_or_two_columns_wide(sweep):
     assert figures.draw("fvu_against_sparsity", runs).get_figwidth() == 3.5
 
 
-def test_seeds_of_a_setting_are_their_mean_in_a_band_of_their_range():
+def test_a_setting_is_the_mean_of_its_seeds_in_a_band_of_their_range():
     runs = [
         of(seed=0, **{"val/loss": [1.0, 0.5, 0.3]}),
         of(seed=1, **{"val/loss": [3.0, 1.5]}),
@@ -89,7 +89,7 @@ def test_seeds_of_a_setting_are_their_mean_in_a_band_of_their_range():
     assert each[1].y.tolist() == [3.0, 1.5]
 
 
-def test_runs_that_diverged_are_no_part_of_a_mean():
+def test_runs_that_diverged_are_not_in_a_mean():
     runs = [
         of(seed=0, **{"val/loss": [1.0]}),
         of(seed=1, metrics={"status": "diverged"}, **{"val/loss": [9e9]}),
@@ -110,7 +110,7 @@ def test_training_and_validation_loss_have_one_scale():
     assert training.y.range == validation.y.range == pytest.approx((0.1 / 1.1, 2.2))
 
 
-def test_the_front_is_the_staircase_below_which_no_run_is_and_the_best_run_is_ringed():
+def test_the_front_is_a_staircase_with_no_run_below_and_the_best_run_is_ringed():
     found = [(0.2, 0.7), (0.5, 0.9), (0.6, 0.6)]  # fvu, sparsity
     runs = [
         of(
@@ -153,7 +153,7 @@ def test_curves_stand_beside_those_of_the_input(sweep):
         np.testing.assert_allclose(lines["linear"].y, np.mean(seeds, 0))
 
 
-def test_channels_are_points_that_no_line_joins(sweep):
+def test_channels_are_points_without_a_line(sweep):
     for line in panels.articulators(read_runs(sweep)).lines:
         assert line.points
         assert len(line.x) == 13
@@ -182,7 +182,7 @@ def test_kernels_and_primitives_are_on_one_scale_about_zero(sweep):
         assert all(image.signed for image in images)
 
 
-def test_of_more_runs_than_panels_those_with_the_lowest_scores_are_drawn():
+def test_if_there_are_more_runs_than_panels_the_lowest_scores_are_drawn():
     loss = {"train/loss": [1.0], "val/loss": [1.0]}
     scores = (0.3, None, 0.1, 0.2)
     runs = [
@@ -207,7 +207,7 @@ def test_thirty_settings_look_different_as_lines_and_as_points(labels):
     assert len({(style.color, style.marker) for style in found}) == 30
 
 
-def test_a_schedule_is_a_colour_and_what_else_varies_a_dash_and_both_have_a_marker():
+def test_schedules_have_colours_and_other_knobs_dashes_and_both_have_markers():
     found = styles([f"{s}, alpha_max {a}" for s in ("linear", "cosine") for a in (0.3, 0.6)])
     linear, stronger, cosine, _ = found.values()
     assert linear.color == stronger.color != cosine.color
@@ -215,7 +215,7 @@ def test_a_schedule_is_a_colour_and_what_else_varies_a_dash_and_both_have_a_mark
     assert len({style.marker for style in found.values()}) == 4
 
 
-def test_a_unit_by_label_is_its_mean_there_over_its_mean_everywhere():
+def test_a_unit_by_label_is_its_mean_in_the_label_over_its_overall_mean():
     z, labels = np.array([0.0, 0, 3, 3, 0, 0]), np.array(["a", "a", "b", "b", "c", "b"])
     panel = model_panels.by_label(z, labels)
     assert [text for _, text in panel.x.ticks] == ["b", "a", "c"]
@@ -284,7 +284,7 @@ def test_logarithmic_axes_have_a_few_ticks(values, ticks):
     assert fitted(Axis(log=True), [np.array([math.nan, -1, 0])]) == Axis(log=True)
 
 
-def test_runs_that_failed_are_in_the_mean_only_where_all_did():
+def test_runs_that_failed_are_in_the_mean_only_if_all_failed():
     def means(*statuses):
         runs = [of(seed=i, metrics={"status": s}, alpha=[i]) for i, s in enumerate(statuses)]
         items = panels.over_epochs(runs, "alpha", Axis()).items
@@ -302,13 +302,13 @@ def test_a_single_value_is_in_the_middle_of_its_axis():
         assert fitted(Axis(), [np.array(values)]) == Axis()
 
 
-def test_few_epochs_have_a_tick_each():
+def test_each_of_few_epochs_has_a_tick():
     found = fitted(Axis("epoch", whole=True), [np.arange(1, 4)])
     assert [text for _, text in found.ticks] == ["1", "2", "3"]
     assert fitted(Axis("epoch", whole=True), [np.arange(1, 46)]).ticks is None
 
 
-def test_a_drawing_can_be_told_in_words():
+def test_a_drawing_is_described_in_words():
     style = styles(["linear"])["linear"]
     line = Line(np.array([1, 2]), np.array([0.5, 0.25]), style, "linear")
     point = Line(np.array([0.9]), np.array([0.1]), style, "best", points=True)
@@ -322,7 +322,7 @@ def test_the_words_of_an_image_name_the_channel_of_its_largest_value():
     assert "strongest in TDX, -1" in described(Drawing([[tile]]))
 
 
-def test_single_seeds_leave_the_legend_of_their_settings():
+def test_single_seeds_are_not_in_the_legend_if_their_settings_are():
     style, x = styles(["linear"])["linear"], np.array([1.0, 2.0])
     means = [Line(x, x, style, f"setting {i}", kind="mean") for i in range(2)]
     seeds = [Line(x, x, style, f"setting 0, {i}", kind="each") for i in range(30)]

@@ -1,4 +1,4 @@
-"""Fronts of two costs: hand values, and what may not change them."""
+"""Fronts of two costs: values computed by hand, and invariances."""
 
 import numpy as np
 import pytest

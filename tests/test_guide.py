@@ -1,4 +1,4 @@
-"""From audio to a probe, as the guide says: each command as it is written, on a little sound."""
+"""The guide from audio to a probe: each command as written, on a few recordings."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Programs use what their parent leaves: streams, signals, variables, folders, storages."""
+"""Programs work with unusual streams, signals, variables, folders and storages."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def slow(value):
 
 
 @pytest.mark.parametrize("closed", [">&- 2>&- <&-", *(slow(one) for one in (">&-", "2>&-", "<&-"))])
-def test_closed_streams_are_no_mistake(tmp_path, closed):
+def test_closed_streams_are_not_an_error(tmp_path, closed):
     command = f"exec {sys.executable} train.py {' '.join(SMALL)} --out_dir={tmp_path} {closed}"
     done = subprocess.run(
         ["sh", "-c", command], cwd=ROOT, env=environment_of(), capture_output=True, text=True
@@ -49,7 +49,7 @@ def test_a_pipe_that_ends_ends_the_program_in_silence():
 
 
 @pytest.mark.parametrize("backend", ["module://gone.backend", slow("nonsense"), slow("tkagg")])
-def test_a_backend_of_a_notebook_is_not_ours(tmp_path, backend):
+def test_a_notebooks_backend_of_matplotlib_is_not_used(tmp_path, backend):
     flags = (*SMALL, f"--out_dir={tmp_path}", "--run_name=a")
     done = program("train.py", *flags, MPLBACKEND=backend)
     assert done.returncode == 0, done.stderr
@@ -102,12 +102,12 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
         run.communicate()
 
 
-# ---- where a sweep keeps who runs what
+# ---- the storage of a sweep's queue
 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """A sweep of two points that does nothing, and runs it; returns status and errors."""
+    """A function that runs a sweep of two points with an empty program; returns the process."""
     (tmp_path / "nothing.py").write_text(
         "import json, os, pathlib\n"
         "folder = pathlib.Path(os.environ['EMAAE_OUT_DIR'], os.environ['EMAAE_RUN_NAME'])\n"
@@ -128,14 +128,14 @@ def sweep(tmp_path):
 
 
 def refused(done) -> str:
-    """The one line in which a program refused."""
+    """The one line of a usage error."""
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = (line for line in done.stderr.splitlines() if ": error: " in line)
     assert "Traceback" not in done.stderr
     return line
 
 
-def test_a_journal_that_was_cut_short_is_mended_and_nothing_is_lost(sweep, tmp_path):
+def test_an_incomplete_line_of_a_journal_is_removed_and_nothing_is_lost(sweep, tmp_path):
     journal = tmp_path / "study.log"
     assert sweep(journal).returncode == 0
     whole = journal.read_bytes()
@@ -155,7 +155,7 @@ def test_a_journal_that_was_cut_short_is_mended_and_nothing_is_lost(sweep, tmp_p
         slow(b'{"op_code": nonsense\n'),
     ],
 )
-def test_a_file_that_is_no_journal_prints_one_line(sweep, tmp_path, content):
+def test_a_file_that_is_not_a_journal_prints_one_line(sweep, tmp_path, content):
     (tmp_path / "study.log").write_bytes(content)
     line = refused(sweep(tmp_path / "study.log"))
     assert "study.log" in line
@@ -163,7 +163,7 @@ def test_a_file_that_is_no_journal_prints_one_line(sweep, tmp_path, content):
 
 
 @pytest.mark.slow
-def test_a_file_that_is_no_database_prints_one_line(sweep, tmp_path):
+def test_a_file_that_is_not_a_database_prints_one_line(sweep, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "study.db").write_bytes(b"not a database at all" * 50)
     assert "file is not a database" in refused(sweep())
@@ -195,7 +195,7 @@ def test_a_database_without_permission_to_write_prints_one_line(sweep, tmp_path)
     assert "readonly" in refused(sweep())
 
 
-def test_locks_need_a_folder(sweep, tmp_path):
+def test_a_folder_for_locks_that_cannot_be_made_prints_one_line(sweep, tmp_path):
     (tmp_path / f"emaae-{os.getuid()}").write_text("in the way")
     line = refused(sweep(TMPDIR=str(tmp_path)))
     assert "cannot hold the locks of runs (File exists): set TMPDIR" in line

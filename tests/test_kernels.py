@@ -1,4 +1,4 @@
-"""Inside a model: kernels and primitives of networks whose answer is known by hand."""
+"""Kernels and primitives of small networks, compared with values computed by hand."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_the_primitive_of_a_linear_decoder_is_its_kernel():
 
 
 @pytest.mark.parametrize("n_decoder", [2, 3, 4, 5])
-def test_a_primitive_has_no_answer_outside_its_field_and_no_trace_of_the_ends(n_decoder):
+def test_a_primitive_is_zero_outside_its_field_and_free_of_edge_effects(n_decoder):
     net = model(n_decoder=n_decoder)
     z = torch.zeros(2, 8, 101)
     z[0, 2, 50] = 1
@@ -43,7 +43,7 @@ def test_a_primitive_has_no_answer_outside_its_field_and_no_trace_of_the_ends(n_
     assert np.abs(whole[:, : 50 - half]).max() == np.abs(whole[:, 51 + half :]).max() == 0
 
 
-def test_primitives_are_in_units_of_the_channels_sd():
+def test_primitives_are_in_standard_deviations_of_the_channels():
     net, scaled = model(), model()
     scaled.normalise(torch.full((13,), 5.0), torch.full((13,), 10.0))
     units = np.array([1, 6])
@@ -62,7 +62,7 @@ def test_the_busiest_units_do_not_depend_on_how_scale_is_shared():
     assert busiest_units(net, z * scale.numpy(), 8).tolist() == before.tolist()
 
 
-def test_the_kernels_are_the_largest_first():
+def test_kernels_are_sorted_with_the_largest_first():
     found = first_kernels(model(), 3)
     norms = np.sqrt((found**2).sum((1, 2)))
     assert found.shape == (3, 13, 3)

@@ -1,4 +1,4 @@
-"""The loss and its terms: hand values, invariances, gradients."""
+"""The loss and its terms: values computed by hand, invariances, gradients."""
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def test_l1_decoder_norm_of_a_model_does_not_change_when_its_scale_moves():
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-24])
-def test_a_unit_that_nothing_reads_leaves_the_gradient_finite(size):
+def test_a_unit_that_the_decoder_ignores_leaves_the_gradient_finite(size):
     model, x, mask = small_model(), torch.randn(1, 13, 20), ones(20)
     with torch.no_grad():
         model.decoder[0].conv.weight[:, 3] = size
@@ -124,7 +124,7 @@ def test_tv_of_constants_is_zero_and_its_gradient_is_finite():
     assert torch.isfinite(z.grad).all()
 
 
-def test_tv_ignores_scale_dead_units_and_the_gap_between_utterances():
+def test_tv_ignores_scale_dead_units_and_borders_of_utterances():
     torch.manual_seed(0)
     z, mask = torch.rand(2, 4, 30), ones(30, 20)
     before = penalty("tv", z, mask)
@@ -135,7 +135,7 @@ def test_tv_ignores_scale_dead_units_and_the_gap_between_utterances():
     assert penalty("tv", garbage, mask) == pytest.approx(before, rel=1e-6)
 
 
-def test_slowness_within_utterances_does_not_count_what_differs_between_them():
+def test_slowness_within_utterances_ignores_differences_between_utterances():
     blip = torch.tensor([0.0, 1, 1, 0, 0, 0])[None, None]
     assert penalty("tv", blip, ones(6)) == pytest.approx(1.5)
     assert penalty("tvu", blip, ones(6)) == pytest.approx(1.5)
@@ -148,7 +148,7 @@ def test_slowness_within_utterances_does_not_count_what_differs_between_them():
     assert penalty("tvu", z + offsets, mask) == pytest.approx(penalty("tvu", z, mask), rel=1e-5)
 
 
-def test_slowness_stands_beside_the_mse():
+def test_slowness_is_added_to_the_mse():
     model, x, mask = small_model(), torch.randn(2, 13, 40), ones(40, 25)
     plain = terms(Config(), model, x, mask, 0.3)
     slow = terms(Config(slow_loss="tvu", slow_coefficient=0.5), model, x, mask, 0.3)

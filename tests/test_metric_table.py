@@ -1,4 +1,4 @@
-"""One table says what a metric is; whoever speaks of metrics takes its words."""
+"""The table of metrics is complete and agrees with runs, sweep files and documentation."""
 
 import json
 
@@ -19,13 +19,13 @@ from emaae.metric_table import (
 )
 
 
-def test_each_name_stands_once():
+def test_each_name_is_there_once():
     for metrics in (SPLIT_METRICS, (*RUN_METRICS, *SHIFT_METRICS)):
         names = [name for metric in metrics for name in metric.each_name()]
         assert len(names) == len(set(names))
 
 
-def test_every_metric_has_words_and_a_meaning():
+def test_every_metric_has_a_description_and_a_range():
     for metric in (*SPLIT_METRICS, *RUN_METRICS, *SHIFT_METRICS):
         assert metric.short_description
         assert metric.meaning
@@ -33,7 +33,7 @@ def test_every_metric_has_words_and_a_meaning():
         assert metric.summary in ("yes", "")
 
 
-def test_what_stands_in_short_tables_is_logged():
+def test_metrics_in_short_tables_are_logged():
     names = [*(f"test/{name}" for name in SUMMARY), *SUMMARY_AT_END]
     names += [name.replace("*", "test") for name in summary.COLUMNS.values()]
     assert set(names) <= set(BY_NAME)
@@ -64,7 +64,9 @@ EVERY_EPOCH = "is logged every epoch"
         ("val/fuv", "minimize", "'val/fuv' is not logged by runs; use select/score; did you mean"),
     ],
 )
-def test_a_sweep_may_optimise_what_is_a_number_in_its_direction(tmp_path, name, goal, says):
+def test_a_sweep_may_optimise_a_metric_that_is_a_number_in_its_direction(
+    tmp_path, name, goal, says
+):
     path = tmp_path / "s.yaml"
     parameters = "parameters: {alpha: {values: [0.1, 0.2]}}"
     path.write_text(f"method: grid\nmetric: {{name: {name}, goal: {goal}}}\n{parameters}\n")

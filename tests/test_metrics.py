@@ -1,4 +1,4 @@
-"""Metrics: hand values, degenerate encodings, and independence of padding and batches."""
+"""Metrics: values computed by hand, degenerate encodings, no effect of padding and batches."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_r_of_a_falling_line_is_minus_one(x):
     assert [row["r/TDX"], row["r/TDY"], row["r/pitch"]] == pytest.approx([-1, -1, -1])
 
 
-def test_r_articulators_leaves_the_last_channels_apart(x):
+def test_r_articulators_leaves_out_loudness_and_pitch(x):
     y = x.clone()
     y[:, 2] = -y[:, 2]
     assert reconstruction(x, y)["r_articulators"] == pytest.approx(1)
@@ -69,7 +69,7 @@ def test_fvu_is_pooled_over_frames():
     assert row["fvu"] == pytest.approx(1 / 0.75)  # sum (y - x)^2 = 1, sum (x - 1/4)^2 = .75
 
 
-def test_a_constant_channel_is_undefined_and_hurts_no_other(x):
+def test_a_constant_channel_is_undefined_and_leaves_others_unchanged(x):
     x[:, 1] = 2.0
     row = reconstruction(x, x + 0.1)
     assert math.isnan(row["fvu/TDY"])
@@ -96,7 +96,7 @@ def test_padding_counts_in_no_sparsity_metric():
     assert parts.compute() == pytest.approx(sparsity(z, mask))
 
 
-def test_l1_is_the_active_fraction_times_the_active_mean():
+def test_l1_is_the_active_fraction_times_the_mean_of_active_values():
     z = torch.relu(torch.randn(2, 7, 30))
     row = sparsity(z)
     assert (1 - row["sparsity"]) * row["active_mean"] == pytest.approx(float(z.mean()), rel=1e-6)
@@ -108,7 +108,7 @@ def test_dead_is_the_fraction_of_units_that_never_fire():
     assert sparsity(z)["dead"] == 0.25
 
 
-def test_hoyer_has_its_hand_values():
+def test_hoyer_has_values_computed_by_hand():
     one_hot, uniform = torch.zeros(1, 4, 1), torch.ones(1, 4, 1)
     one_hot[0, 1] = 5
     counting = torch.tensor([1.0, 2, 3, 4])[None, :, None]
@@ -119,7 +119,7 @@ def test_hoyer_has_its_hand_values():
     assert sparsity(both)["hoyer"] == pytest.approx(1), "silent frames have no Hoyer index"
 
 
-def test_a_dead_encoding_is_undefined_where_it_has_no_value():
+def test_metrics_without_a_value_for_a_dead_encoding_are_undefined():
     row = sparsity(torch.zeros(1, 4, 5))
     assert row["dead"] == 1
     assert math.isnan(row["active_mean"])
@@ -163,12 +163,12 @@ def test_zeros_of_units_that_never_fire_do_not_make_an_encoding_sparse():
         (0.9, 0, math.nan, 2.9),  # constant
     ],
 )
-def test_the_score_costs_at_least_one_at_every_degenerate_end(fvu, sparse, persistence, expected):
+def test_the_score_of_every_degenerate_encoding_is_at_least_one(fvu, sparse, persistence, expected):
     assert score(fvu, sparse, persistence) == pytest.approx(expected)
     assert math.isnan(score(math.nan, sparse, persistence))
 
 
-def test_without_a_target_of_persistence_the_score_has_sparsity_and_reconstruction_alone():
+def test_without_a_target_persistence_the_score_is_of_sparsity_and_reconstruction():
     for persistence in (0.1, math.nan):
         found = score(0.05, 0.45, persistence, target_persistence=0)
         assert found == pytest.approx(0.55)

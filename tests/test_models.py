@@ -10,7 +10,7 @@ from emaae.models import NORMS, CNNAutoEncoder, MaskedBatchNorm, build_model
 
 @pytest.mark.parametrize("inner_size", [1, 2, 3, 7, 64, 100, 513, 768, 1024, 2048])
 @pytest.mark.parametrize(("n_encoder", "n_decoder"), itertools.product((2, 3, 4, 5), repeat=2))
-def test_every_size_keeps_the_length_and_never_narrows_on_its_way_in(
+def test_every_size_keeps_the_length_and_the_encoder_never_narrows(
     inner_size, n_encoder, n_decoder
 ):
     with torch.device("meta"):
@@ -36,7 +36,7 @@ def test_every_size_keeps_the_length_and_never_narrows_on_its_way_in(
         (768, 2, [13, 512, 768], [768, 512, 13]),
     ],
 )
-def test_presets_have_their_widths(inner_size, n_blocks, encoder, decoder):
+def test_presets_have_the_documented_widths(inner_size, n_blocks, encoder, decoder):
     with torch.device("meta"):
         model = CNNAutoEncoder(13, inner_size, n_blocks, n_blocks)
     for blocks, widths in ((model.encoder, encoder), (model.decoder, decoder)):
@@ -144,7 +144,7 @@ def test_the_receptive_field_is_what_an_impulse_reaches():
     assert int(reached[0]) == 30 - 6
 
 
-def test_whole_frame_shifts_move_the_encoding_and_nothing_else(model):
+def test_a_shift_by_whole_frames_shifts_the_encoding_and_changes_nothing_else(model):
     model.eval()
     x = torch.randn(1, 13, 60)
     z, shifted = model.encode(x), model.encode(x.roll(5, 2))
@@ -152,7 +152,7 @@ def test_whole_frame_shifts_move_the_encoding_and_nothing_else(model):
     assert torch.allclose(z[..., inner], shifted[..., 25:45], atol=1e-5)
 
 
-def test_raw_units_go_in_and_come_out():
+def test_input_and_output_are_in_raw_units():
     torch.manual_seed(0)
     model = CNNAutoEncoder(13, 30, 2, 2)
     raw = CNNAutoEncoder(13, 30, 2, 2)
@@ -165,7 +165,7 @@ def test_raw_units_go_in_and_come_out():
     assert torch.allclose((y - mean[:, None]) / sd[:, None], model(x).y, atol=1e-4)
 
 
-def test_a_channel_that_never_moves_is_centred_and_not_divided_by_zero():
+def test_a_constant_channel_is_centred_and_not_divided_by_zero():
     model = CNNAutoEncoder(13, 30, 2, 2)
     sd = torch.ones(13)
     sd[4] = 0

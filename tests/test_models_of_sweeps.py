@@ -21,7 +21,7 @@ from emaae.tracking.models import promote, pull
 
 
 def write_run(sweep, name, score, status="finished"):
-    """A run's folder as train.py leaves it, with a model that is its own."""
+    """A run's folder as train.py leaves it, with a model of its own."""
     run = sweep / "runs" / name
     run.mkdir(parents=True)
     torch.manual_seed(int(name))
@@ -84,7 +84,7 @@ def test_scores_of_different_data_are_not_compared(sweep):
         promote(str(folder))
 
 
-def test_the_test_split_is_no_part_of_what_a_run_was_selected_on():
+def test_the_test_split_does_not_change_the_data_fingerprint():
     config = of_data("real")
     with_test = {"data": config["data"] | {"test": {"fingerprint": "x"}}}
     assert (
@@ -154,7 +154,7 @@ def test_a_sweep_whose_folder_cannot_be_written_prints_one_line(sweep):
         promote(str(folder))
 
 
-def test_pull_copies_the_promoted_model_and_what_goes_with_it(sweep, tmp_path):
+def test_pull_copies_the_promoted_model_with_its_other_files(sweep, tmp_path):
     folder, models = sweep
     promote(str(folder))
     pull(str(folder), tmp_path / "mine")
@@ -169,7 +169,7 @@ def test_pull_copies_the_promoted_model_and_what_goes_with_it(sweep, tmp_path):
     assert same(emaae.load_model(tmp_path / "mine"), models["0001"])
 
 
-def test_curves_go_with_the_model_that_they_are_of(sweep, tmp_path):
+def test_curves_of_another_model_are_removed(sweep, tmp_path):
     folder, _ = sweep
     with_curves, without = folder / "runs" / "0001", folder / "runs" / "0002"
     (with_curves / "curves.json").write_text('{"split": "test"}')
@@ -179,7 +179,7 @@ def test_curves_go_with_the_model_that_they_are_of(sweep, tmp_path):
         assert (tmp_path / "mine" / "curves.json").is_file() == expected
 
 
-def test_a_model_that_is_pulled_to_where_it_is_stays_as_it_is(sweep):
+def test_pulling_a_model_to_its_own_folder_changes_nothing(sweep):
     folder, _ = sweep
     promote(str(folder))
     for ref, out in ((folder, folder / "best"), (folder / "best", folder / "best")):
@@ -189,7 +189,7 @@ def test_a_model_that_is_pulled_to_where_it_is_stays_as_it_is(sweep):
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "curves.json"])
-def test_a_folder_that_cannot_take_a_model_is_named(name, sweep, tmp_path):
+def test_a_file_that_cannot_be_written_or_removed_is_named(name, sweep, tmp_path):
     (tmp_path / "mine" / name).mkdir(parents=True)  # the second one would have to go
     with pytest.raises(UserError, match=rf"mine/{name} cannot be written \("):
         pull(str(sweep[0]), tmp_path / "mine")
@@ -261,7 +261,7 @@ def test_a_folder_that_cannot_be_made_is_named(sweep, tmp_path):
         pull(str(sweep[0]), tmp_path / "file")
 
 
-def test_a_sweep_without_a_good_run_says_so(tmp_path):
+def test_a_sweep_without_a_finished_run_is_refused(tmp_path):
     write_run(tmp_path, "0000", 0.1, "failed")
     write_run(tmp_path, "0001", 10**400)  # no number to compare
     with pytest.raises(UserError, match="holds no finished run with a score"):
@@ -269,7 +269,7 @@ def test_a_sweep_without_a_good_run_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("ref", ["nowhere", "a/b/c/d", "a//b"])
-def test_what_is_neither_a_folder_nor_a_path_is_refused(ref):
+def test_a_reference_that_is_neither_a_folder_nor_a_path_on_wandb_is_refused(ref):
     with pytest.raises(UserError, match="neither a folder here nor a path on W&B"):
         promote(ref)
 

@@ -14,13 +14,13 @@ def parts(matrix):
     return s, u @ vt
 
 
-def test_a_number_becomes_what_the_quintic_makes_of_it_five_times():
+def test_a_number_is_mapped_five_times_by_the_quintic():
     # 1 -> .7010 -> 1.1136 -> .7207 -> 1.0900 -> .6964 by 3.4445 s - 4.775 s^3 + 2.0315 s^5
     assert orthogonalise(torch.tensor([[5.0]])).item() == pytest.approx(0.6964, abs=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (6, 20), (20, 6), (1, 9)])
-def test_an_orthogonal_matrix_stays_up_to_a_factor(shape):
+def test_an_orthogonal_matrix_is_unchanged_up_to_a_factor(shape):
     torch.manual_seed(0)
     _, q = parts(torch.randn(shape))
     found = orthogonalise(q)
@@ -30,7 +30,7 @@ def test_an_orthogonal_matrix_stays_up_to_a_factor(shape):
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (24, 90), (90, 24)])
-def test_singular_values_go_to_about_one_and_directions_stay(shape):
+def test_singular_values_become_about_one_and_directions_stay(shape):
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     found = orthogonalise(matrix)
@@ -53,7 +53,7 @@ def test_the_size_of_the_gradient_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_momentum_that_fades_away_moves_nothing(dtype):
+def test_a_vanishing_momentum_moves_nothing(dtype):
     torch.manual_seed(0)
     matrix = torch.randn(8, 15)
     for power in range(60, 150):  # 2^-149 is the smallest number there is
@@ -84,7 +84,7 @@ def test_a_matrix_moves_as_torchs_own_muon_moves_it():
     assert torch.allclose(mine, theirs, atol=0.005)  # both are of bfloat16
 
 
-def test_a_weight_is_a_row_for_each_output():
+def test_a_weight_is_a_matrix_with_a_row_for_each_output():
     torch.manual_seed(0)
     flat, conv = torch.nn.Parameter(torch.zeros(4, 15)), torch.nn.Parameter(torch.zeros(4, 5, 3))
     flat.grad = torch.randn(4, 15)

@@ -38,7 +38,7 @@ class OriginalBlock(nn.Module):
 
 
 class Original(nn.Module):
-    """As much of the original class as its state_dict and model_config.json show."""
+    """The original class, as far as its state_dict and model_config.json determine it."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -70,7 +70,7 @@ class Original(nn.Module):
 
 
 def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model with biases, scales and batch statistics that matter."""
+    """The model with random biases, scales and batch statistics."""
     torch.manual_seed(seed)
     stir(model, 0.3)
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_a_model_that_is_read_and_exported_has_the_same_files(tmp_path):
     assert configs[0].items() <= configs[1].items()
 
 
-def test_the_export_says_that_reconstructions_lose_what_is_below_zero(tmp_path, capsys):
+def test_the_export_says_that_negative_reconstructions_become_zero(tmp_path, capsys):
     save(tmp_path / "best.pth", CNNAutoEncoder(13, 24, 2, 2).state_dict())
     write_json(tmp_path / "model_config.json", CNNAutoEncoder(13, 24, 2, 2).architecture())
     command = ["export", f"--model={tmp_path}", "--format=original", f"--out={tmp_path / 'o'}"]
@@ -306,7 +306,7 @@ def test_unknown_entries_of_a_foreign_model_config_are_named(theirs):
         load_model(say(theirs, dilation=2, strides=[1, 2]))
 
 
-def test_a_file_that_does_not_say_where_batch_normalisation_stands_gets_a_warning(theirs, recwarn):
+def test_a_config_without_the_place_of_batch_normalisation_gets_a_warning(theirs, recwarn):
     load_model(say(theirs))
     assert not recwarn
     with pytest.warns(UserWarning, match='write "norm": "original" into it.*"batch"'):
@@ -327,7 +327,7 @@ def test_a_file_that_does_not_say_where_batch_normalisation_stands_gets_a_warnin
     ],
 )
 @pytest.mark.parametrize("norm", ["original", "none"])
-def test_what_trainers_wrap_around_a_state_dict_is_removed(tmp_path, wrap, norm):
+def test_wrappers_that_trainers_put_around_a_state_dict_are_removed(tmp_path, wrap, norm):
     model = stirred(CNNAutoEncoder(inner_size=16, n_encoder=2, n_decoder=2, norm=norm))
     if norm == "original":
         export_original(model, tmp_path, {})
@@ -354,14 +354,14 @@ def test_what_trainers_wrap_around_a_state_dict_is_removed(tmp_path, wrap, norm)
         (b"something else", "not a readable checkpoint"),
     ],
 )
-def test_files_of_other_kinds_are_told_apart(theirs, content, says):
+def test_files_of_other_kinds_are_refused_by_kind(theirs, content, says):
     weights, _ = theirs
     weights.write_bytes(content)
     with pytest.raises(UserError, match=f"is {says}"):
         load_model(weights)
 
 
-def test_pytorchs_old_form_is_told_from_a_broken_file(theirs):
+def test_the_format_of_old_pytorch_is_not_reported_as_a_broken_file(theirs):
     weights, _ = theirs
     state = torch.load(weights, weights_only=True)
     torch.save(state, weights, _use_new_zipfile_serialization=False)

@@ -1,4 +1,4 @@
-"""The package holds what the project's folder does, and asks for the same libraries."""
+"""The package has the files of the project, and requires the same libraries."""
 
 import re
 import sys
@@ -52,13 +52,13 @@ def test_the_files_that_programs_read_are_in_the_wheel():
         assert packed == read
 
 
-def test_the_version_is_one():
+def test_the_version_is_the_same_everywhere():
     assert PROJECT["project"]["version"] == emaae.__version__
     assert f"version: {emaae.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {emaae.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_programs_files_are_found_from_any_folder(tmp_path, monkeypatch):
+def test_files_of_the_package_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_packaged("train.py") == ROOT / "train.py"
     assert find_packaged("sweeps/demo.yaml") == ROOT / "sweeps" / "demo.yaml"

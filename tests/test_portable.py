@@ -1,4 +1,4 @@
-"""Models that travel alone equal ours, in an interpreter that does not have this package."""
+"""Exported models equal ours, in an interpreter without this package."""
 
 import subprocess
 import sys
@@ -67,7 +67,7 @@ np.savez(there + ".out.npz", **found)
 
 
 def saved(folder, **architecture):
-    """A model with weights, statistics and thresholds that matter."""
+    """A model with random weights, statistics and thresholds."""
     torch.manual_seed(1)
     model = build_model(**{"inner_size": 24, "n_encoder": 3, "n_decoder": 2} | architecture)
     stir(model, 0.3)
@@ -91,7 +91,7 @@ SOME = [k if k == TELLING else pytest.param(k, marks=pytest.mark.slow) for k in 
 
 @pytest.mark.parametrize("form", USE)
 @pytest.mark.parametrize("kind", SOME, ids=lambda kind: "-".join(map(str, kind.values())))
-def test_each_form_equals_ours_at_every_length_without_this_package(tmp_path, kind, form):
+def test_each_export_equals_our_model_at_every_length_without_this_package(tmp_path, kind, form):
     model = saved(tmp_path / "m", **kind)
     out = tmp_path / "out"
     command = ["export", "--model", str(tmp_path / "m"), "--format", form, "--out", str(out)]
@@ -117,7 +117,7 @@ def test_each_form_equals_ours_at_every_length_without_this_package(tmp_path, ki
             np.testing.assert_allclose(found[f"y{name}"], y, atol=1e-5 * max(1, y.abs().max()))
 
 
-def test_a_form_that_differs_is_refused(tmp_path, monkeypatch):
+def test_an_export_that_differs_from_pytorch_is_refused(tmp_path, monkeypatch):
     model = saved(tmp_path / "m")
     monkeypatch.setattr(portable, "TOLERANCE", 0.0)
     with pytest.raises(UserError, match="differs from PyTorch by .* expected at most 0"):
@@ -128,14 +128,14 @@ def test_a_form_that_differs_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "hub" / "modeling.py").exists()
 
 
-def test_a_form_that_gives_nan_is_refused(tmp_path, monkeypatch):
+def test_an_export_that_gives_nan_is_refused(tmp_path, monkeypatch):
     model = saved(tmp_path / "m")
     monkeypatch.setattr(standalone.Model, "_activation", lambda self, h: h * float("nan"))
     with pytest.raises(UserError, match="differs from PyTorch by nan"):
         portable.to_huggingface(model, tmp_path / "hub", "")
 
 
-def test_a_norm_that_the_folder_for_the_hub_does_not_know_is_named(tmp_path, monkeypatch):
+def test_a_norm_that_modeling_py_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(models.NORMS, "mine", models.FrameNorm)
     model = saved(tmp_path / "m", norm="layer")
     model.norm = "mine"
@@ -188,7 +188,7 @@ def test_a_run_is_not_overwritten(tmp_path, form):
     assert {path: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
 
 
-def test_the_card_of_a_foreign_model_says_nothing_of_its_training(tmp_path):
+def test_the_card_of_a_foreign_model_claims_nothing_about_its_training(tmp_path):
     saved(tmp_path / "m")
     (tmp_path / "m" / "metrics.json").unlink()
     command = ["export", f"--model={tmp_path / 'm' / 'best.pth'}", "--format=huggingface"]

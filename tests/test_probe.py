@@ -1,4 +1,4 @@
-"""A probe reads what is linear in a frame, and shifts move the input alone."""
+"""The linear probe: labels, fit, shifts of the input, references, program."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def test_a_frame_has_the_phone_that_sounds_at_its_centre():
     assert labels.tolist() == ["SIL", "SIL", "B", "IY", "IY"]
 
 
-def test_consonants_lie_over_vowels_and_what_begins_later_over_what_began_before():
+def test_consonants_replace_vowels_and_later_phones_earlier_ones():
     gestures = [
         *gesture(LIPS, "W", 0.0, 0.3),
         *gesture(("LIY",), "W", 0.0, 0.3, weight=0.15),  # it only follows
@@ -152,7 +152,7 @@ def test_the_fit_is_where_the_penalised_cross_entropy_is_smallest():
     assert ours.item() == pytest.approx(loss(weights, bias).item(), abs=1e-5)
 
 
-def test_units_and_offsets_of_the_inputs_change_nothing_and_constants_say_nothing():
+def test_scale_and_offset_of_inputs_change_nothing_and_constants_are_ignored():
     random = np.random.default_rng(2)
     labels = random.choice(list("abc"), 400)
     x = (random.normal(size=(400, 4)) + 2 * (labels == "b")[:, None]).astype(np.float32)
@@ -180,7 +180,7 @@ def test_the_penalty_is_the_one_that_is_best_on_val():
     assert accuracy() >= each[max(each)]
 
 
-def test_balanced_accuracy_counts_every_label_as_much():
+def test_balanced_accuracy_weights_all_labels_equally():
     labels, predicted = np.array(list("aaab")), np.array(list("aaaa"))
     assert probe.balanced_accuracy(labels, predicted) == 1 / 2
     assert probe.balanced_accuracy(np.array(list("aabb")), np.array(list("abcb"))) == 1 / 2
@@ -189,7 +189,7 @@ def test_balanced_accuracy_counts_every_label_as_much():
 # ---- shifts
 
 
-def test_a_shift_delays_and_holds_the_ends():
+def test_a_shift_delays_and_repeats_the_end_frames():
     assert probe.shifted(np.arange(4), 1).tolist() == [0, 0, 1, 2]
     assert probe.shifted(np.arange(4), -2).tolist() == [2, 3, 3, 3]
     assert probe.shifted(np.arange(2), 3).tolist() == [0, 0]
@@ -224,7 +224,7 @@ def test_the_reference_that_knows_the_labels_loses_accuracy_at_borders_alone():
     assert frequent.balanced() == 1 / 2
 
 
-def test_context_is_the_frames_around_each_with_the_ends_held():
+def test_context_is_the_neighbouring_frames_with_the_ends_repeated():
     features = np.arange(4 * 14, dtype=np.float32).reshape(4, 14)
     one, three = probe.raw(14)(features), probe.raw(14, 3)(features)
     assert np.array_equal(one, features)
@@ -264,7 +264,7 @@ def test_a_difference_has_the_error_of_utterances_not_of_frames():
     assert np.isnan(error)
 
 
-def test_untrained_encoders_of_other_activations_are_other_inputs(model):
+def test_untrained_encoders_of_different_activations_are_separate_inputs(model):
     other = kernels.untrained(model, 0, activation="batch_topk")
     assert probe.baseline_inputs(other)[2] != probe.baseline_inputs(model)[2]
 
@@ -359,7 +359,7 @@ def test_usage_errors_print_one_line_and_exit_with_status_2(refused, tmp_path, t
         "{",
     ],
 )
-def test_a_score_that_is_no_number_is_refused_by_name(tmp_path, content):
+def test_a_score_that_is_not_a_number_is_refused_by_name(tmp_path, content):
     (tmp_path / "u_score.json").write_text(content)
     with pytest.raises(probe.UserError, match="u_score.json"):
         read_score(tmp_path / "u.npz")

@@ -76,7 +76,7 @@ def test_a_promoted_model_encodes_without_this_package(project, monkeypatch):
         assert names["z"].shape == (2, 16, 40)
 
 
-def test_a_figure_of_a_notebook_is_put_together_as_the_page_says(project, monkeypatch):
+def test_a_figure_is_composed_in_a_notebook_as_the_page_says(project, monkeypatch):
     (snippet,) = blocks(ROOT / "docs" / "analysis.md", "python")
     monkeypatch.chdir(project)
     exec(snippet, {})
@@ -123,7 +123,7 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_have_a_target(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             path, _, anchor = target.partition("#")

@@ -40,7 +40,7 @@ def test_the_window_is_one_at_zero_and_zero_at_whole_trs():
     assert lanczos_window(np.array([1.0]), 0.5) == pytest.approx([6 / np.pi**2])
 
 
-def test_a_constant_stays_what_it_is_and_silence_is_zero():
+def test_a_constant_encoding_stays_constant_and_silence_is_zero():
     frames, times = np.ones((1000, 1)), (np.arange(1000) + 0.5) / 50
     values = lanczos_resample(frames, times, np.arange(0.5, 40, 1))
     assert values[4:16, 0] == pytest.approx(1, abs=0.01)
@@ -50,7 +50,7 @@ def test_a_constant_stays_what_it_is_and_silence_is_zero():
         assert values == pytest.approx(1, abs=0.03)
 
 
-def test_what_is_slower_than_the_trs_is_kept_and_what_is_faster_is_not():
+def test_frequencies_below_the_cutoff_are_kept_and_others_removed():
     times, trs = (np.arange(3000) + 0.5) / 50, np.arange(0.5, 60, 1)
     inside = slice(5, -5)
     slow = np.sin(2 * np.pi * 0.1 * times)
@@ -71,7 +71,7 @@ def test_delays_are_the_same_rows_later():
         assert not delayed(values, [far, -far]).any()
 
 
-def test_scores_are_of_the_rows_that_are_kept_and_constants_are_zero():
+def test_z_scores_use_the_kept_rows_and_constants_become_zero():
     values = np.array([[100.0, 5], [1, 5], [3, 5]])
     scored = zscored(values, slice(1, None))
     assert scored[1:, 0].tolist() == [-1, 1]
@@ -91,7 +91,7 @@ def test_scores_are_of_the_rows_that_are_kept_and_constants_are_zero():
         ([-np.inf, 1, 2], "-inf, 1 s from no. 1 on"),
     ],
 )
-def test_times_that_are_constant_or_go_back_are_refused(times, got):
+def test_times_that_do_not_increase_are_refused(times, got):
     expected = "must be finite and each later than the one before, got " + re.escape(got)
     with pytest.raises(UserError, match=expected):
         lanczos_resample(np.ones((3, 1)), np.array(times), np.array([0.5, 1.5]))
@@ -138,7 +138,7 @@ def test_the_manifest_of_encodings_says_which_units_fire(encoded):
     assert found["fired"]
 
 
-def test_what_a_killed_process_had_not_handed_over_is_read_again(encoded, tmp_path):
+def test_after_a_killed_process_the_units_that_fire_are_read_from_the_files(encoded, tmp_path):
     root = shutil.copytree(encoded, tmp_path / "copy")
     path = root / "z" / "manifest.json"
     whole = json.loads(path.read_text())
@@ -168,7 +168,7 @@ def test_a_story_is_its_utterances_at_their_onsets(encoded):
     assert matrix.dtype == np.float32
 
 
-def test_times_of_other_frames_than_those_of_the_encoding_are_refused(encoded, tmp_path):
+def test_times_with_another_number_of_frames_are_refused(encoded, tmp_path):
     root = shutil.copytree(encoded / "z", tmp_path / "z")
     spoken = [StoryUtterance(str(root / "s/a.npz"), 0)]
     np.savez(root / "s/a_times.npz", times=np.float32([[1, 1.02], [1.02, 1.04]]))
@@ -274,14 +274,14 @@ def test_units_are_those_of_the_training_set_when_it_is_named(encoded, tmp_path)
         assert not made["X"][:, 0].any(), "a unit that does not fire here is 0, and not undefined"
 
 
-def test_a_tree_of_features_is_no_tree_of_encodings(encoded, tmp_path):
+def test_a_tree_of_features_is_refused(encoded, tmp_path):
     features = ["regressors", "--encodings", str(encoded / "features"), "--tr=0.5"]
     with pytest.raises(UserError, match="manifest.json does not say .*: expected a tree of enc"):
         main([*features, "--out", str(tmp_path / "r")])
 
 
 @pytest.mark.parametrize("fired", [None, [0, N_UNITS], [-1], [0.0], ["0"]])
-def test_a_manifest_must_name_units_that_there_are(encoded, tmp_path, fired):
+def test_a_manifest_must_name_existing_units(encoded, tmp_path, fired):
     other = shutil.copytree(encoded / "z", tmp_path / "z")
     found = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(found | {"fired": fired}))
@@ -313,7 +313,7 @@ def test_a_table_that_cannot_be_written_whole_leaves_no_file(encoded, tmp_path, 
 
 
 @pytest.mark.parametrize("what", ["z", "features"])
-def test_what_regressors_are_made_from_is_not_overwritten(encoded, tmp_path, what):
+def test_the_input_of_regressors_is_not_overwritten(encoded, tmp_path, what):
     tree = shutil.copytree(encoded / what, tmp_path / what)
     before = {path: path.read_bytes() for path in tree.rglob("*.*")}
     command = ["regressors", "--encodings", str(encoded / "z"), "--tr=0.5", "--out", str(tree)]

@@ -155,7 +155,7 @@ def test_filters_take_runs_out_of_every_figure_and_of_the_table(view):
     assert pressed == "false"
 
 
-def test_all_filtered_out_says_so(view):
+def test_the_page_says_when_all_runs_are_filtered_out(view):
     for name in ("constant", "linear", "cosine"):
         view.get_by_role("button", name=name, exact=True).click()
     assert "the filters leave none" in view.locator("#table").inner_text()
@@ -260,7 +260,7 @@ def test_in_the_dark_the_text_of_page_and_figures_is_light(sweep, opened):
     assert view.evaluate(fill) == "rgb(228, 231, 234)"
 
 
-def test_a_telephone_scrolls_down_and_not_aside(sweep, opened):
+def test_on_a_telephone_the_page_scrolls_vertically_only(sweep, opened):
     view = opened(sweep, viewport={"width": 420, "height": 800})
     for figure in figures(view):
         show(view, figure)
@@ -285,7 +285,7 @@ def test_the_keyboard_reaches_filters_headings_rows_and_figures(view):
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
-def test_axe_finds_nothing_serious(sweep, opened, scheme):
+def test_the_accessibility_checker_axe_finds_nothing_serious(sweep, opened, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     view = opened(sweep, color_scheme=scheme)
     for figure in figures(view):
@@ -322,7 +322,7 @@ def test_the_page_offers_no_upload(view):
     assert not [title for title in buttons if re.search("cloud|edit|upload", title or "", re.I)]
 
 
-def test_what_files_say_is_text_and_never_code(tmp_path, opened):
+def test_text_from_files_is_never_run_as_code(tmp_path, opened):
     write_run(tmp_path / "plain", "linear", epochs=2)
     folder = write_run(tmp_path / EVIL, epochs=2)
     config = json.loads((folder / "config.json").read_text())
@@ -339,7 +339,7 @@ def test_what_files_say_is_text_and_never_code(tmp_path, opened):
     assert view.locator("img").count() == 0
 
 
-def test_whatever_is_missing_is_said_in_its_place(tmp_path, opened):
+def test_missing_parts_are_named_in_their_place(tmp_path, opened):
     for name in ("a", "b", "c"):
         write_run(tmp_path / name, epochs=2, curves=False, test=False)
     shutil.rmtree(tmp_path / "a" / "reconstructions")
@@ -427,7 +427,7 @@ def test_the_best_run_and_the_best_of_other_settings_are_shown_in_full(sweep):
     assert values == pytest.approx(y[3].numpy(), rel=1e-2, abs=1e-4)
 
 
-def test_the_page_begins_with_the_run_to_take_and_what_it_gives_up(tmp_path):
+def test_the_page_begins_with_the_best_run_and_how_far_it_meets_the_targets(tmp_path):
     folder = write_run(tmp_path / "a", epochs=4)
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics |= {"test/live_sparsity": 0.85, "shift/persistence_within": 0.95, "test/fvu": 0.04}
@@ -469,7 +469,7 @@ def test_the_program_says_where_the_page_is_and_what_loads_the_best_model(sweep,
     assert f"emaae.load_model(&#39;{top.ref}&#39;)" in path.read_text()
 
 
-def test_a_sweep_is_called_by_its_question(tmp_path, capsys):
+def test_the_title_of_a_sweep_is_its_question(tmp_path, capsys):
     write_run(tmp_path / "runs" / "0001", epochs=2)
     (tmp_path / "sweep.yaml").write_text("# What does <alpha> cost?\nprogram: train.py\n")
     main([str(tmp_path), "--out", str(tmp_path / "new" / "page.html")])

@@ -114,12 +114,12 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 9, 16, 22, 28])
-def test_continuing_equals_never_stopping(after):
+def test_a_continued_training_equals_an_uninterrupted_one(after):
     assert same(whole(SETTINGS), interrupted(SETTINGS, after))
 
 
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "step_original"])
-def test_every_schedule_goes_on_where_it_was(schedule):
+def test_every_schedule_continues_from_its_state(schedule):
     settings = SETTINGS | {"penalty_scheduler": schedule, "norm": "none", "optimizer": "adam"}
     assert same(whole(settings), interrupted(settings, 22))
 
@@ -127,7 +127,7 @@ def test_every_schedule_goes_on_where_it_was(schedule):
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "muon"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("after", [2, 10, 22])
-def test_every_optimizer_and_rate_goes_on_where_it_was(optimizer, schedule, after):
+def test_every_optimizer_and_learning_rate_continues_from_its_state(optimizer, schedule, after):
     own = {"optimizer": optimizer, "lr_schedule": schedule, "lr_warm_up": 0.2, "norm": "layer"}
     settings = SETTINGS | own | {"lr": 0.01, "early_stop": False, "precision": "bf16"}
     assert same(whole(settings), interrupted(settings, after))
@@ -135,13 +135,13 @@ def test_every_optimizer_and_rate_goes_on_where_it_was(optimizer, schedule, afte
 
 @pytest.mark.parametrize("activation", ["batch_topk", "feature_topk"])
 @pytest.mark.parametrize("after", [2, 10, 22])
-def test_thresholds_of_activations_go_on_where_they_were(activation, after):
+def test_thresholds_of_activations_continue_from_their_state(activation, after):
     settings = SETTINGS | {"activation": activation, "k_fraction": 0.2}
     assert same(whole(settings), interrupted(settings, after))
 
 
 @pytest.mark.parametrize("after", [9, 18, 22])
-def test_a_rate_that_falls_at_an_early_stop_goes_on_where_it_was(after):
+def test_a_learning_rate_that_falls_at_an_early_stop_continues_from_its_state(after):
     settings = SETTINGS | {"lr_schedule": "linear", "update": False, "penalty_scheduler": "step"}
     settings |= {"optimizer": "muon"}
     rows, *_ = expected = whole(settings)
@@ -275,7 +275,7 @@ def stopped(trees, out, after, *more):
     return out / "r"
 
 
-def test_resume_begins_a_run_that_is_not_there_and_leaves_one_that_is_done(trees, tmp_path, capsys):
+def test_resume_starts_a_missing_run_and_leaves_a_finished_one_alone(trees, tmp_path, capsys):
     argv = [*flags(small_run(trees, tmp_path), tmp_path, epochs=2), "--resume"]
     assert train.main(argv) == 0
     before = files(tmp_path / "r")

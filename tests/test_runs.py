@@ -1,4 +1,4 @@
-"""What the runs left is read as far as it goes: whole, broken, half-written and missing."""
+"""Reading runs with complete, broken, incomplete and missing files."""
 
 import json
 
@@ -27,7 +27,7 @@ def sweep(tmp_path_factory):
     return folder
 
 
-def test_a_run_is_its_files(tmp_path):
+def test_a_run_is_read_from_its_files(tmp_path):
     folder = write_run(tmp_path / "first", epochs=4)
     (run,) = read_runs(folder)
     assert (run.name, run.schedule, run.status) == ("first", "cosine", "finished")
@@ -40,7 +40,7 @@ def test_a_run_is_its_files(tmp_path):
     assert kept.name == "103-1240-0000"
 
 
-def test_reconstructions_are_those_of_the_last_epoch_that_kept_whole_ones(tmp_path):
+def test_reconstructions_are_those_of_the_last_epoch_with_complete_files(tmp_path):
     folder = write_run(tmp_path / "a", epochs=4)
     kept = next((folder / "reconstructions").rglob("*.npz"))
     with np.load(kept) as found:
@@ -67,7 +67,7 @@ def test_reconstructions_are_those_of_the_last_epoch_that_kept_whole_ones(tmp_pa
     assert (last.name, last.truth.dtype) == ("last", np.float32)
 
 
-def test_a_number_that_is_too_large_is_none(tmp_path):
+def test_a_number_that_is_too_large_does_not_count(tmp_path):
     folder = write_run(tmp_path / "a", epochs=2)
     metrics = json.loads((folder / "metrics.json").read_text()) | {"select/score": 10**400}
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -102,7 +102,7 @@ def test_a_setting_is_named_by_what_differs_and_the_seed_does_not_count(sweep):
     assert list(groups(runs[:1])) == ["linear"]
 
 
-def test_where_a_run_was_made_is_no_setting(tmp_path):
+def test_the_location_of_a_run_is_not_a_setting(tmp_path):
     for name in ("a", "b"):
         folder = write_run(tmp_path / name, epochs=2)
         config = json.loads((folder / "config.json").read_text())

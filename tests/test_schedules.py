@@ -28,7 +28,7 @@ from emaae.schedules import (
         ("cyclical", Ramp(0.25, 0.6, 16, period=4, rise=0.5), [0, 0.3, 0.6, 0.6, 0, 0.3]),
     ],
 )
-def test_schedules_have_their_hand_values(name, ramp, expected):
+def test_schedules_have_values_computed_by_hand(name, ramp, expected):
     alphas = [OPEN_LOOP[name](t, ramp) for t in range(len(expected))]
     assert alphas == pytest.approx(expected, abs=5e-5)
 
@@ -49,7 +49,7 @@ def test_ramps_rise_and_stay_at_their_end(name):
     assert alphas[-1] == pytest.approx(1.0 if name == "step_original" else 0.7)
 
 
-def test_target_sparsity_integrates_what_is_missing():
+def test_target_sparsity_integrates_the_missing_sparsity():
     first = target_sparsity_update(0.5, 0.8, gain=0.1, target=0.9, ceiling=0.95)
     second = target_sparsity_update(first, 0.95, gain=0.1, target=0.9, ceiling=0.95)
     assert (first, second) == pytest.approx((0.51, 0.505))

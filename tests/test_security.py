@@ -1,4 +1,4 @@
-"""What must not get out: keys into files, undefined numbers into what a sweep optimises."""
+"""No keys in files or arguments, and no undefined numbers in what a sweep optimises."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ KEYS = {
 
 
 def arguments() -> set[str]:
-    """The arguments of all processes that there are now: W&B's begins a session of its own."""
+    """The arguments of all processes, since W&B's process has a session of its own."""
     found = set()
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended
@@ -54,7 +54,7 @@ def test_no_key_gets_into_a_file_an_argument_or_the_output(trees, tmp_path):
 
 
 class Heard:
-    """A W&B run that keeps what it is told."""
+    """A W&B run that records its calls."""
 
     def __init__(self):
         self.rows, self.metadata, self.summary, self.starting_step = [], [], {}, 0

@@ -1,4 +1,4 @@
-"""Shift tolerance: hand values, identities, degenerate encodings, and what must not matter."""
+"""Shift tolerance: values computed by hand, identities, degenerate encodings, invariances."""
 
 import math
 import warnings
@@ -30,7 +30,7 @@ SMOOTHING = torch.stack([windowed_sinc(101, cutoff) for cutoff in CUTOFFS])
 
 
 def random_model(split: Split, norm: str = "none", n_decoder: int = 3) -> CNNAutoEncoder:
-    """Weights that were not trained, with biases and batch statistics that matter."""
+    """An untrained model with random biases and batch statistics."""
     torch.manual_seed(0)
     model = CNNAutoEncoder(13, 24, 3, n_decoder, norm=norm)
     stir(model, 0.1)
@@ -120,19 +120,19 @@ def test_pairs_of_frames_lie_within_one_utterance():
     assert curve(up, down)[:26] == pytest.approx([1.0] * 26)
 
 
-def test_a_lag_longer_than_every_utterance_is_undefined_and_hurts_no_other():
+def test_a_lag_longer_than_every_utterance_is_undefined_and_leaves_others_unchanged():
     found = curve(torch.randn(3, 5), torch.randn(3, 4))
     assert not any(map(math.isnan, found[:5]))
     assert all(map(math.isnan, found[5:]))
 
 
-def test_self_similarity_is_the_mean_over_units_that_live():
+def test_self_similarity_is_the_mean_over_live_units():
     sine = torch.sin(2 * math.pi * torch.arange(400) / 20)
     dead = torch.stack([sine, torch.zeros(400), torch.full((400,), 3.0), 1e-5 * torch.randn(400)])
     assert curve(dead) == pytest.approx(curve(sine[None]))
 
 
-def test_the_energy_of_a_change_is_twice_what_self_similarity_lacks_to_one():
+def test_the_energy_of_a_change_is_twice_one_minus_self_similarity():
     torch.manual_seed(1)
     utterances = [torch.randn(5, n).double().cumsum(1).relu() for n in (40, 90)]
     sums, moments = similarity(*utterances)
@@ -159,7 +159,7 @@ def test_the_participation_ratio_counts_equal_directions():
 
 
 def test_copies_are_one_distinct_unit():
-    """[1, 2, 3, 2] three times on scales of its own, its mirror, one that hardly moves with it."""
+    """[1, 2, 3, 2] three times with different scales, its mirror, and a nearly unrelated unit."""
     z = torch.tensor([[1.0, 2, 3, 2], [2, 4, 6, 4], [9, 10, 11, 10], [3, 2, 1, 2], [1, 1, 3, 1]])
     sums = CovarianceSums()
     sums.add(torch.cat([z - z.mean(1, keepdim=True), torch.zeros(2, 4)]))
@@ -174,7 +174,7 @@ def within(*utterances: torch.Tensor) -> SelfSimilaritySums:
     return sums
 
 
-def test_what_differs_between_utterances_is_no_persistence_within_them():
+def test_differences_between_utterances_are_not_persistence_within_them():
     torch.manual_seed(0)
     utterances = [torch.randn(3, n) for n in (80, 120)]
     offset = [z + 100 * i for i, z in enumerate(utterances)]
@@ -187,7 +187,7 @@ def test_what_differs_between_utterances_is_no_persistence_within_them():
     assert math.isnan(persistence(within(*constant), within(*plain)))
 
 
-def test_a_curve_by_weights_is_that_of_the_unit_that_has_them_all():
+def test_a_weighted_curve_is_that_of_the_unit_with_all_weight():
     fast, slow = torch.randn(1, 300), torch.randn(1, 300).cumsum(1)
     sums, moments = similarity(torch.cat([fast, slow]))
     assert sums.curve(torch.tensor([0.0, 2.0])) == pytest.approx(curve(slow))
@@ -211,13 +211,13 @@ def test_a_shift_delays_a_slow_sine_by_its_fraction_of_a_frame(delay):
 
 
 @pytest.mark.parametrize("n_frames", [1, 10, 300])
-def test_filters_hold_a_constant_to_its_ends(n_frames):
+def test_filters_leave_a_constant_unchanged_up_to_its_ends(n_frames):
     constant = torch.full((2, n_frames), 3.0)
     both = torch.cat([SMOOTHING[:2], SMOOTHING[-2:]])
     assert torch.allclose(apply_filters(constant, both), torch.full((4, 2, n_frames), 3.0))
 
 
-def test_a_low_pass_filter_halves_its_cutoff_keeps_what_is_below_and_stops_what_is_above():
+def test_a_low_pass_filter_keeps_low_halves_its_cutoff_and_removes_high_frequencies():
     time = torch.arange(1000, dtype=torch.float64)
     for cutoff, taps in zip(CUTOFFS, SMOOTHING):
         for frequency, gain in ((cutoff - 0.05, 1), (cutoff, 0.5), (cutoff + 0.1, 0)):
@@ -243,7 +243,7 @@ def test_filtering_after_the_first_convolution_is_filtering_the_encoding(norm, n
 # ---- models
 
 
-def test_an_identity_changes_nothing():
+def test_an_identity_model_has_the_tolerance_of_the_input():
     split = split_of(300, 200, 250)
     row, curves = shift_tolerance(linear_model(split), split)
     for name in ("persistence", "persistence_within", "persistence_weighted"):
@@ -270,8 +270,8 @@ def test_an_encoding_that_has_learnt_nothing_loses_persistence_by_being_sparse()
     assert math.isnan(persistence_null(model, split, math.nan))
 
 
-def test_one_slow_unit_makes_the_weighted_persistence_and_not_the_plain_one():
-    """All variance in one slow direction: nothing but the weights tells it from a slow code."""
+def test_one_slow_unit_raises_the_weighted_persistence_and_not_the_plain_one():
+    """All variance in one slow direction: only the weights tell it from a slow code."""
     split = split_of(300, 300)
     split.frames[2:] -= 0.9 * split.frames[1:-1]
     kernel = torch.eye(13)[:, :, None] * torch.tensor([-0.5, 0, 0.5])
@@ -305,7 +305,7 @@ def test_an_affine_encoder_is_equivariant_and_any_encoder_is_to_whole_frames():
     assert shift_tolerance(model, split)[0]["shift/equivariance_error"] > 1e-6
 
 
-def test_a_slower_encoding_is_more_tolerant_and_says_so():
+def test_a_slower_encoding_is_measured_as_more_tolerant():
     split = split_of(300, 300)
     split.frames[2:] -= 0.9 * split.frames[1:-1]  # faster than the speech of these tests
     average, difference = torch.tensor([1 / 3, 1 / 3, 1 / 3]), torch.tensor([-0.5, 0, 0.5])
@@ -319,7 +319,7 @@ def test_a_slower_encoding_is_more_tolerant_and_says_so():
     assert slow[f"shift/{similar}"] > slow[f"shift/input_{similar}"] > fast[f"shift/{similar}"]
 
 
-def test_gain_counts_frames_that_no_end_has_touched():
+def test_gain_counts_frames_without_edge_effects():
     split = split_of(200)
     model = random_model(split).double()
     row, curves = shift_tolerance(model, split)
@@ -387,7 +387,7 @@ def test_an_input_that_never_moves_is_undefined():
 
 
 @pytest.mark.parametrize("lengths", [(1,), (3, 2), (10,), (30, 12)])
-def test_utterances_shorter_than_margins_filters_and_lags_are_measured_as_far_as_they_go(lengths):
+def test_short_utterances_are_measured_at_the_lags_and_filters_that_fit(lengths):
     split = split_of(*lengths)
     row, curves = shift_tolerance(random_model(split_of(80)), split)
     assert all(map(math.isnan, curves["gain"]["encoding"]))
@@ -397,7 +397,7 @@ def test_utterances_shorter_than_margins_filters_and_lags_are_measured_as_far_as
     assert math.isnan(row["lowpass/gain_0.2"]) == (lengths == (1,))
 
 
-def test_one_unit_works():
+def test_an_encoding_of_one_unit_is_measured():
     split = split_of(120)
     torch.manual_seed(3)
     model = CNNAutoEncoder(13, 1, 2, 2)

@@ -1,4 +1,4 @@
-"""The job scripts: agents and runners end with their allocation, and the rest is queued again."""
+"""The job scripts: a job that must end stops its agent or runner and is requeued."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ SCRIPTS = {
 
 @pytest.fixture(params=SCRIPTS)
 def job(request, tmp_path):
-    """A script as the cluster starts it: how to start it, and what it has called."""
+    """A job script with stand-ins for its commands: start it, and list the commands it called."""
     environment = tmp_path / ".venv" / "bin"
     environment.mkdir(parents=True)
     (environment / "activate").write_text(f'PATH="{environment}:$PATH"\n')

@@ -44,7 +44,7 @@ def test_a_batch_holds_its_utterances_and_zeros():
     assert mask.tolist() == [[[1, 1, 0, 0, 0, 0, 0]], [[1] * 7]]
 
 
-def test_frames_that_are_too_many_for_a_device_are_sent_to_it_by_the_batch(monkeypatch):
+def test_frames_that_do_not_fit_on_a_device_are_sent_batch_by_batch(monkeypatch):
     split, device = split_of(a=7, b=4, c=9), torch.device("meta")  # a device that every machine has
     assert split.to(device).frames.device == device
     monkeypatch.setattr("emaae.data.split.MAX_GPU_FRACTION", 0)
@@ -55,7 +55,7 @@ def test_frames_that_are_too_many_for_a_device_are_sent_to_it_by_the_batch(monke
     assert (x.shape, mask.shape) == ((3, 13, 9), (3, 1, 9))
 
 
-def test_a_subset_is_of_the_device_that_its_frames_are_on():
+def test_a_subset_is_on_the_device_of_its_frames():
     sent = replace(split_of(a=7, b=4, c=9), device=torch.device("cpu", 0))
     few = sent.subset(range(2))
     assert few.device == few.frames.device == torch.device("cpu") != sent.device
@@ -63,7 +63,7 @@ def test_a_subset_is_of_the_device_that_its_frames_are_on():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_batches_that_are_sent_to_a_gpu_are_those_of_frames_that_lie_there(monkeypatch):
+def test_batches_sent_to_a_gpu_equal_those_of_frames_on_the_gpu(monkeypatch):
     split, device = split_of(a=7, b=4, c=9), torch.device("cuda")
     order = [np.array([0, 2]), np.array([1])]
     there = list(batches(split.to(device), order))
@@ -72,7 +72,7 @@ def test_batches_that_are_sent_to_a_gpu_are_those_of_frames_that_lie_there(monke
         assert all(torch.equal(a, b) and a.device == b.device for a, b in zip(given, expected))
 
 
-def test_every_utterance_comes_once_per_epoch():
+def test_every_utterance_is_used_once_per_epoch():
     lengths = np.random.default_rng(0).integers(10, 2000, 101)
     for order in (training_order(lengths, 8, 0, 3), evaluation_order(lengths, 8)):
         assert sorted(np.concatenate(order)) == list(range(101))
@@ -95,7 +95,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert flat(1, 5) != first
 
 
-def test_similar_lengths_stand_together_and_padding_is_small():
+def test_batches_have_similar_lengths_and_little_padding():
     random = np.random.default_rng(0)
     lengths = np.clip(random.normal(630, 160, 4000), 70, 1700).astype(int)
     padded = sum(lengths[b].max() * len(b) for b in training_order(lengths, 32, 0, 0))
@@ -118,7 +118,7 @@ def test_a_batch_larger_than_the_data_is_one_batch():
     assert len(list(batches(split, training_order(split.lengths, 32, 0, 0)))) == 1
 
 
-def test_the_fingerprint_is_that_of_names_and_contents():
+def test_the_fingerprint_depends_on_names_and_contents():
     split = split_of(a=4, b=7)
     assert split.fingerprint() == split_of(a=4, b=7).fingerprint()
     renamed = Split(("a", "c"), split.frames, split.offsets, split.channels)
@@ -142,7 +142,7 @@ def test_an_utterance_in_two_splits_is_refused_by_its_content():
     check_overlap({"train": twice, "val": split_of(a=4)})
 
 
-def test_a_speaker_in_two_splits_is_warned_about_when_names_are_librispeechs():
+def test_a_speaker_in_two_splits_gives_a_warning_if_names_are_like_librispeechs():
     train = split_of(**{"103/1240/103-1240-0000": 4, "19/198/19-198-0001": 5})
     with pytest.warns(UserWarning, match=r"1 speaker\(s\) are in both train and val \(103\)"):
         check_overlap({"train": train, "val": split_of(**{"103/9/103-9-0003": 6})})

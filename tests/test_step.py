@@ -1,4 +1,4 @@
-"""The fast step is the plain one: utterance by utterance, no padding, no mask, in float64."""
+"""The fast step equals a plain one: utterance by utterance, no padding or mask, in float64."""
 
 import itertools
 import sys
@@ -55,7 +55,7 @@ def plain(model, utterances, alpha):
 
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: f"{p[0]}-{p[1]}-{p[2]}")
-def test_loss_and_gradients_of_a_masked_batch_are_those_of_the_plain_way(preset, norm):
+def test_loss_and_gradients_of_a_masked_batch_equal_the_plain_computation(preset, norm):
     inner, n_encoder, n_decoder = preset
     torch.manual_seed(inner + 10 * n_encoder + n_decoder)
     # Narrow: the same kinds of layers, in a fraction of the time.
@@ -79,7 +79,7 @@ def test_loss_and_gradients_of_a_masked_batch_are_those_of_the_plain_way(preset,
 
 
 class Silent(Run):
-    """A run that keeps nothing."""
+    """A run that ignores its events."""
 
 
 def trained(precision, epochs=12, device="cpu", optimizer="adamw"):
@@ -109,7 +109,7 @@ def test_bfloat16_learns_the_same_and_its_weights_stay_float32(optimizer):
 @pytest.mark.parametrize(
     ("precision", "has", "told"), [("bf16", 0, 1), ("bf16", 1, 0), ("auto", 0, 0)]
 )
-def test_bfloat16_that_is_emulated_is_warned_of_once(small, monkeypatch, precision, has, told):
+def test_emulated_bfloat16_gives_one_warning(small, monkeypatch, precision, has, told):
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bool(has))
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     with warnings.catch_warnings(record=True) as caught:
@@ -168,12 +168,12 @@ print(min(faults() for _ in range(5)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the heap is glibc's")
-def test_memory_of_one_step_serves_the_next_without_asking_the_system():
+def test_memory_of_one_step_is_reused_by_the_next():
     kept, as_it_comes = (int(program("-c", FAULTS, how).stdout) for how in ("kept", "as it comes"))
     assert 10 * kept < as_it_comes
 
 
-def test_a_run_on_a_cpu_keeps_the_heap_and_does_what_it_is_asked(small, monkeypatch):
+def test_a_run_on_a_cpu_keeps_the_heap_and_is_deterministic_only_if_asked(small, monkeypatch):
     called = []
     for name in ("keep_freed_memory", "make_deterministic"):
         monkeypatch.setattr(
@@ -200,7 +200,7 @@ def repeated(monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "muon"])
-def test_nothing_in_training_is_refused_where_runs_make_deterministic(repeated, optimizer):
+def test_training_uses_no_operation_that_deterministic_runs_refuse(repeated, optimizer):
     assert torch.are_deterministic_algorithms_enabled()
     rows, again = (trained("fp32", epochs=2, optimizer=optimizer)[1] for _ in range(2))
     assert rows == again
@@ -218,7 +218,7 @@ def test_on_a_gpu_a_repeated_run_gives_the_same_bits_when_asked(repeated, precis
 
 @on_a_gpu
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_on_a_gpu_training_is_that_of_the_cpu(optimizer):
+def test_training_on_a_gpu_equals_training_on_the_cpu(optimizer):
     rows, rows_cpu = (trained("fp32", 4, on, optimizer=optimizer)[1] for on in ("cuda", "cpu"))
     for row, row_cpu in zip(rows, rows_cpu):
         assert row == pytest.approx(row_cpu, rel=1e-3)

@@ -1,4 +1,4 @@
-"""The packed store: the same splits as without it, made once, never believed blindly."""
+"""The packed store: the same splits as without it, built once, and checked at each use."""
 
 import multiprocessing
 import os
@@ -70,7 +70,7 @@ def same(one: Split, other: Split) -> bool:
 
 
 @pytest.mark.parametrize("knobs", [{}, {"keep_loudness": True}, {"data_dtype": "float16"}])
-def test_a_store_gives_what_reading_the_files_gives_and_reads_them_once(
+def test_a_store_gives_the_same_splits_as_the_files_and_reads_them_once(
     tree, folder, knobs, monkeypatch
 ):
     read = split_of(tree, "none", **knobs)
@@ -96,7 +96,7 @@ def test_moments_of_more_frames_than_are_summed_at_a_time():
     assert np.allclose(sd, frames.astype(float).std(0), rtol=1e-7)
 
 
-def test_a_pick_of_a_split_has_digests_and_moments_of_its_own(tree, folder):
+def test_a_subset_of_a_split_has_its_own_digests_and_moments(tree, folder):
     split = split_of(tree, folder)
     pick = split.subset([3, 0])
     whole = split.summary.digests
@@ -132,7 +132,7 @@ def test_numbers_beyond_float16_are_refused(tree, folder):
 # ---- made once
 
 
-def test_frames_are_mapped_and_whoever_writes_to_them_writes_alone(tree, folder):
+def test_frames_are_mapped_and_writing_to_them_does_not_change_the_store(tree, folder):
     one, other = split_of(tree, folder), split_of(tree, folder)
     before = other.frames[0, 0].item()
     one.frames[0, 0] += 1
@@ -340,7 +340,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_others_wait_for_the_one_that_builds_and_say_so(tree, folder, monkeypatch, capsys):
+def test_other_processes_wait_for_the_builder_and_say_so(tree, folder, monkeypatch, capsys):
     began, go_on = threading.Event(), threading.Event()
     calls = []
 
@@ -390,7 +390,7 @@ def test_a_full_disk_gives_one_warning_and_leaves_nothing(tree, folder):
     assert not stores(folder)
 
 
-def test_a_terminal_that_is_gone_is_no_fault_of_the_cache(tree, folder, monkeypatch):
+def test_a_closed_terminal_is_not_reported_as_an_error_of_the_cache(tree, folder, monkeypatch):
     def gone(*args, **options):
         raise BrokenPipeError
 
@@ -421,7 +421,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_a_store_that_is_not_whole_is_built_again(tree, folder, case, capsys):
+def test_an_incomplete_store_is_built_again(tree, folder, case, capsys):
     name, change = CHANGES[case]
     split_of(tree, folder)
     path = the_store(folder) / name
@@ -438,7 +438,7 @@ def test_a_store_that_is_not_whole_is_built_again(tree, folder, case, capsys):
 # ---- the folder
 
 
-def test_the_cache_lies_where_other_caches_do(monkeypatch, tmp_path):
+def test_the_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert Config().cache_folder == tmp_path / "emaae"
     monkeypatch.setenv("HOME", "/home/someone")

@@ -44,7 +44,7 @@ def test_a_schedule_is_a_line_with_its_front(folder, capsys):
     assert "| validation score |" in said
 
 
-def test_without_a_run_that_ended_well_it_says_so(tmp_path):
+def test_without_a_run_that_ended_well_the_summary_says_so(tmp_path):
     write_runs(tmp_path / "sweep", schedules=("constant",), alphas=(0.3,), epochs=2)
     for path in tmp_path.glob("sweep/runs/*/metrics.json"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""Sweeps without a server, run as users run them; a small program stands in for train.py."""
+"""Sweeps without a server, run as users run them, with a small program instead of train.py."""
 
 import csv
 import errno
@@ -117,7 +117,7 @@ def until(condition, seconds: float = 30) -> None:
 # ---- from the first point to the table
 
 
-def test_a_grid_runs_in_order_to_a_table_sorted_by_score_and_never_again(place):
+def test_a_grid_runs_in_order_once_and_its_table_is_sorted_by_score(place):
     write("parameters:\n  x: {values: [3, 1, 2]}\n  seconds: {value: 0.0}")
     code, out = sweep("play.yaml")
     assert code == 0, out
@@ -143,7 +143,7 @@ def test_seeds_are_averaged_for_each_setting(place):
     assert lines[at + 1 : at + 3] == [["1", "2", "1", "0"], ["3", "2", "3", "0"]]
 
 
-def test_settings_that_print_alike_are_averaged_apart(place):
+def test_settings_that_print_alike_are_averaged_separately(place):
     sweep = read_sweep(write("parameters: {x: {values: [0.123411, 0.123412]}}"))
     attempts = [Attempt(i, i, 1, "finished", config=c, score=i) for i, c in enumerate(sweep.grid())]
     lines = mean_over_seeds(sweep, attempts)
@@ -162,7 +162,7 @@ def test_a_failing_point_is_tried_once_more_and_reported(place):
     assert len(started()) == 6
 
 
-def test_what_it_would_run_is_shown_without_running(place, capsys):
+def test_a_dry_run_lists_the_points_without_running_them(place, capsys):
     assert runner.run(write("parameters: {x: {values: [3, 1]}}"), dry_run=True) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[2:]] == [["0001", "3"], ["0002", "1"]]
@@ -243,7 +243,7 @@ def test_runners_that_share_a_storage_never_run_a_point_twice(place, storage):
     assert all("finished" in out for out in outs)
 
 
-def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place):
+def test_ctrl_c_stops_cleanly_and_the_same_command_continues(place):
     write("parameters:\n  x: {values: [2, 1, 3]}\n  seconds: {value: 1.5}")
     process = start("play.yaml")
     until(lambda: len(started()) == 1)
@@ -258,7 +258,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place):
     assert sorted(started()) == ["0001", "0001-2", "0002", "0003"]
 
 
-def test_ctrl_c_twice_ends_at_once_and_the_same_command_goes_on(place):
+def test_ctrl_c_twice_kills_the_runs_and_ends_at_once(place):
     Path("play.py").write_text(PROGRAM.replace("default_int_handler", "SIG_IGN"))
     write("parameters:\n  x: {values: [2, 1]}\n  seconds: {value: 100}")
     process = start("play.yaml")
@@ -274,7 +274,7 @@ def test_ctrl_c_twice_ends_at_once_and_the_same_command_goes_on(place):
 
 
 @pytest.mark.parametrize("signals", [["SIGUSR1"], ["SIGINT", "SIGINT"]])
-def test_a_signal_of_a_scheduler_or_one_that_comes_twice_lets_the_runs_save(place, signals):
+def test_a_signal_of_a_scheduler_or_ctrl_c_that_arrives_twice_lets_the_runs_save(place, signals):
     send = "".join(f"    os.kill(os.getppid(), signal.{name})\n" for name in signals)
     text = PROGRAM.replace("try:\n", f"try:\n{send}    time.sleep(60)\n", 1)
     Path("play.py").write_text(text)
@@ -308,7 +308,7 @@ status = {"status": "finished", "select/score": 1} if n > 10 else {"status": "pr
     [(1, 0, ["0001"] * 11), (0, 1, ["0001"] * 4 + ["0001-5"])],
     ids=["further each time", "no further"],
 )
-def test_a_run_that_is_interrupted_without_its_runner_is_resumed_as_long_as_it_gets_further(
+def test_a_run_that_is_interrupted_without_its_runner_is_resumed_while_it_makes_progress(
     place, x, code, starts
 ):
     Path("play.py").write_text(INTERRUPTED)
@@ -318,7 +318,7 @@ def test_a_run_that_is_interrupted_without_its_runner_is_resumed_as_long_as_it_g
     assert resumed == [str(name in starts[:i]) for i, name in enumerate(starts)]
 
 
-def test_a_runner_on_another_machine_is_dead_after_a_silence(place):
+def test_a_runner_on_another_machine_counts_as_dead_without_heartbeats(place):
     path = write("parameters: {x: {values: [1]}}")
     storage = f"sqlite:///{place}/study.db"
     mine, other = (Queue(read_sweep(path), storage) for _ in range(2))
@@ -337,7 +337,7 @@ def test_a_runner_on_another_machine_is_dead_after_a_silence(place):
     other.close()
 
 
-def test_a_lock_of_the_journal_that_a_killed_runner_left_is_taken_away(place, monkeypatch):
+def test_a_lock_of_the_journal_left_by_a_killed_runner_is_removed(place, monkeypatch):
     soon = partial(queue.JournalFileSymlinkLock, grace_period=3)  # by default 30 s
     monkeypatch.setattr(queue, "JournalFileSymlinkLock", soon)
     path = write("parameters: {x: {values: [1]}}")
@@ -355,7 +355,7 @@ def test_a_lock_of_the_journal_that_a_killed_runner_left_is_taken_away(place, mo
     killed.close()
 
 
-def test_of_two_claims_to_one_attempt_the_first_holds(place):
+def test_the_first_of_two_claims_to_an_attempt_is_valid(place):
     path = write("parameters: {x: {values: [1, 2]}}")
     queue = Queue(read_sweep(path), f"sqlite:///{place}/study.db")
     for name, again in (("a", None), ("b", [0, 2]), ("c", [0, 2]), ("d", None), ("e", None)):
@@ -367,7 +367,7 @@ def test_of_two_claims_to_one_attempt_the_first_holds(place):
     queue.close()
 
 
-def test_a_lock_is_held_until_it_is_given_back(place):
+def test_a_lock_is_held_until_its_file_is_closed(place):
     with acquire_lock("a test"):
         assert is_locked("a test")
     assert not is_locked("a test")
@@ -409,7 +409,7 @@ def test_arguments_can_come_as_a_file(tmp_path):
     assert json.loads((tmp_path / "args.json").read_text()) == {"x": 1}
 
 
-def test_flags_after_two_hyphens_reach_the_program_and_the_environment_says_where(place):
+def test_flags_after_two_hyphens_and_variables_reach_the_program(place):
     Path("play.py").write_text(
         "import json, os, sys, pathlib\n"
         "folder = pathlib.Path(os.environ['EMAAE_OUT_DIR'], os.environ['EMAAE_RUN_NAME'])\n"
@@ -488,7 +488,7 @@ def test_a_bayesian_search_learns_from_its_scores(place):
 # ---- early termination
 
 
-def test_a_run_whose_score_is_no_number_has_failed(place):
+def test_a_run_whose_score_is_not_finite_has_failed(place):
     Path("metrics.json").write_text('{"status": "finished", "val/score": NaN}')
     spec = hyperband(type="hyperband", min_iter=1)
     assert judging.outcome_of(place, spec) == ("failed", None)
@@ -641,7 +641,7 @@ def test_a_storage_that_breaks_prints_one_line_and_leaves_no_process(place):
         (["--train_dir=tree"], "--val_dir is missing"),
     ],
 )
-def test_what_every_run_would_refuse_is_refused_before_the_first(place, flags, message):
+def test_flags_that_every_run_would_refuse_are_refused_before_the_first_run(place, flags, message):
     write_tree(place / "tree", {"s/a": 9})
     Path("train.py").write_text("")
     path = write("parameters: {seed: {values: [0, 1]}}")
@@ -679,7 +679,7 @@ def test_a_sweep_of_train_py_leaves_models_that_are_named_in_its_table(tmp_path)
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_of_train_py_goes_on_where_it_stopped(trees, tmp_path):
+def test_an_interrupted_run_of_train_py_is_resumed_where_it_stopped(trees, tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(
         "method: grid\nprogram: train.py\nmetric: {name: select/score}\n"

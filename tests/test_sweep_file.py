@@ -1,4 +1,4 @@
-"""Sweep files: what they mean, point by point, and what is wrong with them, line by line."""
+"""Sweep files: their points, and their errors line by line."""
 
 import json
 import math
@@ -40,14 +40,14 @@ def read(path: Path) -> Sweep:
 
 
 def findings(path: Path) -> list[str]:
-    """What is wrong, each as LINE: KEY: MESSAGE."""
+    """The findings, each as LINE: KEY: MESSAGE."""
     return [str(f).removeprefix(f"{path}:") for f in sweep_file.examine(path)[1]]
 
 
 # ---- the files of this project
 
 
-def test_there_is_a_file_for_each_question():
+def test_the_sweep_files_of_the_main_questions_exist():
     names = {path.stem for path in FILES}
     assert {"alpha", "alpha_schedules", "penalties", "architecture", "search", "demo"} <= names
 
@@ -127,7 +127,7 @@ def test_the_last_name_varies_fastest_and_constants_are_in_every_point(write):
     assert [p.name for p in sweep.varying] == ["alpha", "seed"]
 
 
-def test_int_uniform_holds_its_maximum_and_q_uniform_does_not(write):
+def test_int_uniform_includes_its_maximum_and_q_uniform_does_not(write):
     sweep = read(
         write("""
         program: other.py
@@ -198,7 +198,7 @@ def test_distributions_have_wandbs_quartiles(kind, spec, values):
         assert found == pytest.approx(values, rel=1e-3)
 
 
-def test_a_distribution_that_is_not_named_is_the_one_that_wandb_takes(write):
+def test_a_missing_distribution_is_inferred_as_by_wandb(write):
     sweep = read(
         write(
             """
@@ -362,12 +362,12 @@ def test_the_ends_of_a_distribution_must_be_configs_too(write):
     assert found == ["5: parameters.alpha: --alpha must be at least 0 and below 1, got 1.2"]
 
 
-def test_quoted_words_and_numbers_are_what_they_say(write):
+def test_quoted_words_are_text_and_floats_with_a_point_are_numbers(write):
     path = write("name: 'off'\nparameters: {lr: {value: 1.0e-3}, sparse_loss: {value: 'l1'}}")
     assert findings(path) == []
 
 
-def test_anchors_and_merges_are_no_duplicates(write):
+def test_anchors_and_merges_are_not_reported_as_duplicates(write):
     path = write("""
         parameters:
           seed: &three {values: [0, 1, 2]}
@@ -415,7 +415,7 @@ def test_every_sweep_file_is_valid_against_the_schema_of_wandb(path):
         ("[1]", "a sweep file must be a mapping, such as `method: grid`"),
     ],
 )
-def test_a_file_that_says_nothing_is_refused(write, text, expected):
+def test_a_file_without_content_is_refused(write, text, expected):
     path = write(text, head="")
     assert findings(path)[0] == f"1: {expected}"
     with pytest.raises(UserError, match=re.escape(expected)):
@@ -477,7 +477,7 @@ def test_tags_of_python_are_refused_and_nothing_is_run(write, tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-def test_lint_can_be_satisfied_with_hyperband(write):
+def test_lint_finds_nothing_in_a_correct_sweep_with_hyperband(write):
     path = write(
         """\
         method: random

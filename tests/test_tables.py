@@ -1,4 +1,4 @@
-"""The tables hold the numbers of the runs, an observation a row, so that R and pandas read them."""
+"""The tables have the numbers of the runs, one observation a row, as R and pandas need them."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_curves_have_a_row_per_point_and_series(sweep, found):
     assert sum(r["value"] for r in density) == 16  # units
 
 
-def test_undefined_values_are_empty_and_flags_are_words_that_r_reads(tmp_path):
+def test_undefined_values_are_empty_and_flags_are_readable_by_r(tmp_path):
     folder = write_run(tmp_path / "a", epochs=1)
     with open(folder / "history.jsonl", "a") as file:
         file.write('{"epoch": 2, "val/fvu": null}\n')
@@ -113,7 +113,7 @@ def test_numbers_survive_csv_and_parquet(sweep, tmp_path, found, format):
         pd.testing.assert_frame_equal(again, table)
 
 
-def test_words_beside_numbers_are_words():
+def test_a_column_of_words_and_numbers_is_text():
     table = tables.frame([{"k": "best"}, {"k": 3}, {"other": True}])
     assert table.k.tolist()[:2] == ["best", "3"]
     assert table.k.isna().tolist() == [False, False, True]

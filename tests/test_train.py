@@ -120,7 +120,7 @@ def test_the_last_state_is_whole_and_loads_without_running_code(finished):
     assert {"model", "best", "optimizer", "selection", "phase", "schedule"} <= set(state)
 
 
-def test_best_pth_is_the_model_whose_numbers_are_in_metrics_json(finished):
+def test_best_pth_is_the_model_measured_in_metrics_json(finished):
     run, flags, _ = finished
     metrics = json.loads((run / "metrics.json").read_text())
     config = command_line.from_args(flags)
@@ -184,7 +184,7 @@ def test_evaluation_repeats_the_numbers_of_training(finished, tmp_path, capsys):
     assert "train" in capsys.readouterr().out
 
 
-def test_a_checkpoint_is_where_training_starts_and_keeps_its_own_scale(finished, tmp_path):
+def test_training_starts_from_a_checkpoint_which_keeps_its_own_scale(finished, tmp_path):
     run, flags, _ = finished
     write_tree(tmp_path / "others", {"o": 50}, seed=7)
     # only the checkpoint: the model_config.json beside it gives the architecture
@@ -326,7 +326,7 @@ def test_two_runs_of_one_name_do_not_share_a_folder(small):
         train.main(named)
 
 
-def test_an_interrupt_leaves_a_status_that_is_true(small, monkeypatch):
+def test_an_interrupted_run_has_the_status_preempted(small, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -380,7 +380,7 @@ def mistake(*argv: str) -> str:
     return line
 
 
-def test_a_reader_who_has_left_ends_a_program_without_a_traceback():
+def test_a_closed_pipe_ends_a_program_without_a_traceback():
     command = f"{sys.executable} -m emaae sweep sweeps/demo.yaml --dry-run | true"
     script = f'{command}; echo "${{PIPESTATUS[0]}}"'
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)

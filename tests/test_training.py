@@ -1,4 +1,4 @@
-"""Training: it learns, selects, stops, keeps the phases of alpha, and repeats itself exactly."""
+"""Training: learning, selection, early stopping, the phases of alpha, exact repetition."""
 
 import math
 
@@ -17,7 +17,7 @@ from emaae.training import Phase, Selection, fit
 
 
 class Notes:
-    """A run that only remembers."""
+    """A run that records its events."""
 
     def __init__(self):
         self.rows, self.best, self.last, self.drawn = [], [], [], []
@@ -195,7 +195,7 @@ def phases(scores, n_falling=0, started=None, **knobs):
     return told
 
 
-def test_alpha_is_held_then_its_ramp_is_over_then_the_rate_falls_then_it_ends():
+def test_alpha_is_constant_then_its_ramp_ends_then_the_rate_falls_then_training_ends():
     held, ramp = [(None, None, False)] * 2, [(3, None, False)]
     told = phases([1.0] * 10, lr_schedule="linear")
     assert told == held + ramp * 5 + [(3, 8, False)] * 2 + [(3, 8, True)]
@@ -296,7 +296,7 @@ def test_one_utterance_shorter_than_the_receptive_field_works():
     assert fitted.selection.epoch > 0
 
 
-def test_a_validation_split_that_never_moves_is_refused_before_the_first_epoch():
+def test_a_constant_validation_split_is_refused_before_the_first_epoch():
     with pytest.raises(UserError, match=r"validation split never moves \(1 frame\(s\), 1 utt"):
         train(val_split=split_of(1))
 

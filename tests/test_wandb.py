@@ -219,14 +219,14 @@ def test_the_table_of_reconstructions_is_of_the_last_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("splits", [("train", "val", "test"), ("train", "val"), ("train",)])
-def test_curves_are_of_the_last_split_that_there_is(splits):
+def test_curves_are_of_the_last_existing_split(splits):
     row = {"lowpass/cutoff": 0.5, "lowpass/fvu": 0.1}
     config = {"data": dict.fromkeys(splits)}
     run = SimpleNamespace(id="r", config=config, summary_metrics={})
     assert _downloaded("e/p", run, [row])["curves"]["split"] == splits[-1]
 
 
-def test_without_an_answer_no_second_sweep_is_made(tmp_path, monkeypatch):
+def test_without_an_answer_no_second_sweep_is_created(tmp_path, monkeypatch):
     record = {"sweep": "s", "entity": "e", "project": "p"}
     (tmp_path / "published.json").write_text(json.dumps(record))
 
@@ -257,9 +257,7 @@ def test_a_sweep_that_cannot_be_finished_says_so(monkeypatch):
         ("[x", "api.wandb.ai"),
     ],
 )
-def test_a_key_counts_for_the_server_that_wandb_login_has_kept(
-    tmp_path, monkeypatch, settings, kept
-):
+def test_a_key_counts_for_the_server_that_wandb_login_stored(tmp_path, monkeypatch, settings, kept):
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
@@ -272,7 +270,7 @@ def test_a_key_counts_for_the_server_that_wandb_login_has_kept(
 
 
 @pytest.mark.parametrize("key", ["", "0" * 40])
-def test_a_folder_that_a_client_made_is_no_run_of_ours(tmp_path, monkeypatch, key):
+def test_a_folder_that_the_wandb_client_made_is_not_a_local_run(tmp_path, monkeypatch, key):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -363,7 +361,7 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     assert trained.get_type() in output_of(code, tmp_path, env)
 
 
-def test_the_report_of_a_sweep_is_that_of_its_folders(swept, tmp_path):
+def test_the_report_of_a_sweep_on_wandb_equals_that_of_its_folders(swept, tmp_path):
     backend, env, path, home = swept
     pages = [tmp_path / "there.html", tmp_path / "here.html"]
     for ref, page in zip((path, home / "runs"), pages):
@@ -385,7 +383,7 @@ def test_the_report_of_a_sweep_is_that_of_its_folders(swept, tmp_path):
     assert "input: 1 at 0" in found["figures"]["self-similarity"]["text"]
 
 
-def test_runs_read_from_wandb_are_their_folders(swept, tmp_path):
+def test_runs_read_from_wandb_equal_their_folders(swept, tmp_path):
     _, env, path, home = swept
     fields = ("config", "history", "metrics", "status", "schedule", "selected")
     code = f"""
@@ -436,7 +434,7 @@ def offline_run(backend, trees, tmp_path):
     return folder, env
 
 
-def test_offline_nothing_is_asked_and_upload_pending_brings_everything(trees, tmp_path):
+def test_an_offline_run_sends_no_request_and_upload_pending_sends_everything(trees, tmp_path):
     with Backend() as backend:
         folder, env = offline_run(backend, trees, tmp_path)
         assert backend.requests == []
@@ -505,7 +503,7 @@ def test_a_sweep_is_published_to_a_second_project_and_each_run_is_one_of_its_own
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_is_not_uploaded_beside_itself(trees, tmp_path):
+def test_a_run_in_progress_is_not_uploaded_by_a_second_process(trees, tmp_path):
     with Backend() as backend:
         folder, env = offline_run(backend, trees, tmp_path)
         lock = lock_folder(folder)
@@ -603,7 +601,7 @@ def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path)
     ("method", "metric"),
     [("random", "select/score"), ("bayes", "select/score"), ("bayes", "val/score")],
 )
-def test_agents_of_a_search_run_as_many_points_as_its_cap(trees, tmp_path, method, metric):
+def test_agents_of_a_search_run_as_many_points_as_its_run_cap(trees, tmp_path, method, metric):
     parameters = GRID["parameters"] | {"alpha": {"min": 0.1, "max": 0.4}, "seed": {"value": 3}}
     sweep = GRID | {"method": method, "run_cap": 2, "parameters": parameters}
     sweep |= {"metric": {"name": metric, "goal": "minimize"}}

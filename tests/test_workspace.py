@@ -131,7 +131,7 @@ def test_a_dry_run_prints_the_same_json_each_time_and_asks_no_network(view):
 
 
 @pytest.mark.parametrize("path", ["project", "me/", "/project", "me/project/sweep/more"])
-def test_a_path_that_is_no_project_is_refused(path):
+def test_a_path_that_is_not_a_project_is_refused(path):
     with pytest.raises(UserError, match="is no project on W&B: expected ENTITY/PROJECT"):
         workspace.main([path])
 
@@ -146,7 +146,7 @@ def save(path, tmp_path) -> tuple[dict, str]:
         return saved, done.stdout.removeprefix(backend.url)
 
 
-def test_it_is_saved_as_it_was_printed_and_its_address_is_said(view, tmp_path):
+def test_the_workspace_is_saved_as_printed_and_its_address_is_printed(view, tmp_path):
     saved, address = save("me/project", tmp_path)
     assert address.startswith("/me/project?nw=")
     assert (saved["entityName"], saved["projectName"]) == ("me", "project")

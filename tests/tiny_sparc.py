@@ -16,7 +16,7 @@ WIDTH = 64  # of WavLM's hidden states
 
 
 def write_hub(home: Path) -> dict[str, str]:
-    """Write the cache folder of a hub; returns the environment of a program that shall use it."""
+    """Write the cache folder of a hub; returns the environment of a program that uses it."""
     environment = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():

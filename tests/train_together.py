@@ -39,7 +39,7 @@ def split_of(*lengths: int, seed: int) -> Split:
 
 
 class Notes(Run):
-    """A run that remembers its rows; asked to, one process of it is told to stop."""
+    """A run that records its rows; if asked, one of its processes is told to stop."""
 
     def __init__(self, stop_after: int | None = None):
         self.rows, self.left, self.last = [], stop_after, None

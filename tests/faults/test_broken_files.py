@@ -1,4 +1,4 @@
-"""Files that were cut off or changed by a bit: each is refused by name, or holds what it held."""
+"""Files that are cut off or have a flipped bit are refused by name, or read unchanged."""
 
 import random
 from pathlib import Path

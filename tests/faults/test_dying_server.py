@@ -1,4 +1,4 @@
-"""Runs outlive their W&B server, whichever request fails; other commands end with one line."""
+"""Runs survive the end of their W&B server at any request; other commands end with one line."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ EPOCHS = 5
 
 
 def train(backend, folder, trees) -> tuple[dict[str, str], str]:
-    """A run that the server may not survive: its environment and what it said."""
+    """Train while the server may die; returns the environment and the output."""
     env = variables(backend, folder, trees)
     env |= {"WANDB_FINISH_TIMEOUT": "15", "WANDB_INIT_TIMEOUT": "10"}
     flags = [f"--epochs={EPOCHS}", "--wandb=auto", "--wandb_project=speech", "--run_name=r"]
@@ -26,7 +26,7 @@ def train(backend, folder, trees) -> tuple[dict[str, str], str]:
 
 
 def outlives(number, folder, trees) -> str:
-    """What the server was asked when it died at that request."""
+    """Let the server die at a request, check the run, and return the operation of the request."""
     with Backend() as backend:
         backend.dies_at = number
         env, said = train(backend, folder, trees)

@@ -22,7 +22,7 @@ from emaae.system.files import read_json
 
 
 class Disk:
-    """A file system of 8 MB that can be filled up; without root it only says that it is full."""
+    """A file system of 8 MB that can be filled; without root, only fsync raises the error."""
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.monkeypatch, self.full = folder, monkeypatch, False

@@ -1,4 +1,4 @@
-"""Whatever stands in a file, the answer is its content or one line that names it."""
+"""Random files are read, or refused in one line that names the file."""
 
 import io
 import json

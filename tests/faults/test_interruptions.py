@@ -1,4 +1,4 @@
-"""A training that is interrupted at random equals one that never was, to the last bit."""
+"""A training that is interrupted at random equals an uninterrupted one, to the last bit."""
 
 import os
 import random

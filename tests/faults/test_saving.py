@@ -1,4 +1,4 @@
-"""SIGKILL while a state is saved: there is always one that loads, and never an older one."""
+"""SIGKILL while a state is saved: the last complete state, or a newer one, can be loaded."""
 
 import contextlib
 import random
