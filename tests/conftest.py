@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Let the programs that tests start be interrupted, though a shell's background jobs cannot."""
+    """Restore SIGINT, which a shell's background jobs and their programs ignore."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# tests/faults does what has to be done often, hundreds of times; `make test` does a sample of it.
+# `make test-faults` repeats the tests of tests/faults hundreds of times; `make test`, a few times.
 def pytest_addoption(parser):
     parser.addoption("--faults", action="store_true", help="all of tests/faults: half an hour")
 
@@ -147,9 +147,9 @@ def program(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.C
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """What a module's tests share is made once: those that use it go to one process together.
+    """Run the tests that use a module's fixtures in one process, so that these are made once.
 
-    And they go first, since they take long: at the end no process waits for another.
+    These tests take long. They run first, so that at the end no process waits for another.
     """
     for item in items:
         fixtures = item._fixtureinfo.name2fixturedefs.values()

@@ -48,7 +48,7 @@ def close(one: list[dict], other: list[dict], within: float) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_two_processes_have_the_losses_and_weights_of_one(together, case):
-    """24 steps; the last batch of each epoch is one utterance, of which one process has nothing."""
+    """24 steps; the last batch of each epoch is one utterance, so one process has none."""
     one, two = train_together.train(*case), together[0]["cases"][case]
     weights = one["weights"]
     for name in ("train/loss", "train/mse", "train/penalty"):
@@ -135,9 +135,9 @@ def test_an_error_in_one_process_ends_all_with_one_line(small, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept(trees, tmp_path_factory):
-    """A sweep of one run of two processes, told to stop after its second epoch, and gone on with.
+    """A sweep of one run of two processes, told to stop after its second epoch, and resumed.
 
-    Returns its folder, what the first runner's exit status was, and what both printed.
+    Returns its folder, the exit status of the first runner, and the output of both.
     """
     place = tmp_path_factory.mktemp("swept")
     content = yaml.safe_load((ROOT / "sweeps" / "large.yaml").read_text())

@@ -9,7 +9,7 @@ from emaae.optimizers import Muon, Optimizer, orthogonalise, warm_up
 
 
 def parts(matrix):
-    """How much of it lies along an orthogonal one and how much does not, per unit of its size."""
+    """The singular values of a matrix, and its nearest orthogonal matrix."""
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
     return s, u @ vt
 

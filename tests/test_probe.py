@@ -28,7 +28,7 @@ def gesture(channels, phone, start_s, end_s, weight=1.0):
 
 
 def of(labels):
-    """An utterance whose features are noise and whose phones and gestures are these."""
+    """An utterance with noise as features, and with the given phones and gestures."""
     features = np.random.default_rng(len(labels)).normal(size=(len(labels), 14))
     labels = np.array([*labels])
     return labels_of.Labelled(features.astype(np.float32), {"phone": labels, "gesture": labels})

@@ -46,7 +46,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def open_page(browser, tmp_path_factory):
-    """Opens the page of a folder's runs; complains of errors in it and of requests outside."""
+    """Open the page of a folder's runs; errors and requests to other hosts are failures."""
     complaints = []
 
     def open_page(folder, **look):
@@ -66,7 +66,7 @@ def open_page(browser, tmp_path_factory):
 
 @pytest.fixture
 def opened(open_page):
-    """Opens a page that may have no errors and ask nothing of anybody."""
+    """Open a page that must have no errors and send no requests."""
     yield open_page
     assert [text for text in open_page.complaints if not text.startswith(("data:", "blob:"))] == []
 
@@ -78,7 +78,7 @@ def page_of_sweep(open_page, sweep):
 
 @pytest.fixture
 def view(opened, page_of_sweep):
-    """The page of `sweep` as it is when opened; loading it again would take a second."""
+    """The page of `sweep`, reset to how it was opened: loading it again would take a second."""
     page_of_sweep.evaluate("""() => {
         hidden.forEach((values) => values.clear());
         Object.assign(state, { means: true, picked: null });

@@ -48,7 +48,7 @@ SCORES = [3.0, 2.0, 2.5, 2.6, 2.4, 2.3, 2.2]
 
 
 class Stopping(Notes):
-    """A run that is told to stop after so many batches, and keeps its state as a file does."""
+    """A run that is told to stop at its `after`th call of save_last, and stores its last state."""
 
     def __init__(self, after=None):
         super().__init__()
@@ -83,7 +83,7 @@ def whole(settings):
 
 
 def interrupted(settings, after, spoil=lambda kept: kept):
-    """The same, told to stop after so many keepings of its state, and continued."""
+    """As `whole`, but told to stop at the `after`th call of save_last, and continued."""
     config, model = begin(settings)
     first, second = Stopping(after), Stopping()
     with scores():
@@ -96,7 +96,7 @@ def interrupted(settings, after, spoil=lambda kept: kept):
 
 @contextlib.contextmanager
 def scores():
-    """Validation gives `SCORES`, one per epoch."""
+    """Inside, validation gives `SCORES`, one per epoch."""
     left = iter(SCORES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "evaluate", lambda *args: evaluate(*args) | {"score": next(left)})
@@ -154,7 +154,7 @@ FRESH = TrainingState.begin(begin(SETTINGS)[1], begin(SETTINGS)[0]).state_dict()
 
 @pytest.mark.parametrize("item", FRESH)
 def test_every_item_of_the_state_is_needed(item):
-    """Left as it is at the beginning, each makes a difference: so the tests above would fail."""
+    """If an item is not restored, the result differs, so the tests above would fail."""
     settings, after = SETTINGS, 22  # five epochs and two batches
     if item == "stopped":
         settings, after = SETTINGS | {"update": False, "penalty_scheduler": "step"}, 16
@@ -205,7 +205,7 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch):
 
 
 def files(run):
-    """What must be equal of two runs, however often they were interrupted."""
+    """The contents that must be equal for an interrupted and an uninterrupted run."""
     history = (run / "history.jsonl").read_text()
     weights = torch.load(run / "best.pth", weights_only=True)
     metrics = json.loads((run / "metrics.json").read_text())
@@ -259,7 +259,7 @@ def test_a_run_that_is_told_to_stop_goes_on_by_resume(
 
 
 def stopped(trees, out, after, *more):
-    """A run in `out` that is begun, or resumed, and interrupted after so many epochs."""
+    """Start or resume a run in `out` and interrupt it after `after` epochs; returns its folder."""
     real = RunFolder.log
 
     def log(self, row, seconds):

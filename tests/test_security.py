@@ -83,7 +83,7 @@ def undefined(value) -> bool:
 def test_nothing_undefined_reaches_metrics_artifacts_or_a_sweep(
     trees, tmp_path, monkeypatch, after
 ):
-    """A run that diverges in its first epoch, and one that was good before."""
+    """A run that diverges in its first epoch, and one that diverges later."""
     heard = {}
 
     def start(config, folder):

@@ -298,7 +298,7 @@ def test_a_copy_of_this_code_inside_another_repository_has_no_commit(tmp_path, m
 def test_the_demo_is_sparse_tolerates_shifts_and_says_where_its_model_is(tmp_path, capsys):
     """One point of the sweep that `make demo` runs.
 
-    Another way to multiply (AMX, AVX-512, float32) changes it as much as another seed does. In 13
+    Other instructions (AMX, AVX-512, float32) change the result as much as another seed. In 13
     runs, seeds 0 to 4: fvu .047 to .088 (SD .011), live sparsity .86 to .90 (SD .011), persistence
     .08 to .22 (SD .04) above that of random projections. Bounds are about 3 SD from the mean.
     """

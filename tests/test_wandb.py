@@ -50,7 +50,7 @@ GRID = {
 
 
 def variables(backend, folder, trees) -> dict[str, str]:
-    """The environment of a user of `backend`, at home in folder/home, with runs in folder/runs."""
+    """The environment of a user of `backend`, with HOME folder/home and runs in folder/runs."""
     folders = {f"EMAAE_{split.upper()}_DIR": str(path) for split, path in trees.items()}
     folders["EMAAE_OUT_DIR"] = str(folder / "runs")
     # An agent starts the `python` of the PATH: that of an activated environment.
@@ -98,7 +98,7 @@ def models_of(backend) -> list:
 
 
 def works(*command: str, **env: str) -> subprocess.CompletedProcess:
-    """A program that has to succeed."""
+    """Run a program that must succeed."""
     done = forked(*command, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -205,7 +205,7 @@ def test_a_run_that_was_changed_does_not_end_the_upload_of_others(tmp_path):
     send = partial(model_artifact, run_id="r")
     uploaded, (failure,) = _upload_all([run, tmp_path], send)
     assert "changed/history.jsonl lacks epoch" in failure
-    assert list(uploaded) == [tmp_path], "which holds no model"
+    assert list(uploaded) == [tmp_path], "the second folder has no model"
 
 
 def test_the_table_of_reconstructions_is_of_the_last_epoch(tmp_path):
@@ -276,7 +276,7 @@ def test_a_folder_that_the_wandb_client_made_is_not_a_local_run(tmp_path, monkey
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", key)
     Path("lab/speech/run").mkdir(parents=True)  # ENTITY/PROJECT/RUN
-    assert client.is_local("lab/speech") == (not key), "who has no key means what is here"
+    assert client.is_local("lab/speech") == (not key), "without a key, the local folder is meant"
     assert not client.is_local("wandb:lab/speech/emaae-x:best")
     assert not client.is_local("lab/other")
     write_run(Path("lab/speech/mine"), epochs=1)
@@ -427,7 +427,7 @@ def run_agent(backend, trees, tmp_path, sweep: dict) -> str:
 
 
 def offline_run(backend, trees, tmp_path):
-    """A run that was made while nothing could be reached: its folder and the user's environment."""
+    """A run made while no server could be reached: its folder and the user's environment."""
     env = variables(backend, tmp_path, trees)
     works("train.py", *TINY, "--wandb_project=speech", **env | {"WANDB_MODE": "offline"})
     (folder,) = (tmp_path / "runs").iterdir()

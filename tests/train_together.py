@@ -1,4 +1,4 @@
-"""Every penalty, norm and activation, and Muon, trained by as many processes as torchrun starts.
+"""Train with every penalty, norm and activation, and Muon, in all processes of torchrun.
 
 `test_distributed.py` starts it, and trains the same in one process.
 """

@@ -1,11 +1,11 @@
 """A stand-in for W&B's server on this machine, for tests of the unmodified client and commands.
 
-Three protocols meet here. GraphQL (POST /graphql) carries everything that has a name: runs, sweeps,
+It serves three protocols. GraphQL (POST /graphql) carries everything that has a name: runs, sweeps,
 agents, artifacts. The file stream (POST /files/ENTITY/PROJECT/RUN/file_stream) carries a run's
 history, summary, console and exit code as lines with offsets. Storage (PUT and GET /storage/...)
 carries bytes, at addresses that GraphQL hands out. State lives in memory, behind one lock.
 
-A sweep's config travels as YAML. wandb 0.31.0 was watched to write this.
+A sweep's config is sent as YAML. Written from what wandb 0.31.0 sends.
 """
 
 import base64
@@ -29,7 +29,7 @@ import yaml
 
 
 class Refused(Exception):
-    """An answer with an error: the message, and the HTTP status it travels with."""
+    """An answer with an error: the message, and its HTTP status."""
 
     def __init__(self, message, status=200):
         super().__init__(message)
@@ -305,14 +305,14 @@ class Backend:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self):
-        """Connections are refused from here on; what arrived before is kept."""
+        """Refuse connections from now on; keep what has arrived."""
         server, self.server = self.server, None
         if server:
             server.shutdown()
             server.server_close()
 
     def environment(self, home):
-        """Variables for a child process whose wandb talks to this server and to nobody else.
+        """Variables for a child process whose wandb talks to this server only.
 
         Everything wandb writes lies under `home`: give agents that run at once a home each.
         Requests to any other host meet this server as their proxy, are refused and noted in
@@ -605,7 +605,7 @@ class Backend:
         return {"agent": {"id": agent, "name": agent}}
 
     def do_agentHeartbeat(self, id, runState=None, **_):
-        """What the agent is to do: a run of the next point, stop one, or exit."""
+        """The next command for the agent: run the next point, stop a run, or exit."""
         sweep = self.sweeps[self.agents[id]]
         running = [name for name, alive in json.loads(runState or "{}").items() if alive]
         for name in running:
@@ -661,7 +661,7 @@ class Backend:
         return {"artifactManifest": {"id": f"manifest-{artifactID}", "file": file}}
 
     def do_createArtifactFiles(self, artifactFiles, **_):
-        """Where each file goes; no address for contents that are stored already."""
+        """The upload address of each file; none for contents that are stored already."""
 
         def node(file):
             name = address(file["md5"])
@@ -673,7 +673,7 @@ class Backend:
         return {"files": connection(artifactFiles, node)}
 
     def do_commitArtifact(self, artifactID):
-        """The version counts from here: every file of its manifest must have arrived."""
+        """Commit a version, all files of whose manifest must have arrived."""
         artifact = self.artifact(artifactID)
         artifact.manifest = json.loads(artifact.manifest_bytes)
         lost = [path for path, name in artifact.addresses.items() if name not in self.blobs]
@@ -689,7 +689,7 @@ class Backend:
     # The other two protocols ---------------------------------------------------------------------
 
     def file_stream(self, run, body):
-        """Lines at offsets: sent again after a lost answer, they land in the same place."""
+        """Store lines at their offsets: lines that are sent again replace themselves."""
         for name, chunk in (body.get("files") or {}).items():
             lines, offset = run.lines.setdefault(name, []), chunk.get("offset", 0)
             lines[offset : offset + len(chunk["content"])] = chunk["content"]
@@ -733,7 +733,7 @@ def address(digest):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """HTTP/1.0, one request a connection: a stopped server answers nobody."""
+    """HTTP/1.0, one request a connection, so that a stopped server answers no request."""
 
     def log_message(self, *_):
         pass

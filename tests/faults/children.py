@@ -1,4 +1,4 @@
-"""Processes that are killed: forked from one that has imported everything, in milliseconds."""
+"""Processes to be killed: forked in milliseconds from one that has imported everything."""
 
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ def _run(work, arguments):
 
 
 def training(argv: list[str]) -> None:
-    """`python train.py ARGV`, keeping its state often enough to be interrupted often."""
+    """`python train.py ARGV`, saving its state every 20 ms, so that it can be interrupted often."""
     run_folder.KEEP_LAST_EVERY_S = 0.02
     with reporting_errors("train.py"):
         sys.exit(train.main(argv))
