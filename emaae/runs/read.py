@@ -146,11 +146,11 @@ def check_comparable(where: str, kinds: Sequence[tuple[str, str]], advice: str) 
     """
     wanted, prints = {targets for targets, _ in kinds}, Counter(data for _, data in kinds)
     del prints[""]
-    some = ", ".join(f"{n} of data {name}" for name, n in prints.most_common())
+    counts = ", ".join(f"{n} of data {name}" for name, n in prints.most_common())
     if len(wanted) > 1:
         why = f"their targets are {' and '.join(sorted(wanted))}"
     elif len(prints) > 1:
-        why = f"they are on different data (see data_fingerprint in config.json; {some})"
+        why = f"they are on different data (see data_fingerprint in config.json; {counts})"
     else:
         return
     raise UserError(f"the scores of the runs in {where} are not comparable: {why}; {advice}")

@@ -173,6 +173,7 @@ class Mirror(Observer):
         return {"reconstructions": [wandb.Image(str(p), caption=p.stem) for p in images]}
 
     def _record(self, pending: list[str]) -> None:
+        """Write wandb.json; pending: the parts that W&B may lack, "run" and "artifacts"."""
         run = self._run
         record = {"id": run.id, "entity": run.entity or None, "project": run.project}
         record |= {"sweep": run.settings.sweep_id, "group": run.group or None}
@@ -291,6 +292,7 @@ def _lacks_rows(folder: Path, path: str) -> bool:
 
 
 def _lacks_model(folder: Path, path: str) -> bool:
+    """Whether the model in the folder is not the latest model of the W&B run at `path`."""
     project, run_id = path.rsplit("/", 1)
     local = model_artifact(folder, run_id)
     if local is None:
