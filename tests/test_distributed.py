@@ -175,7 +175,7 @@ def test_a_sweep_of_torchruns_stops_and_goes_on_where_it_was(swept):
     assert preempted == "preempted"
     log = (folder / "logs" / "0001.txt").read_text()
     assert log.count("train.py: interrupted") == 1
-    assert log.count("going on after") == 1
+    assert log.count("continuing after") == 1
     assert [path.name for path in (folder / "runs").iterdir()] == ["0001"]
 
 

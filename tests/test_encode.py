@@ -254,7 +254,7 @@ def test_encodings_are_decoded_only_by_the_model_that_made_them(place):
     assert not (place / "back").exists()
 
 
-# ---- going on
+# ---- continuing
 
 
 def moments(folder: Path) -> dict[str, int]:

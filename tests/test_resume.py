@@ -317,7 +317,7 @@ def test_a_broken_last_state_falls_back_to_the_one_before(trees, tmp_path):
     states = [checkpoint.load(run / name) for name in checkpoint.STATE_FILES]
     assert [state["epoch"] for state in states] == [4, 2]
     (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:5000])
-    with pytest.warns(UserWarning, match=r"going on from last\.previous\.pt"):
+    with pytest.warns(UserWarning, match=r"continuing from last\.previous\.pt"):
         assert train.main(["--resume", "--run_name=r", f"--out_dir={tmp_path}"]) == 0
     assert files(run) == files(whole / "r")
 

@@ -704,7 +704,7 @@ def test_an_interrupted_run_of_train_py_is_resumed_where_it_stopped(trees, tmp_p
         said = process.communicate(timeout=100)[0]
         assert process.returncode == 0, said
     assert "0001 resumed  seed=0" in said
-    assert "going on after" in (outs[1] / "logs" / "0001.txt").read_text()
+    assert "continuing after" in (outs[1] / "logs" / "0001.txt").read_text()
     assert sorted(path.name for path in (outs[1] / "runs").iterdir()) == ["0001", "0002"]
     for name in ("0001/history.jsonl", "0002/history.jsonl", "0001/metrics.json"):
         assert (outs[0] / "runs" / name).read_text() == (outs[1] / "runs" / name).read_text()

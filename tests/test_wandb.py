@@ -583,7 +583,7 @@ def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path)
         os.kill(int(run), signal.SIGTERM)  # the node takes the run, not the agent
         said = agent.communicate(timeout=100)[0]
         assert agent.returncode == 0, said
-        assert "going on after" in said, said
+        assert "continuing after" in said, said
         (run,) = backend.runs.values()
         assert run.state == "finished"
         assert epochs_of(run) == list(range(1, 61))

@@ -55,7 +55,7 @@ def load_last(folder: Path) -> dict[str, Any]:
         if not previous.exists():
             raise UserError(f"{error}; or remove {folder} to start again") from None
         if path.exists():
-            warnings.warn(f"{error}; going on from {previous.name}", stacklevel=2)
+            warnings.warn(f"{error}; continuing from {previous.name}", stacklevel=2)
         path, state = previous, load(previous)
     version = state.get("format")
     if isinstance(version, int) and version != FORMAT:

@@ -33,7 +33,7 @@ class Terminal(Observer):
         """Print the epoch after which training continues."""
         batches = f" and {last['batch']} batches" if last["batch"] else ""
         settings = f"with the settings of {self.folder / 'config.json'}"
-        print(f"going on after {last['epoch']} epochs{batches}, {settings}", flush=True)
+        print(f"continuing after {last['epoch']} epochs{batches}, {settings}", flush=True)
 
     def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """Print one line about an epoch."""

@@ -82,7 +82,7 @@ class Observer:
         """The model that is trained, and its data."""
 
     def on_resume(self, last: Mapping[str, Any]) -> None:
-        """Training goes on from the state `last`; the history holds the rows before it."""
+        """Training continues from the state `last`; the history holds the rows before it."""
 
     def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """A new row of history.jsonl, and how long its epoch took."""

@@ -38,7 +38,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 
 def final_metrics(folder: Path) -> dict[str, Any]:
-    """The defined metrics of a run that has ended; {} for one that is preempted or goes on."""
+    """The defined metrics of a run that has ended; {} for one that is preempted or in progress."""
     found = metrics(folder)
     if found.pop("status", "preempted") == "preempted":
         return {}

@@ -157,7 +157,7 @@ class Mirror(Observer):
 
     def _stop_sending(self, error: Exception) -> None:
         self._send_error = error
-        print(f"no more rows are sent to W&B ({reason(error)}); the run goes on", flush=True)
+        print(f"no more rows are sent to W&B ({reason(error)}); the run continues", flush=True)
 
     def _media(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The reconstructions of an epoch as images; with the final metrics, one as a table."""
