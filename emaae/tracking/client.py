@@ -27,9 +27,8 @@ def mode_of(asked: str) -> str:
     """
     if asked != "auto":
         return asked
-    settings = configparser.RawConfigParser(
-        default_section="default"
-    )  # those of `wandb login --host`
+    # `wandb login --host` writes these settings.
+    settings = configparser.RawConfigParser(default_section="default")
     folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     with contextlib.suppress(configparser.Error, UnicodeDecodeError):
         settings.read(os.path.expanduser(f"{folder}/settings"))
