@@ -133,9 +133,8 @@ def check_increasing(what: str, times_s: np.ndarray) -> None:
 def _read_onsets(path: str | Path) -> list[tuple[int, dict[str, str]]]:
     """The rows of a table of onsets, each with the number of its line. Raises UserError."""
     try:
-        text = read_text(path).removeprefix(
-            "\ufeff"
-        )  # a byte order mark, which some programs write
+        # Some programs begin a file with a byte order mark.
+        text = read_text(path).removeprefix("\ufeff")
         first = text.partition("\n")[0]
         reader = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in first else ",")
         rows = [(reader.line_num, row) for row in reader]

@@ -129,9 +129,8 @@ class Parameter:
         if self.distribution == "constant":
             return [self.spec["value"]]
         end = 0.0 if "min" in self.spec else 0.001
-        return [
-            self.quantile(u) for u in (end, 1 - end, 0.382)
-        ]  # 0.382 rarely gives a whole number
+        # 0.382 rarely gives a whole number.
+        return [self.quantile(u) for u in (end, 1 - end, 0.382)]
 
 
 def as_wandb_passes(value: Any) -> Any:
