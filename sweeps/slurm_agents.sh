@@ -15,7 +15,7 @@ sweep=${1:?give the sweep: sbatch --array=1-8 $0 ENTITY/PROJECT/SWEEP}
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 source .venv/bin/activate
 
-# In the background, since the shell handles signals only between commands. --forward-signals: else
+# In the background, since the shell handles signals only between commands. Without --forward-signals
 # the agent would end alone on a signal and leave its run on the GPU.
 wandb agent --forward-signals "$sweep" &
 agent=$!
