@@ -120,7 +120,7 @@ def test_padding_is_not_counted(n_thresholds):
 
 
 @pytest.mark.parametrize("activation", SPARSE)
-def test_encoding_changes_no_threshold_and_depends_on_no_neighbour(activation):
+def test_encoding_changes_no_threshold_and_does_not_depend_on_neighbours(activation):
     model = model_of(activation).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = torch.randn(4, 13, 60)
@@ -133,7 +133,7 @@ def test_encoding_changes_no_threshold_and_depends_on_no_neighbour(activation):
 
 
 @pytest.mark.parametrize("activation", SPARSE)
-def test_windows_give_the_encoding_of_the_whole(activation):
+def test_encoding_in_windows_equals_encoding_the_whole_utterance(activation):
     """Checked where values are further from the threshold than rounding."""
     model = model_of(activation).double()
     x = np.delete(speech(120, 0), 12, axis=1).astype(np.float64)

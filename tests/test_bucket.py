@@ -485,7 +485,7 @@ def test_a_second_start_only_lists_until_an_object_changes(cc, handle, monkeypat
     assert len(read) == 4
 
 
-def test_an_object_that_changes_while_it_is_read_is_refused(handle):
+def test_an_object_that_changes_during_reading_is_refused(handle):
     put("changing/x.npz", npz(features=X))
     ((file,), _) = list_features(handle, "changing", recursive=True)
     assert np.array_equal(read_array(handle, file.path, file.stamp[1]), X)

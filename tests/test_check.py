@@ -41,7 +41,7 @@ def found(*roots) -> dict[str, list[str]]:
     return {k: where for tree in check(roots, True) for k, where in tree.findings.items() if where}
 
 
-def test_a_tree_with_nothing_wrong_is_fine(tree):
+def test_a_correct_tree_has_no_findings(tree):
     trees = check([tree], True)
     assert found(tree) == {}
     assert exit_status(trees) == 0
@@ -114,7 +114,7 @@ IN_TWO = ("shared", "speakers")
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_what_is_wrong_with_a_tree_is_found_and_nothing_else(tree, kind):
+def test_each_problem_of_a_tree_is_found_and_no_other(tree, kind):
     WRONG[kind](tree)
     assert list(found(tree)) == [kind]
     assert len(found(tree)[kind]) == 1
@@ -150,7 +150,7 @@ def test_times_that_encoding_would_replace_are_a_finding(tree):
     assert found(tree) == {"times": ["own ([0, 0.04] to [1.98, 2.02])"]}
 
 
-def test_audio_with_two_and_a_half_frames_more_than_there_are_has_a_wrong_rate(tree):
+def test_audio_longer_by_two_and_a_half_frames_has_a_wrong_rate(tree):
     write(tree, "own", utterance(9, 98), np.tile([0, 2.015], (98, 1)))
     assert found(tree) == {"rate": ["own (48.6 a second)"]}
 

@@ -52,7 +52,7 @@ def test_none_is_read_as_none_where_a_knob_may_be_none():
         Config.from_mapping({"epochs": None})
 
 
-def test_a_whole_number_may_arrive_as_a_float_and_a_broken_one_may_not():
+def test_a_whole_number_may_be_given_as_a_float_without_a_fraction():
     assert Config.from_mapping({"batch_sz": 16.0}).batch_sz == 16
     assert parse("--batch_sz=16.0").batch_sz == 16
     for wrong in (16.5, True, "many"):
@@ -116,7 +116,7 @@ def test_a_mistake_names_the_flag_the_value_and_the_remedy(argv, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_the_system_cannot_read_says_why_even_without_a_number(monkeypatch):
+def test_a_file_that_cannot_be_read_is_reported_even_without_an_error_number(monkeypatch):
     def fail(path):
         raise OSError("the share is gone")
 

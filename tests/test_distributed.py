@@ -170,7 +170,7 @@ DECIDED = ("--alpha", "--epochs", "--out_dir", "--wandb")
 
 
 @pytest.mark.slow
-def test_a_sweep_of_torchruns_stops_and_goes_on_where_it_was(swept):
+def test_a_sweep_of_torchruns_stops_and_is_resumed(swept):
     folder, preempted = swept
     assert preempted == "preempted"
     log = (folder / "logs" / "0001.txt").read_text()
@@ -180,7 +180,7 @@ def test_a_sweep_of_torchruns_stops_and_goes_on_where_it_was(swept):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_leaves_what_a_run_of_one_does(swept, trees, tmp_path):
+def test_a_run_of_two_processes_leaves_the_same_files_as_a_run_of_one(swept, trees, tmp_path):
     folder = swept[0] / "runs" / "0001"
     flags = [f for f in small_run(trees, tmp_path) if not f.startswith(("--alpha", "--epochs"))]
     assert train.main([*flags, "--alpha=0.2", "--epochs=40", "--run_name=one"]) == 0

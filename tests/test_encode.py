@@ -76,7 +76,7 @@ def out_files(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("n_blocks", [2, 3, 4, 5])
-def test_windows_give_the_encoding_of_the_whole(norm, n_blocks):
+def test_encoding_in_windows_equals_encoding_the_whole_utterance(norm, n_blocks):
     model = random_model(norm, n_blocks, n_blocks)
     for n_frames in (1, 5, 64, 100):
         x = raw(n_frames)
@@ -391,7 +391,7 @@ def test_a_full_disk_prints_one_line_and_leaves_nothing(place, monkeypatch):
 # ---- what is broken
 
 
-def test_a_broken_feature_file_ends_it_or_is_left_out(place, capsys):
+def test_a_broken_feature_file_is_an_error_or_is_left_out(place, capsys):
     (place / "features/a/x.npz").write_bytes(b"nothing")
     with pytest.raises(BadFile, match=r"a/x.npz is not an .npz.*--on_bad_file skip"):
         run("encode", place)

@@ -37,7 +37,7 @@ def names(root, recursive) -> list[str]:
     return [file.identity for file in find_features(root, recursive)]
 
 
-def test_the_identity_is_the_relative_path_and_nothing_shorter(tmp_path):
+def test_the_identity_is_the_whole_relative_path(tmp_path):
     write_tree(tmp_path, dict.fromkeys(["a/x", "b/x", "mngu0_s1_0001", "mngu0_s1_0002", "v1.5"], 3))
     assert names(tmp_path, True) == ["a/x", "b/x", "mngu0_s1_0001", "mngu0_s1_0002", "v1.5"]
     assert names(tmp_path, False) == ["mngu0_s1_0001", "mngu0_s1_0002", "v1.5"]
@@ -144,7 +144,7 @@ def test_names_of_any_length_or_encoding_print_one_line(tmp_path, features, name
         assert checked.returncode == 2
 
 
-def test_a_matrix_saved_without_a_key_is_taken_when_it_is_the_only_one(tmp_path, features):
+def test_a_single_matrix_saved_without_a_key_is_read(tmp_path, features):
     np.savez(tmp_path / "x.npz", features, np.arange(3))
     assert np.array_equal(read_features(tmp_path / "x.npz"), features)
 
@@ -346,7 +346,7 @@ def test_two_members_of_one_name_are_refused(tmp_path, features):
     assert "two members of one name" in refused(tmp_path / "x.npz")
 
 
-def test_a_pipe_and_a_device_are_refused_and_not_waited_for(tmp_path):
+def test_a_pipe_and_a_device_are_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
     (tmp_path / "zero.npz").symlink_to("/dev/zero")
     for name, path, _ in find_features(tmp_path, False):

@@ -127,14 +127,14 @@ def test_the_front_is_a_staircase_with_no_run_below_and_the_best_run_is_ringed()
     assert (ring.x[0], ring.y[0], ring.label) == (0.7, 0.2, "best: a")
 
 
-def test_the_front_of_one_run_says_so():
+def test_the_figure_of_a_front_of_one_run_says_so():
     run = of(alpha=[0], metrics={"select/epoch": 1, "test/fvu": 0.2, "test/sparsity": 0.7})
     panel = panels.fvu_against_sparsity([run])
     assert panel.title == "one run: a front needs several"
     assert len(panel.lines) == 1
 
 
-def test_mse_is_drawn_at_the_alpha_of_its_epoch_and_of_its_selected_one():
+def test_mse_is_drawn_over_the_alpha_of_each_epoch_and_of_the_selected_epoch():
     run = of(
         alpha=[0.1, 0.2], metrics={"select/epoch": 2, "select/alpha": 0.2}, **{"val/mse": [4, 3]}
     )
@@ -144,7 +144,7 @@ def test_mse_is_drawn_at_the_alpha_of_its_epoch_and_of_its_selected_one():
     assert (end.x[0], end.y[0]) == (point.x[0], point.y[0]) == (0.2, 3)
 
 
-def test_curves_stand_beside_those_of_the_input(sweep):
+def test_curves_are_drawn_beside_those_of_the_input(sweep):
     runs = read_runs(sweep)
     for show, name in ((panels.self_similarity, "self_similarity"), (panels.lowpass, "lowpass")):
         lines = {line.label: line for line in show(runs).lines}
@@ -361,7 +361,7 @@ def test_what_is_missing_is_named_and_the_rest_is_drawn(tmp_path, capsys):
 @pytest.mark.parametrize(
     "name", ["config.json", "history.jsonl", "metrics.json", "curves.json", "best.pth"]
 )
-def test_a_broken_file_leaves_out_a_figure_and_no_more(sweep, tmp_path, name):
+def test_a_broken_file_leaves_out_only_the_figures_that_need_it(sweep, tmp_path, name):
     folder = shutil.copytree(sweep / "runs" / "0001", tmp_path / "a")
     (folder / name).write_text('{"epoch": 1, "val/mse": null}\n')
     drawn = set()

@@ -130,7 +130,7 @@ def test_an_utterance_shorter_than_the_receptive_field_works(model):
     assert model(torch.randn(1, 13, 1)).y.shape == (1, 13, 1)
 
 
-def test_the_receptive_field_is_what_an_impulse_reaches():
+def test_the_receptive_field_is_the_range_of_an_impulse_response():
     torch.manual_seed(0)
     model = CNNAutoEncoder(13, 30, 5, 2).double()
     x = torch.randn(1, 13, 61, dtype=torch.float64)

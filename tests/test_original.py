@@ -112,7 +112,7 @@ def test_a_checkpoint_of_the_original_project_gives_its_encoding_and_reconstruct
 
 @pytest.mark.parametrize("n_encoder", N_BLOCKS)
 @pytest.mark.parametrize("n_decoder", N_BLOCKS)
-def test_every_architecture_of_the_original_is_read_whole_and_in_windows(
+def test_every_architecture_of_the_original_is_read_and_encodes_in_windows(
     tmp_path, n_encoder, n_decoder
 ):
     theirs = written(tmp_path, n_encoder, n_decoder)
@@ -144,7 +144,7 @@ def test_encoding_and_decoding_change_nothing_and_do_not_depend_on_the_mode(norm
 
 
 @pytest.mark.parametrize("norm", ["batch", "original"])
-def test_training_uses_the_statistics_of_the_batch_and_follows_them(norm):
+def test_training_uses_batch_statistics_and_updates_running_statistics(norm):
     model = stirred(CNNAutoEncoder(13, 24, 3, 3, norm=norm)).train()
     before = copy.deepcopy(model.state_dict())
     x = 3 * torch.randn(4, 13, 30) + 1
@@ -182,7 +182,7 @@ def test_an_exported_model_gives_the_same_encoding_in_the_original_class(
     assert json.loads((tmp_path / "model_config.json").read_text())["alpha"] == 0.5
 
 
-def test_a_model_that_is_read_and_exported_has_the_same_files(tmp_path):
+def test_reading_and_exporting_a_model_gives_the_same_files(tmp_path):
     written(tmp_path / "theirs", alpha=0.125, early_stop=True, learning_rate=0.01)
     assert main(["export", f"--model={tmp_path / 'theirs'}", "--format=original",
                  f"--out={tmp_path / 'again'}"]) == 0  # fmt: skip

@@ -214,7 +214,7 @@ def test_the_command_writes_a_matrix_for_each_story(encoded, tmp_path, capsys):
         np.testing.assert_allclose(frame.iloc[:, 1:], matrix, rtol=1e-5, atol=1e-6)
 
 
-def test_tr_times_come_from_a_file_or_one_for_each_story(encoded, tmp_path):
+def test_tr_times_are_read_from_one_file_or_a_file_for_each_story(encoded, tmp_path):
     times = np.arange(0.25, 4, 0.5)
     (tmp_path / "t").mkdir()
     for name, shift in (("all", 0), ("t/s/a", 0.1), ("t/s/b", 0.2), ("t/t/c", 0.3)):
@@ -263,7 +263,7 @@ def test_usage_errors_print_one_line(encoded, tmp_path, table, flags, says):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_units_are_those_of_the_training_set_when_it_is_named(encoded, tmp_path):
+def test_units_are_those_of_the_training_set_if_it_is_given(encoded, tmp_path):
     other = shutil.copytree(encoded / "z", tmp_path / "z")
     found = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(found | {"fired": [0, 4]}))

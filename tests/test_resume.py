@@ -171,7 +171,7 @@ def test_every_item_of_the_state_is_needed(item):
     assert not same(expected, found)
 
 
-def test_a_signal_waits_for_the_end_of_the_block_and_no_longer():
+def test_a_signal_is_raised_at_the_end_of_the_block():
     seen = []
 
     def work():
@@ -229,7 +229,7 @@ SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGUSR1, signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, *SLOW])
-def test_a_run_that_is_told_to_stop_goes_on_by_resume(
+def test_a_run_that_is_told_to_stop_is_continued_by_resume(
     trees, tmp_path, uninterrupted_run, number, monkeypatch
 ):
     argv = flags(small_run(trees, tmp_path), tmp_path)
@@ -295,7 +295,7 @@ def test_resume_starts_a_missing_run_and_leaves_a_finished_one_alone(trees, tmp_
         ("--train_dir=other", "the train split was .*'utterances': 8.* and is .*'utterances': 2"),
     ],
 )
-def test_another_config_and_other_data_are_refused_and_nothing_is_touched(
+def test_other_settings_and_other_data_are_refused_and_no_file_changes(
     trees, tmp_path, change, message
 ):
     run = stopped(trees, tmp_path, 3)
@@ -307,7 +307,7 @@ def test_another_config_and_other_data_are_refused_and_nothing_is_touched(
     assert {path: path.read_bytes() for path in run.glob("*.*")} == before
 
 
-def test_a_broken_last_state_falls_back_to_the_one_before(trees, tmp_path):
+def test_if_the_last_state_is_broken_the_previous_one_is_used(trees, tmp_path):
     whole = tmp_path / "whole"
     train.main(flags(small_run(trees, whole), whole, epochs=6))
     stopped(trees, tmp_path, 2)

@@ -152,7 +152,7 @@ def test_an_undefined_or_missing_value_is_nan_in_a_column(tmp_path):
 @pytest.mark.parametrize(
     "name", ["config.json", "history.jsonl", "metrics.json", "curves.json", "npz"]
 )
-def test_a_missing_or_broken_file_is_read_as_nothing(tmp_path, name, content):
+def test_a_missing_or_broken_file_is_read_as_empty(tmp_path, name, content):
     folder = write_run(tmp_path / "a", epochs=2)
     path = folder / name
     if name == "npz":
@@ -177,7 +177,7 @@ def test_a_missing_or_broken_file_is_read_as_nothing(tmp_path, name, content):
     assert sum(map(len, groups([run]).values())) == 1
 
 
-def test_why_a_run_of_a_sweep_failed_is_the_last_line_that_it_printed(tmp_path):
+def test_the_reason_of_a_failed_run_is_the_last_line_that_it_printed(tmp_path):
     folder = write_run(tmp_path / "runs" / "0001", epochs=2)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "0001.txt").write_text("epoch 1\ntrain.py: error: no memory\n\n")

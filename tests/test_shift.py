@@ -158,7 +158,7 @@ def test_the_participation_ratio_counts_equal_directions():
     assert participation_ratio(z) == pytest.approx(float(expected))
 
 
-def test_copies_are_one_distinct_unit():
+def test_copies_of_a_unit_count_as_one_distinct_unit():
     """[1, 2, 3, 2] three times with different scales, its mirror, and a nearly unrelated unit."""
     z = torch.tensor([[1.0, 2, 3, 2], [2, 4, 6, 4], [9, 10, 11, 10], [3, 2, 1, 2], [1, 1, 3, 1]])
     sums = CovarianceSums()

@@ -113,7 +113,7 @@ def test_neighbours_change_from_epoch_to_epoch():
     assert not first & second
 
 
-def test_a_batch_larger_than_the_data_is_one_batch():
+def test_a_batch_size_larger_than_the_data_gives_one_batch():
     split = split_of(a=4, b=7)
     assert len(list(batches(split, training_order(split.lengths, 32, 0, 0)))) == 1
 

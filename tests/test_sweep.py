@@ -523,7 +523,7 @@ def test_only_histories_that_have_changed_are_read_again(place, monkeypatch):
     queue.close()
 
 
-def test_bands_are_those_of_wandb():
+def test_hyperbands_epochs_are_those_of_wandb():
     assert judging.hyperband_epochs({"min_iter": 3}, 100) == [3, 9, 27, 81]
     assert judging.hyperband_epochs({"max_iter": 27, "s": 2, "eta": 3}, 100) == [3, 9]
     assert judging.hyperband_epochs({"max_iter": 27, "s": 5, "eta": 3}, 100) == [1, 3, 9]

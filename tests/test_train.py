@@ -113,7 +113,7 @@ def test_shift_tolerance_is_measured_once_on_the_best_weights_and_on_a_sample_af
     assert f"{'shift/persistence':<26}{row['shift/persistence']:>12.4f}   (test: half-life" in out
 
 
-def test_the_last_state_is_whole_and_loads_without_running_code(finished):
+def test_the_last_state_is_complete_and_loads_without_running_code(finished):
     state = torch.load(finished[0] / "last.pt", weights_only=True)
     assert state["format"] == checkpoint.FORMAT
     assert state["epoch"] == 3
@@ -256,14 +256,14 @@ def test_a_run_without_a_selected_epoch_has_no_test_metrics_and_no_model(
     assert "model:" not in capsys.readouterr().out
 
 
-def test_a_name_may_be_given_again_when_its_run_failed_before_its_first_epoch(small, tmp_path):
+def test_the_name_of_a_run_that_failed_before_its_first_epoch_may_be_reused(small, tmp_path):
     named = [*small, "--run_name=mine"]
     with pytest.raises(UserError, match="does not exist"):
         train.main([*named, f"--train_dir={tmp_path / 'nowhere'}"])
     assert train.main(named) == 0
 
 
-def test_a_name_that_is_given_again_has_no_metrics_of_the_run_that_failed(tmp_path):
+def test_a_reused_name_has_no_metrics_of_the_failed_run(tmp_path):
     config = Config.from_mapping({"out_dir": str(tmp_path), "run_name": "mine"})
     with pytest.raises(ValueError, match="early"), RunFolder.open(config):
         raise ValueError("early")

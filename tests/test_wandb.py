@@ -163,7 +163,7 @@ def test_each_epoch_is_one_row_and_the_score_is_logged_once(swept):
         assert run.config["batch_sz"] == 32
 
 
-def test_the_final_row_is_at_the_epoch_of_its_weights_with_a_table_to_draw(swept):
+def test_the_final_row_has_the_epoch_of_its_weights_and_a_table_of_a_reconstruction(swept):
     backend, _, _, home = swept
     for run_id, run in backend.runs.items():
         (final,) = (row for row in run.history if "select/score" in row)
@@ -569,7 +569,7 @@ def test_publish_puts_a_local_sweep_with_its_runs_on_wandb(trees, tmp_path, mode
 
 
 @pytest.mark.slow
-def test_a_preempted_run_is_queued_again_and_goes_on_as_one_run(trees, tmp_path):
+def test_a_preempted_run_is_requeued_and_continues_as_the_same_run(trees, tmp_path):
     parameters = GRID["parameters"] | {"alpha": {"value": 0.1}, "seed": {"values": [0]}}
     grid = GRID | {"parameters": parameters | {"epochs": {"value": 60}}}
     with Backend() as backend:
@@ -622,7 +622,7 @@ def test_agents_of_a_search_run_as_many_points_as_its_run_cap(trees, tmp_path, m
 
 
 @pytest.mark.slow
-def test_hyperband_ends_runs_for_good_and_the_sweep_goes_on(trees, tmp_path):
+def test_hyperband_ends_runs_for_good_and_the_sweep_continues(trees, tmp_path):
     parameters = GRID["parameters"] | {"alpha": {"values": [0.01, 0.9, 0.8]}}
     parameters |= {"seed": {"value": 0}, "epochs": {"value": 150}}
     sweep = GRID | {"metric": {"name": "val/score", "goal": "minimize"}, "parameters": parameters}
@@ -659,7 +659,7 @@ def test_a_run_that_is_stopped_on_its_page_stays_stopped(trees, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_resumed_offline_is_uploaded_as_one(trees, tmp_path):
+def test_a_run_that_is_resumed_offline_is_uploaded_as_a_single_run(trees, tmp_path):
     with Backend() as backend:
         env = variables(backend, tmp_path, trees)
         env |= {"WANDB_MODE": "offline", "EMAAE_RUN_NAME": "r"}

@@ -105,7 +105,7 @@ def test_each_figure_draws_the_metrics_that_it_names(view):
     assert media["config"]["mediaKeys"] == ["reconstructions"]
 
 
-def test_every_metric_is_logged_and_every_setting_is_one(view, logged):
+def test_every_metric_of_the_workspace_is_logged_and_every_setting_exists(view, logged):
     settings, metrics = logged
     for some in panels(view).values():
         for panel in some:
@@ -124,7 +124,7 @@ def test_every_metric_is_logged_and_every_setting_is_one(view, logged):
     assert workspace.GROUP in settings
 
 
-def test_a_dry_run_prints_the_same_json_each_time_and_asks_no_network(view):
+def test_a_dry_run_prints_the_same_json_each_time_without_a_network(view):
     done = program("-c", OFFLINE, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == view

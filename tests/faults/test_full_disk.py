@@ -147,7 +147,9 @@ def test_a_disk_that_is_clearly_too_small_is_refused_before_anything_is_read(
     assert re.search(said, capsys.readouterr().err)
 
 
-def test_the_room_that_a_run_needs_is_that_of_what_it_leaves(trees, tmp_path, capsys, monkeypatch):
+def test_the_space_that_a_run_asks_for_is_the_size_of_its_files(
+    trees, tmp_path, capsys, monkeypatch
+):
     argv = [*flags(trees, tmp_path), "--inner_size=256", "--run_name=r"]
     most = SimpleNamespace(seen=0)
     real = os.replace
