@@ -174,7 +174,7 @@ class Runner:
         say(f"sweep {self.sweep.name}: {self.queue.n_points} points in {self.folder}")
         stopping = waiting = done = False
         ended: list[Attempt] = []
-        ask_at, say_at = 0.0, time.monotonic() + STATUS_S
+        claim_at, status_at = 0.0, time.monotonic() + STATUS_S
         while not (done or stopping) or self.jobs:
             if interrupt_pending() and not stopping:
                 stopping = True
@@ -183,16 +183,16 @@ class Runner:
                     job.send(signal.SIGTERM)
             for job in [job for job in self.jobs if not job.running()]:
                 self._finish_run(job)
-                ask_at = 0.0
-            if not stopping and len(self.jobs) < self.n_jobs and time.monotonic() >= ask_at:
+                claim_at = 0.0
+            if not stopping and len(self.jobs) < self.n_jobs and time.monotonic() >= claim_at:
                 attempt = self.queue.claim()
                 ended = [a for a in self.queue.latest_attempts() if a.state != "running"]
                 if attempt is not None:
                     self._start_run(attempt)
                     continue
-                ask_at = time.monotonic() + CLAIM_S
-                closed = [a for a in ended if not a.needs_retry]
-                done = not self.jobs and len(closed) == self.queue.n_points
+                claim_at = time.monotonic() + CLAIM_S
+                final = [a for a in ended if not a.needs_retry]
+                done = not self.jobs and len(final) == self.queue.n_points
                 if not (self.jobs or done or waiting):
                     waiting = True
                     say("other runners have the last points; waiting for them")
@@ -200,8 +200,8 @@ class Runner:
             self.queue.heartbeat()
             if self.screen.live:
                 self.screen.draw(ended, [self._with_progress(job) for job in self.jobs])
-            elif time.monotonic() >= say_at:
-                say_at = time.monotonic() + STATUS_S
+            elif time.monotonic() >= status_at:
+                status_at = time.monotonic() + STATUS_S
                 for a in map(self._with_progress, self.jobs):
                     say(f"{a.run} epoch {format_value(a.epoch)}  score {format_value(a.score)}")
             time.sleep(POLL_S)
