@@ -15,12 +15,12 @@ from emaae.system.distributed import local_share, stop_if_interrupted, sum_attri
 
 @torch.no_grad()
 def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) -> dict[str, Any]:
-    """Every metric of a split, as one row; docs/metrics.md says what each means.
+    """Every metric of a split, as one row; docs/metrics.md describes them.
 
-    config: gives the loss, the targets and the batch size. alpha: weight of the penalty, 0..1, used
-    instead of config.alpha, which a schedule may have changed. Tolerance to shifts is measured on a
-    sample of the utterances, everything else on all of them. The model may be in either mode, and
-    is left as it was.
+    config: gives the loss, the targets of the score and the batch size. alpha: weight of the
+    penalty, 0..1; replaces config.alpha, since a schedule may change alpha. Tolerance to shifts is
+    measured on a sample of the utterances, everything else on all of them. The model may be in
+    training or evaluation mode, and does not change.
     """
     reconstruction, sparsity = ReconstructionSums(), SparsitySums()
     sums: LossSums | None = None

@@ -1,4 +1,4 @@
-"""Linear filters over time: shifts by parts of a frame, and smoothing.
+"""Linear filters over time: shifts by fractions of a frame, and smoothing.
 
 Shifts are in frames of 20 ms, cutoffs in fractions of the Nyquist frequency, 25 Hz.
 """
@@ -13,10 +13,10 @@ KAISER_BETA = 8.0
 
 
 def windowed_sinc(n_taps: int, cutoff: float = 1.0, delay: float = 0.0) -> Tensor:
-    """Taps (n_taps,) of a low-pass filter that delays by `delay` frames; odd n_taps, DC gain 1.
+    """Taps (n_taps,) of a low-pass filter that delays by `delay` frames; n_taps odd, DC gain 1.
 
-    The window (Kaiser, beta 8) is centred on the delay (Laakso et al. 1996, "Splitting the unit
-    delay"), so that whole frames are exact.
+    The Kaiser window (beta 8) is centred on the delay (Laakso et al. 1996, "Splitting the unit
+    delay"), so that delays by whole frames are exact.
     """
     half = n_taps // 2
     n = torch.arange(-half, half + 1, dtype=torch.float64) + delay
@@ -27,29 +27,30 @@ def windowed_sinc(n_taps: int, cutoff: float = 1.0, delay: float = 0.0) -> Tenso
 
 
 def pad_edges(x: Tensor, n: int) -> Tensor:
-    """x (C, T) with its first and last frame held for n frames beyond the ends: (C, T + 2 n)."""
+    """x (C, T) with its first and last frame repeated n times each: (C, T + 2 n)."""
     return F.pad(x, (n, n), mode="replicate")
 
 
 def convolve_channels(x: Tensor, taps: Tensor) -> Tensor:
-    """Each channel of x (..., C, T) through one filter (taps,): (..., C, T - taps + 1)."""
-    # Depthwise: twenty times faster than channels as a batch.
+    """Filter each channel of x (..., C, T) by the same taps (taps,): (..., C, T - taps + 1)."""
+    # A depthwise convolution is twenty times faster than channels as a batch.
     n_channels = x.shape[-2]
     return F.conv1d(x, taps.to(x).expand(n_channels, 1, -1), groups=n_channels)
 
 
 def apply_filters(x: Tensor, filters: Tensor) -> Tensor:
-    """x (C, T) through each filter (F, taps), odd taps: (F, C, T). A constant stays constant."""
+    """x (C, T) filtered by each of the filters (F, taps), taps odd: (F, C, T); edges repeated."""
     padded = pad_edges(x, filters.shape[1] // 2)
     return torch.stack([convolve_channels(padded, taps) for taps in filters])
 
 
 def decode_filtered(model: CNNAutoEncoder, z: Tensor, filters: Tensor) -> Tensor:
-    """decode(LP z) for each low-pass filter (F, taps), in units of sd: z (C, T) -> (F, D, T).
+    """decode(LP z) for each low-pass filter LP (F, taps), standardised: z (C, T) -> (F, D, T).
 
-    The filter commutes with the decoder's first convolution, and with a normalisation before it:
-    both are computed once, and fewer channels are filtered than z has (a bias passes a DC gain of 1
-    unchanged). At the ends they do not commute, see `_convolve_ends`.
+    A filter of DC gain 1 commutes with the first convolution of the decoder, its bias, and the
+    normalisation before it. So these are computed once, and the filters are applied to their
+    output, which has fewer channels than z. At the ends of the utterance filter and convolution do
+    not commute, see `_convolve_ends`.
     """
     first = model.decoder[0]
     z = first.normalise_first(z[None], None)[0]
@@ -58,7 +59,7 @@ def decode_filtered(model: CNNAutoEncoder, z: Tensor, filters: Tensor) -> Tensor
     convolved = pad_edges(convolved, half_filter - half_kernel)
     starts, ends = _convolve_ends(first.conv, z, filters)
     decoded, n_ends = [], ends.shape[-1]
-    # One filter after another: all at once do not fit the cache.
+    # One filter at a time: the results of all filters would not fit the cache.
     for taps, start, end in zip(filters, starts, ends):
         h = convolve_channels(convolved, taps)[None]
         h[..., :n_ends], h[..., -n_ends:] = start, end
@@ -70,10 +71,10 @@ def decode_filtered(model: CNNAutoEncoder, z: Tensor, filters: Tensor) -> Tensor
 
 
 def _convolve_ends(conv: nn.Conv1d, z: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """The first and the last frames of conv(LP z) for each filter: both (F, channels, n).
+    """The first and the last n frames of conv(LP z) for each filter LP: two of (F, channels, n).
 
-    Beyond the ends of LP z the convolution reads zeros, where the filter would hold its last frame;
-    they reach n frames at each end.
+    Beyond the ends the convolution pads LP z with zeros, whereas the filter repeats the outer
+    frames of z. This concerns n = kernel // 2 frames at each end.
     """
     half_kernel, half_filter = conv.weight.shape[2] // 2, filters.shape[1] // 2
     n_ends, n_read = (min(z.shape[1], n) for n in (half_kernel, 2 * half_kernel))

@@ -1,4 +1,4 @@
-"""Models of runs, sweeps and W&B, by reference."""
+"""Loading a model from a run, a sweep or W&B."""
 
 import contextlib
 import os
@@ -26,11 +26,12 @@ def load_model(ref: str | os.PathLike, device: torch.device | str = "cpu") -> CN
 
 @contextlib.contextmanager
 def model_file(ref: str | os.PathLike) -> Iterator[Path]:
-    """The `.pth` that `ref` means, which lies beside its model_config.json.
+    """The path of the `.pth` for `ref`, with its model_config.json in the same folder.
 
-    ref: a `.pth`; a run's folder, or another with one `.pth` in it; the folder of a local sweep
-    whose best model was promoted; or `wandb:` and what `python -m emaae pull` takes, such as
-    `wandb:ENTITY/PROJECT/NAME:ALIAS`, which is there as long as the context is. Raises UserError.
+    ref: a `.pth`; a run's folder, or any folder with a single `.pth`; the folder of a local sweep
+    whose best model was promoted; or `wandb:` followed by an argument of `python -m emaae pull`,
+    such as `wandb:ENTITY/PROJECT/NAME:ALIAS`: these files are deleted when the context ends.
+    Raises UserError.
     """
     if str(ref).startswith("wandb:"):
         with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +48,7 @@ def model_file(ref: str | os.PathLike) -> Iterator[Path]:
             f"no model at {ref}: expected a .pth file, a run's folder with best.pth in it, a "
             "sweep's folder after `python -m emaae promote`, or wandb:ENTITY/PROJECT/NAME:ALIAS"
         )
-    beside = path.parent / "model_config.json"
-    if not os.path.isfile(beside):
-        raise UserError(f"{beside} is missing: a model needs the model_config.json beside it")
+    settings = path.parent / "model_config.json"
+    if not os.path.isfile(settings):
+        raise UserError(f"{settings} is missing: a model needs its model_config.json beside it")
     yield path

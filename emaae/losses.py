@@ -1,7 +1,7 @@
 """The loss: (1 - alpha) * (mse + beta * slow) + alpha * penalty (+ weight penalty).
 
-Every term is a ratio of sums over real frames. The sums are kept apart from the ratio, so that a
-batch and a whole split are measured by the same code: add the sums, divide once.
+mse, slow and penalty are ratios of sums over real frames. The sums are computed apart from the
+ratios, so that the same code measures a batch and a whole split: add up the sums, divide once.
 
 Shapes: x, y (batch, D, time) raw input and reconstruction; z (batch, C, time) encoding;
 mask (batch, 1, time) in {0, 1}; sd (D,) the train split's standard deviations.
@@ -18,12 +18,12 @@ from emaae.config import Config
 from emaae.models import CNNAutoEncoder, Output
 from emaae.system.distributed import sum_over_processes
 
-# A unit is live when its variance exceeds this fraction of the most variable unit's.
+# A unit is live when its variance exceeds this fraction of the largest variance of all units.
 LIVE_FRACTION = 1e-8
 
 
 def live_units(variance: Tensor) -> Tensor:
-    """Which units are live (C,), by their variance (C,) in any unit; none when all are constant."""
+    """Which units are live, bool (C,), from their variances (C,) up to a common factor."""
     largest = variance.amax().clamp(min=torch.finfo(torch.float32).tiny)
     return variance > LIVE_FRACTION * largest
 
@@ -32,10 +32,10 @@ def live_units(variance: Tensor) -> Tensor:
 class Penalty:
     """A sparsity or slowness penalty on the encoding.
 
-    sums: (z, mask) -> per-unit sums (..., C), additive over batches.
+    sums: (z, mask) -> per-unit sums (..., C), which add up over batches.
     value: (sums, n_frames, unit_norms) -> the scalar penalty; unit_norms (C,) are the L2 norms of
-        the first decoder layer's weights that read each unit.
-    pressure: (D, C) -> the factor that turns alpha / (1 - alpha) into `lambda_eff`.
+        the first decoder layer's weights for each unit.
+    pressure: (D, C) -> the factor by which alpha / (1 - alpha) becomes `lambda_eff`.
     """
 
     sums: Callable[[Tensor, Tensor], Tensor]
@@ -61,7 +61,7 @@ def _change_energy(z: Tensor, mask: Tensor) -> Tensor:
 
 
 def _tv_sums(z: Tensor, mask: Tensor) -> Tensor:
-    # float64: the variance is a difference of two sums that may be nearly equal.
+    # float64: the variance is a difference of two nearly equal sums.
     z = z.double()
     moments = [(z * mask).sum((0, 2)), (z.square() * mask).sum((0, 2))]
     return torch.stack([_change_energy(z, mask), *moments])
@@ -84,9 +84,9 @@ def _tvu(sums: Tensor, n_frames: Tensor, unit_norms: Tensor) -> Tensor:
 
 
 def _slowness(change: Tensor, spread: Tensor) -> Tensor:
-    """Mean over live units of the energy (C,) of their changes over that of their spread (C,)."""
+    """Mean over live units of change (C,) / spread (C,), both sums of squares."""
     live = live_units(spread)
-    # Units that are not live count as 0 / 1: a division by zero would give every gradient NaN.
+    # Other units count as 0 / 1: a division by zero would make every gradient NaN.
     ratio = torch.where(live, change, 0.0) / torch.where(live, spread, 1.0)
     return ratio.sum() / live.sum().clamp(min=1)
 
@@ -94,34 +94,34 @@ def _slowness(change: Tensor, spread: Tensor) -> Tensor:
 PENALTIES = {
     # Mean |z| over units and frames.
     "l1": Penalty(_abs_sums, _l1, lambda n_inputs, n_units: n_inputs / n_units),
-    # Mean over frames of sum_c |z_c| ||W_c||: plain L1 can fall by shrinking z and growing the
-    # decoder, this one is unchanged when the encoder is scaled by s and the decoder by 1 / s.
+    # Mean over frames of sum_c |z_c| ||W_c||. Plain L1 falls when z shrinks and the decoder weights
+    # grow; this penalty does not change when z is scaled by s and the decoder weights by 1 / s.
     "l1_decoder_norm": Penalty(_abs_sums, _l1_decoder_norm, lambda n_inputs, n_units: n_inputs),
-    # Slowness (Wiskott & Sejnowski 2002): mean over live units of the energy of the change from
-    # frame to frame over the variance. 0 for constant units, 4 (1 - 1/T) for alternating +-1.
+    # Slowness (Wiskott & Sejnowski 2002): mean over live units of sum (z_t+1 - z_t)^2 /
+    # sum (z_t - mean)^2. 0 if all units are constant, 4 (1 - 1/T) for a unit that alternates +-1.
     "tv": Penalty(_tv_sums, _tv, lambda n_inputs, n_units: n_inputs / n_units),
-    # The same with the variance of each utterance around its own mean: what differs from one
-    # utterance to another, such as a speaker's offset, makes no unit slow.
+    # The same with the mean of each utterance: a constant offset of an utterance, such as that of
+    # its speaker, does not make a unit slow.
     "tvu": Penalty(_tvu_sums, _tvu, lambda n_inputs, n_units: n_inputs / n_units),
 }
 
 
 def weight_penalty(weights: list[Tensor]) -> Tensor:
-    """(||W||_F - 1)^2 with W all convolution weights together; a scalar with a gradient."""
+    """(||W||_F - 1)^2, where W is all convolution weights together; a scalar with a gradient."""
     norms = torch.stack([torch.linalg.vector_norm(w) for w in weights])
     return (torch.linalg.vector_norm(norms) - 1).square()
 
 
 class LossSums(NamedTuple):
-    """Sums of the loss over one batch or more."""
+    """Sums over one or more batches, from which the loss follows."""
 
     error: Tensor  # squared error in units of sd, over real frames and channels
     penalty: Tensor  # per-unit sums of the penalty (..., C)
-    slow: Tensor  # per-unit sums of the slowness (..., C); empty when it has no weight
+    slow: Tensor  # per-unit sums of the slowness (..., C); empty when --slow_coefficient is 0
     n_frames: Tensor  # real frames
 
     def plus(self, total: "LossSums | None") -> "LossSums":
-        """The total with these sums, in float64, without the graph; it stays on the device."""
+        """These sums plus the total so far: float64, detached, on the same device."""
         own = LossSums(*(value.detach().double() for value in self))
         return own if total is None else LossSums(*(a + b for a, b in zip(own, total)))
 
@@ -131,7 +131,7 @@ class LossSums(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """The loss and its unweighted terms, scalars; slow is None when it has no weight."""
+    """The loss and its unweighted terms, scalars; slow is None when --slow_coefficient is 0."""
 
     loss: Tensor
     mse: Tensor
@@ -147,7 +147,7 @@ class LossTerms(NamedTuple):
 def batch_sums(
     config: Config, model: CNNAutoEncoder, x: Tensor, out: Output, mask: Tensor
 ) -> LossSums:
-    """The sums of one batch for the loss of a config."""
+    """The sums of one batch: raw features x, the output of the model, and the mask."""
     error = (((out.y - x) / model.sd[:, None]).square() * mask).sum()
     penalty, slow = PENALTIES[config.sparse_loss].sums(out.z, mask), mask.new_empty(0)
     if config.slow_coefficient:
@@ -156,7 +156,7 @@ def batch_sums(
 
 
 def loss_terms(config: Config, model: CNNAutoEncoder, sums: LossSums, alpha: float) -> LossTerms:
-    """The loss of a batch or of a total of many; alpha: 0..1, used instead of config.alpha."""
+    """The loss from the sums of one or more batches; alpha, 0..1, replaces config.alpha."""
     loss = mse = sums.error / (model.input_dim * sums.n_frames)
     norms, slow = model.unit_norms(), None
     penalty = PENALTIES[config.sparse_loss].value(sums.penalty, sums.n_frames, norms)
@@ -170,5 +170,5 @@ def loss_terms(config: Config, model: CNNAutoEncoder, sums: LossSums, alpha: flo
 
 
 def pressure(config: Config, model: CNNAutoEncoder) -> float:
-    """The factor between alpha / (1 - alpha) and `lambda_eff`, see `schedules.lambda_eff`."""
+    """The factor by which alpha / (1 - alpha) becomes `lambda_eff`, see `schedules.lambda_eff`."""
     return PENALTIES[config.sparse_loss].pressure(model.input_dim, model.inner_size)

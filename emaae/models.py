@@ -16,10 +16,11 @@ from emaae.system.errors import UserError
 
 
 def stack_widths(inner_size: int, n_blocks: int) -> list[int]:
-    """Channels after each block of an encoder, without the leading same-width block of five.
+    """Output channels of the blocks of an encoder; a decoder has them in reverse.
 
-    The last hidden width is a power of two, half of `inner_size` or less (two blocks: the
-    largest one below `inner_size`); before it come 128 and 256, never wider than it.
+    The first of five blocks keeps the input's width and is not listed. The last hidden width is the
+    largest power of two up to `inner_size` / 2 (for two blocks: below `inner_size`). The hidden
+    widths before it are 128 and 256, or the last hidden width where that is smaller.
 
     1024, 5 blocks -> [128, 256, 512, 1024]; 768, 5 -> [128, 256, 256, 768]; 768, 2 -> [512, 768].
     """
@@ -35,15 +36,15 @@ def stack_kernels(n_blocks: int) -> list[int]:
 
 
 def _masked(h: Tensor, mask: Tensor | None) -> Tensor:
-    # In the precision of h: a product with the float32 mask would be float32.
+    # The mask in the precision of h: a product of bfloat16 with float32 would be float32.
     return h if mask is None else h * mask.to(h.dtype)
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation by the real frames of all processes' batch. h (batch, channel, time).
+    """Batch normalisation over real frames. h (batch, channel, time).
 
-    In training it normalises by the statistics of the batch and updates the running ones, by which
-    it normalises otherwise.
+    In training it normalises by the mean and variance of the batch, pooled over processes, and
+    updates the running mean and variance. In evaluation it normalises by the running ones.
     """
 
     running_mean: Tensor
@@ -53,10 +54,10 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, h: Tensor, mask: Tensor | None = None, training: bool = False) -> Tensor:
         if not training:
-            known = self.running_mean, self.running_var, self.weight, self.bias
-            return F.batch_norm(h, *known, eps=self.eps)
+            running = self.running_mean, self.running_var
+            return F.batch_norm(h, *running, self.weight, self.bias, eps=self.eps)
         if mask is None:
-            # float32 under autocast too: sums over many frames would lose digits in bfloat16.
+            # float32, under autocast too: bfloat16 is too coarse for sums over many frames.
             mask = self.weight.new_ones(h.shape[0], 1, h.shape[2])
         n_frames = sum_over_processes(mask.sum())
         mean = sum_over_processes((h * mask).sum((0, 2))) / n_frames
@@ -78,7 +79,7 @@ class FrameNorm(nn.LayerNorm):
         return rearrange(super().forward(rearrange(h, "b c t -> b t c")), "b t c -> b c t")
 
 
-# By --norm: n_channels -> a normalisation layer.
+# For each --norm: n_channels -> a normalisation layer.
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "none": None,
     "layer": FrameNorm,
@@ -90,8 +91,8 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 class Block(nn.Module):
     """Mask, convolution that keeps the length, normalisation, activation. h (batch, channel, time).
 
-    With norm "original" batch normalisation comes first, before the mask. A block without an
-    activation ends with its convolution.
+    With norm "original", batch normalisation comes before the mask instead. A block without an
+    activation has no normalisation after the convolution either.
     """
 
     norm: nn.Module | None
@@ -108,24 +109,24 @@ class Block(nn.Module):
         self.activation = activation
 
     def forward(self, h: Tensor, mask: Tensor | None, training: bool = False) -> Tensor:
-        # Biases make padded frames non-zero, and the next convolution would read them into the
-        # last real ones: hence the mask before each convolution.
+        # Biases make padded frames non-zero. The mask before each convolution keeps them out of the
+        # last real frames.
         h = self.conv(_masked(self.normalise_first(h, mask, training), mask))
         return self.activate(h, mask, training)
 
     def normalise_first(self, h: Tensor, mask: Tensor | None, training: bool = False) -> Tensor:
-        """The normalisation before mask and convolution, if there is one."""
+        """h (batch, channel, time) after the normalisation before the mask, if there is one."""
         return self.norm(h, mask, training) if self.norm and self.norm_first else h
 
     def activate(self, h: Tensor, mask: Tensor | None, training: bool = False) -> Tensor:
-        """Normalisation and activation after the convolution, if there are any."""
+        """h (batch, channel, time) after the convolution's normalisation and activation, if any."""
         if self.norm and not self.norm_first:
             h = self.norm(h, mask, training)
         return self.activation(h, mask, training) if self.activation else h
 
 
 class Output(NamedTuple):
-    """reconstruction y (batch, input_dim, time) in raw units, encoding z (batch, C, time) >= 0."""
+    """Reconstruction y (batch, input_dim, time) in raw units, encoding z (batch, C, time) >= 0."""
 
     y: Tensor
     z: Tensor
@@ -140,15 +141,16 @@ class CNNAutoEncoder(nn.Module):
         n_encoder, n_decoder: blocks, 2 to 5 each.
         norm, activation, gate_frames: as the flags of `train.py`, see `emaae.config`.
 
-    It takes raw features x (batch, input_dim, time) and gives raw-scale reconstructions: the
-    train split's mean and standard deviation are the buffers `mean` and `sd` (see `normalise`).
-    An optional mask (batch, 1, time) in {0, 1} marks real frames; without one all are real. The
-    encoding ends in a ReLU or a sparser activation, so zeros are exact; the reconstruction is
-    linear, except with norm "original", where it cannot go below the mean.
+    The model takes raw features x (batch, input_dim, time) and returns raw-scale reconstructions:
+    the buffers `mean` and `sd` hold the mean and standard deviation of the train split (see
+    `normalise`). An optional mask (batch, 1, time) in {0, 1} marks real frames; without a mask all
+    frames are real. The encoder ends with a ReLU or a sparser activation, so inactive units are
+    exactly 0. The decoder ends with a linear layer; with norm "original" a ReLU follows, and
+    reconstructions cannot fall below the mean.
 
-    Only calls with `training=True`, as `forward` makes in training mode, use the batch's own
-    statistics for batch normalisation and for activation thresholds, and update the running ones.
-    `encode` and `decode` change nothing by default and give the same numbers in either mode.
+    Batch normalisation and activation thresholds use the statistics of the batch, and update the
+    running ones, only with `training=True`; `forward` passes it in training mode. By default
+    `encode` and `decode` use the running statistics and change nothing, in either mode.
     """
 
     model_type = "cnn"
@@ -192,15 +194,15 @@ class CNNAutoEncoder(nn.Module):
         self.register_buffer("sd", torch.ones(input_dim))
 
     def normalise(self, mean: Tensor, sd: Tensor) -> None:
-        """Standardise inputs by mean and sd (input_dim,), in raw units, from now on.
+        """Set the mean and sd (input_dim,), in raw units, that standardise the inputs.
 
-        A channel that never moves (sd 0) is centred and left at its scale.
+        A constant channel (sd 0) is centred but not scaled.
         """
         self.mean.copy_(mean)
         self.sd.copy_(torch.where(sd > 0, sd, 1.0))
 
     def standardise(self, x: Tensor) -> Tensor:
-        """Raw features (batch, input_dim, time) in units of the train split's sd, centred."""
+        """Raw features x (..., input_dim, time) as z-scores by the train split's mean and sd."""
         return (x - self.mean[:, None]) / self.sd[:, None]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Output:
@@ -223,11 +225,11 @@ class CNNAutoEncoder(nn.Module):
         return _masked(y, mask)
 
     def get_type(self) -> str:
-        """A name that tells the architecture, e.g. CNN_Autoencoder_ne5_nd3_innersz1024."""
+        """A name for the architecture, e.g. CNN_Autoencoder_ne5_nd3_innersz1024."""
         return f"CNN_Autoencoder_ne{self.n_encoder}_nd{self.n_decoder}_innersz{self.inner_size}"
 
     def architecture(self) -> dict[str, Any]:
-        """The arguments of `build_model` that make this model again."""
+        """The arguments of `build_model` for a model like this one."""
         return {name: getattr(self, name) for name in ARCHITECTURE}
 
     def conv_weights(self) -> list[Tensor]:
@@ -236,7 +238,7 @@ class CNNAutoEncoder(nn.Module):
 
     def unit_norms(self) -> Tensor:
         """L2 norm (inner_size,) of the first decoder layer's weights that read each unit."""
-        # Not the root of a sum of squares, whose gradient is NaN for a unit that nothing reads.
+        # sqrt(sum of squares) would have a NaN gradient for a unit whose weights are all 0.
         return torch.linalg.vector_norm(self.decoder[0].conv.weight, dim=(0, 2))
 
     @property
@@ -246,11 +248,11 @@ class CNNAutoEncoder(nn.Module):
         return last if isinstance(last, TopK) else None
 
     def receptive_field(self) -> int:
-        """Frames of input that one frame of the encoding sees."""
+        """Number of input frames that one frame of the encoding depends on."""
         return _field(self.encoder) + (self.top_k.gate_frames - 1 if self.top_k else 0)
 
     def decoder_receptive_field(self) -> int:
-        """Frames of the encoding that one frame of the reconstruction sees."""
+        """Number of frames of the encoding that one frame of the reconstruction depends on."""
         return _field(self.decoder)
 
 
@@ -259,7 +261,7 @@ def _field(blocks: Sequence[Block]) -> int:
 
 
 def _stack(widths: list[int], n_blocks: int, norm: str, end: nn.Module | None) -> Any:
-    if n_blocks == 5:  # the first one keeps the width
+    if n_blocks == 5:  # the first block keeps the width
         widths = [widths[0], *widths]
     return nn.ModuleList(
         Block(widths[i], widths[i + 1], k, norm, ReLU() if i < n_blocks - 1 else end)
@@ -268,7 +270,10 @@ def _stack(widths: list[int], n_blocks: int, norm: str, end: nn.Module | None) -
 
 
 def build_model(model_type: str = "cnn", **architecture: Any) -> CNNAutoEncoder:
-    """A new model from the entries of `ARCHITECTURE`. UserError when memory is too small."""
+    """A new model from the settings of `config.ARCHITECTURE`.
+
+    Raises ValueError for unknown settings and UserError when the weights exceed the memory.
+    """
     if model_type != "cnn":
         raise ValueError(f"model_type must be cnn, got {model_type!r}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -276,12 +281,12 @@ def build_model(model_type: str = "cnn", **architecture: Any) -> CNNAutoEncoder:
     if needed > memory:
         raise UserError(
             f"a model of {architecture} has {needed / 1e9:.1f} GB of weights, more than the "
-            f"{memory / 1e9:.1f} GB of memory here: lower --inner_size"
+            f"{memory / 1e9:.1f} GB of memory of this machine: lower --inner_size"
         )
     return CNNAutoEncoder(**architecture)
 
 
 def weight_bytes(model_type: str = "cnn", **architecture: Any) -> int:
-    """Bytes of the weights and buffers of such a model, without making one."""
+    """Bytes of the weights and buffers of a model, computed without allocating them."""
     with torch.device("meta"):
         return sum(t.nbytes for t in CNNAutoEncoder(**architecture).state_dict().values())

@@ -11,43 +11,46 @@ from emaae.config import Config
 from emaae.models import CNNAutoEncoder
 from emaae.system.devices import use_bf16
 
-# The quintic of Jordan et al. (2024), https://kellerjordan.github.io/posts/muon/: five times
-# s -> a s + b s^3 + c s^5 takes every singular value s in about .01..1 to .7..1.2.
+# Coefficients a, b, c of Jordan et al. (2024), https://kellerjordan.github.io/posts/muon/: five
+# steps s -> a s + b s^3 + c s^5 move every singular value s from about .01..1 into .7..1.2.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-# Muon leaves biases and normalisation weights to AdamW, at this fraction of the learning rate: .001
-# for .04. With a tenth, twice as many units die.
+# With muon, AdamW updates biases and normalisation weights at this fraction of the learning rate:
+# .001 for .04. With a tenth of the learning rate, twice as many units die.
 ADAMW_LR_FRACTION = 0.025
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """U V' of a matrix (m, n) = U S V', nearly: its singular values become .7 to 1.2.
+    """Approximately U V' for a matrix (m, n) = U S V': singular values become .7 to 1.2.
 
-    In the matrix's own precision, which may be bfloat16. Unchanged by a positive factor, but norms
-    below 1e-19 go to zero. Singular values below a hundredth of the norm come out smaller.
+    Computed in the precision of the matrix, which may be bfloat16. A positive factor on the matrix
+    changes nothing while its norm is at least 1e-19; far below that the result tends to 0. Singular
+    values far below a hundredth of the norm stay below .7.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix  # the square below has the shorter side
-    # The square of a smaller norm would be 0, and the quintic takes what is above 1 to infinity.
+    x = matrix.T if tall else matrix  # so that the Gram matrix below has the shorter side
+    # Singular values must start at most at 1, or they diverge. The square of a norm below the
+    # bound would underflow to 0.
     x = x / torch.linalg.vector_norm(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised: for weights (out, in, kernel), as (out, in x kernel).
+    """Muon (Jordan et al. 2024): a step is the orthogonalised Nesterov momentum.
 
-    Jordan et al. (2024). torch.optim.Muon takes only matrices and always multiplies in bfloat16,
-    which is a hundred times slower than float32 where the hardware lacks it.
+    A weight (out, in, kernel) is treated as a matrix (out, in x kernel). torch.optim.Muon takes
+    only matrices and always multiplies in bfloat16, which is a hundred times slower than float32
+    where the hardware lacks it.
 
     Args:
         params: weights of two or more dimensions.
-        lr: the spectral norm of a step, nearly; times sqrt(out / (in x kernel)) where that is
-            above 1.
-        weight_decay: fraction of lr by which weights shrink in a step.
+        lr: approximate spectral norm of a step; multiplied by sqrt(out / (in x kernel)) where that
+            exceeds 1.
+        weight_decay: weights are multiplied by 1 - lr * weight_decay in each step.
         momentum: 0 to 1.
         bf16: multiply in bfloat16.
     """
@@ -65,7 +68,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every weight that has a gradient."""
+        """Update every weight that has a gradient."""
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             for weight in group["params"]:
@@ -82,14 +85,14 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizer:
-    """The optimiser of a config: steps, the rate of the next one, and a state to go on from."""
+    """The optimiser of a config; with muon, one for the convolutions and AdamW for the rest."""
 
     def __init__(self, model: CNNAutoEncoder, config: Config):
         self.full_lr = lr = config.lr
         decay = config.weight_decay
         given: dict[str, Any] = {} if decay is None else {"weight_decay": decay}
-        self.optimizers: list[tuple[float, torch.optim.Optimizer]]  # beside a fraction of the rate
-        # Fused: one kernel for all parameters instead of several for each.
+        self.optimizers: list[tuple[float, torch.optim.Optimizer]]  # (fraction of --lr, optimiser)
+        # fused: one kernel for all parameters instead of several for each.
         if config.optimizer == "muon":
             weights = {id(weight): weight for weight in model.conv_weights()}
             rest = [p for p in model.parameters() if id(p) not in weights]
@@ -104,23 +107,23 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The rate of the last step, muon's that of the convolutions; --lr before the first."""
+        """Learning rate of the last step (with muon: of the convolutions); --lr before any step."""
         return self.optimizers[0][1].param_groups[0]["lr"]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Reset the gradients."""
         for _, optimizer in self.optimizers:
             optimizer.zero_grad()
 
     def step(self, factor: float) -> None:
-        """Move the weights, at this fraction of --lr."""
+        """Update the weights; factor: the learning rate as a fraction of --lr."""
         for lr_fraction, optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr_fraction * factor * self.full_lr
             optimizer.step()
 
     def state_dict(self) -> list:
-        """Tensors and plain values."""
+        """The state of each optimiser: tensors and plain values."""
         return [optimizer.state_dict() for _, optimizer in self.optimizers]
 
     def load_state_dict(self, kept: list) -> None:
@@ -133,11 +136,12 @@ class Optimizer:
 
 
 def warm_up(step: int, n_steps: int) -> float:
-    """Factor of the learning rate at step 0, 1, ...: it rises evenly over n_steps, then is 1."""
+    """Factor on the learning rate at step 0, 1, ...: rises linearly over n_steps, then is 1."""
     return min(1.0, (step + 1) / (n_steps + 1))
 
 
-# The fraction of the rate, by --lr_schedule, when a fraction `left` (1 to 0) of the steps is left.
+# For each value of --lr_schedule: the factor on --lr when a fraction `left` (1 to 0) of the steps
+# is left.
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda left: 1.0,
     "linear": lambda left: left,

@@ -1,15 +1,15 @@
-"""Alpha, the weight of the sparsity penalty, and the fraction that top k keeps, epoch by epoch.
+"""Alpha, the weight of the sparsity penalty, and the fraction that top k keeps, for each epoch.
 
-Open-loop schedules are plain functions of t, the number of epochs since the schedule began, so
-a resumed run has nothing to restore. The two adaptive ones have a small state of plain numbers that
-goes into the checkpoint.
+Open-loop schedules are functions of t, the number of epochs since the schedule began, so a resumed
+run has nothing to restore. The two adaptive schedules have a state of one or two numbers, which the
+checkpoint contains.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# Per epoch; the running mean of the constraint that steers GECO follows the last few epochs.
+# Decay per epoch of the moving average of GECO's constraint, which covers the last few epochs.
 GECO_DECAY = 0.5
 GECO_MU_MAX = 1e6
 
@@ -18,9 +18,9 @@ GECO_MU_MAX = 1e6
 class Ramp:
     """The parameters of the open-loop schedules.
 
-    start: alpha at t = 0 (`alpha`), end: alpha when the ramp is over (`alpha_max`),
-    n_epochs: length of the ramp (`alpha_epochs`), period: length of a cycle in epochs,
-    rise: fraction of a cycle spent rising.
+    start: alpha at t = 0 (`alpha`), where the schedule does not start at 0.
+    end: alpha at the end of the ramp (`alpha_max`). n_epochs: length of the ramp (`alpha_epochs`).
+    period: length of a cycle in epochs. rise: fraction of a cycle in which alpha rises.
     """
 
     start: float
@@ -30,12 +30,12 @@ class Ramp:
     rise: float = 0.5
 
     def progress(self, t: int) -> float:
-        """Fraction of the ramp that is over at epoch t, 0..1; always 1 if n_epochs <= 1."""
+        """Fraction of the ramp that has passed at epoch t, 0..1; always 1 if n_epochs <= 1."""
         return min(1.0, t / self.n_epochs) if self.n_epochs > 1 else 1.0
 
 
 def constant(t: int, ramp: Ramp) -> float:
-    """`start` at every epoch."""
+    """`start` in every epoch."""
     return ramp.start
 
 
@@ -47,10 +47,10 @@ def step(t: int, ramp: Ramp) -> float:
 
 
 def step_original(t: int, ramp: Ramp) -> float:
-    """Steps of 1 / (n_epochs - 1), whatever the start, up to alpha = 1.
+    """Steps of 1 / (n_epochs - 1) from `start` up to alpha = 1; `end` is ignored.
 
-    At alpha = 1 the reconstruction has no weight left and the model is destroyed. Kept for
-    comparison with published runs only.
+    At alpha = 1 the reconstruction has no weight and the model is destroyed. Only for comparison
+    with published runs.
     """
     if ramp.n_epochs <= 1:
         return 1.0
@@ -58,7 +58,7 @@ def step_original(t: int, ramp: Ramp) -> float:
 
 
 def linear(t: int, ramp: Ramp) -> float:
-    """From 0 to `end` in a straight line."""
+    """From 0 to `end`, linearly."""
     return ramp.end * ramp.progress(t)
 
 
@@ -68,19 +68,19 @@ def cosine(t: int, ramp: Ramp) -> float:
 
 
 def exponential(t: int, ramp: Ramp) -> float:
-    """From `start` to `end`, multiplied by the same factor every epoch."""
+    """From `start` to `end`; alpha grows by the same factor every epoch."""
     return ramp.start * (ramp.end / ramp.start) ** ramp.progress(t)
 
 
 def log_lambda(t: int, ramp: Ramp) -> float:
-    """From `start` to `end`, with lambda = alpha / (1 - alpha) multiplied by the same factor."""
+    """From `start` to `end`; lambda = alpha / (1 - alpha) grows by the same factor every epoch."""
     first, last = ramp.start / (1 - ramp.start), ramp.end / (1 - ramp.end)
     ratio = first * (last / first) ** ramp.progress(t)
     return ratio / (1 + ratio)
 
 
 def cyclical(t: int, ramp: Ramp) -> float:
-    """Saw tooth: rises from 0 to `end` in the first `rise` of each period, then stays there."""
+    """Rises from 0 to `end` in the first fraction `rise` of each period, then stays at `end`."""
     if ramp.n_epochs <= 1:
         return ramp.end
     return ramp.end * min(1.0, (t % ramp.period) / (ramp.rise * ramp.period))
@@ -97,7 +97,7 @@ SCHEDULES = (*OPEN_LOOP, *ADAPTIVE)
 def target_sparsity_update(
     alpha: float, sparsity: float, *, gain: float, target: float, ceiling: float
 ) -> float:
-    """Integral control: alpha grows while the encoding is less sparse than the target.
+    """Integral controller: alpha grows while the encoding is less sparse than the target.
 
     sparsity and target are fractions of zeros; the result is clipped to 0..ceiling.
     """
@@ -107,8 +107,9 @@ def target_sparsity_update(
 def geco_update(mu: float, constraint: float, *, rate: float, floor: float = 0.0) -> float:
     """One multiplicative update of GECO's multiplier (Rezende & Viola 2018, "Taming VAEs").
 
-    The penalty is minimised subject to mse <= epsilon; `constraint` is the moving average of
-    mse - epsilon, and mu weighs the reconstruction, so alpha = 1 / (1 + mu).
+    GECO minimises the penalty subject to mse <= epsilon. constraint: the moving average of
+    mse - epsilon. mu: the weight of the mse relative to the penalty, so alpha = 1 / (1 + mu).
+    floor: lower bound of the result.
     """
     # The exponent is bounded so that one very bad epoch cannot overflow.
     return min(GECO_MU_MAX, max(floor, mu * math.exp(min(50.0, rate * constraint))))
@@ -118,8 +119,8 @@ def geco_update(mu: float, constraint: float, *, rate: float, floor: float = 0.0
 class AlphaSchedule:
     """Alpha of the next epoch, for any schedule of `SCHEDULES`.
 
-    `state` is empty for open-loop schedules; otherwise it holds plain floats, which are all that a
-    resumed run needs besides t.
+    state: empty for open-loop schedules; for adaptive ones the floats that a resumed run needs
+    besides t.
     """
 
     name: str
@@ -139,7 +140,7 @@ class AlphaSchedule:
         return OPEN_LOOP[self.name](t, self.ramp)
 
     def observe(self, mse: float, sparsity: float) -> None:
-        """Update the state by the last training epoch's values; those not finite are ignored."""
+        """Update the state from the mse and sparsity of a training epoch; ignore NaN and inf."""
         if self.name == "target_sparsity" and math.isfinite(sparsity):
             self.state["alpha"] = target_sparsity_update(
                 self.alpha(0), sparsity, gain=self.gain, target=self.target, ceiling=self.ramp.end
@@ -157,18 +158,19 @@ class AlphaSchedule:
 
 
 def k_fraction(epoch: int, n_epochs: int, end: float) -> float:
-    """Fraction of values that an activation keeps: from .5 to `end` in a straight line, 0..1.
+    """Fraction of values that a top k activation keeps, 0..1: falls linearly from .5 to `end`.
 
-    It reaches `end` after two thirds of the epochs; an end above .5 holds from the first.
+    It reaches `end` after two thirds of the epochs; an end above .5 applies from the first epoch.
     """
     progress = min(1.0, 1.5 * epoch / n_epochs)
     return end + (1 - progress) * max(0.0, 0.5 - end)
 
 
 def lambda_eff(alpha: float, pressure: float) -> float:
-    """The L1 pressure that alpha really applies: alpha / (1 - alpha) * pressure.
+    """The effective weight of the penalty: alpha / (1 - alpha) * pressure; infinite at alpha = 1.
 
-    `pressure` is D / C for penalties that are means over the C units (D input channels), D for
-    sums over units. Infinite at alpha = 1. (alpha .25, D 13, C 1024 -> .00423177)
+    It is the weight lambda in sum_d (y_d - x_d)^2 + lambda sum_c |z_c| per frame. pressure: D / C
+    for penalties that are means over the C units, D for sums over the units; D: input channels.
+    Alpha .25, D 13, C 1024 give .00423177.
     """
     return alpha / (1 - alpha) * pressure if alpha < 1 else math.inf

@@ -34,10 +34,10 @@ def copy(tmp_path_factory) -> Path:
     edit("emaae/schedules.py", "log_lambda, cyclical)", "log_lambda, cyclical, root)")
     edit("emaae/metrics.py", '            "l0": ', f'{METRIC}            "l0": ')
     edit("emaae/metric_table.md", "| `l0` |", f"{METRIC_ENTRY}| `l0` |")
-    edit("emaae/activations.py", "# By --activation: ", f"{ACTIVATION}\n\n# By name: ")
+    edit("emaae/activations.py", "# For each --activation: ", f"{ACTIVATION}\n\n# By name: ")
     edit("emaae/activations.py", "ACTIVATIONS = {\n", f"ACTIVATIONS = {{\n{ACTIVATION_ENTRY}")
     edit("emaae/config.py", 'Literal["relu", ', 'Literal["squared", "relu", ')
-    edit("emaae/models.py", "# By --norm: ", f"{NORM}\n\n# By name: ")
+    edit("emaae/models.py", "# For each --norm: ", f"{NORM}\n\n# By name: ")
     edit("emaae/models.py", '    "none": None,\n', f'    "none": None,\n{NORM_ENTRY}')
     edit("emaae/config.py", 'Literal["none", "layer"', 'Literal["rms", "none", "layer"')
     return root
