@@ -1,7 +1,7 @@
-"""Train one sparse autoencoder over articulatory features, and measure it.
+"""Train and evaluate one sparse autoencoder on articulatory features.
 
-This is the program that a sweep runs. It has the steps of a run in order: config, data, run, model,
-fit, evaluate, publish. `python train.py --help` lists the flags.
+A sweep runs this program for each of its points. The steps of a run, in order: config, data, run,
+model, fit, evaluate, publish. `python train.py --help` lists the flags.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ from emaae import command_line
 from emaae.system.errors import reporting_errors
 from emaae.tracking import agent
 
-# Exit status of a run whose loss diverged; 2 is that of a usage error.
+# Exit status of a run whose loss diverged; usage errors have exit status 2.
 DIVERGED = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    """One run; returns the exit status."""
-    # A sweep's values come from its agent, whether or not they are on the command line too.
+    """Do one run; returns the exit status."""
+    # The values of a W&B sweep are read from its agent, even if they are also on the command line.
     config = command_line.from_args(agent.without_agent_flags(argv), sweep=agent.sweep_values())
 
-    # torch takes seconds to import: mistakes in flags are reported before.
+    # Imported after the flags are checked, since torch takes seconds to import.
     import torch
 
     from emaae.data.load import load_splits
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     from emaae.tracking import mirror
     from emaae.training import fit
 
-    # Objects made by imports stay in memory: garbage collection need not scan them again.
+    # Objects made by imports stay in memory: keep garbage collection from scanning them.
     gc.freeze()
     device = pick_device(config.device)
     if config.deterministic:
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     if status := status_if_ended(config):
         print(f"the run is {status} already: nothing is left to do", flush=True)
         return 0
-    # Before anything is written: a run with broken data leaves nothing, here or on W&B.
+    # The data are loaded first: a run with broken data leaves nothing on disk or on W&B.
     check_space(config)
     splits = load_splits(config)
     with RunFolder.open(config) as run:
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.manual_seed(config.seed)
         model = build_model(**config.architecture)
         if config.checkpoint:
-            checkpoint.load_weights(model, config.checkpoint)  # and their normaliser
+            checkpoint.load_weights(model, config.checkpoint)  # with mean and sd
         else:
             model.normalise(*splits["train"].mean_and_sd())
         run.write_config(model, splits)
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
                 to_measure = [name for name in splits if name == "test"]
                 metrics = fitted.selection.metrics()
 
-        # One process measures the rest and writes the results.
+        # The main process alone measures the rest and writes the results.
         distributed.leave_process_group()
         if not distributed.is_main_process():
             return 0
@@ -93,8 +93,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def process_group() -> contextlib.AbstractContextManager[None]:
-    """Around a run: lets the processes that torchrun started, if any, compute together."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """The context of a run: joins the processes that torchrun started, if it started any."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # checked here to avoid importing torch
         return contextlib.nullcontext()
     from emaae.system import distributed
 

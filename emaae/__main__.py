@@ -14,7 +14,7 @@ from emaae.config import ENCODING_FORMATS, KNOBS
 from emaae.system.errors import ArgumentParser, UserError, one_line, reporting_errors
 from emaae.system.files import find_packaged, make_folder, write_json
 
-# Knobs of a run that `evaluate` has too.
+# Knobs of a run that are also flags of `evaluate`.
 EVALUATE_KNOBS = (
     "bucket", "recursive", "on_bad_file", "cache_dir", "batch_sz", "target_sparsity",
     "target_persistence", "device",
@@ -27,7 +27,7 @@ VERBS = PARSER.add_subparsers(dest="verb", metavar="VERB", required=True)
 
 
 def argument(name: str, help: str = "", **options: Any) -> Argument:
-    """An argument of a verb; options: of `ArgumentParser.add_argument`."""
+    """An argument of a verb; options: further arguments of `ArgumentParser.add_argument`."""
     if name in ("--out", "--out_dir"):
         options["type"] = _path_to_write
     return name, {"help": help, **options}
@@ -40,19 +40,19 @@ def _path_to_write(text: str) -> str:
 
 
 def knob(name: str) -> Argument:
-    """A flag of `train.py`, as the flag of a verb."""
-    one = KNOBS[name]
-    if one.kind is bool:
-        return argument(f"--{name}", one.text, action="store_true")
-    default = "that of the run" if name in LOSS_KNOBS else one.default
-    text = one.text if default is None else f"{one.text} (default: {default})"
-    if one.choices:
-        return argument(f"--{name}", text, choices=one.choices)
-    return argument(f"--{name}", text, metavar=METAVARS[one.kind])
+    """A flag of `train.py` as a flag of a verb."""
+    of_run = KNOBS[name]
+    if of_run.kind is bool:
+        return argument(f"--{name}", of_run.text, action="store_true")
+    default = "that of the run" if name in LOSS_KNOBS else of_run.default
+    text = of_run.text if default is None else f"{of_run.text} (default: {default})"
+    if of_run.choices:
+        return argument(f"--{name}", text, choices=of_run.choices)
+    return argument(f"--{name}", text, metavar=METAVARS[of_run.kind])
 
 
 def verb(*arguments: Argument, **options: Any) -> Callable[[Verb], Verb]:
-    """Make a function the verb of its name, and its docstring the verb's help."""
+    """A decorator: registers the function as the verb of its name, its docstring as the help."""
 
     def declared(run: Verb) -> Verb:
         name = run.__name__.replace("_", "-")
@@ -71,17 +71,19 @@ MODEL_ARGUMENT = argument(
     required=True,
     metavar="REF",
 )
+FEATURES_ARGUMENT = argument(
+    "--features", "feature tree, or a prefix in --bucket", required=True, metavar="DIR"
+)
+ENCODINGS_ARGUMENT = argument("--encodings", "tree that encode wrote", required=True, metavar="DIR")
 
 
 @verb(
     argument("--out", "directory for train/, val/ and test/", required=True),
-    argument(
-        "--seed", "another one gives other speakers and words (default: 0)", type=int, default=0
-    ),
+    argument("--seed", "sets speakers and words (default: 0)", type=int, default=0),
     argument(
         "--like",
-        "64, 28 and 28 short utterances, or as many, as long and by as many speakers as in "
-        "train-clean-100, dev-clean and test-clean (default: demo)",
+        "demo: 64, 28 and 28 short utterances; librispeech-100h: the numbers of utterances and "
+        "speakers, and the durations, of train-clean-100, dev-clean and test-clean (default: demo)",
         choices=("demo", "librispeech-100h"),
         default="demo",
     ),
@@ -115,10 +117,10 @@ def demo_data(args: argparse.Namespace) -> None:
 @verb(
     argument("dirs", "a feature tree, such as a split", nargs="+", metavar="DIR"),
     argument("--recursive", "read sub-directories too", action="store_true"),
-    argument("--keep_loudness", "check column 12 as runs with it read it", action="store_true"),
+    argument("--keep_loudness", "negative loudness is an error", action="store_true"),
 )
 def check(args: argparse.Namespace) -> int:
-    """Report what is wrong with feature trees; exit status 1 for warnings only, 2 for errors."""
+    """Report problems of feature trees; exit status 1 for warnings only, 2 for errors."""
     from emaae.data import check
 
     trees = check.check(args.dirs, args.recursive, args.keep_loudness)
@@ -130,17 +132,17 @@ def check(args: argparse.Namespace) -> int:
     argument("--audio_dir", "tree of .flac and .wav files", required=True),
     argument("--out_dir", "directory of the feature tree", required=True),
     argument("--device", "auto, cpu, cuda or cuda:N (default: auto)", default="auto"),
-    argument("--batch_s", "seconds of audio at once (default: 60)", type=float, default=60.0),
+    argument("--batch_s", "seconds of audio in a batch (default: 60)", type=float, default=60.0),
 )
 def extract(args: argparse.Namespace) -> int:
-    """Make features from audio with SPARC; exit status 1 if some files have none."""
+    """Extract features from audio with SPARC; exit status 1 if this failed for some files."""
     from emaae.corpus.extract import extract
 
     if not 0 < args.batch_s < float("inf"):
         raise UserError(f"--batch_s must be a number of seconds above 0, got {args.batch_s}")
     result = extract(args.audio_dir, args.out_dir, args.device, args.batch_s)
     extracted = f"{result.n_new} utterances extracted, {result.seconds / 3600:.2f} hours"
-    print(f"{args.out_dir}: {extracted}; {result.n_kept} were there")
+    print(f"{args.out_dir}: {extracted}; {result.n_kept} were there already")
     for why in result.broken.values():
         print(f"no features: {one_line(why)}", file=sys.stderr)
     if result.broken:
@@ -154,11 +156,11 @@ def extract(args: argparse.Namespace) -> int:
     argument("--out", "folder of the sweep (default: runs/FILE)", metavar="DIR"),
     argument(
         "--storage",
-        "queue that runners share: a database, or a journal file on a shared disk "
-        "(default: DIR/study.db)",
+        "queue of points that several runners share: a database, or a journal file on a shared "
+        "disk (default: DIR/study.db)",
         metavar="URL|FILE.log",
     ),
-    argument("--dry-run", "say what would run, and end", action="store_true"),
+    argument("--dry-run", "print what would run, and run nothing", action="store_true"),
     usage="python -m emaae sweep FILE.yaml [OPTION ...] [-- FLAGS OF train.py]",
 )
 def sweep(args: argparse.Namespace) -> int:
@@ -170,8 +172,8 @@ def sweep(args: argparse.Namespace) -> int:
 
 
 @verb(
-    argument("ref", "a run, a sweep or an --out_dir, here or on W&B", metavar="REF"),
-    argument("--out", "(default: report.html in its folder)", metavar="FILE.html"),
+    argument("ref", "a run, a sweep or an --out_dir, local or on W&B", metavar="REF"),
+    argument("--out", "file to write (default: report.html in its folder)", metavar="FILE.html"),
 )
 def report(args: argparse.Namespace) -> None:
     """Write one page that compares the runs of a sweep, or shows a single one."""
@@ -182,7 +184,7 @@ def report(args: argparse.Namespace) -> None:
 
 @verb(argument("files", nargs="+", metavar="FILE.yaml"))
 def lint(args: argparse.Namespace) -> int:
-    """Say what is wrong with sweep files, by line."""
+    """Report errors in sweep files, with line numbers."""
     from emaae.sweeps import sweep_file
 
     findings = [f for path in args.files for f in sweep_file.examine(find_packaged(path))[1]]
@@ -197,7 +199,7 @@ def lint(args: argparse.Namespace) -> int:
     )
 )
 def promote(args: argparse.Namespace) -> None:
-    """Name the best finished model of a sweep or project `best`."""
+    """Mark the best finished model of a sweep or project as `best`."""
     from emaae.tracking.models import promote
 
     best = promote(args.ref)
@@ -213,24 +215,24 @@ def promote(args: argparse.Namespace) -> None:
     argument("--out", "folder for the model's files", required=True),
 )
 def pull(args: argparse.Namespace) -> None:
-    """Get a model's files, checked by their sha256."""
+    """Copy a model's files from a local folder or W&B, and check their sha256."""
     from emaae.tracking.models import pull
 
     print(f"model: {pull(args.ref, Path(args.out)) / 'best.pth'}")
 
 
 @verb(
-    argument("folder", "a run's folder, or one with runs below it", metavar="DIR"),
-    argument("--project", "W&B project (default: where the run was meant to go)"),
-    argument("--entity", "W&B user or team (default: where the run was meant to go)"),
+    argument("folder", "a run's folder, or a folder with runs below it", metavar="DIR"),
+    argument("--project", "W&B project (default: that of the run's settings)"),
+    argument("--entity", "W&B user or team (default: that of the run's settings)"),
 )
 def upload_pending(args: argparse.Namespace) -> None:
-    """Upload to W&B what it lacks of a run, or of all runs below a folder."""
+    """Upload to W&B what is missing there of a run, or of all runs below a folder."""
     from emaae.tracking.upload import upload_pending
 
     complete, missing = upload_pending(Path(args.folder), args.entity, args.project)
     for folder, path in complete.items():
-        print(f"{folder}: all of it is at {path}")
+        print(f"{folder}: all is at {path}")
     if missing:
         raise UserError("; ".join(missing))
 
@@ -249,25 +251,24 @@ def publish(args: argparse.Namespace) -> None:
 
 @verb(
     MODEL_ARGUMENT,
-    argument("--features", "feature tree, or a prefix", required=True, metavar="DIR"),
-    argument(
-        "--out", "tree of encodings, in which complete files are kept", required=True, metavar="DIR"
-    ),
+    FEATURES_ARGUMENT,
+    argument("--out", "tree to write; complete files are kept", required=True, metavar="DIR"),
     argument(
         "--format",
-        "arrays of these numbers, or a CSR matrix for scipy.sparse.load_npz (default: float32)",
+        "arrays of this number type; sparse: a CSR matrix for scipy.sparse.load_npz (default: "
+        "float32)",
         choices=ENCODING_FORMATS,
         default=ENCODING_FORMATS[0],
     ),
     argument(
         "--upload",
-        "put them into a bucket too, as arrays that cottoncandy downloads",
+        "upload the encodings to a bucket too, as arrays that cottoncandy downloads",
         metavar="s3://BUCKET/PREFIX",
     ),
     *map(knob, ("recursive", "bucket", "on_bad_file", "device")),
 )
 def encode(args: argparse.Namespace) -> None:
-    """Encode all utterances of a feature tree or a bucket; the same command continues."""
+    """Encode all utterances of a feature tree or bucket; to continue, repeat the command."""
     from emaae.corpus.encode import encode_tree, open_model, open_upload, upload_tree
     from emaae.data.load import list_source
 
@@ -283,13 +284,13 @@ def encode(args: argparse.Namespace) -> None:
 
 
 @verb(
-    argument("--encodings", "tree that encode wrote", required=True, metavar="DIR"),
-    argument("--out", "folder for a file per story", required=True, metavar="DIR"),
+    ENCODINGS_ARGUMENT,
+    argument("--out", "folder for the files, one per story", required=True, metavar="DIR"),
+    argument("--tr", "repetition time (s); the first TR begins at 0 s", type=float, metavar="S"),
     argument(
-        "--tr", "seconds between TRs, of which the first begins at 0", type=float, metavar="S"
-    ),
-    argument(
-        "--tr_times", "file of TR times (s), or a folder with a STORY.txt each", metavar="FILE|DIR"
+        "--tr_times",
+        "file of TR times (s), or a folder with a file STORY.txt for each story",
+        metavar="FILE|DIR",
     ),
     argument(
         "--onsets",
@@ -299,7 +300,7 @@ def encode(args: argparse.Namespace) -> None:
     argument("--delays", "in TRs (default: 1 2 3 4)", type=int, nargs="+", default=[1, 2, 3, 4]),
     argument(
         "--trim",
-        "TRs to leave out at both ends (default: 0 0)",
+        "TRs to leave out at the beginning and at the end (default: 0 0)",
         type=int,
         nargs=2,
         default=[0, 0],
@@ -307,7 +308,7 @@ def encode(args: argparse.Namespace) -> None:
     ),
     argument(
         "--units_of",
-        "encodings of the training set, whose live units are taken (default: --encodings)",
+        "encodings of the training set; their live units are used (default: --encodings)",
         metavar="DIR",
     ),
     argument(
@@ -322,11 +323,11 @@ def regressors(args: argparse.Namespace) -> None:
     from emaae.corpus import regressors as regress
 
     if (args.tr is None) == (args.tr_times is None):
-        raise UserError("give either --tr, seconds between TRs, or --tr_times, a file of them")
+        raise UserError("give either --tr, the seconds between TRs, or --tr_times, TR times")
     if args.tr is not None and not 0 < args.tr < float("inf"):
         raise UserError(f"--tr must be a number of seconds above 0, got {args.tr}")
     if min(args.trim) < 0:
-        raise UserError(f"--trim must be TRs, 0 or more at each end, got {min(args.trim)}")
+        raise UserError(f"--trim must be numbers of TRs, at least 0, got {min(args.trim)}")
     if len(set(args.delays)) < len(args.delays):
         raise UserError(f"--delays must differ, got {' '.join(map(str, args.delays))}")
     stories = regress.read_stories(args.encodings, args.onsets)
@@ -340,14 +341,12 @@ def regressors(args: argparse.Namespace) -> None:
 
 @verb(
     MODEL_ARGUMENT,
-    argument("--encodings", "tree that encode wrote", required=True, metavar="DIR"),
-    argument(
-        "--out", "feature tree, in which complete files are kept", required=True, metavar="DIR"
-    ),
+    ENCODINGS_ARGUMENT,
+    argument("--out", "tree to write; complete files are kept", required=True, metavar="DIR"),
     *map(knob, ("recursive", "device")),
 )
 def decode(args: argparse.Namespace) -> None:
-    """Decode a tree of encodings into features; the same command continues."""
+    """Decode a tree of encodings into features; to continue, repeat the command."""
     from emaae.corpus.encode import decode_tree, open_model
 
     with open_model(args.model, args.device or "auto") as (model, made_by):
@@ -357,13 +356,13 @@ def decode(args: argparse.Namespace) -> None:
 
 @verb(
     MODEL_ARGUMENT,
-    argument("--features", "feature tree, or a prefix", required=True, metavar="DIR"),
+    FEATURES_ARGUMENT,
     *map(knob, EVALUATE_KNOBS),
     argument("--json", "print one line of JSON", action="store_true"),
-    argument("--out", "write the metrics there as JSON too", metavar="FILE"),
+    argument("--out", "also write the metrics to this file, as JSON", metavar="FILE"),
 )
 def evaluate(args: argparse.Namespace) -> None:
-    """Measure a model on a feature tree or a bucket, by the loss of the run that made it."""
+    """Measure a model on a feature tree or a bucket, with the loss of the run that trained it."""
     from emaae.corpus.evaluate import evaluate_model
     from emaae.runs.console import metric_lines
     from emaae.runs.folder import json_safe
@@ -373,7 +372,7 @@ def evaluate(args: argparse.Namespace) -> None:
         if Path(args.out).is_dir():
             raise UserError(f"--out {args.out} is a directory: name a file for the metrics")
     knobs = {name: getattr(args, name) for name in EVALUATE_KNOBS}
-    # Messages about the data are no part of the answer.
+    # Only the metrics go to stdout; messages about the data go to stderr.
     with contextlib.redirect_stdout(sys.stderr):
         row = json_safe(evaluate_model(args.model, args.features, **knobs))
     if args.out:
@@ -385,14 +384,15 @@ def evaluate(args: argparse.Namespace) -> None:
     MODEL_ARGUMENT,
     argument(
         "--format",
-        "encoder.pt2 and decoder.pt2, .onnx, a folder for the hub, the original project's",
+        "torch: encoder.pt2 and decoder.pt2; onnx: the same as .onnx; huggingface: a folder for "
+        "the hub; original: the files of the original project",
         required=True,
         choices=("torch", "onnx", "huggingface", "original"),
     ),
     argument("--out", "folder for the files", required=True, metavar="DIR"),
 )
 def export(args: argparse.Namespace) -> None:
-    """Write a model in a form that needs no emaae, or as the original project's files."""
+    """Export a model so that it runs without emaae, or as files of the original project."""
     from emaae.loading import model_file
     from emaae.runs import original, portable
     from emaae.runs.checkpoint import export_original, load_model_file
@@ -413,7 +413,7 @@ def export(args: argparse.Namespace) -> None:
         else:
             out = export_original(model, out, original.settings_beside(path))
             if not original.has_same_reconstructions(model):
-                note = "reconstructions end in a ReLU there: below 0 they are 0"
+                note = "reconstructions end in a ReLU there: negative values become 0"
                 print(f"encodings are the same; {note}")
     print(f"model: {out}")
 
@@ -424,13 +424,15 @@ def main(argv: list[str] | None = None) -> int:
     # Arguments after `--` are for the program that a sweep starts.
     end = argv.index("--") if "--" in argv else len(argv)
     argv, flags = argv[:end], argv[end + 1 :]
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks how a word might end
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
         import argcomplete
 
         argcomplete.autocomplete(PARSER)
     args = PARSER.parse_args(argv)
     if flags and args.verb != "sweep":
-        raise UserError(f"only sweep passes flags on, got {' '.join(flags)!r} after --")
+        raise UserError(
+            f"only sweep takes flags after --, which it passes to train.py, got {' '.join(flags)!r}"
+        )
     args.flags = flags
     return args.run(args) or 0
 
