@@ -1,7 +1,7 @@
-"""Where the values of a run come from: flags, the environment, a sweep, and files.
+"""The sources of a run's settings: flags, the environment, a sweep, and files.
 
-Flags override the environment, and a sweep's values override flags; a run that is resumed and a
-model_config.json fill in what was not given.
+Flags override the environment, and a sweep's values override flags. Settings that are not given
+come from the resumed run and from a model_config.json, if any, else from the defaults.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from emaae.system.files import read_json
 
 
 def from_args(argv: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Config:
-    """The config of a command line, the environment and, when a sweep runs it, its values.
+    """The config from a command line, the environment and the values of a sweep, if there is one.
 
-    A sweep's values override flags. Where the data are and where a run goes may also be set by
-    variables such as EMAAE_TRAIN_DIR, which flags override, so that one sweep file serves every
-    machine. Raises UserError; `--help` prints and exits.
+    A sweep's values override flags. Flags override variables such as EMAAE_TRAIN_DIR, which say
+    where the data are and where runs go, so that one sweep file works on every machine. Raises
+    UserError; `--help` prints and exits.
     """
     for name in sweep or {}:
         if name in KNOBS and name not in SWEEPABLE:
@@ -36,28 +36,28 @@ def from_args(argv: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Co
     config = config_from(from_environment() | parse_flags(argv) | dict(sweep or {}))
     if os.environ.get("WANDB_SWEEP_ID") and config.uses_demo and not config.demo:
         raise UserError(
-            "this run of a W&B agent has no data directories, and runs on generated speech must not"
-            " be mixed with real ones: set EMAAE_TRAIN_DIR, EMAAE_VAL_DIR and perhaps "
-            "EMAAE_TEST_DIR where the agent is started, or EMAAE_DEMO=True if generated speech is "
-            "what the sweep is about"
+            "this run of a W&B agent has no data directories, and a sweep must not mix generated "
+            "with real speech: set EMAAE_TRAIN_DIR, EMAAE_VAL_DIR and perhaps EMAAE_TEST_DIR where "
+            "the agent is started, or EMAAE_DEMO=True for a sweep on generated speech"
         )
     return config
 
 
 def config_from(given: Mapping[str, Any]) -> Config:
-    """The config of names and values, text or not, and of the files that these name.
+    """The config of these names and values; the values may be text.
 
-    With `resume` the settings of that run are filled in; with `model_config`, or `checkpoint` and
-    a model_config.json beside it, the architecture is. Raises UserError.
+    With `resume`, missing settings are read from the folder of the run. With `model_config`, or a
+    `checkpoint` that has a model_config.json beside it, that file gives the architecture. Raises
+    UserError.
     """
     return Config.from_mapping(_with_model_config(_with_resumed(cast_all(given))))
 
 
 def from_environment() -> dict[str, str]:
-    """The knobs of the groups `LOCATION_GROUPS` that the environment sets, as EMAAE_TRAIN_DIR does.
+    """The knobs of `LOCATION_GROUPS` that variables such as EMAAE_TRAIN_DIR set, as text.
 
-    WANDB_PROJECT and WANDB_ENTITY, which all W&B programs read, apply where ours are not set.
-    Raises UserError for a variable of ours that sets nothing.
+    WANDB_PROJECT and WANDB_ENTITY, which all W&B programs read, apply where the EMAAE_ variables
+    are not set. Raises UserError for an EMAAE_ variable that sets no knob.
     """
     ours = {
         f"EMAAE_{name.upper()}": name for name, k in KNOBS.items() if k.group in LOCATION_GROUPS
@@ -73,19 +73,19 @@ def from_environment() -> dict[str, str]:
                 )
             hint = did_you_mean(variable, ours)
             raise UserError(f"{variable} is set, and names no setting{hint}; unset it")
-    both = [*theirs.items(), *ours.items()]  # ours override theirs
+    both = [*theirs.items(), *ours.items()]  # the later ones override
     return {name: value for variable, name in both if (value := os.environ.get(variable))}
 
 
-# How --help writes a value.
+# Placeholders for values in --help.
 METAVARS: dict[type, str] = {bool: "True|False", int: "N", float: "X", str: "TEXT"}
 
 
 def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
-    """The flags of a command line, not yet cast, by name; `--x`, `--x=True` and `--x True` are one.
+    """The flags of a command line by name, not yet cast.
 
-    Other ways of sweep agents are accepted too: `x=value`, a JSON object, and the path of a file
-    that holds one.
+    For a bool, `--x`, `--x=True` and `--x True` mean the same. Other forms that sweep agents use
+    are accepted too: `x=value`, a JSON object of flags, and the path of a .json file with one.
     """
     parser = ArgumentParser(
         usage="python train.py [--FLAG VALUE ...]",
@@ -124,7 +124,7 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def json_flags(token: str) -> dict[str, Any]:
-    """The flags in a JSON object, or in the file that holds one. Raises UserError."""
+    """The flags in a JSON object: the text of the object, or the path of a file. UserError."""
     if not token.startswith("{"):
         return read_json(token)
     try:
@@ -134,7 +134,7 @@ def json_flags(token: str) -> dict[str, Any]:
 
 
 def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
-    """Write `--lr -1e-3` as `--lr=-1e-3`: argparse takes some negative numbers for flags."""
+    """Replace `--lr -1e-3` by `--lr=-1e-3`: argparse mistakes some negative numbers for flags."""
     joined: list[str] = []
     for token in argv:
         flag = joined[-1] if joined else ""
@@ -157,7 +157,7 @@ def read_model_config(path: str | Path) -> dict[str, Any]:
 
 
 def read_knobs(path: str | Path, found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The knobs among `names` that a file sets, cast and checked. Raises UserError."""
+    """The knobs among `names` in the content `found` of a file, cast and checked. UserError."""
     try:
         values = {name: KNOBS[name].cast(found[name]) for name in names if name in found}
         for name, value in values.items():
@@ -168,7 +168,7 @@ def read_knobs(path: str | Path, found: Mapping[str, Any], names: Iterable[str])
 
 
 def _with_resumed(values: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the settings of the run that is resumed; those given now take precedence."""
+    """Fill in the settings of the resumed run; `values` override them."""
     if not values.get("resume") or not values.get("run_name"):
         return values
     path = Path(values.get("out_dir", Config.out_dir)) / values["run_name"] / "config.json"
@@ -177,16 +177,15 @@ def _with_resumed(values: dict[str, Any]) -> dict[str, Any]:
     return read_knobs(path, read_json(path), KNOBS) | values
 
 
-# Settings of later versions of the original project, whose models compute something else:
-# normalisation after the convolution, encodings that do not end in a ReLU, kernels of other sizes.
+# Settings of later versions of the original project, whose models differ: normalisation after the
+# convolution, encoders that do not end in a ReLU, other kernel sizes.
 LATER_KEYS = (
     "batchnorm_first", "final_tanh", "initial_ekernel", "initial_dkernel", "exclude_final_norm",
     "exclude_all_norm",
 )  # fmt: skip
-# Keys of the original project that are no knobs here: it says input_dim for --keep_loudness, and
-# learning_rate for --lr.
+# Keys of the original project that are no knobs here; they correspond to --lr and --keep_loudness.
 ORIGINAL_KEYS = ("learning_rate", "input_dim")
-# The knobs of the loss with which a model was trained, for --eval_only.
+# The knobs that --eval_only takes from the run that trained the model.
 LOSS_KNOBS = (
     "alpha", "sparse_loss", "slow_coefficient", "slow_loss", "weight_penalty", "target_sparsity",
     "target_persistence",
@@ -194,45 +193,46 @@ LOSS_KNOBS = (
 
 
 def _check_version(path: str | Path, found: Mapping[str, Any], *, asked: bool) -> None:
-    """Raise UserError for the model_config.json of a model that we cannot compute.
+    """Raise UserError for the model_config.json of a model that this program cannot compute.
 
-    One without `norm` is of some version of the original project. asked: whether --norm is given.
+    A file without `norm` comes from the original project; warn when its version is uncertain.
+    asked: whether --norm is given.
     """
     later = [name for name in LATER_KEYS if name in found]
     if later:
         raise UserError(
             f"{path} says {', '.join(later)}: it is of a later version of the original project, "
-            "whose models compute something else (their encodings can be negative), and which "
-            "this program does not compute; use that version, or train anew"
+            "whose models are different (their encodings can be negative) and cannot be used "
+            "here; use that version, or train a new model"
         )
     if "norm" in found:
-        return  # ours; other versions of this program may have other knobs besides the model's
+        return  # of this program; other versions of it may have other knobs
     unknown = [name for name in found if name not in KNOBS and name not in ORIGINAL_KEYS]
     if unknown:
         raise UserError(
-            f"{path} says {', '.join(unknown)}, which this program does not know: if that does "
-            "not change what the model computes, take it out of the file"
+            f"{path} says {', '.join(unknown)}, which this program does not know: remove it from "
+            "the file if it does not change what the model computes"
         )
     if "patience" in found and not asked:
         warnings.warn(
-            f"{path} does not say where its model has batch normalisation: read as before each "
+            f"{path} does not say where its model has batch normalisation: assumed before each "
             "convolution, with a ReLU at the end, as in the first versions of the original "
-            'project. If that is so, write "norm": "original" into it; if it comes after, "batch" '
-            "(or give --norm)",
+            'project. If that is right, add "norm": "original" to the file; if it comes after the '
+            'convolution, "norm": "batch" (or give --norm)',
             stacklevel=2,
         )
 
 
 def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the architecture from a model_config.json; explicit values must agree.
+    """Fill in the architecture from a model_config.json; values that are given must agree with it.
 
-    With --eval_only the loss with which the model was trained is filled in too, so that the same
-    weights and data give the same numbers.
+    With --eval_only, fill in the knobs of the loss (`LOSS_KNOBS`) too, so that the same weights and
+    data give the same numbers as in training.
     """
     path = values.get("model_config")
     if path is None and values.get("checkpoint"):
-        beside = Path(values["checkpoint"]).parent / "model_config.json"
-        path = str(beside) if os.path.isfile(beside) else None
+        candidate = Path(values["checkpoint"]).parent / "model_config.json"
+        path = str(candidate) if os.path.isfile(candidate) else None
     if path is None:
         return values
     found = read_model_config(path)
@@ -258,10 +258,10 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("eval_only"):
         given = {name: value for name, value in found.items() if value is not None}
         loss = read_knobs(path, given, LOSS_KNOBS)
-        # A schedule may have changed alpha; metrics.json has that of the selected epoch.
+        # A schedule may have changed alpha; metrics.json has the alpha of the selected epoch.
         metrics = Path(path).parent / "metrics.json"
         alpha = read_json(metrics).get("select/alpha") if os.path.isfile(metrics) else None
-        if alpha == 1:  # by step_original; no run may start there
+        if alpha == 1:  # from step_original; the knob itself only allows values below 1
             loss["alpha"] = 1.0
         elif alpha is not None:
             loss |= read_knobs(metrics, {"alpha": alpha}, ["alpha"])

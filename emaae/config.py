@@ -1,7 +1,7 @@
-"""Every knob of a run, once.
+"""All knobs of a run, defined in one place.
 
 A field of `Config` is a flag of `train.py`, a parameter of a sweep file, a key of the W&B config
-and a key of `config.json`, all spelt the same. `emaae.command_line` says where values come from.
+and a key of `config.json`, all of the same name. `emaae.command_line` reads their values.
 """
 
 import os
@@ -24,7 +24,7 @@ ARCHITECTURE = (
 ENCODING_FORMATS = ("float32", "float16", "sparse")
 # The groups of knobs that say where the data are and where a run goes.
 LOCATION_GROUPS = ("data", "run")
-# Schedules that start at `alpha` and never pass `alpha_max`.
+# Schedules that start at `alpha` and never exceed `alpha_max`.
 SCHEDULES_FROM_ALPHA = ("step", "exponential", "log_lambda", "target_sparsity", "geco")
 
 _data, _model, _loss, _alpha, _training, _run = (
@@ -38,29 +38,35 @@ class Config:
 
     train_dir: str | None = _data(
         None,
-        "feature tree to train on; a prefix with --bucket; without any directory the run uses "
-        "generated demo data",
+        "feature tree to train on, with --bucket a prefix in the bucket; without any directory the "
+        "run uses generated demo data",
         path=True,
     )
     val_dir: str | None = _data(
-        None, "feature tree that selects the best weights and stops early", path=True
+        None,
+        "feature tree of the validation split, for selecting the weights and for early stopping",
+        path=True,
     )
     test_dir: str | None = _data(
-        None, "feature tree that is measured once, on the selected weights", path=True
+        None,
+        "feature tree of the test split, on which the selected weights are measured",
+        path=True,
     )
     demo: bool = _data(
         False,
-        "use the generated demo data, as a run without directories does; a run of a W&B agent does "
-        "so only with this flag or EMAAE_DEMO=True",
+        "use the generated demo data, the default without directories; runs of a W&B agent need "
+        "this flag or EMAAE_DEMO=True for it",
     )
     bucket: str | None = _data(
         None, "read the directories from this S3 bucket (needs requirements-bucket.txt)"
     )
-    recursive: bool = _data(False, "read sub-directories too, as LibriSpeech's speaker/chapter")
+    recursive: bool = _data(
+        False, "read sub-directories too, such as LibriSpeech's speaker/chapter"
+    )
     cache_dir: str = _data(
         "auto",
-        "folder for packed copies of the data, which runs of a machine share: auto is emaae below"
-        " $XDG_CACHE_HOME or ~/.cache, none reads into memory",
+        "folder of packed copies of the data, which all runs on a machine share; auto: emaae in "
+        "$XDG_CACHE_HOME or ~/.cache; none: read the data into memory",
         path=True,
     )
     on_bad_file: Literal["stop", "skip"] = _data(
@@ -82,8 +88,8 @@ class Config:
     activation: Literal["relu", "batch_topk", "feature_topk"] = _model(
         "relu",
         "activation at the end of the encoder; batch_topk (Bussmann et al. 2024) keeps the largest "
-        "values of a batch, feature_topk (Ayonrinde 2024; Makhzani & Frey 2015) those of each unit,"
-        " and zeros the rest; when a model encodes, the thresholds are running means over batches",
+        "values of a batch, feature_topk (Ayonrinde 2024; Makhzani & Frey 2015) the largest of "
+        "each unit, and both set the rest to 0; after training the thresholds are running means",
     )
     gate_frames: int = _model(
         9,
@@ -116,41 +122,41 @@ class Config:
     )
     slow_coefficient: float = _loss(
         0.0,
-        "weight of the slowness of the encoding relative to the mse: the loss is (1 - alpha) (mse "
-        "+ slow_coefficient slow) + alpha penalty",
+        "weight of the slowness of the encoding relative to the mse: the loss is (1 - alpha) * (mse"
+        " + slow_coefficient * slow) + alpha * penalty",
         at_least=0,
     )
     slow_loss: Literal["tv", "tvu"] = _loss(
         "tv",
-        "slowness: change from frame to frame / variance, mean over live units; tvu: / variance "
-        "within utterances",
+        "slowness: squared change from frame to frame / variance (tvu: variance within utterances),"
+        " mean over live units",
     )
     weight_penalty: bool = _loss(False, "add (||W||_F - 1)^2 over all convolution weights")
     target_sparsity: float = _loss(
         0.9,
-        "fraction of zeros among units that fire at least once, above which more sparsity no "
-        "longer improves the score; also the target of --penalty_scheduler target_sparsity",
+        "fraction of zeros, among units that fire at least once, above which the score no longer "
+        "improves; also the target of --penalty_scheduler target_sparsity",
         above=0,
         at_most=1,
     )
     target_persistence: float = _loss(
         0.9,
         "persistence within utterances (half-life of the encoding / half-life of the input) above "
-        "which more of it no longer improves the score; 0 leaves the term out",
+        "which the score no longer improves; 0 removes this term from the score",
         at_least=0,
     )
 
     alpha: float = _alpha(
         0.25,
-        "weight of the penalty, at the start when a schedule changes it; the reconstruction has "
-        "weight 1 - alpha",
+        "weight of the penalty; the reconstruction has weight 1 - alpha; with --update, the start "
+        "value of schedules that do not start at 0",
         at_least=0,
         below=1,
     )
     update: bool = _alpha(
         False,
-        "let --penalty_scheduler change alpha: from the first epoch, or with --early_stop from "
-        "where the run would have stopped",
+        "let --penalty_scheduler change alpha, from the first epoch or, with --early_stop, from "
+        "the epoch after which the run would have stopped",
     )
     penalty_scheduler: str = _alpha("step", "how alpha changes with --update", choices=SCHEDULES)
     alpha_epochs: int | None = _alpha(
@@ -161,8 +167,8 @@ class Config:
     alpha_max: float = _alpha(
         0.95,
         "alpha at the end of the ramp, and upper bound of the adaptive schedules; step reaches it "
-        "in the last epoch of the ramp, linear, cosine, exponential and log_lambda in the epoch "
-        "after the ramp, which a ramp over all epochs does not have",
+        "in the last epoch of the ramp; linear, cosine, exponential and log_lambda reach it in the "
+        "first epoch after the ramp, so never when the ramp takes all epochs",
         above=0,
         below=1,
     )
@@ -177,7 +183,7 @@ class Config:
     )
     alpha_gain: float = _alpha(
         0.1,
-        "target_sparsity: change of alpha in an epoch / (target - fraction of zeros)",
+        "target_sparsity: change of alpha after an epoch, divided by target - fraction of zeros",
         above=0,
     )
     geco_epsilon: float = _alpha(
@@ -195,25 +201,24 @@ class Config:
     lr: float = _training(0.001, "learning rate; about 0.04 for muon", above=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = _training(
         "constant",
-        "how the learning rate falls to 0 after the warm-up: over all epochs or, with "
-        "--early_stop, over --patience epochs that start when the run would have stopped; then "
-        "the run ends",
+        "constant, or how the learning rate falls to 0 after the warm-up: over all epochs or, with "
+        "--early_stop, over another --patience epochs from when the run would have stopped",
     )
     lr_warm_up: float = _training(
         0.0,
-        "fraction of the steps of all epochs over which the learning rate first rises to --lr",
+        "warm-up, in which the learning rate rises linearly to --lr, as a fraction of all steps",
         at_least=0,
         below=1,
     )
     optimizer: Literal["adamw", "adam", "muon"] = _training(
         "adamw",
-        "optimiser; muon (Jordan et al. 2024) orthogonalises the steps of the convolutions, and "
-        "leaves the rest to adamw at 1/40 of the learning rate",
+        "optimiser; muon (Jordan et al. 2024) orthogonalises the steps of the convolutions; biases "
+        "and norms then use adamw at 1/40 of the learning rate",
     )
     weight_decay: float | None = _training(
         None,
-        "fraction of the learning rate by which weights shrink in a step; adam adds it to the "
-        "gradient (default: 0.01 for adamw, 0 for adam and muon)",
+        "adamw, muon: each step multiplies the weights by 1 - lr * weight_decay; adam: adds "
+        "weight_decay * weights to the gradient (default: 0.01 for adamw, 0 for adam and muon)",
         at_least=0,
     )
     precision: Literal["fp32", "bf16", "auto"] = _training(
@@ -223,13 +228,13 @@ class Config:
     )
     data_dtype: Literal["float32", "float16"] = _training(
         "float32",
-        "type of the numbers in which frames are stored, on disk and in memory: float16 takes half "
-        "the space, and rounds pitch to 1/4 Hz below 512 Hz and to 1/2 Hz above",
+        "number type of the stored frames, on disk and in memory: float16 takes half the space, "
+        "and rounds pitch to 1/4 Hz or less below 512 Hz and to 1/2 Hz above",
     )
     deterministic: bool = _training(
         False,
-        "make a repeated run on the same GPU give bitwise identical numbers, more slowly; on a CPU "
-        "they are identical anyway",
+        "make repeated runs on the same GPU bitwise identical, at some cost in speed; on a CPU "
+        "they always are",
     )
     early_stop: bool = _training(
         False, "stop when val/score has not improved for --patience epochs"
@@ -248,14 +253,14 @@ class Config:
     )
     resume: bool = _run(
         False,
-        "continue the run of --run_name where it stopped, or begin it; runs of a sweep that are"
-        " queued again do so by themselves",
+        "continue the run of --run_name where it stopped, or begin it; a run that a sweep queues "
+        "again continues without this flag",
     )
     eval_only: bool = _run(False, "measure --checkpoint on the given directories and train nothing")
     reconstruction_every: int | None = _run(
         None,
         "epochs between reconstruction figures (default: a tenth of the epochs); the first and "
-        "the last always have one",
+        "the last epoch always have one",
         at_least=1,
     )
     device: str = _run("auto", "cpu, cuda, cuda:N, or auto: the GPU when there is one")
@@ -267,10 +272,10 @@ class Config:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> "Config":
-        """Build from names and values, text or not; what is not given keeps its default.
+        """The config of these names and values; the values may be text. Other knobs: the default.
 
-        Reads no file. Raises UserError for unknown names, values that cannot be cast and values
-        out of range.
+        Reads no file. Raises UserError for unknown names, for values that cannot be cast or are
+        out of range, and for knobs that contradict each other.
         """
         config = cls(**cast_all(given))
         config._check()
@@ -280,7 +285,7 @@ class Config:
 
     @property
     def uses_demo(self) -> bool:
-        """Whether the run uses the generated demo data, which is so when no directory is given."""
+        """Whether the run uses the generated demo data: when no directory is given."""
         return not (self.train_dir or self.val_dir or self.test_dir)
 
     @property
@@ -315,17 +320,17 @@ class Config:
         return self.reconstruction_every or max(1, round(self.epochs / 10))
 
     def k_fraction_at(self, epoch: int) -> float:
-        """Fraction of values that batch_topk and feature_topk keep after `epoch` epochs, 0..1."""
+        """Fraction of values that batch_topk and feature_topk keep in epoch 0, 1, ...: 0..1."""
         end = 1 - self.target_sparsity if self.k_fraction is None else self.k_fraction
         return k_fraction(epoch, self.epochs, end)
 
     @property
     def schedule_name(self) -> str:
-        """The name of the schedule of alpha: constant without --update."""
+        """The name of the alpha schedule: constant without --update."""
         return self.penalty_scheduler if self.update else "constant"
 
     def schedule(self) -> AlphaSchedule:
-        """The alpha schedule, at its beginning."""
+        """The alpha schedule in its initial state."""
         period = self.alpha_period or max(2, self.ramp_epochs // 4)
         return AlphaSchedule(
             name=self.schedule_name,
@@ -338,19 +343,19 @@ class Config:
 
     def _check(self) -> None:
         for name, each in KNOBS.items():
-            # step_original trains up to alpha 1, at which a model can only be measured.
+            # step_original ends at alpha 1: such a model can be measured, but no run starts at 1.
             if not (name == "alpha" and self.alpha == 1 and self.eval_only):
                 each.check(getattr(self, name))
         scheduler = self.penalty_scheduler
         if self.update and scheduler in SCHEDULES_FROM_ALPHA and self.alpha > self.alpha_max:
             raise UserError(
                 f"--alpha {self.alpha} is above --alpha_max {self.alpha_max}: the {scheduler} "
-                "schedule starts at alpha and stays below alpha_max; lower --alpha"
+                "schedule starts at alpha and never exceeds alpha_max; lower --alpha"
             )
         if self.update and self.alpha == 0 and scheduler in ("exponential", "log_lambda", "geco"):
             raise UserError(
-                f"--alpha 0 cannot start the {scheduler} schedule, which multiplies; "
-                "give a small positive --alpha such as 0.01"
+                f"--alpha 0 cannot start the {scheduler} schedule, which multiplies its start "
+                "value; give a small positive --alpha such as 0.01"
             )
         if not self.update and scheduler not in ("step", "constant"):
             raise UserError(
@@ -359,17 +364,18 @@ class Config:
             )
         if self.gate_frames % 2 == 0:
             raise UserError(
-                f"--gate_frames must be odd, got {self.gate_frames}: the window has a middle"
+                f"--gate_frames must be odd, got {self.gate_frames}: the window is centred on a "
+                "frame; use one more or one less"
             )
         top_k = self.activation in ("batch_topk", "feature_topk")
         if top_k and self.target_sparsity == 1 and self.k_fraction is None and not self.eval_only:
             raise UserError(
                 f"--target_sparsity 1 leaves --activation {self.activation} no values to keep: "
-                "lower it, or say how many to keep by --k_fraction, such as 0.1"
+                "lower it, or set the fraction to keep with --k_fraction, such as 0.1"
             )
         dirs = [name for name in ("train_dir", "val_dir", "test_dir") if getattr(self, name)]
         if self.demo and dirs:
-            raise UserError(f"--demo is the generated data: leave out --{dirs[0]}, or --demo")
+            raise UserError(f"--demo is the generated data: leave out --{dirs[0]} or --demo")
         if self.eval_only and not self.checkpoint:
             raise UserError("--eval_only needs --checkpoint FILE.pth, the weights to measure")
         for name in ("train_dir", "val_dir"):
@@ -383,21 +389,21 @@ class Config:
                 f"--bucket {self.bucket} needs --train_dir and --val_dir, prefixes in the bucket"
             )
         if self.resume and self.eval_only:
-            raise UserError("--resume goes on with training: leave it out of --eval_only")
+            raise UserError("--resume continues training: leave it out with --eval_only")
         if self.run_name and (self.run_name in (".", "..") or set(self.run_name) & set("/\\\n\0")):
             raise UserError(
                 f"--run_name {self.run_name!r} must be a plain folder name without slashes; "
-                "set where runs go with --out_dir"
+                "set the folder of all runs with --out_dir"
             )
 
 
 KNOBS = {f.name: knob_of(f) for f in fields(Config)}
-# What a sweep may set: all but paths and where to run.
+# The knobs that a sweep may set: all but paths and those that say where the data and the run are.
 SWEEPABLE = [n for n, k in KNOBS.items() if k.group not in LOCATION_GROUPS and not k.path]
 
 
 def cast_all(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as their knobs have them. Raises UserError for unknown names too."""
+    """The values, each cast to the type of its knob. Raises UserError, also for unknown names."""
     for name in given:
         if name not in KNOBS:
             raise UserError(f"unknown parameter {name!r}{did_you_mean(name, KNOBS)}")

@@ -1,7 +1,7 @@
-"""A knob: its type, range and help text, and how text becomes a value of it.
+"""A knob: its type, range and help text, and the cast from text to its type.
 
-Text is cast by the declared type wherever it comes from, because sweep agents pass
-`--update=False` and YAML reads `1e-4` as text.
+Values from any source are cast to the declared type, because sweep agents pass `--update=False` and
+YAML reads `1e-4` as text.
 """
 
 import difflib
@@ -23,22 +23,22 @@ class Knob:
 
     name: str
     kind: type  # bool, int, float or str
-    optional: bool  # whether None is a value of it
+    optional: bool  # whether None is allowed
     default: Any
     text: str
     group: str
-    choices: tuple[str, ...]  # all of them; () when any value of the kind may be given
-    limits: Mapping[str, float]  # at_least, above, at_most, below
-    path: bool  # whether it is a file or folder, where a leading ~ is the home directory
+    choices: tuple[str, ...]  # the allowed values; () when any value of the kind is allowed
+    limits: Mapping[str, float]  # keys: at_least, above, at_most, below
+    path: bool  # whether it is a file or folder; a leading ~ is then the home directory
 
     @property
     def range(self) -> str:
-        """The limits in words, e.g. "at least 0 and below 1"; "" without any."""
+        """The limits in words, e.g. "at least 0 and below 1"; "" without limits."""
         limits = (f"{word.replace('_', ' ')} {limit:g}" for word, limit in self.limits.items())
         return " and ".join(limits)
 
     def cast(self, value: Any) -> Any:
-        """The value cast to the knob's type. Raises UserError."""
+        """The value cast to the type of the knob. Raises UserError."""
         text = value.strip() if isinstance(value, str) else value
         if self.optional and str(text).lower() in ("none", "null"):
             return None
@@ -52,7 +52,7 @@ class Knob:
         return os.path.expanduser(value) if self.path else value
 
     def check(self, value: Any) -> None:
-        """Raise UserError unless the value is one of the choices and within the limits."""
+        """Raise UserError unless the value, already cast, is among the choices and in range."""
         if self.choices and value not in self.choices:
             raise UserError(
                 f"--{self.name} must be one of {', '.join(self.choices)}, got {value!r}"
@@ -72,16 +72,17 @@ def knob(
     path: bool = False,
     **limits: float,
 ) -> Any:
-    """A dataclass field with its help text; a Literal type gives choices too.
+    """A dataclass field with the metadata of a knob.
 
-    limits: at_least, above, at_most, below.
+    text: for --help. choices: not needed for a field of a Literal type, which lists them. limits:
+    at_least, above, at_most, below.
     """
     metadata = {"text": text, "group": group, "choices": choices, "limits": limits, "path": path}
     return field(default=default, metadata=metadata)
 
 
 def knob_of(f: "Field[Any]") -> Knob:
-    """The knob that a field declares by `knob` and by its type."""
+    """The knob of a dataclass field, from the field's type and its metadata (see `knob`)."""
     kind, declared = f.type, dict(f.metadata)
     optional = isinstance(kind, types.UnionType)
     if optional:
@@ -93,7 +94,7 @@ def knob_of(f: "Field[Any]") -> Knob:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint to add to the error about a misspelt name: "; did you mean ...?", or ""."""
+    """A hint for the error about an unknown name: "; did you mean ...?", or "" without a match."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -118,13 +119,13 @@ def _to_float(value: Any) -> float:
 
 
 def _to_str(value: Any) -> str:
-    # Empty text is an unset variable of some script, never a path or a name.
+    # Empty text usually comes from an unset variable in a script: it is no path and no name.
     if isinstance(value, (dict, list, tuple)) or value == "":
         raise ValueError
     return str(value)
 
 
-# By type: what a message expects, and the cast.
+# For each type: its description in messages, and the cast.
 _KINDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     bool: ("True or False", _to_bool),
     int: ("a whole number", _to_int),

@@ -309,7 +309,7 @@ def test_unknown_entries_of_a_foreign_model_config_are_named(theirs):
 def test_a_config_without_the_place_of_batch_normalisation_gets_a_warning(theirs, recwarn):
     load_model(say(theirs))
     assert not recwarn
-    with pytest.warns(UserWarning, match='write "norm": "original" into it.*"batch"'):
+    with pytest.warns(UserWarning, match='add "norm": "original" to the file.*"batch"'):
         load_model(say(theirs, patience=20))
     recwarn.clear()
     assert load_model(say(theirs, patience=20, norm="original")).norm == "original"
