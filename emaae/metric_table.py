@@ -1,8 +1,7 @@
-"""Every metric that a run logs: what it is, its range, which way is better, when it is logged.
+"""Every metric that a run logs: its meaning, range and direction, and when it is logged.
 
-They are the rows of metric_table.md, beside this file. The linter of sweep files, the terminal,
-model cards and the documentation take their words from there: `python -m emaae.metric_table` prints
-the tables of docs/metrics.md.
+Reads them from metric_table.md, beside this file. The linter of sweep files, the terminal, model
+cards and the report use them; `python -m emaae.metric_table` prints the tables of docs/metrics.md.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,18 +14,18 @@ from emaae.data.features import CHANNELS, SPLITS
 SCORE = "select/score"
 # The range of metrics that are not a single number.
 COUNTS = "counts"
-# Logged for the train split too; all others only for val and test.
+# The metrics that are logged for the train split too; all others only for val and test.
 TRAIN_METRICS = ("loss", "mse", "penalty", "slow", "sparsity")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, or several that are explained together: a row of the table.
+    """A row of the table: one metric, or several with a common description.
 
-    names: without the split, as code in Markdown, separated by commas; CHANNEL stands for any
-    channel, METRIC for any of `SELECTED`. meaning: formula and source, in Markdown. better: lower,
-    higher or "". brief: a few words for tables that show the metric alone. summary: yes if
-    the short tables of the terminal, model cards and the report show it.
+    names: without the split, as code in Markdown, separated by commas; CHANNEL stands for the name
+    of any channel, METRIC for any metric of `SELECTED`. meaning: formula and source, in Markdown.
+    better: lower, higher or "". brief: a short description, or "" where the meaning is short.
+    summary: yes if the short tables of the terminal, model cards and the report show the metric.
     """
 
     names: str
@@ -38,11 +37,11 @@ class Metric:
 
     @property
     def short_description(self) -> str:
-        """A description for tables that show the metric alone."""
+        """The brief description or, without one, the meaning."""
         return self.brief or self.meaning
 
     def each_name(self) -> Iterator[str]:
-        """The names, with every channel's instead of CHANNEL, and so on."""
+        """All names: one for each channel in place of CHANNEL, and all of `SELECTED` for METRIC."""
         for name in self.names.replace("`", "").split(", "):
             if name.endswith("/CHANNEL"):
                 yield from (name.replace("CHANNEL", channel) for channel in CHANNELS)
@@ -59,12 +58,12 @@ def _read_tables() -> Iterator[tuple[Metric, ...]]:
         yield tuple(Metric(*map(str.strip, row.strip("|").split("|"))) for row in rows)
 
 
-# Of a split, such as `val/fvu`; of a run or of an epoch; of the selected weights.
+# The tables: metrics of a split, such as `val/fvu`; of a run or an epoch; of the selected weights.
 SPLIT_METRICS, RUN_METRICS, SHIFT_METRICS = _read_tables()
-# What short tables show: of a split, without its name, and what has no split.
+# The metrics that short tables show: of a split, without its name; and measured once, at the end.
 SUMMARY = tuple(metric.names.strip("`") for metric in SPLIT_METRICS if metric.summary)
 SUMMARY_AT_END = tuple(metric.names.strip("`") for metric in SHIFT_METRICS if metric.summary)
-# Those of the selected epoch on the validation split, which are logged once more at the end.
+# Validation metrics of the selected epoch, which are logged once more at the end.
 SELECTED = tuple(
     f"select/{name}"
     for metric in SPLIT_METRICS
@@ -85,14 +84,15 @@ BY_NAME |= {name: BY_NAME[name.replace("select/", "val/")] for name in SELECTED}
 
 
 def logged_each_epoch(name: str) -> bool:
-    """Whether a metric is logged in every epoch rather than once."""
+    """Whether a metric is logged in every epoch, rather than once at the end."""
     return not name.startswith(("test/", "select/", "shift/", "lowpass/"))
 
 
 def score_description(knobs: Mapping[str, Any]) -> str:
-    """The terms of the score of a run with these knobs, e.g. "fvu, 0.9 zeros, persistence 0.9".
+    """The terms of the score, e.g. "fvu, 0.9 zeros of live units, persistence 0.9".
 
-    Runs of programs before target_persistence counted the zeros of dead units too.
+    knobs: the settings of the run. Without target_persistence the run is of an earlier version,
+    whose score counted the zeros of dead units too.
     """
     zeros = f"fvu, {knobs.get('target_sparsity', 0.9)} zeros"
     persistence = knobs.get("target_persistence")
@@ -102,7 +102,7 @@ def score_description(knobs: Mapping[str, Any]) -> str:
 
 
 def tables() -> tuple[str, str]:
-    """The metrics in Markdown: those of a split and of an epoch, and those of shifts."""
+    """Two tables in Markdown: metrics of a split, run or epoch, and metrics of shifts."""
     return _table((*SPLIT_METRICS, *RUN_METRICS)), _table(SHIFT_METRICS)
 
 

@@ -1,6 +1,6 @@
-"""How well a model reconstructs a split, how sparse its encoding is, and the score.
+"""Metrics of reconstruction and sparsity, and the score.
 
-Sums over real frames are collected batch by batch on the device and divided once, so no number
+Sums over real frames are collected batch by batch on the device and divided once, so no metric
 depends on padding, batch size or file order. Undefined values are NaN.
 
 Shapes: x, y (batch, D, time); z (batch, C, time); mask (batch, 1, time) in {0, 1}.
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from emaae.data.features import ARTICULATORS
 
-# A variance below this, in units of the train split's, leaves a correlation undefined.
+# Below this variance, in units of the train split's variance, correlation and fvu are undefined.
 MIN_VARIANCE = 1e-12
 # Edges of the density histogram, log10 of the fraction of frames on which a unit fires.
 DENSITY_EDGES = [round(-5 + 0.25 * i, 2) for i in range(21)]
 
 
 def zero() -> Tensor:
-    """A float64 zero to begin a sum with; it may become of any shape and on any device."""
+    """A float64 zero to start a sum; the first addition sets its shape and device."""
     return torch.zeros((), dtype=torch.float64)
 
 
@@ -32,14 +32,14 @@ class ReconstructionSums:
         self.moments = zero()  # (6, D): x, y, xx, yy, xy, (y - x)^2
 
     def add(self, x: Tensor, y: Tensor, mask: Tensor) -> None:
-        """Count one batch of standardised x and y."""
+        """Add one batch of standardised x and y."""
         x, y = x.double(), y.double()
         products = torch.stack([x, y, x * x, y * y, x * y, (y - x).square()])
         self.moments = self.moments + (products * mask).sum((1, 3))
         self.n_frames = self.n_frames + mask.sum().double()
 
     def compute(self, channels: tuple[str, ...]) -> dict[str, float]:
-        """fvu, r_articulators, and fvu/<channel>, r/<channel> for the D channel names."""
+        """fvu, r_articulators, and fvu/<channel>, r/<channel> for each of the D channel names."""
         n = self.n_frames
         x, y, xx, yy, xy, error = self.moments
         var_x, var_y = xx / n - (x / n).square(), yy / n - (y / n).square()
@@ -58,17 +58,17 @@ class ReconstructionSums:
 
 
 class SparsitySums:
-    """Which units fire, how often and how strongly."""
+    """Sums for how many units fire, how often and how strongly."""
 
     def __init__(self) -> None:
         self.n_frames = zero()
-        self.active = zero()  # (C,) frames on which each unit is not zero
+        self.active = zero()  # (C,) number of frames in which each unit is not zero
         self.magnitude = zero()  # sum of |z|
-        self.hoyer = zero()  # sum over frames that are not all zero ...
-        self.n_hoyer = zero()  # ... and their count
+        self.hoyer = zero()  # sum over the frames with an active unit ...
+        self.n_hoyer = zero()  # ... and the number of these frames
 
     def add(self, z: Tensor, mask: Tensor) -> None:
-        """Count one batch of encodings."""
+        """Add one batch of encodings."""
         z = z.abs() * mask
         l1, l2 = z.sum(1), z.square().sum(1).sqrt()
         root = math.sqrt(z.shape[1])
@@ -81,11 +81,11 @@ class SparsitySums:
         self.n_frames = self.n_frames + mask.sum().double()
 
     def density(self) -> Tensor:
-        """Fraction of frames on which each unit fires (C,), 0..1."""
+        """Fraction of frames in which each unit fires (C,), 0..1."""
         return self.active / self.n_frames
 
     def compute(self) -> dict[str, float]:
-        """sparsity, live_sparsity, l0, active_mean, dead, hoyer, see docs/metrics.md."""
+        """sparsity, live_sparsity, l0, active_mean, dead and hoyer, see docs/metrics.md."""
         n_units, n_frames = len(self.active), float(self.n_frames)
         n_live, n_active = int((self.active > 0).sum()), float(self.active.sum())
         sparsity = 1 - n_active / (n_units * n_frames)
@@ -101,7 +101,10 @@ class SparsitySums:
 
 
 def density_histogram(density: Tensor) -> list[int]:
-    """Units per bin of `DENSITY_EDGES` of log10 density (C,); dead units are in none."""
+    """Number of units in each bin of `DENSITY_EDGES`, from the density (C,) of the units.
+
+    Dead units are not counted; densities below the first edge count in the first bin.
+    """
     log = density[density > 0].log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1])
     counts, _ = torch.histogram(
         log.float().cpu(), bins=len(DENSITY_EDGES) - 1, range=(DENSITY_EDGES[0], DENSITY_EDGES[-1])
@@ -118,11 +121,11 @@ def score(
 ) -> float:
     """J = fvu + max(0, s* - live_sparsity) / s* + max(0, p* - persistence_within) / p*.
 
-    Lower is better. s* > 0 and p* >= 0 are the targets; p* = 0 leaves the last term out. What is
-    undefined, as in an encoding that is dead or constant, counts as 0, so that each degenerate end
-    (no reconstruction, no zeros, no tolerance to shifts) costs at least 1.
+    Lower is better. s* > 0 and p* >= 0 are the targets; p* = 0 leaves the last term out. NaN for
+    live_sparsity or persistence_within, as in a dead or constant encoding, counts as 0. So each
+    degenerate solution (no reconstruction, no zeros, no tolerance to shifts) scores at least 1.
 
-    The loss itself cannot choose between alphas: it is smallest for a dead model at alpha 1.
+    The loss cannot compare models of different alpha: it is smallest for a dead model at alpha 1.
     """
     targets = ((live_sparsity, target_sparsity), (persistence_within, target_persistence))
     return fvu + sum(

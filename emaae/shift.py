@@ -1,13 +1,14 @@
-"""How tolerant an encoding is to small shifts in time, and what is left of the signal in it.
+"""How tolerant an encoding is to small shifts in time, and how much signal it keeps.
 
-A stride-1 convolutional encoder E follows a shift by whole frames exactly. How little such a shift
-changes its encoding is therefore how similar the encoding is to itself some frames later. Shifts
-by parts of a frame, and smoothing over time, are measured directly. That an encoding hardly changes
-says nothing by itself: it is read with the participation ratio (is all of it one slow direction?),
-the noise gain (would noise hide the differences that carry the signal?) and the fvu.
+A stride-1 convolutional encoder E commutes with shifts by whole frames. So the change of the
+encoding under such a shift equals its change over that many frames: its self-similarity measures
+the tolerance. Shifts by fractions of a frame, and smoothing over time, are measured directly. A
+small change alone does not make an encoding good. Read it together with the participation ratio
+(does the encoding vary only along one slow direction?), the noise gain (would noise hide the
+differences that carry the signal?) and the fvu.
 
-Utterances go through the model one by one, so padding cannot count. Sums over a split are in
-float64 and divided once. For a constant or dead encoding all of this is undefined.
+Utterances go through the model one by one, without padding. Sums over a split are in float64 and
+divided once. All metrics of a constant or dead encoding are NaN.
 
 Shapes: x (D, T) input in units of the train split's sd; z (C, T) encoding; both of one utterance.
 Shifts and lags are in frames of 20 ms, cutoffs in fractions of the Nyquist frequency, 25 Hz.
@@ -36,17 +37,17 @@ CUTOFFS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.6, 0.8)
 SHIFT_TAPS, LOWPASS_TAPS = 33, 101
 # Name, standardised input x (D, T) and encoding z (C, T) of an utterance.
 Encoded = tuple[str, Tensor, Tensor]
-# Standard deviation of the noise, in units of each unit's own.
+# Standard deviation of the noise on a unit, relative to the unit's own standard deviation.
 NOISE_SD = 0.1
-# A constant has a variance up to this fraction of its mean square, by rounding in float32.
+# Rounding in float32 gives a constant a variance of up to this fraction of its mean square.
 ROUNDING = 1e-12
-# Units that correlate by more are copies of each other.
+# Units with a higher correlation are copies of each other.
 COPY_CORRELATION = 0.9
-# One utterance in 16 of a split is measured every epoch, within these bounds, and some of them with
-# noise, which decodes them twice: less than a tenth of the time of a validation.
+# Every epoch measures one utterance in 16 of a split, at least 8 and at most 32, and decodes the
+# first N_NOISY of them with noise. This takes less than a tenth of the time of a validation.
 SAMPLE_ONE_IN, SAMPLE_MIN, SAMPLE_MAX = 16, 8, 32
 N_NOISY = 6
-# The null, random projections: its units, and the frames that its thresholds are taken from.
+# `persistence_null`: the number of random projections, and of frames for their thresholds at most.
 NULL_UNITS, NULL_FRAMES = 64, 50_000
 
 
@@ -62,7 +63,7 @@ class Moments:
         self.squares = zero()
 
     def add(self, z: Tensor) -> None:
-        """Count z (C, T)."""
+        """Add z (C, T)."""
         z = z.double()
         self.n_frames += z.shape[1]
         self.total = self.total + z.sum(1)
@@ -70,31 +71,31 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """(C,) in float64."""
+        """Mean of each channel (C,), float64."""
         return self.total / self.n_frames
 
     @property
     def variance(self) -> Tensor:
-        """(C,) in float64; exactly 0 for a constant."""
+        """Variance of each channel (C,), float64; exactly 0 for a constant."""
         square = self.squares / self.n_frames
         variance = square - self.mean.square()
         return torch.where(variance > ROUNDING * square, variance, 0.0)
 
     @property
     def live(self) -> Tensor:
-        """Which channels are live (C,), see `losses.live_units`."""
+        """Which channels are live, bool (C,), see `losses.live_units`."""
         return live_units(self.variance)
 
     def centre(self, z: Tensor) -> Tensor:
-        """z (C, T) less its mean over the split; a constant is exactly 0."""
+        """z (C, T) minus its mean over the split; a constant channel becomes exactly 0."""
         return torch.where(self.variance[:, None] > 0, z - self.mean[:, None].to(z), 0.0)
 
 
 class SelfSimilaritySums:
-    """Sums for the similarity of each channel to itself some frames later.
+    """Sums for the similarity of each channel to itself k frames later, for each lag k of `LAGS`.
 
-    S_c(k) = sum (z_t - mu)(z_t+k - mu) / (1/2 sum [(z_t - mu)^2 + (z_t+k - mu)^2]) over the pairs
-    of frames t, t + k within one utterance: 1 for k = 0, -1 for a period of 2 k. k is of `LAGS`.
+    S_c(k) = sum (z_t - mu)(z_t+k - mu) / (1/2 sum [(z_t - mu)^2 + (z_t+k - mu)^2]) over all pairs
+    of frames t, t + k within one utterance: 1 for k = 0, -1 for a sinusoid of period 2 k.
     """
 
     def __init__(self) -> None:
@@ -102,7 +103,7 @@ class SelfSimilaritySums:
         self.energy = zero()  # (lag, C), the denominator
 
     def add(self, z: Tensor) -> None:
-        """Count z (C, T), centred on its mean over the split."""
+        """Add z (C, T), already centred on its mean over the split."""
         squares, n_frames = z.square(), z.shape[1]
         products, energy = [], []
         for lag in LAGS:
@@ -113,24 +114,24 @@ class SelfSimilaritySums:
         self.energy = self.energy + torch.stack(energy).double()
 
     def add_within(self, z: Tensor) -> None:
-        """Count z (C, T), which is centred here on its mean over the utterance."""
+        """Add z (C, T) of an utterance, after centring it on its mean over the utterance."""
         self.add(z - z.mean(1, keepdim=True))
 
     def curve(self, weights: Tensor) -> list[float]:
-        """Similarity at each lag, -1..1: mean over channels with weights (C,), or of a subset.
+        """Similarity at each lag, -1..1: weighted mean over channels, weights (C,) or a bool mask.
 
-        NaN where no pair is so far apart.
+        NaN at lags that no utterance is long enough for.
         """
-        counts = torch.where(self.energy > 0, weights.double(), 0.0)
-        similarity = torch.where(counts > 0, self.products / self.energy, 0.0)
-        return ((counts * similarity).sum(1) / counts.sum(1)).tolist()
+        weights = torch.where(self.energy > 0, weights.double(), 0.0)  # (lag, C)
+        similarity = torch.where(weights > 0, self.products / self.energy, 0.0)
+        return ((weights * similarity).sum(1) / weights.sum(1)).tolist()
 
 
 def half_life_ms(curve: Sequence[float]) -> float:
-    """The lag in ms at which a self-similarity over the lags 0, 1, 2, ... first falls to 1/2.
+    """The lag in ms at which a self-similarity curve over the lags 0, 1, 2, ... first falls to 1/2.
 
-    Interpolates linearly between lags. A curve that stays above 1/2 gives its last lag: 500 means
-    500 or more. NaN when the curve is undefined before it falls.
+    Interpolates linearly between lags. A curve that stays above 1/2 gives its last lag: for `LAGS`,
+    500 means 500 or more. NaN when the curve is NaN before it falls to 1/2.
     """
     for k, value in enumerate(curve):
         if math.isnan(value):
@@ -141,27 +142,27 @@ def half_life_ms(curve: Sequence[float]) -> float:
 
 
 class CovarianceSums:
-    """Sums for the number of directions of the encoding, and for which units are copies."""
+    """Sums of products of channels, for the participation ratio and for finding copies."""
 
     def __init__(self) -> None:
         self.products = zero()  # (C, C)
 
     def add(self, z: Tensor) -> None:
-        """Count z (C, T), centred on its mean over the split."""
+        """Add z (C, T), already centred on its mean over the split."""
         self.products = self.products + (z @ z.T).double()
 
     def participation_ratio(self) -> float:
-        """tr(S)^2 / ||S||_F^2 of the covariance S: 1 to C, K for K equal independent directions.
+        """tr(S)^2 / ||S||_F^2 of the covariance S: 1 to C; K for K uncorrelated, equal directions.
 
-        This is (sum of eigenvalues)^2 / (sum of their squares), without the eigenvalues.
+        Equals (sum of eigenvalues)^2 / (sum of squared eigenvalues).
         """
         return float(self.products.trace() ** 2 / self.products.square().sum())
 
     def copy_weights(self) -> Tensor:
-        """Weights (C,) by which copies count once together, 0 to 1.
+        """Weight of each unit (C,), 0 to 1, so that the units of a group of copies sum to 1.
 
-        1 / the number of units that correlate with this one by more than .9, itself included; 0 for
-        a constant.
+        1 / the number of units whose correlation with this unit exceeds .9, itself included; 0 for
+        a constant unit.
         """
         sd = self.products.diagonal().sqrt()
         n_alike = (self.products > COPY_CORRELATION * torch.outer(sd, sd)).sum(1)
@@ -169,9 +170,9 @@ class CovarianceSums:
 
 
 class ChangeSums:
-    """Energy of one or more changes of a signal, as a fraction of the signal's variance.
+    """Sums for the energy of F changes of a signal, relative to the energy of the centred signal.
 
-    If the change is y - x, this is the fvu of y.
+    If a change is y - x for a signal x, the result is the fvu of y.
     """
 
     def __init__(self) -> None:
@@ -179,12 +180,12 @@ class ChangeSums:
         self.energy = zero()
 
     def add(self, change: Tensor, centred: Tensor) -> None:
-        """Count changes (F, C, T) of a signal whose centred form is `centred` (C, T)."""
+        """Add changes (F, C, T) of an utterance, and the utterance centred (C, T)."""
         self.change = self.change + change.square().sum((1, 2)).double()
         self.energy = self.energy + centred.square().sum().double()
 
     def compute(self) -> Tensor:
-        """(F,) in float64, >= 0; NaN for a constant signal, or when nothing was counted."""
+        """The ratios (F,), float64, >= 0; NaN for a constant signal, or when nothing was added."""
         return torch.where(self.energy > 0, self.change / self.energy, math.nan)
 
 
@@ -192,10 +193,10 @@ class ChangeSums:
 
 
 class EncodingSums:
-    """Sums for the measures of an encoding that are logged every epoch.
+    """Sums for the metrics of an encoding that are logged every epoch.
 
-    It is made from a first pass over the utterances (name, x, z) of a split; then `add` each of
-    them once more. x and z are not centred. n_noisy: how many utterances to decode with noise.
+    The constructor takes the utterances (name, x, z) of a split, for their means; then pass each
+    of them to `add`. x and z are not centred. n_noisy: the first so many are decoded with noise.
     """
 
     def __init__(self, model: CNNAutoEncoder, first_pass: Iterable[Encoded], n_noisy: int) -> None:
@@ -211,7 +212,7 @@ class EncodingSums:
         self.fvu = ChangeSums()  # without noise, with noise
 
     def add(self, name: str, x: Tensor, z: Tensor) -> None:
-        """Count an utterance."""
+        """Add an utterance, x (D, T) and z (C, T)."""
         centred = self.z.centre(z)
         self.similarity.add(centred)
         self.within.add_within(z)
@@ -222,17 +223,17 @@ class EncodingSums:
             self._add_noise(name, x, z)
 
     def _add_noise(self, name: str, x: Tensor, z: Tensor) -> None:
-        # Drawn by name, on the CPU: the same for each utterance in any order and on any device.
+        # Seeded by the name, on the CPU: the noise of an utterance depends on no order or device.
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode(errors="replace")))
         noise = torch.randn(z.shape, generator=generator)
-        # exactly unit power, so that chance does not change its energy
+        # Scaled to a power of exactly 1, so that chance does not change the result.
         noise /= noise.square().mean(1, keepdim=True).sqrt()
         noise = NOISE_SD * self.z.variance.sqrt()[:, None].to(z) * noise.to(z)
         y = self.model.standardise(self.model.decode(torch.stack([z, z + noise])))
         self.fvu.add((y - x).double(), self.x.centre(x).double())
 
     def live_sparsity(self) -> float:
-        """Fraction of zeros among the units that fire at all, 0..1; NaN when none does."""
+        """Fraction of zeros among the units that fire at all, 0..1; NaN when no unit fires."""
         n_fire = int((self.fired > 0).sum())
         return 1 - float(self.fired.sum()) / (n_fire * self.z.n_frames) if n_fire else math.nan
 
@@ -252,19 +253,19 @@ class EncodingSums:
 
 
 def persistence(z: SelfSimilaritySums, x: SelfSimilaritySums) -> float:
-    """Half-life of an encoding over that of its input, both of the mean over live channels.
+    """Half-life of an encoding / half-life of its input, each from the mean over live channels.
 
-    z, x: sums of utterances, each centred on its own mean.
+    z, x: sums for encoding and input.
     """
     z_ms, x_ms = (half_life_ms(sums.curve(live_units(sums.energy[0]))) for sums in (z, x))
     return z_ms / x_ms
 
 
 def persistence_null(model: CNNAutoEncoder, split: Split, sparsity: float) -> float:
-    """`persistence` within utterances of random projections that are as sparse as the encoding.
+    """`persistence` within utterances of a sparse code without training, a baseline.
 
-    Each unit projects single frames, and is 0 below its own threshold. sparsity: fraction of zeros
-    of each unit, 0..1; for NaN and 1 the result is NaN.
+    Each of its units is relu(a random projection of the frame - a threshold). sparsity: fraction of
+    zeros of each unit, which sets its threshold, 0..1; for NaN or 1 the result is NaN.
     """
     if not sparsity < 1:
         return math.nan
@@ -281,7 +282,10 @@ def persistence_null(model: CNNAutoEncoder, split: Split, sparsity: float) -> fl
 
 
 def sample(split: Split) -> Split:
-    """One utterance in 16, 8 to 32 in all, spread evenly over the lengths; always the same."""
+    """One utterance in 16, 8 to 32 in all, evenly spread over the lengths, the shortest first.
+
+    The same utterances in every call.
+    """
     n = min(len(split), max(SAMPLE_MIN, min(SAMPLE_MAX, len(split) // SAMPLE_ONE_IN)))
     by_length = np.lexsort((np.array(split.names), split.lengths))
     return split.subset(by_length[np.linspace(0, len(split) - 1, n).round().astype(int)])
@@ -289,27 +293,28 @@ def sample(split: Split) -> Split:
 
 @torch.no_grad()
 def epoch_metrics(model: CNNAutoEncoder, split: Split) -> dict[str, float]:
-    """The measures of a `sample` of a split that are logged every epoch, `EncodingSums.compute`."""
+    """The metrics that are logged every epoch (`EncodingSums`); split: a `sample` of a split."""
     encoded = list(_encoded(model, split))
-    found = EncodingSums(model, encoded, N_NOISY)
+    sums = EncodingSums(model, encoded, N_NOISY)
     for name, x, z in encoded:
-        found.add(name, x, z)
-    return found.compute()
+        sums.add(name, x, z)
+    return sums.compute()
 
 
 @torch.no_grad()
 def shift_tolerance(
     model: CNNAutoEncoder, split: Split
 ) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
-    """Every metric of this module on a whole split, and the curves of which they are points.
+    """All metrics of this module on a whole split, and the curves behind them.
 
-    docs/metrics.md says what each metric means. The curves are self-similarity by lag, gain by
-    shift, and the fvu after smoothing by cutoff, each for the encoding and for the input.
+    docs/metrics.md describes the metrics. The curves are self-similarity against lag, gain against
+    shift, and fvu after smoothing against cutoff, each for the encoding and for the input.
     """
     shifts = torch.stack([windowed_sinc(SHIFT_TAPS, delay=shift) for shift in SHIFTS])
     half = SHIFTS.index(0.5)
     smoothing = torch.stack([windowed_sinc(LOWPASS_TAPS, cutoff) for cutoff in CUTOFFS])
-    # Nearer the ends, zero padding of the encoder would be compared with frames held by the shift.
+    # Frames this close to the ends are left out: the encoder pads with zeros, the shift repeats the
+    # outer frames.
     margin = model.receptive_field() // 2 + SHIFT_TAPS // 2
 
     found = EncodingSums(model, _encoded(model, split), n_noisy=len(split))
@@ -330,14 +335,14 @@ def shift_tolerance(
         covariance_x.add(centred_x)
         smooth_z.add(decode_filtered(model, z, smoothing) - x, centred_x)
         smooth_x.add(apply_filters(x, smoothing) - x, centred_x)
-        inside = slice(margin, x.shape[1] - margin)  # nothing, if the utterance is short
+        inside = slice(margin, x.shape[1] - margin)  # empty for a short utterance
         followed = z_shifted[[half]] - apply_filters(z, shifts[[half]])
         moved_z.add((z_shifted - z)[..., inside], centred_z[:, inside])
         moved_x.add((x_shifted - x)[..., inside], centred_x[:, inside])
         inequivariance.add(followed[..., inside], centred_z[:, inside])
 
     live = found.z.live
-    # How much of each unit the decoder reads.
+    # Variance of each unit times the squared norm of the decoder weights that read it.
     weights = torch.where(live, found.z.variance * model.unit_norms().double().square(), 0.0)
     similarity, input_similarity = found.similarity.curve(live), similarity_x.curve(found.x.live)
     half_life, input_half_life = half_life_ms(similarity), half_life_ms(input_similarity)
