@@ -30,9 +30,9 @@ from emaae.system.errors import UserError
 from emaae.system.progress import progress
 from emaae.system.signals import Interrupted, defer_interrupts
 
-# An untrained model has an mse of about 1 in units of the data's variance, a foreign one that goes
-# on learning perhaps a thousand. A rate that is much too high need not end in a number that is not
-# finite: each step of Muon is as large as the one before.
+# A training mse above this counts as divergence. An untrained model has an mse of about 1 on
+# standardised channels; a model from other data may start at a thousand. A bound is needed because
+# a much too high learning rate need not end in NaN or inf: Muon's steps have a constant size.
 DIVERGED_MSE = 1e6
 
 
@@ -40,29 +40,29 @@ class Run:
     """Receives the events of a training; this base class ignores them."""
 
     def save_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
-        """The weights have just become the best; `selected` are the metrics of the selection."""
+        """Save the weights, the best so far; selected: `Selection.metrics`."""
 
     def save_last(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
-        """Save what `state()` returns, all that a resumed run needs; optional unless `now`."""
+        """Save `state()`, which a resumed run needs; may be skipped unless `now`."""
 
     def reconstruct(self, model: CNNAutoEncoder, val: Split, epoch: int) -> None:
-        """Draw reconstructions of a few validation utterances; `log` of this epoch follows."""
+        """Draw reconstructions of a few validation utterances; called before `log`."""
 
     def log(self, row: Mapping[str, Any], seconds: float) -> None:
-        """One row of metrics per epoch, and how long training and validation took."""
+        """Log the metrics of an epoch and the duration of its training and validation."""
 
 
 @dataclass
 class Selection:
-    """Which epoch is the best so far, and how many epochs ago was it?"""
+    """The best epoch so far, and the epochs without improvement since."""
 
     score: float = math.inf
-    epoch: int = 0  # 0 when none was selected: no score was finite
+    epoch: int = 0  # from 1; 0 while no score was finite
     alpha: float = 0.0
-    waited: int = 0  # epochs since the last improvement or change of alpha's phase
+    waited: int = 0  # epochs since the last improvement, or since `Phase` restarted the count
 
     def update(self, score: float, epoch: int, alpha: float) -> bool:
-        """Take the epoch if its score is lower; NaN and equal scores are not."""
+        """Select the epoch if its score is lower than the best; returns whether. NaN never is."""
         if score < self.score:
             self.score, self.epoch, self.alpha, self.waited = score, epoch, alpha, 0
             return True
@@ -70,7 +70,7 @@ class Selection:
         return False
 
     def metrics(self) -> dict[str, float]:
-        """Its metrics, logged once at the end of a run."""
+        """The metrics select/..., logged once at the end of a run."""
         return {f"select/{name}": getattr(self, name) for name in ("score", "epoch", "alpha")}
 
 
@@ -78,31 +78,31 @@ class Selection:
 class Phase:
     """The phase of the training.
 
-    With --early_stop and --update, alpha is held until the run would stop, and the schedule begins
-    there (t = 0). Otherwise the schedule begins with the first epoch.
+    With --early_stop and --update, alpha is constant until early stopping would end the run; then
+    the schedule begins (t = 0). Otherwise the schedule begins with the first epoch.
 
-    With --early_stop and a learning rate that falls, the end is not known beforehand: the rate is
-    held until the run would stop, or until --patience epochs are left, falls over --patience
-    epochs, and the run ends there.
+    With --early_stop and a falling learning rate, the learning rate is held until early stopping
+    would end the run, or until --patience epochs are left. It then falls over --patience epochs,
+    and the run ends.
     """
 
-    started: int | None  # epochs finished when the schedule began; None while alpha is held
-    length: int  # epochs of the schedule that patience must not cut short
-    falling: int | None = None  # epochs finished when the run would have stopped and the rate fell
+    started: int | None  # finished epochs when the schedule began; None while alpha is constant
+    length: int  # epochs of the schedule, during which early stopping must not end the run
+    falling: int | None = None  # finished epochs when early stopping made the learning rate fall
 
     def decay_start(self, config: Config) -> int:
-        """Epochs finished when the rate begins to fall, with --early_stop, as far as is known."""
+        """Finished epochs when the learning rate begins to fall, as now known; for --early_stop."""
         latest = max(0, config.epochs - config.patience)
         return latest if self.falling is None else self.falling
 
     def advance(self, epoch: int, selection: Selection, config: Config, k_falls: bool) -> bool:
-        """Begin the next phase, if it is time after `epoch` epochs; returns whether to stop early.
+        """Begin the next phase if it is due after `epoch` epochs; returns whether to stop early.
 
-        k_falls: in the next epoch the activation will keep fewer values than in the last one.
+        k_falls: whether the activation will keep fewer values in the next epoch than in this one.
         """
         ramping = self.started is not None and epoch - self.started <= self.length
         if ramping or k_falls:
-            selection.waited = 0  # a ramp is never cut short: patience counts after it
+            selection.waited = 0  # patience counts from the end of the ramp
         lr_decays = config.early_stop and config.lr_schedule != "constant"
         if lr_decays and self.decay_start(config) < epoch:
             return epoch - self.decay_start(config) >= config.patience and epoch < config.epochs
@@ -116,28 +116,28 @@ class Phase:
 
 @dataclass
 class TrainingState:
-    """Everything that changes during training, and so all that last.pt must hold.
+    """Everything that changes during training; last.pt stores it.
 
-    The order of the data follows from (seed, epoch) and nothing else is drawn at random, so no
-    random generator belongs to it.
+    No state of a random generator belongs to it: the order of the data depends only on seed and
+    epoch, and nothing else is random.
     """
 
     model: CNNAutoEncoder
-    forward: nn.Module  # the same, as it is called in training
+    forward: nn.Module  # the model, wrapped for training in several processes
     optimizer: Optimizer
     schedule: AlphaSchedule
     phase: Phase
     selection: Selection = field(default_factory=Selection)
     best: dict[str, torch.Tensor] | None = None  # weights of the selected epoch, a copy
-    epoch: int = 0  # finished
-    batch: int = 0  # finished batches of the epoch under way ...
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # finished batches of the current epoch ...
     sums: LossSums | None = None  # ... the sums of their losses ...
     active: torch.Tensor | None = None  # ... and the number of their encoding values that are not 0
-    stopped: bool = False  # early
+    stopped: bool = False  # whether early stopping ended the training
 
     @classmethod
     def begin(cls, model: CNNAutoEncoder, config: Config) -> "TrainingState":
-        """Before the first epoch."""
+        """The state before the first epoch."""
         two_phases = config.early_stop and config.update
         return cls(
             model=model,
@@ -147,13 +147,13 @@ class TrainingState:
             phase=Phase(None, config.ramp_epochs) if two_phases else Phase(0, 0),
         )
 
-    def alpha(self, held: float) -> float:
-        """Alpha of the next epoch; `held` until the schedule begins."""
+    def alpha(self, constant: float) -> float:
+        """Alpha of the next epoch; `constant` until the schedule begins."""
         started = self.phase.started
-        return held if started is None else self.schedule.alpha(self.epoch - started)
+        return constant if started is None else self.schedule.alpha(self.epoch - started)
 
     def lr_factor(self, config: Config, n_batches: int) -> float:
-        """Fraction of --lr at the next step; n_batches: steps of an epoch."""
+        """Learning rate of the next step as a fraction of --lr; n_batches: steps of an epoch."""
         step, n_steps = self.epoch * n_batches + self.batch, config.epochs * n_batches
         n_warm = round(config.lr_warm_up * n_steps)
         first, n_falling = n_warm, n_steps - n_warm
@@ -164,12 +164,12 @@ class TrainingState:
         return warm_up(step, n_warm) * LR_SCHEDULES[config.lr_schedule](left)
 
     def end_epoch(self) -> None:
-        """Go on to the first batch of the next epoch."""
+        """Move on to the first batch of the next epoch."""
         self.epoch += 1
         self.batch, self.sums, self.active = 0, None, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """The state as tensors and plain values."""
         return {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -185,17 +185,18 @@ class TrainingState:
         }
 
     def load_state_dict(self, kept: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, on the device of the model."""
+        """Restore what `state_dict` returned, with tensors on the device of the model."""
         device = next(self.model.parameters()).device
 
-        def here(tensor: torch.Tensor) -> torch.Tensor:
+        def on_device(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device)
 
         self.epoch, self.batch, self.stopped = kept["epoch"], kept["batch"], kept["stopped"]
-        self.sums = None if kept["sums"] is None else LossSums(*map(here, kept["sums"]))
-        self.active = None if kept["active"] is None else here(kept["active"])
+        self.sums = None if kept["sums"] is None else LossSums(*map(on_device, kept["sums"]))
+        self.active = None if kept["active"] is None else on_device(kept["active"])
         self.model.load_state_dict(kept["model"])
-        self.best = kept["best"] and {name: here(value) for name, value in kept["best"].items()}
+        best = kept["best"]
+        self.best = best and {name: on_device(value) for name, value in best.items()}
         self.optimizer.load_state_dict(kept["optimizer"])
         self.selection = Selection(**kept["selection"])
         self.phase = Phase(**kept["phase"])
@@ -203,7 +204,7 @@ class TrainingState:
 
 
 class FitResult(NamedTuple):
-    """The result of a training, without its state, which keeps the process group alive."""
+    """The result of a training, without its state, which would keep the process group alive."""
 
     status: str  # finished, early_stopped or diverged
     selection: Selection
@@ -220,25 +221,25 @@ def fit(
 ) -> FitResult:
     """Train until the last epoch, an early stop, or divergence.
 
-    last: the state of an interrupted training, to continue it. The model is left with its last
-    weights; the best ones are returned. On a CPU, the same config, data and number of threads give
-    the same numbers, interrupted or not. Raises UserError for a validation split whose score would
-    be undefined; on `Interrupted` the state is kept first.
+    last: the state of an interrupted training, to continue it. Returns the best weights; the model
+    itself has the last weights. On a CPU, the same config, data and number of threads give
+    the same numbers, interrupted or not. Raises UserError for a validation split without variance
+    and for a `last` of another training; saves the state before it passes on `Interrupted`.
     """
     if not (val.mean_and_sd()[1] > 0).any():
         raise UserError(
             f"the validation split never moves ({len(val.frames)} frame(s), {len(val)} "
-            "utterance(s)): no fvu can be computed; give it more utterances"
+            "utterance(s)), so no fvu can be computed: give it more utterances"
         )
     if config.update and config.penalty_scheduler == "step_original":
         warnings.warn(
-            "step_original raises alpha to 1, where the reconstruction has no weight left and the "
-            "model is destroyed; it is here for comparison, use step to train",
+            "step_original raises alpha to 1, where the reconstruction has no weight and the model "
+            "is destroyed: it is meant for comparison only; use step instead",
             stacklevel=2,
         )
     if config.precision == "bf16" and not use_bf16("auto", train.device):
         warnings.warn(
-            f"--precision bf16: the {train.device.type} here has no bfloat16 and emulates it, many "
+            f"--precision bf16: this {train.device.type} has no bfloat16 and emulates it, many "
             "times slower than float32; use --precision auto or fp32",
             stacklevel=2,
         )
@@ -252,7 +253,7 @@ def fit(
                 "with another --run_name"
             ) from error
     try:
-        # Signals are looked for after each batch, where all processes stop together.
+        # Signals take effect after a batch, so that all processes stop together.
         with defer_interrupts():
             status = _epochs(state, train, val, config, run)
     except Interrupted:
@@ -262,7 +263,7 @@ def fit(
 
 
 def _epochs(state: TrainingState, train: Split, val: Split, config: Config, run: Run) -> str:
-    """All epochs that are left; returns the status."""
+    """Do the remaining epochs; returns the status."""
     model, selection, phase, note = state.model, state.selection, state.phase, ""
 
     while state.epoch < config.epochs and not state.stopped:
@@ -272,10 +273,10 @@ def _epochs(state: TrainingState, train: Split, val: Split, config: Config, run:
             model.top_k.k = k
         train_row = train_epoch(state, train, alpha, config, run, note)
         val_row = evaluate(model, val, config, alpha)
-        # Their last bits may differ between processes, whose decisions may not.
+        # The last bits may differ between processes, but all must take the same decisions.
         train_row, val_row = broadcast((train_row, val_row))
         state.end_epoch()
-        # NaN compares as False.
+        # A NaN mse counts as diverged: it compares as False.
         diverged = not (math.isfinite(train_row["loss"]) and train_row["mse"] < DIVERGED_MSE)
         improved = not diverged and selection.update(val_row["score"], state.epoch, alpha)
         if improved:
@@ -292,7 +293,7 @@ def _epochs(state: TrainingState, train: Split, val: Split, config: Config, run:
             return "diverged"
 
         k_falls = model.top_k is not None and config.k_fraction_at(state.epoch) < k
-        # While k falls sparsity still rises; alpha must not react to that.
+        # Alpha must not react to the rise in sparsity that a falling k causes.
         if phase.started is not None and not k_falls:
             state.schedule.observe(train_row["mse"], train_row["sparsity"])
         state.stopped = phase.advance(state.epoch, selection, config, k_falls)
@@ -310,11 +311,11 @@ def _epochs(state: TrainingState, train: Split, val: Split, config: Config, run:
 def train_epoch(
     state: TrainingState, split: Split, alpha: float, config: Config, run: Run, note: str = ""
 ) -> dict[str, float]:
-    """Finish one pass over a split.
+    """Do the rest of one epoch, from the next batch of `state` on.
 
-    Returns loss, mse, penalty, slow (if it has a weight) and sparsity over all its frames. note:
-    text behind the progress bar. Sums stay on the device until the pass is over, so that no step
-    waits for the one before.
+    Returns loss, mse, penalty, slow (with --slow_coefficient) and sparsity over all frames of the
+    epoch. note: text after the progress bar. Sums stay on the device until the end, so that the CPU
+    need not wait for each step.
     """
     model, optimizer = state.model.train(), state.optimizer
     order = training_order(split.lengths, config.batch_sz, config.seed, state.epoch)
