@@ -424,7 +424,7 @@ def test_an_endpoint_that_is_a_web_page_is_refused(fresh_session, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as page:
         threading.Thread(target=page.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{page.server_port}")
-        with pytest.raises(UserError, match="expected an S3 endpoint that answers"):
+        with pytest.raises(UserError, match="expected an S3 endpoint:"):
             open_bucket("speech")
         page.shutdown()
 
@@ -613,7 +613,7 @@ def test_encodings_are_uploaded_once(cc, handle, tmp_path, capsys):
 
 def test_an_upload_never_replaces_the_features(cc, handle):
     cc.upload_raw_array("kept/x", X)
-    with pytest.raises(UserError, match="s3://speech/kept/x is no encoding of ours: name another"):
+    with pytest.raises(UserError, match="s3://speech/kept/x was not written by this program"):
         write_array(handle, "kept/x", X[:, :2], "state")
     np.testing.assert_array_equal(read_array(handle, "kept/x"), X)
     assert write_array(handle, "kept/z", X, "a state")

@@ -374,7 +374,7 @@ def test_recordings_are_not_mixed_with_generated_speech(tmp_path):
     path = tmp_path / "val" / "103" / "mine.npz"
     path.parent.mkdir(parents=True)
     np.savez(path, features=np.zeros((9, 14), np.float32))
-    with pytest.raises(UserError, match="mine.npz was not generated: keep both apart"):
+    with pytest.raises(UserError, match="mine.npz was not generated: do not mix"):
         demo.write_tree(tmp_path, n_utterances=1)
     assert [one for one in tmp_path.rglob("*") if one.is_file()] == [path]
     path.unlink()

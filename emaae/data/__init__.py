@@ -1,1 +1,1 @@
-"""The frames of a run: feature trees, buckets, the generated corpus, splits and batches."""
+"""The data of a run: feature trees, buckets, the generated corpus, splits and batches."""

@@ -1,8 +1,7 @@
-"""Arrays in S3 buckets, laid out as cottoncandy's `upload_raw_array` does; reads .npz too.
+"""Arrays in S3 buckets, in the format of cottoncandy's `upload_raw_array`; reads .npz too.
 
-Credentials and endpoint are those of every other S3 program: AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_ENDPOINT_URL, ... Keys and passwords
-appear in no message.
+Credentials and endpoint come from the usual variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_SESSION_TOKEN, AWS_PROFILE, AWS_ENDPOINT_URL, ... Messages never contain keys or passwords.
 """
 
 import bz2
@@ -24,44 +23,44 @@ from emaae.data.npz import MAX_BYTES, load_npz, too_large
 from emaae.system.errors import BadFile, UserError, needs_extra, shortened
 from emaae.system.files import is_data
 
-# Codecs of upload_raw_array besides gzip and no compression. The name comes from the object's
-# metadata, and numcodecs also has a codec that unpickles, so no other name may reach it.
+# Codecs of upload_raw_array besides gzip and no compression. The object's metadata names the codec,
+# and numcodecs also has a codec that unpickles, so only these names are passed to numcodecs.
 NUMCODECS = ("zstd", "lz4")
 
 DECOMPRESSORS: Mapping[str, Callable[[], Any]] = {
-    "gzip": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),  # 16 + asks for gzip
+    "gzip": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),  # 16 + selects gzip
     "zlib": zlib.decompressobj,
     "bz2": bz2.BZ2Decompressor,
 }
 
-# A plain number in NumPy's notation: float, signed, unsigned, bool. No objects, no records.
+# A dtype of plain numbers in NumPy's notation: float, integer or bool. No objects or records.
 NUMERIC_DTYPE = re.compile(r"[<>|=]?[fiub]\d+")
 
-# A suffix starts with a letter, so that `rate_1.2` is a name and `x_config.json` is not.
+# A file suffix starts with a letter, so `rate_1.2` has none and `x_config.json` has one.
 FILE_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
 
 
 def open_bucket(name: str) -> Any:
-    """The bucket `name`, boto3's resource. Raises UserError."""
+    """The bucket `name`, a resource of boto3. Raises UserError."""
     with needs_extra("bucket"):
         import boto3
         from botocore.config import Config
-    # About 15 s for an endpoint that is down, 30 s for one that accepts and says nothing.
-    patience = Config(
+    # Fails after about 15 s when the endpoint is down, 30 s when it accepts but does not answer.
+    timeouts = Config(
         connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3}
     )
     with _boto_errors(f"s3://{name}"):
-        bucket = boto3.resource("s3", config=patience).Bucket(name)
+        bucket = boto3.resource("s3", config=timeouts).Bucket(name)
         bucket.meta.client.head_bucket(Bucket=name)
     return bucket
 
 
 def list_features(bucket: Any, prefix: str, recursive: bool) -> tuple[list[FeatureFile], Set[str]]:
-    """The features under `prefix`, sorted, and the keys of all objects there, times among them.
+    """The features under `prefix`, sorted, and the keys of all objects there, including times.
 
-    The path of features is the key, their stamp (bytes, ETag), and the identity is the key relative
-    to the prefix, without `.npz`. `recursive` looks into folders too. Times (`<name>_times`), files
-    of other kinds, and what `is_data` does not take are no features. Raises UserError.
+    A feature's path is the key, its stamp (bytes, ETag), and its identity the key relative to the
+    prefix, without `.npz`. recursive: read sub-folders too. Times (`<name>_times`), objects with
+    another suffix, and names that `is_data` rejects are not features. Raises UserError.
     """
     folder = f"{prefix.strip('/')}/".lstrip("/")
     query = {"Prefix": folder} if recursive else {"Prefix": folder, "Delimiter": "/"}
@@ -75,10 +74,10 @@ def list_features(bucket: Any, prefix: str, recursive: bool) -> tuple[list[Featu
 
 
 def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "features") -> np.ndarray:
-    """The array in the object `key`: a raw array, or that of an `.npz`. Raises UserError.
+    """The array in the object `key`, a raw array or an `.npz`. Raises UserError.
 
-    etag: of the object when it was listed; one that has changed since is refused. of: the key of
-    the array in an `.npz`.
+    etag: of the object when it was listed; an object that has changed since then is an error. of:
+    the key of the array in an `.npz`.
     """
     where = f"s3://{bucket.name}/{key}"
     with _boto_errors(where):
@@ -99,20 +98,23 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
 
 
 def write_array(bucket: Any, key: str, array: np.ndarray, state: str) -> bool:
-    """Write an array as upload_raw_array does; returns whether it was not there yet. UserError.
+    """Write an array as upload_raw_array does, unless it is there; returns whether it was written.
 
-    state: of what the array was made from, kept as metadata; an object of the same state is left,
-    and one without a state, which something else has put there, is refused.
+    state: describes what the array was made from; a digest of it is stored as metadata. An object
+    with the same state is left alone. Raises UserError, also for an object without a state, which
+    another program has written.
     """
     digest = hashlib.sha256(state.encode()).hexdigest()
     shape = ",".join(map(str, array.shape))
     metadata = {"dtype": array.dtype.str, "shape": shape, "compression": "gzip", "order": "C"}
     with _boto_errors(f"s3://{bucket.name}/{key}"):
-        found = [item.key for item in bucket.objects.filter(Prefix=key).limit(1)]
-        there = bucket.Object(key).metadata.get("state") if found == [key] else ""
-        if there is None:
-            raise UserError(f"s3://{bucket.name}/{key} is no encoding of ours: name another prefix")
-        if there == digest:
+        first = [item.key for item in bucket.objects.filter(Prefix=key).limit(1)]
+        old_state = bucket.Object(key).metadata.get("state") if first == [key] else ""
+        if old_state is None:
+            raise UserError(
+                f"s3://{bucket.name}/{key} was not written by this program: name another prefix"
+            )
+        if old_state == digest:
             return False
         content = gzip.compress(array.tobytes(), mtime=0)
         bucket.Object(key).put(Body=content, Metadata=metadata | {"state": digest})
@@ -120,16 +122,19 @@ def write_array(bucket: Any, key: str, array: np.ndarray, state: str) -> bool:
 
 
 def _identity(name: str) -> str:
-    """The utterance that the object `name` holds the features of, empty for other objects."""
+    """The identity of the utterance whose features the object `name` holds; "" for others."""
     identity = without_npz(name)
     last = identity.rpartition("/")[2]
-    other = identity == name and FILE_SUFFIX.search(last)
-    wanted = last and not last.endswith("_times") and not other and is_data(name)
+    other_suffix = identity == name and FILE_SUFFIX.search(last)
+    wanted = last and not last.endswith("_times") and not other_suffix and is_data(name)
     return identity if wanted else ""
 
 
 def _no_features(bucket: Any, folder: str, keys: list[str], recursive: bool) -> str:
-    """Why the listing `keys` of `folder`, which ends in / or is empty, has no features."""
+    """The error message for a `folder` (it ends in / or is "") whose objects hold no features.
+
+    keys: of the objects in the folder.
+    """
     where = f"s3://{bucket.name}/{folder}"
     below = _folders(bucket, folder)
     if below and not recursive:
@@ -139,27 +144,27 @@ def _no_features(bucket: Any, folder: str, keys: list[str], recursive: bool) -> 
         )
     if keys:
         return (
-            f"{where} holds {len(keys)} objects but no features, expected raw arrays without a "
-            f"suffix or .npz files, got for example {keys[0]}: name another prefix"
+            f"{where} holds {len(keys)} objects but no features, such as {keys[0]}: expected raw "
+            "arrays without a suffix, or .npz files; name another prefix"
         )
     while not below and folder:
         folder = folder[: folder.rstrip("/").rfind("/") + 1]
         below = _folders(bucket, folder)
-    there = f"prefixes that exist: {below}" if below else "the bucket has no folders"
-    return f"no objects under {where}, expected features: name another prefix ({there})"
+    hint = f"prefixes that exist: {below}" if below else "the bucket has no folders"
+    return f"no objects under {where}, expected features: name another prefix ({hint})"
 
 
 def _folders(bucket: Any, folder: str) -> str:
-    """The names of the first folders in `folder` as text, empty where there are none."""
+    """The names of the first folders in `folder`, joined; "" if there are none."""
     client = bucket.meta.client
     page = client.list_objects_v2(Bucket=bucket.name, Prefix=folder, Delimiter="/")
     return shortened([entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])])
 
 
 def _raw_array(content: bytes, metadata: Mapping[str, str]) -> np.ndarray:
-    """The array that upload_raw_array wrote as the bytes `content` and the text in `metadata`.
+    """The array from the bytes and the metadata of an object that upload_raw_array wrote.
 
-    Raises ValueError, which says what was expected.
+    Raises ValueError, whose message continues a sentence that begins with the object's address.
     """
     metadata = {name.lower(): text for name, text in metadata.items()}
     missing = [name for name in ("dtype", "shape", "compression") if name not in metadata]
@@ -173,12 +178,13 @@ def _raw_array(content: bytes, metadata: Mapping[str, str]) -> np.ndarray:
         raise ValueError(f"must have a shape such as 100,14, got {metadata['shape']!r}")
     shape = tuple(int(length) for length in metadata["shape"].split(",") if length)
 
-    # cottoncandy says order F of an array that is in C order and read-only, and then reads it
-    # scrambled. Its versions for Python 2 meant F. Where the order matters, only a person knows.
+    # cottoncandy writes order "F" for read-only arrays in C order, and then reads them scrambled.
+    # Its versions for Python 2 wrote "F" for arrays in order F. Nothing tells the two apart, so "F"
+    # is accepted only for shapes for which the order makes no difference.
     if order != "C" and sum(length > 1 for length in shape) > 1:
         raise ValueError(
-            f"must be in order C, got {order!r}, which cottoncandy also says of read-only arrays "
-            "in order C; make a copy by numpy.array"
+            f"must be in order C, got {order!r}, which cottoncandy also writes for read-only "
+            "arrays in order C; copy the array with numpy.array"
         )
     n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes > MAX_BYTES:
@@ -187,30 +193,32 @@ def _raw_array(content: bytes, metadata: Mapping[str, str]) -> np.ndarray:
     if len(array) != n_bytes:
         got = "more" if len(array) > n_bytes else len(array)
         raise ValueError(
-            f"must hold {n_bytes} bytes for {metadata['dtype']} of shape {shape}, as its metadata "
-            f"says, got {got}"
+            f"must hold {n_bytes} bytes for {metadata['dtype']} of shape {shape}, by its metadata, "
+            f"got {got}"
         )
     return np.ndarray(shape, dtype, bytearray(array))
 
 
 def _dtype(text: str) -> np.dtype:
-    with contextlib.suppress(TypeError):  # a number of a size that NumPy does not have
+    with contextlib.suppress(TypeError):  # for a size that NumPy does not have
         if NUMERIC_DTYPE.fullmatch(text):
             return np.dtype(text)
     raise ValueError(
-        f"must hold plain numbers such as <f4, got dtype {text!r}, which is not read (objects are "
-        "never unpickled); convert it to float32"
+        f"must hold plain numbers such as <f4, got dtype {text!r} (objects are never unpickled); "
+        "convert it to float32"
     )
 
 
 def _decompressed(content: bytes, compression: str, n_bytes: int) -> bytes:
-    """Decompress `content`, to one byte more than the expected `n_bytes` at most."""
+    """Decompress `content`; stops at n_bytes + 1, since n_bytes are expected. ValueError."""
     codec = compression.lower()
     if codec in ("false", "none"):
         return content
     known = [*DECOMPRESSORS, *NUMCODECS]
     if codec not in known:
-        raise ValueError(f"must be compressed with {', '.join(known)} or not, got {compression!r}")
+        raise ValueError(
+            f"must be compressed with {', '.join(known)} or uncompressed, got {compression!r}"
+        )
     try:
         if codec in DECOMPRESSORS:
             stream = DECOMPRESSORS[codec]()
@@ -221,41 +229,41 @@ def _decompressed(content: bytes, compression: str, n_bytes: int) -> bytes:
         with needs_extra("bucket"):
             import numcodecs
         decode = numcodecs.get_codec({"id": codec}).decode
-        decode(content, out=bytearray(n_bytes))  # raises an error when more would come
+        decode(content, out=bytearray(n_bytes))  # raises an error when the result is larger
         return bytes(decode(content))
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
         raise ValueError(
-            f"must hold {compression} data, as its metadata says, got {len(content)} bytes that do "
-            "not decompress"
+            f"must hold {compression} data, by its metadata, got {len(content)} bytes that cannot "
+            "be decompressed"
         ) from error
 
 
 def endpoint() -> str:
-    """The address of the S3 server, without a user and password that the URL may contain."""
+    """The address of the S3 server for messages, without the user and password of the URL."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not url:
         return "the default endpoint (AWS_ENDPOINT_URL is not set)"
     return f"AWS_ENDPOINT_URL={url.rpartition('@')[2]}"
 
 
-# What is wrong, what was expected and the way out, by the codes of servers and the classes of
-# errors. An error that belongs to several rows gets the first of them.
+# Messages by error codes of servers and classes of errors: what is wrong, what was expected, what
+# to do. The first entry that matches an error is used.
 UNREACHABLE = (
-    "cannot be reached at {endpoint} ({what}), expected an S3 endpoint that answers: check the "
-    "address, the network, and that the server runs"
+    "cannot be reached at {endpoint} ({what}), expected an S3 endpoint: check the address, the "
+    "network, and that the server is running"
 )
 REASONS = {
     ("NoSuchBucket", "404 HeadBucket"): "does not exist at {endpoint}, expected a bucket: check "
     "the spelling of --bucket and the endpoint",
     ("NoSuchKey", "404"): "does not exist, expected a raw array or an .npz: list the bucket again",
-    ("refused",): "was refused by {endpoint} ({what}), expected credentials that may list, read "
-    "it, and write it for --upload: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+    ("refused",): "was refused by {endpoint} ({what}), expected credentials that allow listing and "
+    "reading, and for --upload writing: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
     "AWS_DEFAULT_REGION",
-    ("NoCredentialsError", "PartialCredentialsError"): "needs credentials, got none or half of "
-    "them: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL for a store that "
-    "is not Amazon's",
-    ("ParamValidationError", "EndpointResolutionError", "ValueError"): "at {endpoint} cannot be "
-    "asked for, expected a bucket name without spaces or slashes and a URL such as "
+    ("NoCredentialsError", "PartialCredentialsError"): "needs credentials, which are missing or "
+    "incomplete: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL for a "
+    "server that is not Amazon's",
+    ("ParamValidationError", "EndpointResolutionError", "ValueError"): "at {endpoint} is not a "
+    "valid address, expected a bucket name without spaces or slashes and a URL such as "
     "https://s3.example.org: check --bucket and the endpoint",
     ("ConnectionError", "HTTPClientError", "IncompleteReadError"): UNREACHABLE,
     ("BotoCoreError",): "cannot be opened ({what}), expected a working AWS configuration: check "
@@ -266,9 +274,9 @@ REASONS = {
 
 @contextlib.contextmanager
 def _boto_errors(where: str) -> Iterator[None]:
-    """Turn what boto says about `where` into a UserError.
+    """Turn errors of boto about the address `where` into UserErrors.
 
-    Of a server's error the code alone is quoted: its text may hold the request.
+    Messages quote only the code of a server's error, since its text may contain the request.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -276,7 +284,7 @@ def _boto_errors(where: str) -> Iterator[None]:
     of_boto = (BotoCoreError, ClientError, ResponseParserError)
     try:
         yield
-    # botocore recurses without end after a redirect that names no region, as a web page sends it.
+    # RecursionError: botocore follows a redirect without a region, as from a web server, forever.
     except (*of_boto, OSError, RecursionError, ValueError) as error:
         what = type(error).__name__
         kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -285,5 +293,5 @@ def _boto_errors(where: str) -> Iterator[None]:
             kinds |= {what, f"{what} {error.operation_name}"}
             if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
                 kinds.add("refused")
-        reason = next(text for of, text in REASONS.items() if not kinds.isdisjoint(of))
+        reason = next(text for known, text in REASONS.items() if not kinds.isdisjoint(known))
         raise UserError(f"{where} {reason.format(endpoint=endpoint(), what=what)}") from error

@@ -1,7 +1,7 @@
-"""Everything that is wrong with a tree of features, the worst first.
+"""Finding problems in feature trees: errors and warnings.
 
-An error is what a run refuses, or what makes its numbers mean something else; a warning is what may
-be meant.
+Errors are data that a run refuses, or that make its results meaningless. Warnings are data that may
+be as intended.
 """
 
 import unicodedata
@@ -34,17 +34,17 @@ from emaae.system.progress import align_columns, progress
 PITCH_HZ = (50, 550)
 PITCH = CHANNELS.index("pitch")
 LLX, LLY = CHANNELS.index("LLX"), CHANNELS.index("LLY")
-# Standard deviations of z-scores over a corpus; millimetres and metres are beyond.
+# Standard deviation of z-scores over a corpus; millimetres and metres are outside this range.
 SD_RANGE = (0.2, 3.0)
-# Of LLX and LLY: -0.3 to -0.9 where X grows backwards, and as much above 0 where it does not.
+# LLX and LLY correlate at -0.3 to -0.9 where X grows backwards, 0.3 to 0.9 where it grows forwards.
 MAX_LIP_CORRELATION = 0.1
 # LibriSpeech's longest utterance has 35 s.
 LONG_S = 60.0
-# Shorter ones have fewer frames than the default encoder sees at once.
+# Receptive field of the default encoder in frames.
 SHORT_FRAMES = 13
-# Frames that rounding may add to or take from a duration.
+# Tolerated difference between the number of frames and the duration.
 SLACK_FRAMES = 2
-# Findings of each kind that the report names.
+# Number of findings of each kind that the report lists.
 EXAMPLES = 3
 
 ERRORS = {
@@ -53,30 +53,34 @@ ERRORS = {
     "numbers": "files without frames, or with values that are not finite numbers",
     "name": "names that cannot be used for files",
     "shared": "utterances that are in two directories",
-    "loudness": "utterances with negative loudness: column 12 is something else",
+    "loudness": "utterances with negative loudness: column 12 is not loudness",
 }
 WARNINGS = {
-    "unused": "utterances with negative loudness, which runs read with --keep_loudness alone",
-    "rate": f"utterances that do not have {FRAME_RATE_HZ} frames a second by their times",
+    "unused": "utterances with negative loudness, which only runs with --keep_loudness read",
+    "rate": f"utterances whose times do not give {FRAME_RATE_HZ} frames a second",
     "sign": f"directories with r(LLX, LLY) > {MAX_LIP_CORRELATION}: X seems to grow forwards",
-    "scale": "directories with an articulator's sd beyond {} to {}: no z-scores".format(*SD_RANGE),
+    "scale": "directories with an articulator's sd outside {} to {}: not z-scores".format(
+        *SD_RANGE
+    ),
     "pitch": f"utterances with pitch outside {PITCH_HZ[0]} to {PITCH_HZ[1]} Hz",
     "constant": "utterances with a channel that never moves",
     "speakers": "speakers that are in two directories",
     "twice": "utterances that are in one directory twice, under two names",
-    "collision": "names that differ by case, Unicode form or folder alone",
-    "times": "utterances whose times are neither [0, duration] in every row nor each frame's own",
-    "missing": "utterances without times beside them",
-    "short": f"utterances of fewer than {SHORT_FRAMES} frames, which the encoder sees at once",
+    "collision": "names that differ only in case, Unicode form or folder",
+    "times": "utterances whose times are neither [0, duration] in every row nor one per frame",
+    "missing": "utterances without a times file",
+    "short": f"utterances of fewer than {SHORT_FRAMES} frames, the encoder's receptive field",
     "long": f"utterances of more than {LONG_S:.0f} s",
 }
 
 
 class Tree:
-    """The findings about one directory, with n_files of features.
+    """The statistics and findings of one directory with n_files feature files.
 
-    lengths: frames of each utterance that could be read. total (14,), products (14, 14): sums over
-    frames of each channel, and of each channel times each. low, high (14,): of each channel.
+    lengths: number of frames of each readable utterance. total (14,), products (14, 14): sums over
+    frames of the channels, and of the products of two channels. low, high (14,): minimum and
+    maximum of each channel. speakers: of names like LibriSpeech's. findings: places by kind, a key
+    of ERRORS or WARNINGS.
     """
 
     def __init__(self, root: Path, n_files: int):
@@ -89,7 +93,7 @@ class Tree:
         self.findings: dict[str, list[str]] = defaultdict(list)
 
     def add(self, features: np.ndarray) -> None:
-        """Count one utterance, features (T, 14)."""
+        """Add one utterance, features (T, 14)."""
         x = features.astype(np.float64)
         self.lengths.append(len(x))
         self.total += x.sum(0)
@@ -103,7 +107,7 @@ class Tree:
         return mean, np.sqrt(np.maximum(np.diag(self.products) / n - mean**2, 0))
 
     def lip_correlation(self) -> float:
-        """Pearson correlation of LLX and LLY over all frames; NaN when one never moves."""
+        """Pearson correlation of LLX and LLY over all frames; NaN when one is constant."""
         mean, sd = self.mean_and_sd()
         if not sd[LLX] * sd[LLY] > 0:
             return float("nan")
@@ -112,9 +116,9 @@ class Tree:
 
 
 def check(roots: Sequence[str | Path], recursive: bool, keep_loudness: bool = False) -> list[Tree]:
-    """Read everything below the directories once. Raises UserError when one holds no features.
+    """Read all files of the directories once. Raises UserError for one without features.
 
-    keep_loudness: whether runs are to read column 12, so that nonsense there is an error.
+    keep_loudness: whether runs will read column 12; then negative loudness is an error.
     """
     trees: list[Tree] = []
     seen: dict[str, tuple[Tree, str]] = {}  # by identity, and by a digest of the content
@@ -130,14 +134,14 @@ def check(roots: Sequence[str | Path], recursive: bool, keep_loudness: bool = Fa
                 tree.findings["shared"].append(f"{identity} ({other.root}: {twin})")
             for key in keys:
                 seen.setdefault(key, (tree, identity))
-        for kind, where in _wrong_as_a_whole(tree, [file.identity for file in files], trees):
+        for kind, where in _wrong_together(tree, [file.identity for file in files], trees):
             tree.findings[kind].append(where)
         trees.append(tree)
     return trees
 
 
 def _check_file(tree: Tree, identity: str, path: str, keep_loudness: bool) -> str | None:
-    """Note what is wrong with one file; returns a digest of what it holds, None when broken."""
+    """Add one file and its findings; returns a digest of the features, None if it is broken."""
     kind = "name"
     try:
         check_identity(identity, path)
@@ -156,7 +160,7 @@ def _check_file(tree: Tree, identity: str, path: str, keep_loudness: bool) -> st
     return digest_of(features.data)
 
 
-# Each yields kinds of findings, and what was found.
+# These functions yield findings: kind and description.
 def _wrong_values(features: np.ndarray, keep_loudness: bool) -> Iterator[tuple[str, str]]:
     n_frames, pitch = len(features), features[:, PITCH]
     if negative := np.count_nonzero(features[:, LOUDNESS_COLUMN] < 0):
@@ -187,10 +191,10 @@ def _wrong_times(path: str, n_frames: int) -> Iterator[tuple[str, str]]:
         return
     times = found.astype(np.float64)
     (start, end), middle = times[0], times.mean(1)
-    if (times == times[0]).all() and start == 0 < end < np.inf:  # the whole utterance's
+    if (times == times[0]).all() and start == 0 < end < np.inf:  # of the whole utterance
         rate = n_frames / end
         wrong = abs(n_frames - frames_of(end * SAMPLE_RATE_HZ)) > SLACK_FRAMES
-    elif frame_times(n_frames, found) is found:  # each frame's own; a single one has no rate
+    elif frame_times(n_frames, found) is found:  # of each frame; a single frame has no rate
         rate = (n_frames - 1) / (middle[-1] - middle[0]) if n_frames > 1 else FRAME_RATE_HZ
         wrong = abs(rate / FRAME_RATE_HZ - 1) > 0.01
     else:
@@ -200,12 +204,12 @@ def _wrong_times(path: str, n_frames: int) -> Iterator[tuple[str, str]]:
         yield "rate", f"{rate:.1f} a second"
 
 
-def _wrong_as_a_whole(
+def _wrong_together(
     tree: Tree, identities: Sequence[str], others: Sequence[Tree]
 ) -> Iterator[tuple[str, str]]:
     groups = defaultdict(list)
     for identity in identities:
-        groups["alike", unicodedata.normalize("NFC", identity).casefold()].append(identity)
+        groups["name", unicodedata.normalize("NFC", identity).casefold()].append(identity)
         groups["last", identity.rpartition("/")[2]].append(identity)
     for group in sorted({tuple(group[:3]) for group in groups.values() if len(group) > 1}):
         yield "collision", " = ".join(group)
@@ -226,13 +230,13 @@ def _wrong_as_a_whole(
 
 
 def exit_status(trees: Sequence[Tree]) -> int:
-    """0 when nothing is wrong, 1 for warnings alone, 2 with an error."""
+    """0 without findings, 1 with warnings only, 2 with an error."""
     kinds = {kind for tree in trees for kind in tree.findings}
     return 2 if kinds & ERRORS.keys() else 1 if kinds else 0
 
 
 def report(trees: Sequence[Tree]) -> Iterator[str]:
-    """Lines: the findings, errors first and then the most frequent, and a table of the trees."""
+    """Lines: errors and then warnings, the most frequent kinds first; then tables of the trees."""
     counts = []
     for level, kinds in (("error", ERRORS), ("warning", WARNINGS)):
         places = {
