@@ -169,7 +169,7 @@ def test_a_store_is_replaced_when_its_files_change(tree, folder, change, capsys)
     change(tree)
     assert same(split_of(tree, folder), split_of(tree, "none"))
     assert the_store(folder) != before
-    assert "in place of what it was before" in capsys.readouterr().out.splitlines()[-1]
+    assert "replacing an older copy" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_other_columns_and_other_trees_have_stores_of_their_own(tree, folder, tmp_path):
@@ -371,7 +371,7 @@ def test_other_processes_wait_for_the_builder_and_say_so(tree, folder, monkeypat
 
 def test_a_cache_that_cannot_be_written_gives_one_warning(tree, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="cannot hold .*Not a directory.* by --cache_dir"):
+    with pytest.warns(UserWarning, match="cannot hold .*Not a directory.* with --cache_dir"):
         split = split_of(tree, tmp_path / "file" / "cache")
     assert same(split, split_of(tree, "none"))
 
@@ -431,7 +431,7 @@ def test_an_incomplete_store_is_built_again(tree, folder, case, capsys):
         path.write_bytes(change(before))
         assert path.read_bytes() != before
     assert same(split_of(tree, folder), split_of(tree, "none"))
-    assert "in place of what it was before" in capsys.readouterr().out.splitlines()[-1]
+    assert "replacing an older copy" in capsys.readouterr().out.splitlines()[-1]
     assert len(stores(folder)) == 1
 
 

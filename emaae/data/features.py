@@ -17,19 +17,20 @@ from emaae.system.files import check_folder, is_data, regular_file
 SPLITS = ("train", "val", "test")
 # Tongue dorsum, body and tip, lower incisor, upper and lower lip.
 ARTICULATORS = tuple(f"{of}{axis}" for of in ("TD", "TB", "TT", "LI", "UL", "LL") for axis in "XY")
-# Columns of a feature file. Articulators are z-scores of the extractor's template speaker (X grows
-# backwards, Y upwards), loudness is dimensionless and >= 0, pitch is in Hz.
+# Columns of a feature file. Articulators: z-scores of the extractor's template speaker (X grows
+# backwards, Y upwards); loudness: dimensionless, >= 0; pitch: Hz.
 CHANNELS = (*ARTICULATORS, "loudness", "pitch")
 LOUDNESS_COLUMN = CHANNELS.index("loudness")
-# The extractor sees the audio through windows of 400 samples at 16 kHz, one every 320.
+# The extractor computes a frame from a window of 400 samples at 16 kHz, every 320 samples.
 SAMPLE_RATE_HZ, WINDOW_SAMPLES, HOP_SAMPLES = 16_000, 400, 320
 FRAME_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
 
 
 class FeatureFile(NamedTuple):
-    """A file or an object that holds the features of one utterance.
+    """A file, or an object in a bucket, that holds the features of one utterance.
 
-    identity: the utterance's. path: where it is read. stamp: changes when the file does.
+    identity: the name of the utterance. path: of the file, or the key of the object. stamp: size,
+    and time of the last change (ns) or ETag; it differs after a change.
     """
 
     identity: str
@@ -38,20 +39,20 @@ class FeatureFile(NamedTuple):
 
 
 def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
-    """Utterances of a tree, sorted by identity; their stamp is (bytes, ns of the last change).
+    """The feature files of a tree, sorted by identity; their stamp is (bytes, mtime in ns).
 
-    The identity is the path relative to the root without `.npz`, however that is spelt; nothing
-    shorter is unique. Files `*_times.npz`, everything that is not `.npz`, and what `is_data` does
-    not take are left out. A link that leads nowhere is listed: reading it fails. Raises UserError.
+    The identity is the path relative to the root without `.npz` (in any case); the file name alone
+    need not be unique. Left out are files `*_times.npz`, files that are not `.npz`, and paths that
+    `is_data` rejects. A dangling link is listed; reading it fails. Raises UserError.
     """
     root = str(Path(root))
     check_folder(root, root, ".npz feature files")
     found = []
     for name, path in files_below(root, recursive, _is_features):
         stamp = (0, 0)
-        with contextlib.suppress(OSError):  # a link that leads nowhere is that file's fault
-            now = os.stat(path)
-            stamp = (now.st_size, now.st_mtime_ns)
+        with contextlib.suppress(OSError):  # a dangling link is reported when it is read
+            status = os.stat(path)
+            stamp = (status.st_size, status.st_mtime_ns)
         found.append(FeatureFile(without_npz(name), path, stamp))
     if not found:
         hint = "expected NAME.npz beside NAME_times.npz"
@@ -62,7 +63,7 @@ def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
 
 
 def sort_distinct(files: list[FeatureFile]) -> list[FeatureFile]:
-    """Files sorted by identity. Raises UserError when two have the same."""
+    """Files sorted by identity. Raises UserError when two have the same identity."""
     files = sorted(files)
     for one, next_one in itertools.pairwise(files):
         if one.identity == next_one.identity:
@@ -76,18 +77,19 @@ def sort_distinct(files: list[FeatureFile]) -> list[FeatureFile]:
 def files_below(
     root: str, recursive: bool, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, str]]:
-    """The data files of a tree whose names are wanted: path relative to the root, and path.
+    """The files of a tree that `is_data` and `wanted(name)` accept: relative path, and path.
 
-    Links are followed, and loops of them end. Raises UserError for what cannot be listed.
+    Follows links; reads each folder once, also when links form a loop. Raises UserError for a
+    folder that cannot be listed.
     """
     start = len(os.path.join(root, ""))
     seen = set()
     for folder, folders, names in os.walk(root, onerror=_cannot_list, followlinks=True):
-        real = os.stat(folder)
-        if (real.st_dev, real.st_ino) in seen:  # by a link, which may lead back up
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # reached by a link again
             folders.clear()
             continue
-        seen.add((real.st_dev, real.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(filter(is_data, folders)) if recursive else []
         below = os.path.join(folder, "")
         for name in names:
@@ -105,25 +107,25 @@ def _is_features(name: str) -> bool:
 
 
 def without_npz(path: str) -> str:
-    """The path without its `.npz`, however that is spelt, if it has one."""
+    """The path without a final `.npz` (in any case)."""
     return path[: -len(".npz")] if path.lower().endswith(".npz") else path
 
 
 def times_beside(path: str) -> str:
-    """The path, or key, of the times that belong to the features at a path, or key."""
+    """The path (or key) of the times that belong to the features at a path (or key)."""
     stem = without_npz(path)
     return f"{stem}_times{path[len(stem) :]}"
 
 
 def check_identity(identity: str, where: str) -> None:
-    """Raise BadFile for an identity that leaves its folder or holds control characters.
+    """Raise BadFile for an identity with `..` or empty parts, or with control characters.
 
-    In a bucket a name may be anything; files are named by it, such as reconstructions.
+    Names in a bucket are arbitrary, and files such as reconstructions are named by them.
     """
     if not all(part.strip(".") for part in identity.split("/")) or not identity.isprintable():
         raise BadFile(
             f"{where}: the name {identity!r} must have no control characters and no empty, `.` or "
-            "`..` parts, since files are named by it; rename it"
+            "`..` parts, since output files get this name; rename it"
         )
 
 
@@ -132,11 +134,11 @@ def read_npz(
 ) -> np.ndarray:
     """The array `key` of one .npz, or its only 2-D array. Raises BadFile.
 
-    stamp: of the file when it was listed; for one that has changed since it raises UserError.
+    stamp: of the file when it was listed; raises UserError if the file has changed since then.
     """
     with regular_file(path, MAX_BYTES) as file:
-        now = os.fstat(file.fileno())
-        if stamp is not None and stamp != (now.st_size, now.st_mtime_ns):
+        status = os.fstat(file.fileno())
+        if stamp is not None and stamp != (status.st_size, status.st_mtime_ns):
             raise UserError(f"{path} has changed since it was listed: start again")
         return load_npz(file, str(path), key)
 
@@ -147,26 +149,27 @@ def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) 
 
 
 def read_times(path: str | Path) -> np.ndarray | None:
-    """The times in the file beside the features at `path`; None without one. Raises BadFile."""
-    beside = times_beside(str(path))
-    return read_npz(beside, "times") if os.path.exists(beside) else None
+    """The times that belong to the features at `path`; None without a times file. BadFile."""
+    times_path = times_beside(str(path))
+    return read_npz(times_path, "times") if os.path.exists(times_path) else None
 
 
 def frames_of(n_samples: float) -> float:
-    """Frames in n_samples of audio; the fraction is the part of a frame that is left over."""
+    """Number of frames in n_samples of audio; its fraction is the rest that gives no frame."""
     return (n_samples - WINDOW_SAMPLES) / HOP_SAMPLES + 1
 
 
 def frame_centres(n_frames: int) -> np.ndarray:
-    """The middle of each frame (n_frames,) in seconds."""
+    """The centre of the window of each frame (n_frames,), in seconds."""
     return (HOP_SAMPLES * np.arange(n_frames) + WINDOW_SAMPLES / 2) / SAMPLE_RATE_HZ
 
 
 def frame_times(n_frames: int, found: np.ndarray | None = None) -> np.ndarray:
     """Start and end of each frame in seconds, (n_frames, 2), both strictly increasing.
 
-    found: what a times file says. Where that is each frame's own it is kept; where it is the whole
-    utterance's in every row, or says nothing, frames are 20 ms around their centres.
+    found: the content of a times file. It is returned if it has the times of each frame. Otherwise
+    (times of the whole utterance in every row, unusable or None) a frame is 20 ms around its
+    centre.
     """
     if found is not None and found.shape == (n_frames, 2) and found.dtype.kind == "f":
         own = np.isfinite(found).all() and (np.diff(found, axis=0) > 0).all()
@@ -177,7 +180,7 @@ def frame_times(n_frames: int, found: np.ndarray | None = None) -> np.ndarray:
 
 
 def check_features(array: np.ndarray, where: str) -> np.ndarray:
-    """The array as (T, 14) float32, or a BadFile that names `where` and what is wrong."""
+    """The array as (T, 14) float32. Raises BadFile, which names `where`, unless it is features."""
     if array.ndim != 2 or array.shape[1] != len(CHANNELS):
         raise BadFile(
             f"{where} has shape {array.shape}: expected (T, {len(CHANNELS)}), the columns "

@@ -29,10 +29,10 @@ from emaae.system.progress import progress
 
 
 def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Split]:
-    """The splits that a run was given, by name, checked for overlap. Raises UserError.
+    """The splits of a run, by name, checked for overlap. Raises UserError.
 
-    wanted: names of `SPLITS` to read, of those that were given. Without directories: the demo data,
-    `test` alone for --eval_only.
+    wanted: which of `SPLITS` to read; those without a directory are left out. A run without any
+    directory gets the demo data: all splits, or only `test` with --eval_only.
     """
     form = FrameFormat(config.keep_loudness, config.data_dtype)
     if config.uses_demo:
@@ -41,7 +41,7 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
     else:
         roots = {name: getattr(config, f"{name}_dir") for name in wanted}
         sources = {name: _source(name, root, config, form) for name, root in roots.items() if root}
-    with main_process_first():  # which packs what is not packed yet, and says how far it is
+    with main_process_first():  # the main process packs the data and shows the progress
         splits = {name: store.load(source, config.cache_folder) for name, source in sources.items()}
     for name, split in splits.items():
         if split.skipped:
@@ -56,11 +56,11 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
 
 
 class Listing(NamedTuple):
-    """The files of features in a tree, or under a prefix of a bucket; none is read yet.
+    """The feature files of a tree, or under a prefix of a bucket, before any is read.
 
-    label: the root of the tree, or the address of the prefix. location: identifies the place,
-    whatever its content. files: sorted by identity. read: gives the checked features (T, 14) of a
-    file. read_times: gives its times, None where it has none.
+    label: the root of the tree, or the address of the prefix. location: identifies the place, not
+    its content. files: sorted by identity. read: returns the checked features (T, 14) of a file.
+    read_times: returns the content of its times file, None without one.
     """
 
     label: str
@@ -86,7 +86,7 @@ def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listin
 def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
     from emaae.data import bucket
 
-    # The connection of each process: no other one may use it.
+    # One connection per process: processes must not share a connection.
     connection = functools.cache(lambda pid: bucket.open_bucket(name))
 
     def read(file: FeatureFile) -> np.ndarray:
@@ -104,25 +104,26 @@ def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
 
 
 def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.Source:
-    found = list_source(root, config.recursive, config.bucket)
+    listing = list_source(root, config.recursive, config.bucket)
+    files = listing.files
     broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
 
     def read_all() -> Iterator[tuple[str, np.ndarray]]:
-        utterances = read_files(found.files, lambda file: (file.identity, found.read(file)), broken)
-        return progress(utterances, f"reading {name}", total=len(found.files), unit="utterances")
+        utterances = read_files(files, lambda file: (file.identity, listing.read(file)), broken)
+        return progress(utterances, f"reading {name}", total=len(files), unit="utterances")
 
-    state = store.hash_key("\n".join(f"{name}\0{stamp}" for name, _, stamp in found.files))
-    return store.Source(found.label, found.location, state, form, read_all, broken)
+    state = store.hash_key("\n".join(f"{name}\0{stamp}" for name, _, stamp in files))
+    return store.Source(listing.label, listing.location, state, form, read_all, broken)
 
 
 def _demo(name: str, form: FrameFormat) -> store.Source:
     def generate_all() -> Iterator[tuple[str, np.ndarray]]:
-        # scipy is only needed here, and takes a moment to import.
+        # Imported here because scipy is slow to import and not needed otherwise.
         from emaae.data.demo import generate
 
         return ((one.name, one.features) for one in generate(name))
 
-    # The generator's own text, since a version of it could be forgotten.
+    # The key contains the source text of the generator: a version number might not be updated.
     modules = ("demo.py", "phones.py", "synthesis.py")
     texts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in modules]
     state = store.hash_key(texts, np.__version__, importlib.metadata.version("scipy"))

@@ -1,8 +1,8 @@
 """Reading an untrusted .npz: its headers first, then one array of numbers.
 
-An archive may claim any size, hold any number of arrays, and inflate a thousandfold. So nothing is
-inflated before the headers of archive and array agree on a size that is within `MAX_BYTES`, and no
-array is inflated that is not asked for. Nothing is unpickled.
+An archive may claim any size, hold any number of arrays, and decompress to a thousand times its
+size. So an array is decompressed only if it is asked for, and only after the headers of archive and
+array agree on a size of at most `MAX_BYTES`. Nothing is unpickled.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from numpy.lib import format as npy
 from emaae.system.errors import BadFile, reason, shortened
 from emaae.system.files import MAX_READ, BoundedReader
 
-# One utterance of 4 hours: 50 frames a second of 14 float64. The longest one of LibriSpeech has
-# 35 s, the longest stories of brain recordings an hour or two.
+# One utterance of 4 hours: 50 frames a second, 14 float64 each. The longest utterance of
+# LibriSpeech has 35 s, the longest stories of brain recordings have one or two hours.
 MAX_FRAMES = 4 * 3600 * 50
 MAX_BYTES = MAX_FRAMES * 14 * 8
-# NumPy's headers of plain arrays have 128 bytes.
+# In bytes. NumPy's headers of plain arrays have 128.
 MAX_HEADER = 1024
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -44,9 +44,9 @@ def load_npz(file: BinaryIO, where: str, key: str = "features") -> np.ndarray:
 
 @contextlib.contextmanager
 def open_npz(file: BinaryIO, where: str) -> Iterator[zipfile.ZipFile]:
-    """The archive in a file, whose size the caller has limited.
+    """The archive in a file, whose size the caller must have limited.
 
-    Each of the many ways to fail while it is open is a BadFile, one line that names the file.
+    Any error while the archive is open becomes a BadFile, whose message names the file (`where`).
     """
     try:
         magic = file.read(6)
@@ -63,17 +63,18 @@ def open_npz(file: BinaryIO, where: str) -> Iterator[zipfile.ZipFile]:
             members = archive.infolist()
             if len({info.filename for info in members}) < len(members):
                 raise BadFile(f"{where} has two members of one name: expected an .npz; {RETRY}")
-            # Other methods cannot be inflated piece by piece.
+            # Other methods cannot be decompressed piece by piece.
             if any(info.compress_type not in METHODS for info in members):
                 raise BadFile(
-                    f"{where} is neither stored nor deflated: expected what np.savez writes"
+                    f"{where} has an unusual compression: expected an .npz, as np.savez or "
+                    "np.savez_compressed writes it"
                 )
             yield archive
     except BadFile:
         raise
     except EOFError:
         raise BadFile(f"{where} is truncated: {RETRY}") from None
-    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds
+    except Exception as error:  # zipfile, zlib and NumPy raise many types of errors
         raise BadFile(f"{where} is not a readable .npz ({reason(error)[:200]}): {RETRY}") from None
 
 
@@ -85,14 +86,14 @@ def read_member(
     with archive.open(name) as member:
         shape, fortran, dtype = _header(member, archive.getinfo(name), where, max_bytes)
         content = bytearray()
-        while piece := member.read(MAX_READ):  # the last one comes with the check of the sum
+        while piece := member.read(MAX_READ):  # zipfile checks the CRC at the end
             content += piece
     array = np.frombuffer(content, dtype)
     return array.reshape(shape, order="F" if fortran else "C")
 
 
 def _member(archive: zipfile.ZipFile, key: str, where: str) -> str:
-    """The name of the array `key`, or else of the only 2-D array by the headers."""
+    """The member with the array `key` or, without that key, with the only 2-D array."""
     names = [name for name in archive.namelist() if name.endswith(".npy")]
     if f"{key}.npy" in names:
         return f"{key}.npy"
@@ -113,7 +114,7 @@ def _member(archive: zipfile.ZipFile, key: str, where: str) -> str:
 def _header(
     member: Any, info: zipfile.ZipInfo, where: str, max_bytes: int
 ) -> tuple[tuple[int, ...], bool, Any]:
-    """Shape, whether in Fortran order, and dtype of a member, whose size must be what they say."""
+    """Shape, whether in Fortran order, and dtype of a member. BadFile if its size disagrees."""
     version = npy.read_magic(member)
     readers: Any = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     if version not in readers:
@@ -135,7 +136,7 @@ def _header(
 
 
 def too_large(what: str, n_bytes: int) -> str:
-    """What to say of a file in which `what` is too large for one utterance."""
+    """The end of a message about a file in which `what` is too large for one utterance."""
     size = f"{n_bytes / 1e9:.1f} GB" if n_bytes < 1e15 else "over a million GB"
     return (
         f"is too large for one utterance: {what} has {size}, expected at most {MAX_BYTES / 1e9:.2f}"

@@ -1,4 +1,4 @@
-"""The phones of generated speech: where each pulls the articulators, and how loud it is."""
+"""The phones of generated speech: articulatory targets and loudness of each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from emaae.data.features import ARTICULATORS
 
-# Vowels set every articulator: millimetres from rest, means of eight speakers, for
+# Vowels have a target for every articulator: millimetres from rest, means of eight speakers, for
 #     TDX  TDY  TBX  TBY  TTX  TTY  LIX  LIY  ULX  ULY  LLX  LLY
 VOWEL_TARGETS_MM = """
 IY   -2.7  5.0 -3.7  5.1 -3.2  1.5 -0.7  1.7  0.7  0.5  0.0 -0.1
@@ -22,9 +22,10 @@ UW   -0.2  3.0 -0.3  2.1 -0.2  0.6 -1.0  2.6 -1.3 -0.6 -1.9  4.1
 """
 SD_MM = np.array([2.9, 4.6, 3.6, 4.1, 3.7, 3.0, 1.3, 2.0, 1.3, 1.4, 1.8, 3.1])
 
-# Consonants set only the articulators that they use, in standard deviations from rest. Those before
-# the bar make the constriction and are set with weight 1; those after it follow, with
-# FOLLOWER_WEIGHT, which was chosen for the correlations between neighbours in recordings.
+# Consonants have targets only for the articulators that they use, in standard deviations from rest.
+# Articulators before the bar make the constriction and have weight 1; articulators after it follow
+# passively and have FOLLOWER_WEIGHT, chosen to match the correlations between neighbouring
+# articulators in recordings.
 CONSONANT_TARGETS = {
     "B P M": "ULY -1.7 ULX -0.8 LLY 1.1 LLX -0.9 | LIY 0.6 LIX -0.6",
     "F V": "LLX 1.4 LLY 0.7",
@@ -63,7 +64,7 @@ def _posture(row: str) -> tuple[np.ndarray, np.ndarray]:
     return targets, weights
 
 
-# Articulation of each phone: targets (12,) in standard deviations from rest, weights (12,) 0..1.
+# For each phone: targets (12,) in standard deviations from rest, and weights (12,), 0..1.
 VOWELS = {
     phone: (np.array(mm, dtype=float) / SD_MM, np.ones(len(ARTICULATORS)))
     for phone, *mm in map(str.split, VOWEL_TARGETS_MM.strip().splitlines())
@@ -71,7 +72,7 @@ VOWELS = {
 CONSONANTS = {
     phone: _posture(row) for phones, row in CONSONANT_TARGETS.items() for phone in phones.split()
 }
-# As in English: no syllable begins with NG, none ends with W.
+# As in English: no syllable begins with NG, and no syllable ends with W.
 ONSETS = tuple(phone for phone in CONSONANTS if phone != "NG")
 CODAS = tuple(phone for phone in CONSONANTS if phone != "W")
 
@@ -85,13 +86,12 @@ class Phone(NamedTuple):
 
 
 class Gesture(NamedTuple):
-    """One articulator's pull towards one target while a phone asks for it.
+    """The movement of one articulator towards one target of a phone.
 
-    target: where this gesture alone would bring the speaker's articulator, in the z-scores of
-        `features`.
-    weight: 0..1, how much this articulator, of those that the phone uses, is bound to its target.
-    start_s, end_s: where the activation is half way up and half way down. A consonant's gestures
-        begin before the phone is heard; a vowel's last until the next vowel.
+    target: the position that this gesture alone would reach, in the z-scores of `features`.
+    weight: 0..1; 1 for a main articulator of the phone, FOLLOWER_WEIGHT for a passive one.
+    start_s, end_s: when the activation is half way up and half way down. Gestures of a consonant
+        begin before the phone; those of a vowel last until the next vowel or silence.
     """
 
     channel: str
@@ -103,6 +103,6 @@ class Gesture(NamedTuple):
 
 
 def phone_at(phones: Sequence[Phone], instants_s: np.ndarray) -> np.ndarray:
-    """Index of the phone that contains each instant, the last one's beyond the end."""
+    """Index of the phone at each instant; the last phone after the end."""
     borders_s = [phone.end_s for phone in phones[:-1]]
     return np.searchsorted(borders_s, instants_s, side="right")

@@ -1,4 +1,4 @@
-"""A split: its utterances end to end in one array, and its batches in their order."""
+"""A split: its utterances, concatenated in one array; batches: their order and masks."""
 
 import functools
 import itertools
@@ -16,21 +16,23 @@ from torch import Tensor
 from emaae.data.reading import FrameFormat, digest_of
 from emaae.system.errors import UserError, shortened
 
-# Frames whose moments are summed at a time: a float64 copy of all would be twice the data.
+# Number of frames whose moments are summed at a time: a float64 copy of all frames would have twice
+# the size of the data.
 CHUNK_FRAMES = 1 << 16
 
-# Frames that take more of a GPU's free memory than this stay outside: a step needs some too.
+# Frames larger than this fraction of a GPU's free memory stay in main memory: a training step needs
+# memory too.
 MAX_GPU_FRACTION = 0.5
 
-# Lengths are jittered by this fraction before sorting: enough that an utterance meets new
-# neighbours every epoch, little enough that padding stays small.
+# Lengths are jittered by this fraction before sorting, so that batches differ between epochs while
+# padding stays small.
 JITTER = 0.02
 
 
 class Summary(NamedTuple):
-    """Digests and moments of frames.
+    """Digests and moments of the frames of a split.
 
-    digests: of each utterance (U,). mean, sd: float64 (D,), of each channel, in raw units.
+    digests: one per utterance (U,). mean, sd: of each channel (D,), float64, in raw units.
     """
 
     digests: tuple[str, ...]
@@ -40,13 +42,13 @@ class Summary(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Utterances of one split.
+    """The utterances of one split.
 
-    names: identities, U of them. frames (N, D): float32 or float16, raw units, all utterances end
-    to end. offsets (U + 1,): where each utterance begins. channels: the D column names.
-    precomputed: the summary, where it was kept. skipped: identities that were left out, their
-    files being broken, and why. device: where utterances and batches are given; the frames
-    themselves may lie elsewhere, see `to`.
+    names: the U identities. frames (N, D): all utterances, concatenated; float32 or float16, in raw
+    units. offsets (U + 1,): index of the first frame of each utterance, and N. channels: the D
+    column names. precomputed: the summary, if it is known. skipped: identity -> error of the broken
+    files that were left out. device: of the utterances and batches that the split returns; the
+    frames may be on another device, see `to`.
     """
 
     names: tuple[str, ...]
@@ -61,7 +63,7 @@ class Split:
     def from_utterances(
         cls, utterances: Iterable[tuple[str, np.ndarray]], form: FrameFormat | None = None
     ) -> "Split":
-        """From (identity, features (T, 14)) pairs; loudness, column 12, is dropped by default."""
+        """From (identity, features (T, 14)) pairs; without loudness (column 12) by default."""
         form = form or FrameFormat()
         names, arrays = zip(*((name, form.frames(name, array)) for name, array in utterances))
         offsets = offsets_of([len(array) for array in arrays])
@@ -71,19 +73,19 @@ class Split:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Frames (T, D) float32 of one utterance."""
+        """The frames (T, D) of one utterance, float32."""
         return self.frames[self.offsets[index] : self.offsets[index + 1]].to(self.device).float()
 
     @property
     def lengths(self) -> np.ndarray:
-        """Frames of each utterance (U,)."""
+        """Number of frames of each utterance (U,)."""
         return np.diff(self.offsets)
 
     def to(self, device: torch.device) -> "Split":
         """The same split for a model on a device.
 
-        The frames move there when they take less than half of its free memory. Otherwise they stay
-        where they are, and each batch is sent.
+        The frames are copied to the device if they fit into half of its free memory. Otherwise they
+        stay where they are, and each batch is copied.
         """
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
         if self.frames.nbytes > MAX_GPU_FRACTION * free:
@@ -92,7 +94,7 @@ class Split:
         return replace(self, frames=frames, precomputed=self.summary, device=frames.device)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
-        """The utterances at these indices, in that order; at least one."""
+        """A split of the utterances at these indices, in this order; at least one."""
         names = tuple(self.names[i] for i in indices)
         frames = torch.cat([self[i] for i in indices])
         offsets = offsets_of(self.lengths[list(indices)])
@@ -113,14 +115,14 @@ class Split:
         return Summary(digests, *mean_and_sd(frames))
 
     def fingerprint(self) -> str:
-        """A digest of names and contents, equal exactly when these are."""
+        """A digest of all names and frames; splits with the same digest have the same data."""
         pairs = zip(self.names, self.summary.digests)
         whole = "".join(f"{name}\0{digest}\n" for name, digest in pairs)
         return digest_of(whole.encode(errors="surrogateescape"))
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Offsets (U + 1,) of utterances of these lengths that lie end to end, and the end."""
+    """Offsets (U + 1,) of concatenated utterances of these lengths (U,); the last is their sum."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
@@ -133,18 +135,18 @@ def mean_and_sd(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def speaker_of(name: str) -> str:
-    """The speaker in LibriSpeech's speaker-chapter-number; "" in other names."""
+    """The speaker of a name like LibriSpeech's speaker-chapter-number; "" for other names."""
     match = re.fullmatch(r"(\d+)-\d+-\d{4}", name.rpartition("/")[2])
     return match[1] if match else ""
 
 
 def check_overlap(splits: Mapping[str, Split]) -> None:
-    """Refuse utterances that stand in two splits; warn about speakers that do.
+    """Raise UserError for an utterance in two splits; warn about speakers in two splits.
 
-    The same utterance is the same identity, or the same content under another name. Speakers are
-    known only of splits in which all names look like LibriSpeech's. Raises UserError.
+    Utterances are the same if they have the same identity or the same content. Speakers are known
+    only for splits in which all names look like LibriSpeech's.
     """
-    seen: dict[str, tuple[str, str]] = {}  # by name and by content: in which split, as which name
+    seen: dict[str, tuple[str, str]] = {}  # name or digest -> split and name
     for split, utterances in splits.items():
         for name, digest in zip(utterances.names, utterances.summary.digests):
             other, twin = seen.get(name) or seen.get(digest) or (split, name)
@@ -156,14 +158,14 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
                 )
             seen[name] = seen[digest] = (split, name)
 
-    speakers = {split: set(map(speaker_of, of.names)) for split, of in splits.items()}
+    speakers = {name: set(map(speaker_of, split.names)) for name, split in splits.items()}
     speakers = {split: known for split, known in speakers.items() if all(known)}
     for first, second in itertools.combinations(speakers, 2):
         shared = sorted(speakers[first] & speakers[second], key=int)
         if shared:
             warnings.warn(
                 f"{len(shared)} speaker(s) are in both {first} and {second} ({shortened(shared)}): "
-                "scores will say little about new speakers; split by speaker",
+                "scores will tell little about new speakers; split the corpus by speaker",
                 stacklevel=2,
             )
 
@@ -172,9 +174,9 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
 
 
 def training_order(lengths: np.ndarray, batch_sz: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Batches of utterance indices, similar lengths together, in random order.
+    """Batches of utterance indices, of similar lengths within a batch, in random order.
 
-    A function of its arguments alone: a continued run sees the batches it would have seen.
+    Depends only on the arguments, so that a resumed run gets the same batches.
     """
     random = np.random.default_rng([seed, epoch])
     keys = lengths * random.uniform(1 - JITTER, 1 + JITTER, len(lengths))
@@ -183,7 +185,7 @@ def training_order(lengths: np.ndarray, batch_sz: int, seed: int, epoch: int) ->
 
 
 def evaluation_order(lengths: np.ndarray, batch_sz: int) -> list[np.ndarray]:
-    """Batches of utterance indices by length, longest first (so memory fails early or never)."""
+    """Batches of utterance indices, longest first: if memory is too small, it fails at once."""
     return _cut(np.argsort(-lengths, kind="stable"), batch_sz)
 
 
@@ -192,31 +194,31 @@ def _cut(order: np.ndarray, batch_sz: int) -> list[np.ndarray]:
 
 
 def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
-    """x (batch, D, time) in raw units, zero where padded, and its mask (batch, 1, time).
+    """Yields x (batch, D, time) in raw units, zero where padded, and its mask (batch, 1, time).
 
-    A batch may be of no utterance. Frames are picked where they lie, and the order goes there once:
-    a split on the GPU is never waited for. What lies in main memory is sent from pinned pages while
-    the step before is computed.
+    A batch may have no utterances. Frames are gathered on their own device, to which the order is
+    copied once, so that the CPU need not wait for a GPU. Batches from main memory are copied from
+    pinned pages while the previous step is computed.
     """
     if not order:
         return
-    here, lengths, counts = split.frames.device, split.lengths, [len(batch) for batch in order]
+    source, lengths, counts = split.frames.device, split.lengths, [len(batch) for batch in order]
     starts, sizes = (
-        torch.from_numpy(of_all[np.concatenate(order)]).to(here).split(counts)
-        for of_all in (split.offsets, lengths)
+        torch.from_numpy(per_utterance[np.concatenate(order)]).to(source).split(counts)
+        for per_utterance in (split.offsets, lengths)
     )
     for batch, start, size in zip(order, starts, sizes):
-        time = torch.arange(int(lengths[batch].max(initial=1)), device=here)
+        time = torch.arange(int(lengths[batch].max(initial=1)), device=source)
         real = time < size[:, None]
         frames = split.frames[torch.where(real, start[:, None] + time, 0)]
         mask = real[:, None].to(torch.float32)
         x = frames.transpose(1, 2) * mask
-        if split.device != here:
-            x, mask = (_sent(tensor, split.device) for tensor in (x, mask))
+        if split.device != source:
+            x, mask = (_copy_to(tensor, split.device) for tensor in (x, mask))
         yield x, mask
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+def _copy_to(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

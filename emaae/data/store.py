@@ -1,9 +1,10 @@
-"""One copy of the data for all runs of a machine: packed once, then memory-mapped.
+"""One copy of the data for all runs on a machine: packed once, then memory-mapped.
 
-CACHE/<source>/<state>/ holds `frames`, the utterances end to end as raw numbers, and `index.json`:
-a line with a digest of what follows, then names, lengths, digests and moments. <source> is a digest
-of where the data come from and of their form, <state> one of the files' sizes and times: what has
-changed has another name. Nothing in it is ever unpickled.
+A store is a folder CACHE/<source>/<state>/ with two files. `frames` holds the concatenated
+utterances as raw numbers. `index.json` holds a digest of its own text in the first line, then
+names, lengths, digests and moments. <source> is a digest of the location and the format of the
+data, <state> a digest of the sizes and times of the files, so changed data get another store.
+Nothing is unpickled.
 """
 
 import contextlib
@@ -25,19 +26,19 @@ from emaae.data.reading import FrameFormat, digest_of
 from emaae.data.split import Split, Summary, offsets_of
 from emaae.system.files import flush_to_disk, lock_folder
 
-# Raised when what lies in a store changes, so that older stores are built again.
+# Version of the format; increase it after a change, so that older stores are built again.
 FORMAT = 3
-BUILDING = "building-"  # the folder that a store is built in
+BUILDING = "building-"  # prefix of the folder in which a store is built
 
 
 class Source(NamedTuple):
     """The source of a split.
 
-    label: what a person calls it. location: identifies it, whatever its content: a store of the
-    same location is replaced. content_key: differs when the content does. form: of what is kept.
-    read: identity and features (T, 14) of all utterances, in their order.
-    broken: which files were left out when it was read last, and why; None when a broken file ends
-    the reading.
+    label: a name for messages. location: identifies the source, not its content; a new store
+    replaces an older one of the same location and format. content_key: differs when the content
+    differs. form: format of the stored frames. read: yields identity and features (T, 14) of all
+    utterances, in order. broken: identity -> error of the files that the last `read` left out; None
+    if a broken file is an error.
     """
 
     label: str
@@ -49,22 +50,22 @@ class Source(NamedTuple):
 
 
 def load(source: Source, cache: Path | None) -> Split:
-    """The split of a source, mapped from its store below `cache`, which is built if it is missing.
+    """The split of a source, memory-mapped from its store below `cache`, built if it is missing.
 
-    Without a cache, or when it cannot be written (a warning), it is read into memory: the same
-    names, numbers and digests. Raises UserError as the source does when it is read.
+    Without a cache, or with a warning if the cache cannot be written, the split is read into
+    memory, with the same names, numbers and digests. Raises UserError as `source.read`.
     """
     if cache is not None:
         columns = (source.form.channels, source.form.dtype)
         folder = cache / hash_key(source.location, columns) / hash_key(FORMAT, source.content_key)
         try:
             return _open(folder, source) or _open_or_build(folder, source)
-        except BrokenPipeError:  # nobody reads what is printed
+        except BrokenPipeError:  # from printing, not from the cache
             raise
         except OSError as error:
             warnings.warn(
                 f"{cache} cannot hold {source.label} ({error.strerror or error}), which is read "
-                "into memory instead: free some space there, or name another folder by --cache_dir",
+                "into memory instead: free space there, or set another folder with --cache_dir",
                 stacklevel=2,
             )
     split = Split.from_utterances(source.read(), source.form)
@@ -72,12 +73,12 @@ def load(source: Source, cache: Path | None) -> Split:
 
 
 def hash_key(*parts: Any) -> str:
-    """A name for a folder that differs when any of the parts does."""
+    """A folder name: a digest of the parts."""
     return digest_of(json.dumps(parts).encode())
 
 
 def _open_or_build(folder: Path, source: Source) -> Split:
-    """The split in `folder`, which is built there unless another process has just done it."""
+    """The split in `folder`, built now unless another process has just built it. OSError."""
     place = folder.parent
     for path in (place.parent, place):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,10 +92,10 @@ def _open_or_build(folder: Path, source: Source) -> Split:
             shutil.rmtree(unfinished)  # left by a process that was killed
         with tempfile.TemporaryDirectory(prefix=BUILDING, dir=place) as building:
             _build(Path(building), source)
-            with contextlib.suppress(FileNotFoundError):  # a broken one that others may have mapped
+            with contextlib.suppress(FileNotFoundError):  # a broken store, perhaps mapped by others
                 folder.rename(place / f"{folder.name}-{os.getpid()}")
             os.rename(building, folder)
-        instead = ", in place of what it was before" if _remove_others(folder) else ""
+        instead = ", replacing an older copy" if _remove_others(folder) else ""
         built = _open(folder, source)
         assert built is not None
         size = f"{built.frames.nbytes / 1e6:.1f} MB"
@@ -103,7 +104,7 @@ def _open_or_build(folder: Path, source: Source) -> Split:
 
 
 def _build(folder: Path, source: Source) -> None:
-    """Write frames and index."""
+    """Write the files `frames` and `index.json`."""
     names, lengths = [], []
     with open(folder / "frames", "wb") as file:
         for name, features in source.read():
@@ -111,15 +112,15 @@ def _build(folder: Path, source: Source) -> None:
             names.append(name)
             lengths.append(len(frames))
             file.write(frames.data)
-        flush_to_disk(file)  # content only: a folder that a power cut takes back is built again
-    known = _map(folder, source, names, lengths).summary
+        flush_to_disk(file)  # not the folder: if a power cut loses it, it is built again
+    summary = _map(folder, source, names, lengths).summary
     index = {
         "where": source.label,
         "names": names,
         "lengths": lengths,
-        "digests": known.digests,
-        "mean": known.mean.tolist(),
-        "sd": known.sd.tolist(),
+        "digests": summary.digests,
+        "mean": summary.mean.tolist(),
+        "sd": summary.sd.tolist(),
         "skipped": source.broken or {},
     }
     text = json.dumps(index, allow_nan=False)
@@ -129,25 +130,25 @@ def _build(folder: Path, source: Source) -> None:
 
 
 def _open(folder: Path, source: Source) -> Split | None:
-    """The split in `folder`; None where it is missing, broken, or lacks files that are wanted."""
+    """The split in `folder`; None if it is missing, broken, or lacks files that `source` needs."""
     try:
         digest, _, text = (folder / "index.json").read_text(encoding="latin1").partition("\n")
         index = json.loads(text) if digest == hash_key(text) else None
         if index is None or (index["skipped"] and source.broken is None):
             return None
-        known = Summary(tuple(index["digests"]), np.array(index["mean"]), np.array(index["sd"]))
+        summary = Summary(tuple(index["digests"]), np.array(index["mean"]), np.array(index["sd"]))
         split = _map(folder, source, index["names"], index["lengths"])
     except (FileNotFoundError, BlockingIOError, ValueError):
-        # Missing, being removed by another process, or cut short.
+        # Missing, being removed by another process, or truncated.
         return None
-    return replace(split, precomputed=known, skipped=index["skipped"])
+    return replace(split, precomputed=summary, skipped=index["skipped"])
 
 
 def _map(folder: Path, source: Source, names: Sequence[str], lengths: Sequence[int]) -> Split:
-    """A split with its frames in pages that all processes share; writing to one copies it first.
+    """A split whose frames are memory-mapped: processes share the pages, and a write copies a page.
 
-    The file is locked against removal as long as it is mapped: a network disk would take it away
-    from a run on another machine. Raises ValueError when it is too short.
+    A shared lock on the file prevents its removal while it is mapped; on a network disk a removal
+    would break a run on another machine. Raises ValueError if the file is too short.
     """
     channels = source.form.channels
     with open(folder / "frames", "rb") as file:
@@ -158,7 +159,7 @@ def _map(folder: Path, source: Source, names: Sequence[str], lengths: Sequence[i
 
 
 def _remove_others(kept: Path) -> bool:
-    """Remove the stores beside `kept` that no process has mapped; returns whether it did."""
+    """Remove other stores beside `kept`, except mapped ones; returns whether any was removed."""
     removed = False
     for other in set(kept.parent.iterdir()) - {kept}:
         with contextlib.suppress(OSError), open(other / "frames", "ab") as file:

@@ -1,4 +1,4 @@
-"""How a generated utterance of demo.py is made: speaker, score, movement, frames."""
+"""Generating the utterances of demo.py: speaker, score, movement, frames."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -27,8 +27,8 @@ from emaae.data.phones import (
     phone_at,
 )
 
-# The first simulated instant is at .5 ms, so that every frame centre, (320 i + 200) / 16000 s, is
-# itself an instant of the simulation: number 6, 16, 26, ...
+# The simulation starts at .5 ms, so that each frame centre, (320 i + 200) / 16000 s, is one of its
+# instants: number 6, 16, 26, ...
 STEP_S = 0.002
 FIRST_INSTANT_S = 0.0005
 FIRST_FRAME_STEP = 6
@@ -36,7 +36,7 @@ STEPS_PER_FRAME = 10
 
 RAMP_S = 0.030
 CONSONANT_LEAD_S = 0.050
-# (strength, natural frequency in Hz) of the gestures of each kind
+# Strength, and natural frequency in Hz, of the gestures of each kind.
 VOWEL_DYNAMICS = (1.0, 6.0)
 CONSONANT_DYNAMICS = (8.0, 12.0)
 NEUTRAL_DYNAMICS = (0.06, 2.0)
@@ -45,10 +45,10 @@ LOW_PASS = signal.butter(5, 10, fs=1 / STEP_S, output="sos")
 LOUDNESS_SMOOTHING_S = 0.040
 ACCENT_PROBABILITY = 1 / 3  # of a vowel
 ACCENT_S = 0.25
-WANDER_CORRELATION = 0.9  # of the pitch in pauses, from one frame to the next
+WANDER_CORRELATION = 0.9  # autocorrelation of the pitch in pauses at a lag of one frame
 
-# Brings the 12 articulators of the default corpus to a standard deviation of about 1. A constant,
-# not a measurement of the corpus: an utterance must not depend on which others are asked for.
+# Gives the 12 articulators of the default corpus a standard deviation of about 1. A constant, not
+# computed from the corpus, so that an utterance does not depend on the others.
 POSITION_SCALE = 1.48
 
 
@@ -56,9 +56,9 @@ class GeneratedUtterance(NamedTuple):
     """One generated utterance.
 
     name: path below the split's folder, without suffix: `103/103000/103-103000-0000`.
-    features: (T, 14) float32 at 50 Hz; 0..11 are ARTICULATORS in z-scores (Y grows upwards, X
-        backwards), 12 is loudness (mean absolute value of the z-scored waveform, >= 0), 13 is pitch
-        in Hz (50..550, arbitrary where unvoiced).
+    features: (T, 14) float32 at 50 Hz; columns 0..11 are ARTICULATORS in z-scores (Y grows upwards,
+        X backwards), 12 is loudness (mean absolute value of the z-scored waveform, >= 0), 13 is
+        pitch in Hz (50..550, without meaning where unvoiced).
     times: (T, 2) float32, start and end of each frame in seconds, both strictly increasing.
     phones, gestures: the score, in order of time.
     """
@@ -71,18 +71,20 @@ class GeneratedUtterance(NamedTuple):
 
 
 class Speaker(NamedTuple):
-    transform: np.ndarray  # (12, 12): features = movement @ transform + offset
+    """A generated speaker: features = movement @ transform + offset."""
+
+    transform: np.ndarray  # (12, 12)
     offset: np.ndarray  # (12,)
-    rate: float  # phone durations are divided by it
+    rate: float  # speaking rate: divides the drawn phone durations
     pitch_hz: float
 
 
 class PhoneGestures(NamedTuple):
-    """One phone's gestures: which articulators it pulls, where to, how hard, from when to when."""
+    """The gestures of one phone: their targets, weights, dynamics and times."""
 
     phone: str
     target: np.ndarray  # (12,) standard deviations from rest
-    weight: np.ndarray  # (12,) 0..1, 0 where the phone leaves the articulator alone
+    weight: np.ndarray  # (12,) 0..1, 0 for articulators that the phone does not use
     strength: float
     frequency_hz: float
     start_s: float
@@ -90,7 +92,7 @@ class PhoneGestures(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """What an utterance is made of; its random numbers go on where the gestures' ended."""
+    """An utterance before its simulation; rng: also draws its noise and pitch."""
 
     name: str
     rng: np.random.Generator
@@ -100,13 +102,13 @@ class Draft(NamedTuple):
 
 
 def random_stream(seed: int, *stream: str | int) -> np.random.Generator:
-    """An independent generator for each named stream of random numbers."""
+    """A random generator that is independent for each seed and name of a stream."""
     words = (int.from_bytes(w.encode(), "big") if isinstance(w, str) else w for w in stream)
     return np.random.default_rng([seed, *words])
 
 
 def draw_speaker(number: int, seed: int) -> Speaker:
-    """The speaker of a number; odd numbers are men."""
+    """The speaker with this number; odd numbers are men."""
     rng = random_stream(seed, "speaker", number)
     n = len(ARTICULATORS)
     mixing = np.eye(n) + 0.05 * rng.standard_normal((n, n))
@@ -120,7 +122,7 @@ def draw_speaker(number: int, seed: int) -> Speaker:
 
 def draw_phones(rng: np.random.Generator, duration_s: float, rate: float) -> list[Phone]:
     """Phones that fill 0..duration_s: phrases of syllables, pauses, silence at both ends."""
-    margin_s = duration_s / 5  # a very short utterance still has room to speak
+    margin_s = duration_s / 5  # at most, so that a very short utterance contains speech
     lead_s, tail_s = np.minimum(rng.uniform(0.2, 0.5, 2), margin_s).tolist()
     speech_s = duration_s - lead_s - tail_s
 
@@ -139,8 +141,8 @@ def draw_phones(rng: np.random.Generator, duration_s: float, rate: float) -> lis
         syllables.append(syllable)
         total_s += sum(length_s for _, length_s in syllable)
 
-    # The plan is stretched to the time available, which leaves the speaking rate unbiased only if
-    # it is as often too short as too long.
+    # The syllables are stretched to the available time. To keep the speaking rate unbiased, their
+    # total must be too short as often as too long.
     last_s = sum(length_s for _, length_s in syllables[-1])
     if len(syllables) > 1 and total_s - speech_s > last_s / 2:
         syllables.pop()
@@ -156,13 +158,13 @@ def draw_phones(rng: np.random.Generator, duration_s: float, rate: float) -> lis
 
 
 def plan_gestures(rng: np.random.Generator, phones: list[Phone]) -> list[PhoneGestures]:
-    """The gestures of the phones of a score; silence has none."""
+    """The gestures of each phone; silence has none."""
     tokens = []
     for i, (label, start_s, end_s) in enumerate(phones):
         if label == SILENCE:
             continue
         if label in VOWELS:
-            # Consonants are superimposed on a continuous movement from vowel to vowel.
+            # A vowel lasts until the next vowel or silence; consonants are superimposed on it.
             end_s = next(p.start_s for p in phones[i + 1 :] if p.label in (*VOWELS, SILENCE))
             (targets, weights), dynamics = VOWELS[label], VOWEL_DYNAMICS
         else:
@@ -180,8 +182,8 @@ def simulate_movement(drafts: list[Draft]) -> list[np.ndarray]:
 
         x'' = -w^2 (x - x0) - 2 w x'
 
-    whose stiffness w^2 and rest position x0 are means over the active gestures, each counted with
-    its activation x strength x weight. A weak neutral gesture is always active.
+    where the stiffness w^2 and the rest position x0 are means over the active gestures, weighted by
+    activation x strength x weight. A weak neutral gesture is always active.
     """
     n_instants = [int(draft.phones[-1].end_s / STEP_S) for draft in drafts]
     shape = (max(n_instants), len(drafts), len(ARTICULATORS))
@@ -209,7 +211,7 @@ def simulate_movement(drafts: list[Draft]) -> list[np.ndarray]:
 def _activation(instants_s: np.ndarray, start_s: float, end_s: float) -> np.ndarray:
     """0..1, with raised-cosine ramps that are half way up at start_s and half way down at end_s.
 
-    Where one vowel's ramp meets the next one's, the two add up to 1.
+    If one vowel ends where the next begins, their activations add up to 1.
     """
     up = np.clip((instants_s - start_s) / RAMP_S, -0.5, 0.5)
     down = np.clip((end_s - instants_s) / RAMP_S, -0.5, 0.5)
@@ -217,7 +219,7 @@ def _activation(instants_s: np.ndarray, start_s: float, end_s: float) -> np.ndar
 
 
 def _integrate(target: np.ndarray, stiffness: np.ndarray) -> np.ndarray:
-    """Positions (instant, utterance, channel) of damped springs that start at rest (0).
+    """Positions (instant, utterance, channel) of the damped masses, which start at rest at 0.
 
     Semi-implicit Euler: velocity first, then position with the new velocity.
     """
@@ -233,18 +235,19 @@ def _integrate(target: np.ndarray, stiffness: np.ndarray) -> np.ndarray:
 
 
 def make_utterance(draft: Draft, movement: np.ndarray) -> GeneratedUtterance:
-    """The utterance that one movement (instants, 12) of a speaker's articulators makes."""
+    """The utterance of a draft and its simulated movement (instants, 12)."""
     name, rng, speaker, phones, tokens = draft
     n_frames = int(frames_of(round(phones[-1].end_s * SAMPLE_RATE_HZ)))
     at_frames = FIRST_FRAME_STEP + STEPS_PER_FRAME * np.arange(n_frames)
 
-    # Sensor noise whose density does not depend on the step: .04 at a step of one frame.
+    # Sensor noise, whose spectral density does not depend on the step: an sd of .04 at 50 Hz.
     noise = rng.normal(0, 0.04 * np.sqrt(1 / FRAME_RATE_HZ / STEP_S), movement.shape)
     smooth = signal.sosfiltfilt(LOW_PASS, movement + noise, axis=0)[at_frames]
 
     articulators = smooth @ speaker.transform + speaker.offset
     loudness = _loudness(phones, len(movement))[at_frames]
-    # The waveform is z-scored, and a normal variable's rms is 1.25 times its mean absolute value.
+    # The waveform is z-scored (rms 1), and the rms of a normal variable is 1.25 times its mean
+    # absolute value.
     loudness /= 1.25 * np.sqrt(np.mean(loudness**2))
     pitch_hz = _pitch(rng, phones, frame_centres(n_frames), speaker.pitch_hz)
 
@@ -263,7 +266,7 @@ def make_utterance(draft: Draft, movement: np.ndarray) -> GeneratedUtterance:
 
 
 def _loudness(phones: list[Phone], n_instants: int) -> np.ndarray:
-    """(n_instants,) relative amplitude: one level per kind of sound, smoothed."""
+    """Relative amplitude (n_instants,): one level per class of phones, smoothed."""
     instants_s = FIRST_INSTANT_S + STEP_S * np.arange(n_instants)
     levels = np.array([PHONE_LOUDNESS[phone.label] for phone in phones])
     levels = levels[phone_at(phones, instants_s)]
@@ -273,11 +276,11 @@ def _loudness(phones: list[Phone], n_instants: int) -> np.ndarray:
 def _pitch(
     rng: np.random.Generator, phones: list[Phone], centres_s: np.ndarray, base_hz: float
 ) -> np.ndarray:
-    """(T,) Hz at the frame centres, from semitones relative to the speaker's base.
+    """Pitch (T,) in Hz at the frame centres, 50..550, from semitones relative to base_hz.
 
-    Declination over each stretch between pauses after 't Hart, Collier & Cohen (1990), A Perceptual
-    Study of Intonation. Frames without voice get what a pitch tracker makes of them: arbitrary
-    values between 50 and 550, never 0.
+    Declination between pauses after 't Hart, Collier & Cohen (1990), A Perceptual Study of
+    Intonation. Unvoiced frames have values too, as from a pitch tracker: interpolated with noise in
+    voiceless consonants, an autocorrelated random sequence in silence.
     """
     n_frames = len(centres_s)
     semitones = np.zeros(n_frames)
@@ -303,7 +306,7 @@ def _pitch(
         ) + rng.normal(0, 1, voiceless.sum())
 
     innovation = rng.normal(0, 4 * np.sqrt(1 - WANDER_CORRELATION**2), n_frames)
-    # Wandering began before the first frame, so that one has the full spread of 4 semitones too.
+    # Gives the first frame, like all others, the full standard deviation of 4 semitones.
     innovation[0] /= np.sqrt(1 - WANDER_CORRELATION**2)
     wander = signal.lfilter([1], [1, -WANDER_CORRELATION], innovation)
     semitones[silent] = wander[silent]
