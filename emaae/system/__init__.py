@@ -1,1 +1,1 @@
-"""What any program needs: errors, files, signals, progress, devices, processes."""
+"""General functions for all programs: errors, files, signals, progress, devices, processes."""

@@ -10,11 +10,11 @@ from emaae.system.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU when there is one. Raises UserError.
+    """The device called `name`; "auto" is the GPU if there is one. Raises UserError.
 
-    Of several processes each takes its own GPU. Multiplications that are not in bfloat16
-    (`use_bf16`) are in full float32 there: TensorFloat-32, cuDNN's default for convolutions, keeps
-    ten bits of the mantissa, and a model would not give its logged numbers on other devices.
+    In a run of several processes each process gets its own GPU. Also switches off TensorFloat-32,
+    cuDNN's default for convolutions: it keeps only ten bits of the mantissa, so a model would not
+    reproduce its logged numbers on other devices.
     """
     torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
@@ -28,7 +28,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"--device {name} is not there: this machine shows {torch.cuda.device_count()} CUDA "
+            f"--device {name} does not exist: this machine has {torch.cuda.device_count()} CUDA "
             "device(s); use --device auto or cpu"
         )
     return _gpu_of_process(device) if is_distributed() and device.type == "cuda" else device
@@ -37,61 +37,61 @@ def pick_device(name: str) -> torch.device:
 def _gpu_of_process(device: torch.device) -> torch.device:
     if device.index is not None:
         raise UserError(
-            f"--device {device} is one GPU, and every process takes another: use --device cuda"
+            f"--device {device} is a single GPU, but each process needs its own: use --device cuda"
         )
     n_gpus = torch.cuda.device_count()
     rank = int(os.environ["LOCAL_RANK"])
     if rank >= n_gpus:
         raise UserError(
-            f"process {rank + 1} of this machine needs a GPU of its own, and it shows "
-            f"{n_gpus}: start fewer by --nproc_per_node, or use --device cpu"
+            f"process {rank + 1} on this machine needs its own GPU, but there are only {n_gpus}: "
+            "start fewer processes with --nproc_per_node, or use --device cpu"
         )
     torch.cuda.set_device(rank)
     return torch.device("cuda", rank)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether training multiplies in bfloat16: `fp32`, `bf16`, or `auto`, where the hardware does.
+    """Whether training multiplies in bfloat16. precision: fp32, bf16, or auto (by the hardware).
 
-    Weights, optimiser, loss and sums stay in float32, and so does every evaluation, so that a model
-    gives its logged numbers wherever it is loaded.
+    Weights, optimiser, loss, sums and evaluations are in float32, so that a model reproduces its
+    logged numbers on every device.
     """
     if precision == "auto":
         if device.type == "cuda":
             return torch.cuda.get_device_capability(device) >= (8, 0)
-        # On other CPUs oneDNN emulates it, slower than float32.
+        # On other CPUs oneDNN emulates bfloat16, which is slower than float32.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return precision == "bf16"
 
 
 def make_deterministic() -> None:
-    """Let a GPU add in the same order every time; call it before the first computation there.
+    """Make GPU computations repeatable bit by bit; call this before the first of them.
 
-    Operations that have no such order raise RuntimeError.
+    Operations without a deterministic implementation then raise RuntimeError.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    # It would fill each new tensor with NaN, to expose code that reads before it writes.
+    # On by default with deterministic algorithms: fills each new tensor with NaN, for debugging.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory instead of giving it back to the system.
+    """Make the C library keep freed memory instead of returning it to the system.
 
-    The activations of each step are hundreds of MB, and pages that come fresh from the system are
-    cleared first: kept, a step is 1.4 to 1.5 times as fast (benchmarks/RESULTS.md). glibc only;
-    on other systems nothing happens.
+    The activations of a step take hundreds of MB, and the system clears each page that it hands
+    out. With memory kept, a step is 1.4 to 1.5 times as fast (benchmarks/RESULTS.md). Only for
+    glibc; no effect on other systems.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
-        trim_threshold, mmap_max = -1, -4  # of malloc.h
-        libc.mallopt(mmap_max, 0)  # no block of its own for a large array ...
-        libc.mallopt(trim_threshold, -1)  # ... and none is given back
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+        libc.mallopt(mmap_max, 0)  # large arrays come from the heap, not from mmap ...
+        libc.mallopt(trim_threshold, -1)  # ... and the heap never shrinks
 
 
 def n_cpus() -> int:
-    """The CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # macOS has none
+    """Number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -3,10 +3,10 @@
     torchrun --nproc_per_node=4 train.py ...
 
 Each process holds the whole model and takes its share of the utterances of every batch. Sums over
-a batch are summed over the processes before anything is divided (`sum_over_processes`), so that all
-of them have the loss of the whole batch, and the mean of their gradients is its gradient. Only the
-main process writes files, talks to W&B and prints. In a run of one process nothing here does
-anything.
+a batch are summed over the processes before they are divided (`sum_over_processes`). So every
+process has the loss of the whole batch, and the mean of the processes' gradients is the gradient of
+this loss. Only the main process, the one of rank 0, writes files, talks to W&B and prints. In a run
+of one process these functions have no effect.
 """
 
 import contextlib
@@ -31,25 +31,25 @@ from emaae.system.errors import UserError
 
 T = TypeVar("T")
 
-# How long the others may wait for the first process, which may read a large corpus.
+# How long the other processes wait for the main process, which may have to read a large corpus.
 TIMEOUT = timedelta(days=1)
-# The key under which the first process that fails says so.
+# Key in the store of the process group; its value is the rank of the first process that failed.
 FAILED_KEY = "emaae/ended"
 
 
 class _Group:
-    """Which of how many processes this is; `size` is 1 when it computes alone."""
+    """The rank of this process and the number of processes; size 1: it computes alone."""
 
     rank, size = 0, 1
 
 
 def is_distributed() -> bool:
-    """Whether torchrun started this process and others."""
+    """Whether torchrun started this process together with others."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes files, talks to W&B and prints."""
+    """Whether this process writes files, talks to W&B and prints."""
     return _Group.rank == 0
 
 
@@ -58,19 +58,19 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Compute together with the processes that torchrun started, if it did, until the block ends.
+    """A block in which the processes that torchrun started, if any, compute together.
 
-    Only the first one prints. An error that ends them all is raised in one process, the first
-    that met it; the others end silently with exit status 0.
+    Only the main process prints. When an error ends the run, only the first process that failed
+    raises it; the others end silently with exit status 0.
     """
     if not is_distributed():
         yield
         return
     launcher = os.getppid()
-    _end_with_the_launcher()
+    _end_with_launcher()
     store, _Group.rank, _Group.size = next(rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(
-        # Messages between processes are in main memory, tensors on the device.
+        # gloo for Python objects in main memory, NCCL for tensors on a GPU.
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=store,
         rank=_Group.rank,
@@ -83,7 +83,7 @@ def process_group() -> Iterator[None]:
     except SystemExit as end:
         _exit(end.code)
     except BaseException as error:
-        # When torchrun has ended, so has its store.
+        # The store is a part of torchrun, and ends with it.
         has_store = os.getppid() == launcher
         if _is_first_to_fail(store, error) if has_store else is_main_process():
             raise _explained(error) from None
@@ -93,11 +93,11 @@ def process_group() -> Iterator[None]:
 
 
 def _exit(status: Any) -> NoReturn:
-    """End this process with an exit status; all but the first at once.
+    """End this process with an exit status; processes other than the main one at once.
 
-    After DistributedDataParallel gloo's threads go on (torch 2.13), and a thread that asks for the
-    GIL while the interpreter ends aborts the process. The first process computes on alone, while
-    its threads come to rest.
+    After DistributedDataParallel the threads of gloo continue (torch 2.13), and a thread that asks
+    for the GIL while the interpreter shuts down aborts the process. In the main process they have
+    ended by then, since it goes on computing alone.
     """
     if is_main_process():
         raise SystemExit(status)
@@ -106,7 +106,7 @@ def _exit(status: Any) -> NoReturn:
 
 
 def leave_process_group() -> None:
-    """Compute alone from now on; to be called by all."""
+    """Compute alone from now on; every process must call this."""
     if _Group.size > 1:
         _Group.size = 1
         dist.destroy_process_group()
@@ -114,35 +114,38 @@ def leave_process_group() -> None:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Print nothing, and leave it to the first process to react to signals."""
+    """A block that prints nothing and defers signals, which the main process handles."""
     with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
+        open(os.devnull, "w") as devnull,
+        contextlib.redirect_stdout(devnull),
+        contextlib.redirect_stderr(devnull),
         signals.defer_interrupts(),
     ):
         yield
 
 
 def _is_first_to_fail(store: Any, error: BaseException) -> bool:
-    """Whether to report the error here: those of the other processes may be its consequences."""
+    """Whether this process failed first and reports its error; later ones may be consequences."""
     if isinstance(error, KeyboardInterrupt) and not is_main_process():
         return False
     return store.compare_set(FAILED_KEY, "", str(_Group.rank)).decode() == str(_Group.rank)
 
 
 def _explained(error: BaseException) -> BaseException:
-    """The error to show when the connection broke because another process was killed."""
+    """The error to show: an explanation if gloo's connection to another process broke."""
     if not (isinstance(error, RuntimeError) and "gloo" in str(error)):
         return error
     return UserError(
-        "another process of this run is gone, killed perhaps for lack of memory: free some, or "
-        "start fewer by --nproc_per_node; --resume goes on from what was kept"
+        "another process of this run has ended, killed perhaps for lack of memory: free memory, or "
+        "start fewer processes with --nproc_per_node; --resume continues from the last save"
     )
 
 
-def _end_with_the_launcher() -> None:
-    """Get SIGTERM when torchrun dies: it passes that on, but SIGKILL and SIGUSR1 end it."""
+def _end_with_launcher() -> None:
+    """Ask Linux for a SIGTERM when torchrun ends.
+
+    torchrun passes on a SIGTERM, but SIGKILL and SIGUSR1 end it without notice to its processes.
+    """
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
@@ -152,7 +155,7 @@ def _end_with_the_launcher() -> None:
 
 
 def broadcast(value: T) -> T:
-    """The first process's value, in every process; the others wait for it."""
+    """The value of the main process, in every process; the others wait for it."""
     if _Group.size == 1:
         return value
     values = [value]
@@ -162,7 +165,7 @@ def broadcast(value: T) -> T:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """A block that the first process leaves before the others enter it."""
+    """A block that the main process finishes before the others enter it."""
     if not is_main_process():
         broadcast(None)
     yield
@@ -171,16 +174,16 @@ def main_process_first() -> Iterator[None]:
 
 
 def stop_if_interrupted() -> None:
-    """Raise `Interrupted` in every process when one got a signal, so that none waits.
+    """Raise `Interrupted` in every process if any of them got a signal, so that all stop together.
 
-    To be called within `signals.defer_interrupts`, where nothing is half done.
+    Call it inside a `signals.defer_interrupts` block, at a point where the state is consistent.
     """
-    asked = signals.interrupt_pending()
+    pending = signals.interrupt_pending()
     if _Group.size > 1:
-        flag = torch.tensor(int(asked))
+        flag = torch.tensor(int(pending))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
-        asked = bool(flag)
-    if asked:
+        pending = bool(flag)
+    if pending:
         signals.raise_interrupted()
 
 
@@ -188,12 +191,12 @@ def stop_if_interrupted() -> None:
 
 
 def local_share(order: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The share of this process of each batch of utterances; of the last ones it may be empty."""
+    """This process's share of each batch of utterances; may be empty for a small batch."""
     return [batch[_Group.rank :: _Group.size] for batch in order]
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Each process reads the sum, so the gradient of its part is the sum of their gradients."""
+    """Every process uses the sum, so the gradient of each summand sums their gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -207,12 +210,12 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of a tensor of any shape over the processes, for each; gradients are summed too."""
+    """The sum of a tensor of any shape over the processes; gradients are summed too."""
     return tensor if _Group.size == 1 else _SumOverProcesses.apply(tensor)
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """The tensors of all processes, of one shape, joined in the last dimension; no gradient."""
+    """The tensors of all processes, of equal shape, concatenated on the last axis; no gradient."""
     if _Group.size == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(_Group.size)]
@@ -221,21 +224,21 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def sum_attributes(sums: object) -> None:
-    """Sum every attribute of an object, all of them tensors, over the processes, in place."""
+    """Sum every attribute of an object over the processes, in place; all must be tensors."""
     if _Group.size > 1:
         for name, value in vars(sums).items():
             setattr(sums, name, sum_over_processes(value))
 
 
 def wrap_ddp(model: nn.Module) -> nn.Module:
-    """The model to call in training, whose gradients are the mean of those of all processes.
+    """The module to call in training: it averages the gradients over the processes.
 
-    Weights and state stay those of `model`, and start as those of the first process.
+    It shares its weights with `model`; initially they become those of the main process.
     """
     if _Group.size == 1:
         return model
     with warnings.catch_warnings():
-        # torch 2.13 renames it, to a name that earlier versions lack.
+        # torch 2.13 renames the class, to a name that earlier versions lack.
         warnings.simplefilter("ignore", FutureWarning)
-        # Running statistics are pooled where they are computed.
+        # broadcast_buffers: running statistics are already pooled where they are computed.
         return DistributedDataParallel(model, broadcast_buffers=False)

@@ -1,4 +1,4 @@
-"""Usage errors: one line, and exit status 2."""
+"""Usage errors: one line on stderr and exit status 2."""
 
 import argparse
 import contextlib
@@ -13,28 +13,28 @@ from typing import Any, NoReturn, TextIO
 
 from emaae.system.signals import handle_signals
 
-MAX_MESSAGE = 2000  # of a message, whatever a file made it quote
-EXIT_INTERRUPTED = 130  # the shell's exit status of a program that Ctrl-C ended
-EXIT_BROKEN_PIPE = 141  # ... and of one whose reader has gone, as in `| head -1`
+MAX_MESSAGE = 2000  # characters; a message may quote a long text from a file
+EXIT_INTERRUPTED = 130  # a shell's exit status for a program that Ctrl-C ended
+EXIT_BROKEN_PIPE = 141  # ... and for one whose output is no longer read, as in `| head -1`
 
 
 class UserError(Exception):
     """A mistake that the user can fix.
 
-    The message is one line that names the file or flag, its value, what was expected and the
-    way out. Programs show it without a traceback and end with exit status 2.
+    The message is one line that names the file or flag, its value, what was expected and what to
+    do. Programs print it without a traceback and end with exit status 2.
     """
 
 
 class BadFile(UserError):
-    """A file that is broken, or not what it should be; others beside it may be fine."""
+    """A file that is broken or of another kind; other files of the same folder may be fine."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that raises mistakes as UserError."""
+    """A parser that raises UserError for usage errors."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """The arguments, with the home directory in place of a leading ~, as shells have it."""
+        """The arguments; a leading ~ of a value becomes the home directory, also in --flag=~/x."""
 
         def expanded(word: str) -> str:
             flag, equals, value = word.partition("=") if word[:2] == "--" else ("", "", word)
@@ -49,7 +49,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def needs_extra(name: str) -> Iterator[None]:
-    """Around the imports of an optional extra: without its packages, says how to install them."""
+    """A block that imports packages of an extra; raises UserError on how to install them."""
     try:
         yield
     except ImportError as error:
@@ -61,17 +61,17 @@ def needs_extra(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting_errors(program: str) -> Iterator[None]:
-    """Turn a `UserError` into one line and exit status 2, and a warning into one line.
+    """The block of a whole program, with errors and warnings of one line.
 
-    A signal to stop ends the program with one line too, see `emaae.system.signals`; a reader that
-    has gone ends it without one. Streams that the parent has closed, or that take ASCII alone, are
-    made usable.
+    A `UserError` gives exit status 2, a signal to stop (see `emaae.system.signals`) 130, and output
+    that is no longer read 141, without a message. Standard streams that the parent has closed, or
+    that accept only ASCII, are made usable.
     """
     _repair_streams()
     as_usual = warnings.formatwarning
 
     def formatted(message, category, *where, **more) -> str:
-        if category is UserWarning:  # ours
+        if category is UserWarning:  # from this project
             return f"warning: {one_line(str(message))}\n"
         return as_usual(message, category, *where, **more)
 
@@ -97,19 +97,19 @@ def reporting_errors(program: str) -> Iterator[None]:
 
 
 def _repair_streams() -> None:
-    """Make usable what the parent process left: closed streams, ASCII, a notebook's matplotlib."""
+    """Make the environment usable: closed streams, ASCII streams, the matplotlib of a notebook."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:  # closed by the parent
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the program ends
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # Only files are drawn, and the backend of a notebook need not be installed here.
+    # Figures are only written to files, and a notebook's backend may not be installed.
     os.environ["MPLBACKEND"] = "agg"
 
 
 def _has_reader(stream: TextIO) -> bool:
-    """Whether a stream has a reader; if not, what else is written there goes nowhere."""
+    """Whether a stream still has a reader; without one, redirects it to /dev/null."""
     ready = select.poll()
     ready.register(stream.fileno(), select.POLLOUT)
     if any(event & select.POLLERR for _, event in ready.poll(0)):
@@ -119,28 +119,28 @@ def _has_reader(stream: TextIO) -> bool:
 
 
 def last_error(log: Path) -> str:
-    """The last error in what a program printed into a file, else its last line; "" without one."""
+    """The last error line in a log file of a program, else its last line; "" if there is none."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     last = [line.strip()[:300] for line in reversed(lines) if line.strip()]
-    # torchrun reports at length after what its program has printed.
+    # torchrun prints a long report after the error of its program.
     return next((line for line in last if ": error: " in line), last[0] if last else "")
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first five names, and dots where there are more."""
+    """The first five names, joined by commas, and dots if there are more."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's message or, where it has none, the name of its type."""
+    """The first line of an error's message or, without a message, the name of its type."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def one_line(message: str) -> str:
-    """The message as one line of readable length, in which nothing can steer a terminal."""
+    """The message as one line of limited length, without control characters."""
     line = " ".join(message.split())
     if len(line) > MAX_MESSAGE:
         line = f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"

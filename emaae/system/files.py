@@ -1,4 +1,4 @@
-"""Files: untrusted ones are read with checks, ours are written whole or not at all."""
+"""Reading untrusted files with checks, and writing files whole or not at all."""
 
 import contextlib
 import fcntl
@@ -12,38 +12,38 @@ from typing import IO, Any, BinaryIO
 
 from emaae.system.errors import BadFile, UserError
 
-# Settings, metrics and sweep files are some kilobytes.
+# Largest text file in bytes; settings, metrics and sweep files have some kilobytes.
 MAX_TEXT = 1 << 20
-# Largest read from an archive at once. zipfile reads the list of members at once, after looking for
-# it in the last 64 KiB, so there are some thousands at most.
+# Largest single read from an archive in bytes. zipfile searches the last 64 KiB for the list of
+# members and reads the list at once, so this allows a few thousand members.
 MAX_READ = 1 << 17
 
 
 def find_packaged(path: str | Path) -> Path:
-    """The path; when nothing is there, train.py or sweeps/FILE as they come with this package."""
+    """The path; if no file exists there, that of this package for train.py or sweeps/FILE."""
     path, package = Path(path), Path(__file__).parents[1]
-    places = [path]
+    candidates = [path]
     if path == Path("train.py") or path.parent == Path("sweeps"):
-        # Beside the package in a checkout; sweep files are inside it once it is installed.
-        places += [package.parent / path, package / "sweep_files" / path.name]
-    return next((place for place in places if place.is_file()), path)
+        # Beside the package in a checkout; the installed package contains the sweep files.
+        candidates += [package.parent / path, package / "sweep_files" / path.name]
+    return next((candidate for candidate in candidates if candidate.is_file()), path)
 
 
-# Folders in which file managers, archives and network disks keep what is no data.
+# Folders in which file managers, archives and network disks keep files of their own.
 IGNORED_FOLDERS = ("__MACOSX", "$RECYCLE.BIN", "lost+found", "@eaDir", "#recycle")
 
 
 def is_data(path: str) -> bool:
-    """Whether no part of a path, relative to the listed root, is hidden or of `IGNORED_FOLDERS`.
+    """Whether a path, relative to the listed root, is data: not hidden, not in `IGNORED_FOLDERS`.
 
-    Hidden are names with a leading dot, as `._x` of macOS and `.Trash-1000`. Every listing of
-    features, audio, weights, encodings and objects goes by it.
+    Hidden names have a leading dot, such as `._x` of macOS and `.Trash-1000`. All listings of
+    features, audio, weights, encodings and objects use this function.
     """
     return not any(part[:1] == "." or part in IGNORED_FOLDERS for part in path.split("/"))
 
 
 def check_folder(path: str | Path, name: str, content: str) -> None:
-    """Raise UserError, which calls the path `name`, unless it is a directory (of `content`)."""
+    """Raise UserError unless the path is a directory; name, content: words for the message."""
     if not os.path.isdir(path):
         what = "is not a directory" if os.path.exists(path) else "does not exist (or is hidden)"
         raise UserError(f"{name} {what}: expected a directory of {content}")
@@ -53,8 +53,7 @@ def check_folder(path: str | Path, name: str, content: str) -> None:
 def open_regular(path: str | Path, at_most: int) -> Iterator[BinaryIO]:
     """A regular file of at most `at_most` bytes, open for reading; links are followed.
 
-    Pipes and devices, which may never end, are refused without waiting for them. Raises OSError,
-    and BadFile for what is not such a file.
+    Raises OSError, and BadFile for larger files, pipes and devices; does not wait for a pipe.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
@@ -62,14 +61,14 @@ def open_regular(path: str | Path, at_most: int) -> Iterator[BinaryIO]:
             raise BadFile(f"{path} is a pipe or a device: expected a plain file")
         if status.st_size > at_most:
             raise BadFile(
-                f"{path} has {status.st_size} bytes: expected at most {at_most}; use another"
+                f"{path} has {status.st_size} bytes: expected at most {at_most}; use another file"
             )
         yield file
 
 
 @contextlib.contextmanager
 def regular_file(path: str | Path, at_most: int) -> Iterator[BinaryIO]:
-    """As `open_regular`; an OSError while it is opened or read becomes BadFile."""
+    """As `open_regular`, but an OSError on opening or reading becomes BadFile."""
     try:
         with open_regular(path, at_most) as file:
             yield file
@@ -84,10 +83,10 @@ def read_text(path: str | Path) -> str:
 
 
 def lock_folder(folder: Path, waiting: str = "") -> IO[str] | None:
-    """A lock on the folder that ends with this process, whatever ends it. Raises UserError.
+    """An open file that locks the folder until it is closed or this process ends in any way.
 
-    None where no file can be locked, as on some shared disks, or be written. waiting: what to print
-    while another process has the lock; without it that is an error.
+    None if the lock file cannot be written, or not be locked as on some shared disks. waiting: text
+    to print before waiting for another process's lock; without it raises UserError instead.
     """
     try:
         file = open(folder / ".lock", "w")  # noqa: SIM115 - open for as long as the lock is held
@@ -106,14 +105,14 @@ def lock_folder(folder: Path, waiting: str = "") -> IO[str] | None:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file's content."""
+    """The sha256 of a file's content, hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class BoundedReader:
-    """A file for zipfile that raises BadFile when its list of members is longer than `MAX_READ`.
+    """A file for zipfile; raises BadFile for a list of members of more than `MAX_READ` bytes.
 
-    where: names the file in the message.
+    where: the name of the file in the message.
     """
 
     def __init__(self, file: BinaryIO, where: str):
@@ -121,11 +120,11 @@ class BoundedReader:
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, n: int = -1) -> bytes:
-        """The next n bytes of the file, or all that are left. Raises BadFile beyond `MAX_READ`."""
+        """The next n bytes, or all that are left. Raises BadFile for more than `MAX_READ`."""
         content = self._file.read(min(n, MAX_READ + 1) if n >= 0 else MAX_READ + 1)
         if len(content) > MAX_READ:
             raise BadFile(
-                f"{self._where} lists its members in over {MAX_READ} bytes: expected some arrays"
+                f"{self._where} has a list of members of over {MAX_READ} bytes: expected few arrays"
             )
         return content
 
@@ -133,53 +132,53 @@ class BoundedReader:
 def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError."""
     try:
-        found = json.loads(read_text(path))
+        content = json.loads(read_text(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
 def write_atomically(
     path: Path, write: Any, backup: Path | None = None, *, fsync: bool = True
 ) -> None:
-    """Call write(file) on a file beside `path`, flush it to disk and rename it over `path`.
+    """Write a file with write(file): into a temporary file, which is then renamed to `path`.
 
-    A reader finds the old file or the new one, never half of one, whenever the power fails.
-    backup: where the old file stays. fsync: wait for the disk; without it the file survives the
-    end of the process, but not a power cut. Raises UserError when the disk does not take it.
+    A reader finds the old file or the new one, never a part, even after a power cut. backup: a new
+    path for the old file. fsync: wait for the disk; without it the file survives the end of the
+    process, but perhaps not a power cut. Raises UserError if the file cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "w+b") as file:
+        with open(temporary, "w+b") as file:
             write(file)
             if fsync:
                 flush_to_disk(file)
         if backup is not None and path.exists():
             os.replace(path, backup)
-        os.replace(beside, path)
+        os.replace(temporary, path)
         if fsync:
             folder = os.open(path.parent, os.O_RDONLY)
             try:
-                os.fsync(folder)  # the names too
+                os.fsync(folder)  # for the renaming
             finally:
                 os.close(folder)
     except (OSError, RuntimeError) as error:
-        # torch.save raises an error of its own, whose context is that of the disk.
+        # torch.save raises a RuntimeError, whose context is the OSError.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
         raise UserError(write_error(path, cause)) from None
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
 
 
 def flush_to_disk(file: IO[Any]) -> None:
-    """Wait until what was written into an open file is on disk."""
+    """Wait until everything written to an open file is on disk."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -204,10 +203,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, unless it is there. Raises UserError."""
+    """Make a folder and its parents, if missing. Raises UserError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be made ({error.strerror}): name another folder, or make room"
+            f"{path} cannot be made ({error.strerror}): name another folder, or free space"
         ) from None

@@ -1,4 +1,4 @@
-"""What a terminal shows: progress (a bar there or in a notebook, plain lines elsewhere), tables."""
+"""Output for terminals: progress (a bar; plain lines without a terminal) and aligned tables."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 T = TypeVar("T")
 
-# Plain lines come this often; what is over sooner prints none.
+# Interval of the plain lines; a shorter task prints none.
 LINE_EVERY_S = 10.0
 
 
@@ -23,10 +23,11 @@ def progress(
     postfix: str = "",
     size: Callable[[T], float] = lambda item: 1,
 ) -> Iterator[T]:
-    """Pass items on, showing `what`, how far they have got and how long the rest will take.
+    """Yields the items, and shows the progress and the remaining time of the task `what`.
 
-    total: sum of the sizes of all items, in `unit`. done: how much of it came earlier. postfix:
-    text behind the bar. The bar disappears at the end: what is worth keeping the caller prints.
+    total: sum of the sizes of all items, in `unit`, with earlier ones. done: sum of the sizes of
+    items that were done earlier. postfix: text after the bar. size: of an item. The bar disappears
+    at the end.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -61,7 +62,7 @@ def progress(
 
 
 def align_columns(rows: Sequence[Sequence[str]], left: int = -1) -> list[str]:
-    """Rows of cells as lines; columns are aligned to the right, that of the index `left` to it."""
+    """Rows of cells as lines; the column of index `left` is aligned left, all others right."""
     columns = []
     for i, cells in enumerate(zip(*rows)):
         align = str.ljust if i == left % len(rows[0]) else str.rjust

@@ -1,8 +1,8 @@
-"""Stopping on a signal, where nothing is half done.
+"""Stopping on a signal, in a consistent state.
 
-Job schedulers send SIGTERM or SIGUSR1 some time before they kill, closed terminals SIGHUP, Ctrl-C
-SIGINT. Each becomes `Interrupted`, at once or at the end of the `defer_interrupts` block that the
-program is in. A second Ctrl-C ends the program at once.
+Job schedulers send SIGTERM or SIGUSR1 some time before they kill a program, a terminal that closes
+sends SIGHUP, and Ctrl-C sends SIGINT. The program then raises `Interrupted`: at once, or at the end
+of the current `defer_interrupts` block. A second Ctrl-C ends the program at once.
 """
 
 import contextlib
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-# A terminal and an agent may both pass on one Ctrl-C: only a later one is a second.
+# A terminal and an agent may both send the same Ctrl-C: a second one must come later than this.
 SECOND_AFTER_S = 0.5
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the program to stop; nothing is half done."""
+    """A signal asked the program to stop; the state is consistent."""
 
 
 class _StopRequest:
@@ -26,7 +26,7 @@ class _StopRequest:
     def __init__(self) -> None:
         self.requested_at: float | None = None  # by time.monotonic()
         self.pending = False  # a signal came inside a `defer_interrupts` block
-        self.depth = 0  # of `defer_interrupts` blocks
+        self.depth = 0  # number of nested `defer_interrupts` blocks
 
     def handle(self, number: int, frame: Any) -> None:
         now = time.monotonic()
@@ -45,33 +45,33 @@ _request = _StopRequest()
 
 @contextlib.contextmanager
 def handle_signals() -> Iterator[None]:
-    """Turn the signals to stop into `Interrupted`; only the main thread may.
+    """A block in which `SIGNALS` raise `Interrupted`; for the main thread only.
 
-    Those that the parent ignores, as nohup does SIGHUP, stay ignored.
+    Signals that the parent process ignores, such as SIGHUP under nohup, stay ignored.
     """
     global _request
     _request = _StopRequest()
-    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _request.handle) for number in heeded}
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    old_handlers = {number: signal.signal(number, _request.handle) for number in handled}
     try:
         yield
     finally:
         _request = _StopRequest()
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Keep `Interrupted` waiting until the block is over: what it changes belongs together."""
-    asked = _request
-    asked.depth += 1
+    """A block that delays `Interrupted` to its end, so that its changes are made together."""
+    request = _request
+    request.depth += 1
     try:
         yield
     finally:
-        asked.depth -= 1
-    if asked.pending and not asked.depth:
-        asked.pending = False
+        request.depth -= 1
+    if request.pending and not request.depth:
+        request.pending = False
         raise Interrupted
 
 
@@ -81,7 +81,7 @@ def interrupt_pending() -> bool:
 
 
 def raise_interrupted() -> NoReturn:
-    """Stop here, inside a `defer_interrupts` block, as if a signal had just come."""
+    """Raise `Interrupted` now, inside a `defer_interrupts` block."""
     _request.requested_at = _request.requested_at or time.monotonic()
     _request.pending = False
     raise Interrupted
