@@ -1,1 +1,1 @@
-"""Is it as fast as it should be? One script per claim; `make bench` runs them all."""
+"""Benchmarks of speed, memory and accuracy, one per script; `make bench` runs most of them."""

@@ -1,8 +1,9 @@
-"""How fast is an epoch on a GPU? `python -m benchmarks.cuda`. It needs a CUDA GPU.
+"""How fast is an epoch on a GPU? `python -m benchmarks.cuda` (needs a CUDA GPU)
 
-As many utterances as LibriSpeech's train-clean-100, of its lengths, of noise, all on the GPU:
-seconds per epoch for each optimiser and precision, with and without --deterministic, the percentage
-of the matrix peak measured beside it, and the kernels that take the time.
+The data are noise on the GPU, with the number and the lengths of the utterances of LibriSpeech's
+train-clean-100. Prints seconds per epoch for each optimiser and precision, with and without
+--deterministic, as a percentage of the speed of a large matrix product too, and the kernels that
+take most of the time.
 """
 
 import argparse
@@ -22,15 +23,15 @@ from emaae.system.errors import UserError, reporting_errors
 
 
 def seconds(work: Callable[[], object], turns: int) -> float:
-    """Median over turns, after one that is not counted."""
-    found = []
+    """Median duration of work() over `turns` calls, after one that is not counted."""
+    durations = []
     for _ in range(turns + 1):
         torch.cuda.synchronize()
         began = time.perf_counter()
         work()
         torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found[1:])
+        durations.append(time.perf_counter() - began)
+    return statistics.median(durations[1:])
 
 
 def peak(dtype: torch.dtype, device: torch.device) -> float:
@@ -43,20 +44,22 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
 def main() -> None:
     """Print the table and the kernels."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=corpus.N_UTTERANCES, help="(default: all)")
-    parser.add_argument("--inner_size", type=int, default=1024, help="(default: 1024)")
-    parser.add_argument("--turns", type=int, default=7, help="(default: %(default)s)")
+    parser.add_argument(
+        "--n", type=int, default=corpus.N_UTTERANCES, help="utterances (default: %(default)s)"
+    )
+    parser.add_argument("--inner_size", type=int, default=1024, help="units (default: 1024)")
+    parser.add_argument("--turns", type=int, default=7, help="epochs of each (default: 7)")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        raise UserError("this benchmark needs a CUDA GPU, and this machine shows none")
+        raise UserError("this benchmark needs a CUDA GPU, and this machine has none")
     device = pick_device("cuda")
     print(f"{machine()}, {torch.cuda.get_device_name(device)}")
     split = corpus.noise(corpus.lengths(args.n)).to(device)
     frames, rows = len(split.frames), []
     peaks = {"fp32": peak(torch.float32, device), "bf16": peak(torch.bfloat16, device)}
     print(", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in peaks.items()))
-    for exactly in (False, True):  # it cannot be taken back
-        if exactly:
+    for deterministic in (False, True):  # in this order: it cannot be switched off
+        if deterministic:
             make_deterministic()
         for preset, optimizer, precision in product(PRESETS, ("adamw", "muon"), peaks):
             torch.cuda.reset_peak_memory_stats()
@@ -65,7 +68,7 @@ def main() -> None:
             took = seconds(epoch, args.turns)
             work = 3 * flops(*size) * frames
             gib = torch.cuda.max_memory_allocated() / 2**30
-            what = f"{optimizer} {precision}" + (" deterministic" if exactly else "")
+            what = f"{optimizer} {precision}" + (" deterministic" if deterministic else "")
             of_peak = f"{100 * work / peaks[precision] / took:.0f} %"
             rows.append([preset, what, f"{took:.2f}", of_peak, f"{gib:.1f}"])
     head = ["blocks", "", "s / epoch", "of the peak", "GiB"]

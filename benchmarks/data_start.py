@@ -1,11 +1,11 @@
-"""How long does a corpus of many files keep a run waiting? `python -m benchmarks.data_start`.
+"""How long does a run on many files take to start? `python -m benchmarks.data_start`
 
-Makes a feature tree with as many utterances as LibriSpeech's train-clean-100, of random numbers and
-half as long, and measures in turns, after the imports:
+Makes a feature tree of random numbers, with the number of utterances of LibriSpeech's
+train-clean-100 and half their durations. Measures, alternately and without imports:
 
-npz      listing the tree, reading every file, putting the frames together
-first    a first start, up to the first batch: read, checked, digested, packed into the store
-second   every other start, up to the first batch
+npz      listing the tree, reading every file, concatenating the frames
+first    the first start until the first batch: files are read, checked, digested and packed
+second   a later start until the first batch, from the packed copy
 """
 
 import argparse
@@ -34,7 +34,7 @@ SPEAKERS, CHAPTERS = 251, 585  # of train-clean-100
 
 
 def make_tree(root: Path, n_utterances: int, scale: float) -> int:
-    """Write features and times, named and nested like LibriSpeech's; returns the frames."""
+    """Write features and times in LibriSpeech's layout; returns the number of frames."""
     lengths = np.maximum(1, corpus.lengths(n_utterances) * scale).astype(int)
     noise = np.random.default_rng(0).standard_normal(
         (lengths.max() + n_utterances, 14), dtype=np.float32
@@ -57,7 +57,7 @@ def read_npz(root: Path) -> np.ndarray:
 
 
 def start(root: Path, cache: Path) -> None:
-    """What a run does with its data until the first batch is there."""
+    """Do what a run does with its data until the first batch."""
     given = {"train_dir": str(root), "val_dir": str(root), "recursive": True}
     config = Config.from_mapping(given | {"cache_dir": str(cache)})
     with contextlib.redirect_stdout(io.StringIO()):
@@ -68,9 +68,9 @@ def start(root: Path, cache: Path) -> None:
 
 
 def measure(root: Path, cache: Path, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each repeat; the ways take turns, so that a busy machine is busy for all."""
-    again = partial(start, root, cache)
-    ways = {"npz": partial(read_npz, root), "first": again, "second": again}
+    """Seconds of each repeat; the three take turns, so that other load affects all alike."""
+    start_run = partial(start, root, cache)
+    ways = {"npz": partial(read_npz, root), "first": start_run, "second": start_run}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         shutil.rmtree(cache, ignore_errors=True)
@@ -82,13 +82,15 @@ def measure(root: Path, cache: Path, repeats: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Make the tree, measure, print medians and spreads."""
+    """Make the tree, measure, print medians and ranges."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n_utterances", type=int, default=28_539, help="(default: %(default)s)")
-    parser.add_argument("--scale", type=float, default=0.5, help="of the lengths (default: .5)")
+    parser.add_argument(
+        "--scale", type=float, default=0.5, help="factor on the durations (default: .5)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument(
-        "--dir", help="where to write about a gigabyte (default: the temporary one)"
+        "--dir", help="folder for about a gigabyte of files (default: that for temporary files)"
     )
     args = parser.parse_args()
     gc.freeze()  # as train.py does
@@ -102,10 +104,10 @@ def main() -> None:
         )
         seconds = measure(root, cache, args.repeats)
     npz = statistics.median(seconds["npz"])
-    for name, found in seconds.items():
-        median = statistics.median(found)
-        spread = f"({min(found):.3f} to {max(found):.3f})"
-        print(f"{name:<8}{median:>8.3f} s  {spread}{npz / median:>8.1f} x npz")
+    for name, durations in seconds.items():
+        median = statistics.median(durations)
+        span = f"({min(durations):.3f} to {max(durations):.3f})"
+        print(f"{name:<8}{median:>8.3f} s  {span}{npz / median:>8.1f} x npz")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How many points of a sweep should one device train at a time? `python -m benchmarks.many`
+"""How many runs should one device train at a time? `python -m benchmarks.many`
 
-Processes that train side by side, each with its share of the cores, against one that has all of
-them: epochs per second of all together. What `python -m emaae sweep --jobs` should be.
+Compares several processes that train at the same time, each with its share of the cores, with one
+process on all cores, in total epochs per second. The result is for `python -m emaae sweep --jobs`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZES = ((1024, (5, 3)), (128, (3, 3)))
 
 
 def train(barrier: Barrier, threads: int, size: tuple, precision: str, device: str, epochs: int):
-    """One member: between two meetings with the others it trains a few epochs."""
+    """Train `epochs` epochs between every two barriers, at the same time as other processes."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     split = corpus.noise(corpus.lengths(64)).to(torch.device(device))
@@ -39,8 +39,8 @@ def train(barrier: Barrier, threads: int, size: tuple, precision: str, device: s
         barrier.wait()
 
 
-class Members:
-    """Processes that train at the same time."""
+class Team:
+    """n processes that train at the same time."""
 
     def __init__(self, n: int, size: tuple, precision: str, device: str, epochs: int):
         spawn = multiprocessing.get_context("spawn")
@@ -52,14 +52,14 @@ class Members:
             process.start()
 
     def seconds(self) -> float:
-        """Of one turn: from the start of the first to the end of the last."""
+        """Duration of one turn: until the last process has finished its epochs."""
         self.barrier.wait()
         began = time.perf_counter()
         self.barrier.wait()
         return time.perf_counter() - began
 
     def end(self) -> None:
-        """They wait for the next turn, which does not come."""
+        """Kill the processes, which wait for the next turn."""
         for process in self.processes:
             process.kill()
             process.join()
@@ -68,10 +68,12 @@ class Members:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", default="1,2", help="compared with the first (default: 1,2)")
+    help_jobs = "numbers of processes, compared with the first of them (default: 1,2)"
+    parser.add_argument("--jobs", default="1,2", help=help_jobs)
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     parser.add_argument("--precision", default="fp32", help="(default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=TURNS, help="(default: %(default)s)")
+    help_turns = "timings of each (default: %(default)s)"
+    parser.add_argument("--turns", type=int, default=TURNS, help=help_turns)
     args = parser.parse_args()
     if args.device == "cpu" and args.precision == "bf16" and "bfloat16" not in PRECISIONS:
         parser.error("--precision bf16: this CPU lacks bfloat16; use fp32")
@@ -82,11 +84,11 @@ def main() -> None:
 
 
 def rows(args: argparse.Namespace, counts: list[int]) -> Iterator[list[str]]:
-    """The table, each size when it was measured."""
+    """The rows of the table; those of a model size as soon as it has been measured."""
     for size in SIZES:
         inner_size, blocks = size
         epochs = 1 if inner_size > 512 else 20
-        teams = {n: Members(n, size, args.precision, args.device, epochs) for n in counts}
+        teams = {n: Team(n, size, args.precision, args.device, epochs) for n in counts}
         took: dict[int, list[float]] = {n: [] for n in counts}
         for turn in range(args.turns + 1):
             for n, team in teams.items():

@@ -1,7 +1,7 @@
-"""The step that ours is compared with: the textbook one, padded random batches, nn.Conv1d, float32.
+"""A plain training step, with which the benchmarks compare that of emaae.
 
-A stack of convolutions and ReLUs of the same widths and kernels as ours, a masked loss, AdamW as it
-comes. It is used here only.
+A stack of nn.Conv1d and ReLU with the widths and kernels of emaae's model, padded random batches,
+a masked loss and AdamW with default settings, in float32. Only the benchmarks use it.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from emaae.models import stack_kernels, stack_widths
 
 
 class Reference(nn.Module):
-    """The autoencoder as one would write it first; x (batch, 13, time) standardised."""
+    """A plain autoencoder; x (batch, 13, time), standardised -> reconstruction, encoding."""
 
     def __init__(self, inner_size: int, n_encoder: int, n_decoder: int):
         super().__init__()
@@ -41,13 +41,13 @@ def _blocks(widths: list[int], n_blocks: int) -> list[nn.Module]:
 
 
 def random_order(n: int, batch_sz: int = 32, seed: int | Sequence[int] = 0) -> list[np.ndarray]:
-    """Every one of n utterances once, in random batches."""
+    """Indices of n utterances in random batches."""
     order = np.random.default_rng(seed).permutation(n)
     return [order[i : i + batch_sz] for i in range(0, n, batch_sz)]
 
 
 def padded(split: Split) -> tuple[Tensor, Tensor]:
-    """All utterances of a split as one batch, padded to the longest: x and mask."""
+    """All utterances of a split as one batch: x (U, D, time) and mask (U, 1, time)."""
     utterances = [split[i] for i in range(len(split))]
     x = nn.utils.rnn.pad_sequence(utterances, batch_first=True).transpose(1, 2).contiguous()
     mask = torch.arange(x.shape[2]) < torch.from_numpy(split.lengths)[:, None]
@@ -55,7 +55,7 @@ def padded(split: Split) -> tuple[Tensor, Tensor]:
 
 
 def loss(model: Reference, x: Tensor, mask: Tensor, alpha: float = 0.25) -> Tensor:
-    """Masked mean squared error and mean magnitude of the encoding, weighed by alpha."""
+    """(1 - alpha) * mse + alpha * mean |z| over real frames."""
     y, z = model(x)
     n_frames = mask.sum()
     mse = ((y - x).square() * mask).sum() / (x.shape[1] * n_frames)
@@ -70,16 +70,16 @@ def step(
     mask: Tensor,
     alpha: float = 0.25,
 ) -> None:
-    """One step on one batch."""
+    """One training step on one batch."""
     optimizer.zero_grad()
     loss(model, x, mask, alpha).backward()
     optimizer.step()
 
 
 def heap_as_it_comes() -> None:
-    """Undo `emaae.system.devices.keep_freed_memory`: freed memory goes back to the system.
+    """Undo `emaae.system.devices.keep_freed_memory`: return freed memory to the system.
 
-    With the thresholds that the C library arrives at by itself after a few steps.
+    Sets the thresholds that the C library would adapt to by itself after a few steps.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
         trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h

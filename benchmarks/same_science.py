@@ -1,8 +1,8 @@
-"""Do the fast ways learn the same? `python -m benchmarks.same_science`
+"""Do the faster settings learn the same? `python -m benchmarks.same_science`
 
-Validation numbers of the selected epoch on the demo data, a few seeds for each way: float32 and
-bfloat16, utterances of similar length together and at random. A way is as good as another when
-their means differ by less than the seeds do.
+Validation metrics of the selected epoch on the demo data, with several seeds for each setting:
+float32 and bfloat16, batches of similar lengths and random batches. Two settings are equally good
+if their means differ by less than the standard deviation over seeds.
 """
 
 import argparse
@@ -29,7 +29,7 @@ METRICS = ("fvu", "sparsity", "score")
 
 
 class Rows(training.Run):
-    """A run that remembers its rows."""
+    """A run that keeps its rows of metrics in memory."""
 
     def __init__(self) -> None:
         self.rows: list[Mapping[str, Any]] = []
@@ -40,12 +40,12 @@ class Rows(training.Run):
 
 
 def at_random(lengths: np.ndarray, batch_sz: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The textbook's order."""
+    """Random batches, with the arguments of `training_order`."""
     return random_order(len(lengths), batch_sz, [seed, epoch])
 
 
 def selected(config: Config, order: Callable) -> dict[str, float]:
-    """Train; the validation metrics of the selected epoch."""
+    """Train, and return the validation metrics of the selected epoch."""
     splits, run = load_splits(config, wanted=("train", "val")), Rows()
     torch.manual_seed(config.seed)
     model = build_model(**config.architecture)
@@ -58,18 +58,18 @@ def selected(config: Config, order: Callable) -> dict[str, float]:
 
 
 def row_of(args: argparse.Namespace, way: str, precision: str, order: Callable) -> list[str]:
-    """Train one way with every seed."""
-    found = []
+    """Train one setting with every seed; returns its row of the table."""
+    by_seed = []
     for seed in range(args.seeds):
         print(f"{way}: seed {seed}", file=sys.stderr, flush=True)
         knobs = {name: value for name, value in vars(args).items() if name != "seeds"}
         own = {"seed": seed, "precision": precision, "cache_dir": "none"}
-        found.append(selected(Config.from_mapping(knobs | own), order))
-    return [way, *(spread([row[name] for row in found], 4) for name in METRICS)]
+        by_seed.append(selected(Config.from_mapping(knobs | own), order))
+    return [way, *(spread([row[name] for row in by_seed], 4) for name in METRICS)]
 
 
 def main() -> None:
-    """Train every way with every seed and print the table."""
+    """Train every setting with every seed and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=40, help="(default: %(default)s)")

@@ -1,8 +1,8 @@
 """How fast is training on a CPU? `python -m benchmarks.step`
 
-Against the textbook step of reference.py and against the floor, the time that the machine's matrix
-products alone take. Both train on a batch as their own order cuts it from an epoch of LibriSpeech's
-lengths; times are per real frame, so that padding costs what it costs.
+Compares emaae with the plain step of reference.py, and with the peak speed of matrix products and
+convolutions on this machine. Each trains on a typical batch of its own order of utterances, with
+LibriSpeech's lengths. Times are per real frame, so that the cost of padding is included.
 """
 
 import argparse
@@ -35,11 +35,11 @@ PRESETS = {"5/3": (5, 3), "3/3": (3, 3), "2/2": (2, 2)}
 
 
 class Silent(Run):
-    """A run that keeps nothing."""
+    """A run that ignores all events."""
 
 
 def model_of(inner_size: int, blocks: tuple[int, int]) -> CNNAutoEncoder:
-    """A new model; the noise that it is timed on is standardised already."""
+    """A new model without a normaliser: the noise for the timings is standardised already."""
     torch.manual_seed(0)
     return build_model(inner_size=inner_size, n_encoder=blocks[0], n_decoder=blocks[1])
 
@@ -47,7 +47,7 @@ def model_of(inner_size: int, blocks: tuple[int, int]) -> CNNAutoEncoder:
 def ours(
     split: Split, inner_size: int, blocks: tuple[int, int], **knobs: str
 ) -> Callable[[], None]:
-    """What trains an epoch; knobs: of `Config`."""
+    """A function that trains one epoch; knobs: further settings of `Config`."""
     size = {"inner_size": inner_size, "n_encoder": blocks[0], "n_decoder": blocks[1]}
     config = Config.from_mapping(size | knobs)
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def ours(
 
 
 def epoch_of(state: TrainingState, split: Split, config: Config) -> Callable[..., None]:
-    """What trains an epoch, at an alpha; its progress is not what is asked here."""
+    """A function that trains one epoch at a given alpha, without printing progress."""
 
     def epoch(alpha: float = 0.25) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -67,7 +67,7 @@ def epoch_of(state: TrainingState, split: Split, config: Config) -> Callable[...
 
 
 def textbook(split: Split, inner_size: int, blocks: tuple[int, int]) -> Callable[[], None]:
-    """What trains the reference on all utterances as one batch."""
+    """A function that does one step of the reference on all utterances as one batch."""
     torch.manual_seed(0)
     model = reference.Reference(inner_size, *blocks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
@@ -75,7 +75,7 @@ def textbook(split: Split, inner_size: int, blocks: tuple[int, int]) -> Callable
 
 
 def settled(heap: Callable[[], None], step: Callable[[], object]) -> Callable[[], None]:
-    """What comes before a timed step: the heap is made so, and reaches its steady state."""
+    """A function to call before a timed step: sets up the heap, and warms it up with one step."""
 
     def before() -> None:
         heap()
@@ -85,11 +85,12 @@ def settled(heap: Callable[[], None], step: Callable[[], object]) -> Callable[[]
 
 
 def peaks() -> dict[str, float]:
-    """FLOP per second, a multiply-add being two: the best of a matrix product and of convolutions.
+    """Peak speed by precision in FLOP per second (a multiply-add is two FLOP).
 
-    On some CPUs the library behind the one reaches only half of what the other does.
+    The best of matrix products and convolutions: on some CPUs the library of the one reaches only
+    half the speed of the other's.
     """
-    found = {}
+    rate_by_precision = {}
     for name in PRECISIONS:
         dtype, rates = DTYPES[name], []
         for width, n_frames in ((512, 640), (1024, 640)):
@@ -102,17 +103,17 @@ def peaks() -> dict[str, float]:
             }
             with torch.no_grad():
                 rates.append(2 * w.numel() * 8 * n_frames / min(interleaved(ways).values()))
-        found[name] = max(rates)
-    return found
+        rate_by_precision[name] = max(rates)
+    return rate_by_precision
 
 
 def flops(inner_size: int, blocks: tuple[int, int]) -> int:
-    """Of the forward pass per frame; of training three times as many."""
+    """FLOP of the forward pass per frame; training needs three times as many."""
     return 2 * sum(weight.numel() for weight in model_of(inner_size, blocks).conv_weights())
 
 
 def typical_splits(batch_sz: int = 32) -> tuple[Split, Split, str]:
-    """A typical batch of random order, one of ours, and a line on their padding."""
+    """Typical batches in random order and in the order of emaae, and a text on their padding."""
     lengths = corpus.lengths()
     at_random = reference.random_order(len(lengths), batch_sz)
     similar = training_order(lengths, batch_sz, 0, 0)
@@ -129,7 +130,10 @@ HEAD = ["blocks", "", "ms / 1000 frames", "against the reference", "of the peak"
 def rows_of(
     label: str, candidates: dict, before: dict, frames: dict, work: int, args: argparse.Namespace
 ) -> Iterator[list[str]]:
-    """Time candidates; the first is what the others are compared with. work: FLOP per frame."""
+    """Time the candidates; the rows of a table that compares them with the first.
+
+    before: see `interleaved`. frames: real frames by candidate. work: FLOP per frame.
+    """
     seconds = interleaved(candidates, args.turns, before)
     per_frame = {name: took / frames[name] for name, took in seconds.items()}
     first = next(iter(per_frame.values()))
@@ -161,7 +165,7 @@ def training(args: argparse.Namespace) -> None:
 
 
 def activations(args: argparse.Namespace) -> None:
-    """What an activation that keeps the largest values adds to a step."""
+    """The table of training steps with each activation."""
     _, own, _ = typical_splits()
     size = (args.inner_size, PRESETS["5/3"])
 
@@ -212,7 +216,7 @@ def validation(args: argparse.Namespace) -> None:
 
 
 def decoded_one_by_one(model: CNNAutoEncoder, z: torch.Tensor, filters: torch.Tensor) -> None:
-    """What `decode_filtered` computes, by its definition."""
+    """Compute the result of `decode_filtered` by its definition, one filter after the other."""
     for filtered_z in apply_filters(z, filters):
         model.decode(filtered_z[None])
 
@@ -237,7 +241,7 @@ def low_pass(args: argparse.Namespace) -> None:
 
 
 def metrics(args: argparse.Namespace) -> None:
-    """The tables of the metrics of shifts: each epoch's few, and all of the selected model."""
+    """The cost of the metrics of shifts: those of every epoch, and those of the selected model."""
     model, rows = model_of(args.inner_size, PRESETS["5/3"]), []
     for n in (28, 320, 2703):
         split = corpus.noise(corpus.lengths(n) * 7 // 13)  # as long as those of dev-clean
@@ -253,22 +257,22 @@ def metrics(args: argparse.Namespace) -> None:
 
     split = corpus.noise(corpus.lengths(95))
     with contextlib.redirect_stdout(io.StringIO()):
-        found = interleaved({"all": partial(shift_tolerance, model, split)}, 1)
+        took = interleaved({"all": partial(shift_tolerance, model, split)}, 1)
     print(
         f"\nAll metrics of the selected model on {len(split.frames) / 50 / 60:.1f} minutes of "
-        f"speech: {found['all']:.0f} s",
+        f"speech: {took['all']:.0f} s",
         flush=True,
     )
 
 
 def scaling(args: argparse.Namespace) -> None:
-    """The tables of cost against the length and the number of utterances."""
+    """The tables of cost by length and by number of utterances."""
     splits = {
         f"{s} s": corpus.noise(np.full(max(1, 6000 // (50 * s)), 50 * s)) for s in (1, 2, 5, 13, 35)
     }
     ways = {name: ours(s, args.inner_size, PRESETS["5/3"]) for name, s in splits.items()}
-    found = interleaved(ways, args.turns)
-    per_frame = {name: took / len(splits[name].frames) for name, took in found.items()}
+    seconds = interleaved(ways, args.turns)
+    per_frame = {name: took / len(splits[name].frames) for name, took in seconds.items()}
     rows = [[k, f"{1e6 * v:.0f}", f"x {v / per_frame['13 s']:.2f}"] for k, v in per_frame.items()]
     print("\n## Cost against length, float32")
     show(["length of utterances", "training, ms / 1000 frames", "against 13 s"], rows)
@@ -279,17 +283,17 @@ def scaling(args: argparse.Namespace) -> None:
 
     splits = {f"{n}": corpus.noise(corpus.lengths(n)) for n in (1000, 5000, 30_000)}
     ways = {name: partial(epoch_without_a_model, split) for name, split in splits.items()}
-    found = interleaved(ways, args.turns)
+    seconds = interleaved(ways, args.turns)
     rows = [
         [name, f"{took:.2f}", f"{1e6 * took / len(splits[name].frames):.2f}"]
-        for name, took in found.items()
+        for name, took in seconds.items()
     ]
     print("\n## Cost against number")
     show(["utterances", "an epoch's batches, s", "ms / 1000 frames"], rows)
 
 
 def memory(args: argparse.Namespace) -> None:
-    """The table of peak memory, each in a process of its own."""
+    """The table of peak memory, each row from a process of its own."""
     rows = []
     for name in ("nothing", "reference", "float32, heap not kept", *PRECISIONS):
         command = [sys.executable, "-m", "benchmarks.step", f"--inner_size={args.inner_size}"]
@@ -302,7 +306,10 @@ def memory(args: argparse.Namespace) -> None:
 
 
 def two_steps(name: str, inner_size: int) -> None:
-    """Print the peak memory of this process in KiB after two steps of what is called `name`."""
+    """Print the peak memory of this process in KiB after two steps.
+
+    name: nothing, reference, or a precision, which "..., heap not kept" may follow.
+    """
     theirs, own, _ = typical_splits()
     if name != "nothing":
         size = (inner_size, PRESETS["5/3"])
@@ -311,7 +318,7 @@ def two_steps(name: str, inner_size: int) -> None:
         precision = PRECISIONS.get(name.split(",")[0])
         step = ours(own, *size, precision=precision) if precision else textbook(theirs, *size)
         step(), step()
-    # Not getrusage's, which begins with the peak of the process that started this one.
+    # getrusage would include the peak of the parent process.
     status = Path("/proc/self/status").read_text()
     print(re.search(r"VmHWM:\s*(\d+)", status)[1])
 
@@ -324,10 +331,12 @@ TABLES = {
 def main() -> None:
     """Print the tables, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inner_size", type=int, default=1024, help="(default: 1024)")
-    parser.add_argument("--turns", type=int, default=TURNS, help="(default: %(default)s)")
-    parser.add_argument("--presets", default="5/3,3/3,2/2", help="(default: %(default)s)")
-    parser.add_argument("--only", choices=TABLES, help="(default: all of them)")
+    parser.add_argument("--inner_size", type=int, default=1024, help="units (default: 1024)")
+    help_turns = "timings of each (default: %(default)s)"
+    parser.add_argument("--turns", type=int, default=TURNS, help=help_turns)
+    help_presets = "blocks of encoder/decoder in the table of training (default: %(default)s)"
+    parser.add_argument("--presets", default="5/3,3/3,2/2", help=help_presets)
+    parser.add_argument("--only", choices=TABLES, help="print one table (default: all)")
     parser.add_argument("--peak_memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_memory_of:
@@ -335,8 +344,8 @@ def main() -> None:
         return
     print(f"# Speed on a CPU\n\n{machine()}\n")
     args.peaks = peaks()
-    found = ", ".join(f"{name} {value / 1e9:.0f}" for name, value in args.peaks.items())
-    print(f"matrix peak, GFLOP/s: {found}", flush=True)
+    rates = ", ".join(f"{name} {value / 1e9:.0f}" for name, value in args.peaks.items())
+    print(f"matrix peak, GFLOP/s: {rates}", flush=True)
     for name in [args.only] if args.only else TABLES:
         keep_freed_memory()
         TABLES[name](args)

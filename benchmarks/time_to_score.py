@@ -1,14 +1,15 @@
 """How much sooner does the recipe of the sweeps reach a score? `python -m benchmarks.time_to_score`
 
-The plain recipe (the textbook step of reference.py, AdamW .001 at a constant rate, float32, random
-batches, the heap as it comes) against ours: the same model, loss, schedule of alpha and batch size.
-Their epochs take turns. Since the rate of ours falls to 0, each number of epochs is a training of
-its own; what counts is the shortest one that reaches the best score of all epochs of the plain one.
+Compares the recipe of the sweeps ("ours") with a plain recipe: the step of reference.py, AdamW at a
+constant learning rate of .001, float32, random batches, default settings of the heap. Model, loss,
+alpha schedule and batch size are the same. Since our learning rate falls to 0, each number of
+epochs needs a training of its own. The result is the time of our first training that reaches the
+best score of all plain trainings.
 
-The score is that of reconstruction and sparsity alone, --target_persistence 0.
+The score has only the terms of reconstruction and sparsity (--target_persistence 0).
 
-Times are of training, without validation: CPU seconds of one thread, which others on the machine
-cannot take away. One line of JSON per epoch goes to --out, as they come; `--plot` reads it again.
+Epochs of all trainings take turns. Times are CPU seconds of one thread for training, without
+validation. Each epoch appends a line of JSON to --out, which `--plot` reads.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from emaae.system.devices import keep_freed_memory
 from emaae.system.progress import progress
 from emaae.training import TrainingState
 
-# Both ramp alpha up to where pilots of one seed scored best.
+# For both recipes. --alpha_max and --plain_alpha_max were chosen by pilot runs with one seed.
 ALPHA = {"update": True, "penalty_scheduler": "log_lambda", "alpha": 0.01}
 RECIPE = {"optimizer": "muon", "lr": 0.04, "lr_schedule": "linear", "lr_warm_up": 0.03}
 RECIPE |= {"precision": "auto"}
@@ -44,7 +45,7 @@ SIZES = {"256": (256, 3, 3), "1024": (1024, 5, 3)}
 
 
 def standardised(train: Split, val: Split) -> tuple[Split, Split]:
-    """Both in units of the training split's standard deviations, channels that never move at 0."""
+    """Both splits, standardised by mean and sd of the train split; constant channels become 0."""
     mean, sd = train.mean_and_sd()
     sd = torch.where(sd > 0, sd, 1.0)
     return tuple(
@@ -53,7 +54,7 @@ def standardised(train: Split, val: Split) -> tuple[Split, Split]:
 
 
 def generated(n_utterances: int) -> tuple[Split, Split]:
-    """Generated speech, four seconds an utterance."""
+    """Train and validation split of generated speech; utterances have 4 s on average."""
     named = (
         [(u.name, u.features) for u in generate(name, n_utterances=n)]
         for name, n in (("train", n_utterances), ("val", 64))
@@ -62,7 +63,7 @@ def generated(n_utterances: int) -> tuple[Split, Split]:
 
 
 def recorded(folder: str) -> tuple[Split, Split]:
-    """A feature tree, every eighth utterance of which is for validation."""
+    """Train and validation split of a feature tree; every eighth utterance is for validation."""
     files = find_features(folder, recursive=True)
     named = [(file.identity, read_features(file.path)) for file in files]
     held_out = named[7::8]
@@ -71,9 +72,9 @@ def recorded(folder: str) -> tuple[Split, Split]:
 
 
 def plain(model: CNNAutoEncoder, train: Split, config: Config) -> Callable[[float], None]:
-    """An epoch of the plain recipe, in random batches."""
+    """A function that trains one epoch at a given alpha by the plain recipe."""
     textbook = reference.Reference(config.inner_size, config.n_encoder, config.n_decoder)
-    copy(model, textbook)  # the same weights to begin with
+    copy(model, textbook)  # the same initial weights
     optimizer = torch.optim.AdamW(textbook.parameters(), lr=0.001)
     epochs = itertools.count()
 
@@ -87,19 +88,19 @@ def plain(model: CNNAutoEncoder, train: Split, config: Config) -> Callable[[floa
 
 
 def ours(model: CNNAutoEncoder, train: Split, config: Config) -> Callable[[float], None]:
-    """An epoch of the recipe of the sweeps, as `train.py` does it."""
+    """A function that trains one epoch at a given alpha by the recipe of the sweeps."""
     return epoch_of(TrainingState.begin(model, config), train, config)
 
 
 @torch.no_grad()
 def copy(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Weights of one model into another of the same layers."""
+    """Copy the weights of a model to another one with the same layers."""
     for theirs, own in zip(source.parameters(), target.parameters(), strict=True):
         own.copy_(theirs)
 
 
 def training(way: Callable, train: Split, val: Split, config: Config) -> Iterator[dict[str, Any]]:
-    """The row of each epoch."""
+    """Trains a model; yields a row of times and metrics after each epoch. way: plain or ours."""
     torch.manual_seed(config.seed)
     model = build_model(**config.architecture)
     epoch, schedule, seconds = way(model, train, config), config.schedule(), 0.0
@@ -117,23 +118,23 @@ def training(way: Callable, train: Split, val: Split, config: Config) -> Iterato
 
 
 def trainings(args: argparse.Namespace, train: Split, val: Split, seed: int) -> dict:
-    """Both recipes, each with each of its numbers of epochs: (way, epochs) -> rows."""
+    """All trainings of a seed, not yet begun: (way, number of epochs) -> `training`."""
     inner_size, n_encoder, n_decoder = SIZES[args.size]
     given = {"inner_size": inner_size, "n_encoder": n_encoder, "n_decoder": n_decoder}
     given |= {"batch_sz": args.batch_sz, "seed": seed, "target_persistence": 0} | ALPHA
     theirs, own = {"alpha_max": args.plain_alpha_max}, RECIPE | {"alpha_max": args.alpha_max}
     ways = [(plain, n, theirs, 2 / 3) for n in args.plain_epochs]
     ways += [(ours, n, own, args.ramp) for n in args.our_epochs]
-    found = {}
-    for way, n, recipe, part in ways:
-        ramp = {"epochs": n, "alpha_epochs": max(1, round(part * n))}
+    prepared = {}
+    for way, n, recipe, ramp_fraction in ways:
+        ramp = {"epochs": n, "alpha_epochs": max(1, round(ramp_fraction * n))}
         config = Config.from_mapping(given | ramp | recipe)
-        found[way.__name__, n] = training(way, train, val, config)
-    return found
+        prepared[way.__name__, n] = training(way, train, val, config)
+    return prepared
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Train all, an epoch of each at a time, and append a line for each to --out."""
+    """Do all trainings, which take turns after each epoch, and append their rows to --out."""
     train, val = recorded(args.features) if args.features else generated(args.n_utterances)
     print(
         f"{machine()}; {len(train)} + {len(val)} utterances, {len(train.frames)} + "
@@ -154,7 +155,7 @@ def measure(args: argparse.Namespace) -> None:
 def take_turns(
     running: dict[tuple, Iterator[dict[str, Any]]],
 ) -> Iterator[tuple[tuple, dict[str, Any]]]:
-    """The next row of each, until none has one."""
+    """The next row of each training in turn, with its key, until all trainings have ended."""
     while running:
         for key in list(running):
             row = next(running[key], None)
@@ -164,11 +165,11 @@ def take_turns(
                 yield key, row
 
 
-# ---- what was found
+# ---- results
 
 
 def shares(turns: int) -> Iterator[list[str]]:
-    """The rows of a table: what an optimiser costs of a step on a batch of LibriSpeech's."""
+    """The rows of a table: the optimiser's share of a step on a batch of LibriSpeech's lengths."""
     _, split, _ = typical_splits()
     keep_freed_memory()
     for name, (inner_size, n_encoder, n_decoder) in SIZES.items():
@@ -180,7 +181,7 @@ def shares(turns: int) -> Iterator[list[str]]:
                 config = Config.from_mapping(given)
                 state = TrainingState.begin(build_model(**config.architecture), config)
                 epoch = epoch_of(state, split, config)
-                epoch()  # which leaves gradients
+                epoch()  # for the gradients
                 ways[optimizer, "all"] = epoch
                 ways[optimizer, "optimiser"] = partial(state.optimizer.step, 1.0)
             took = interleaved(ways, turns)
@@ -191,12 +192,12 @@ def shares(turns: int) -> Iterator[list[str]]:
 
 
 def reached(rows: list[dict[str, Any]], score: float) -> float | None:
-    """Seconds after which the first of these trainings had this score; None when none had."""
+    """Seconds until the first training reached this score or a lower one; None if none did."""
     return min((row["seconds"] for row in rows if row["score"] <= score), default=None)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Two Markdown tables: how much sooner, and the scores at equal time; means over seeds."""
+    """Two Markdown tables: time to the best score for each seed; scores at equal time, means."""
     by_seed = [[row for row in rows if row["seed"] == n] for n in sorted({r["seed"] for r in rows})]
     sooner, equal = [], {}
     for of_seed in by_seed:
@@ -210,7 +211,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         cells = [str(best["seed"]), f"{best['score']:.4f}", str(best["epoch"])]
         sooner.append([*cells, f"{best['seconds']:.0f}", *ratio])
         for n in sorted({row["epochs"] for row in own}):
-            # The best epoch is what a run keeps.
+            # The best epoch counts, as in a run.
             row = min((r for r in own if r["epochs"] == n), key=lambda r: r["score"])
             spent = max(r["seconds"] for r in own if r["epochs"] == n)
             until = [r["score"] for r in theirs if r["seconds"] <= spent]
@@ -259,7 +260,7 @@ def read(file: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Train and print the tables, or draw what was measured."""
+    """Train and print the tables, or draw the results of earlier measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 
     def numbers(text: str) -> list[int]:
@@ -267,23 +268,29 @@ def main() -> None:
 
     parser.add_argument("--size", choices=SIZES, default="256", help="units (default: %(default)s)")
     parser.add_argument("--features", help="feature tree (default: generated speech)")
-    parser.add_argument("--n_utterances", type=int, default=512, help="(default: %(default)s)")
+    help_n = "generated utterances for training (default: %(default)s)"
+    parser.add_argument("--n_utterances", type=int, default=512, help=help_n)
     parser.add_argument("--batch_sz", type=int, default=16, help="(default: %(default)s)")
-    parser.add_argument("--plain_epochs", type=numbers, default=[15, 60, 120])
-    parser.add_argument("--our_epochs", type=numbers, default=[4, 8, 16, 30])
+    for flag, default in (("--plain_epochs", [15, 60, 120]), ("--our_epochs", [4, 8, 16, 30])):
+        help_epochs = f"epochs of each training (default: {','.join(map(str, default))})"
+        parser.add_argument(flag, type=numbers, default=default, help=help_epochs, metavar="N,N")
     parser.add_argument(
         "--plain_alpha_max", type=float, default=0.65, help="(default: %(default)s)"
     )
     parser.add_argument("--alpha_max", type=float, default=0.5, help="(default: %(default)s)")
-    help_ramp = "part of our epochs in which alpha rises, 2/3 of the plain's (default: 2/3)"
+    help_ramp = (
+        "fraction of our epochs in which alpha rises; 2/3 in the plain recipe (default: 2/3)"
+    )
     parser.add_argument("--ramp", type=float, default=2 / 3, help=help_ramp)
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--out", default="time_to_score.jsonl", help="(default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=TURNS, help="of --share (default: 7)")
-    parser.add_argument("--share", action="store_true", help="what the optimiser costs, and end")
-    parser.add_argument("--plot", metavar="PNG", help="draw --out, or the files given, and end")
-    parser.add_argument("files", nargs="*", help="more files of --out, for --plot")
+    parser.add_argument("--turns", type=int, default=TURNS, help="timings of --share (default: 7)")
+    help_share = "only measure the optimiser's share of a step"
+    parser.add_argument("--share", action="store_true", help=help_share)
+    help_plot = "only draw FILES, or the file of --out if there are none"
+    parser.add_argument("--plot", metavar="PNG", help=help_plot)
+    parser.add_argument("files", nargs="*", help="files of earlier --out, for --plot")
     args = parser.parse_args()
     if args.plot:
         plot(args.files or [args.out], args.plot)
@@ -294,7 +301,7 @@ def main() -> None:
         show(head, shares(args.turns))
         return
     if torch.get_num_threads() > 1:
-        torch.set_num_threads(1)  # CPU seconds of one thread
+        torch.set_num_threads(1)  # times are CPU seconds of one thread
     measure(args)
     print(summary(read(args.out)))
 

@@ -1,8 +1,9 @@
-"""Timing on a machine that others use too.
+"""Timing on a shared machine.
 
-Candidates take turns, so that all of them meet the same disturbances; the turns in which other
-processes took more than a tenth of the CPU do not count; what counts are medians and their ratios.
-With one thread CPU time is measured, which others cannot take away, only slow down.
+Candidates take turns, so that other load affects all of them alike. Turns in which other processes
+took more than a tenth of the CPU do not count. Results are medians and their ratios. With one
+thread, CPU time is measured instead of wall time: other processes can slow it down, but the time
+that they take does not count.
 """
 
 import contextlib
@@ -19,16 +20,16 @@ import torch
 
 from emaae.system.devices import use_bf16
 
-# What the hardware multiplies in. Elsewhere bfloat16 is emulated, a hundred times slower than
-# float32. oneDNN is asked too, since ONEDNN_MAX_CPU_ISA can forbid it what the hardware has.
+# The precisions that the CPU supports. Without support bfloat16 is emulated, a hundred times slower
+# than float32. oneDNN is asked too, since ONEDNN_MAX_CPU_ISA can switch the support off.
 PRECISIONS = {"float32": "fp32"}
 if use_bf16("auto", torch.device("cpu")) and torch.ops.mkldnn._is_mkldnn_bf16_supported():
     PRECISIONS["bfloat16"] = "bf16"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 TURNS = 7
-SAY_EVERY_S = 10.0  # on stderr, and once at the beginning
-DISTURBED = 0.1  # fraction of the machine's CPU time that went to other processes
+SAY_EVERY_S = 10.0  # interval of the progress lines on stderr
+DISTURBED = 0.1  # largest fraction of the machine's CPU time that other processes may take
 
 
 def interleaved(
@@ -36,28 +37,28 @@ def interleaved(
     turns: int = TURNS,
     before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, float]:
-    """Median seconds of each candidate over `turns` undisturbed turns; a first turn does not count.
+    """Median seconds of each candidate over `turns` undisturbed turns; the first turn is a warm-up.
 
-    before: what a candidate needs to find, done in every turn and not timed. On a machine that is
-    never quiet, the least disturbed of three times as many turns count, and a line says how
-    disturbed they were.
+    before: untimed preparations of candidates, called in every turn. If there are too few
+    undisturbed turns among 3 * turns, the least disturbed ones count, and a line says how disturbed
+    they were.
     """
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
-    said = -math.inf
+    timings: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    last_line = -math.inf
     for turn in range(1 + 3 * turns):
         for name, run in candidates.items():
-            if time.monotonic() - said > SAY_EVERY_S:
-                said = time.monotonic()
+            if time.monotonic() - last_line > SAY_EVERY_S:
+                last_line = time.monotonic()
                 print(f"turn {turn} of {turns}: {name}", file=sys.stderr, flush=True)
             if before and name in before:
                 before[name]()
             measured = _measured(run)
             if turn:
-                found[name].append(measured)
-        quiet = min(sum(o <= DISTURBED for o, _ in measured) for measured in found.values())
-        if quiet >= turns:
+                timings[name].append(measured)
+        n_quiet = min(sum(o <= DISTURBED for o, _ in measured) for measured in timings.values())
+        if n_quiet >= turns:
             break
-    best = {name: sorted(measured, key=itemgetter(0))[:turns] for name, measured in found.items()}
+    best = {name: sorted(measured, key=itemgetter(0))[:turns] for name, measured in timings.items()}
     worst = max(others for measured in best.values() for others, _ in measured)
     if worst > DISTURBED:
         print(f"(disturbed: others took up to {100 * worst:.0f} % of the CPU)", flush=True)
@@ -65,7 +66,7 @@ def interleaved(
 
 
 def _measured(run: Callable[[], object]) -> tuple[float, float]:
-    """Fraction of the machine that others took, and the seconds of one call."""
+    """For one call: fraction of the machine's CPU time that other processes took, and seconds."""
     busy, own, began = _busy(), time.process_time(), time.perf_counter()
     run()
     wall, own = time.perf_counter() - began, time.process_time() - own
@@ -76,7 +77,7 @@ def _measured(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def _busy() -> float:
-    """CPU seconds that all processes together have used."""
+    """CPU seconds that all processes of the machine have used so far."""
     try:
         with open("/proc/stat") as file:
             user, nice, system = map(int, file.readline().split()[1:4])
@@ -86,11 +87,11 @@ def _busy() -> float:
 
 
 def machine() -> str:
-    """What the numbers were measured on, and when."""
+    """The date, and a description of the machine and the versions."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
         name = next(line.split(":")[1].strip() for line in file if "model name" in line)
-    lacks = "" if "bfloat16" in PRECISIONS else "; bfloat16 is left out on this CPU, which lacks it"
+    lacks = "" if "bfloat16" in PRECISIONS else "; without bfloat16, which this CPU lacks"
     return (
         f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads, "
@@ -99,13 +100,13 @@ def machine() -> str:
 
 
 def spread(values: list[float], digits: int = 3) -> str:
-    """Mean and standard deviation."""
+    """Mean +- standard deviation as text; the mean alone for a single value."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def show(head: list[str], rows: Iterable[list[str]]) -> None:
-    """Print a Markdown table, each row when it comes."""
+    """Print a Markdown table, each row as soon as it is known."""
     print(f"\n{table(head, [])}", flush=True)
     for row in rows:
         print(_line(row), flush=True)
