@@ -59,21 +59,22 @@ def from_environment() -> dict[str, str]:
     WANDB_PROJECT and WANDB_ENTITY, which all W&B programs read, apply where the EMAAE_ variables
     are not set. Raises UserError for an EMAAE_ variable that sets no knob.
     """
-    ours = {
+    emaae_variables = {
         f"EMAAE_{name.upper()}": name for name, k in KNOBS.items() if k.group in LOCATION_GROUPS
     }
-    theirs = {f"WANDB_{name}": f"wandb_{name.lower()}" for name in ("PROJECT", "ENTITY")}
+    wandb_variables = {f"WANDB_{name}": f"wandb_{name.lower()}" for name in ("PROJECT", "ENTITY")}
     for variable in os.environ:
-        if variable.startswith("EMAAE_") and variable not in ours:
+        if variable.startswith("EMAAE_") and variable not in emaae_variables:
             name = variable.removeprefix("EMAAE_").lower()
             if name in KNOBS:
                 raise UserError(
                     f"{variable} is set, and {name} cannot be set in the environment: give "
                     f"--{name} on the command line, or unset the variable"
                 )
-            hint = did_you_mean(variable, ours)
+            hint = did_you_mean(variable, emaae_variables)
             raise UserError(f"{variable} is set, and names no setting{hint}; unset it")
-    both = [*theirs.items(), *ours.items()]  # the later ones override
+    # The later ones override.
+    both = [*wandb_variables.items(), *emaae_variables.items()]
     return {name: value for variable, name in both if (value := os.environ.get(variable))}
 
 

@@ -317,7 +317,7 @@ def shift_tolerance(
     # outer frames.
     margin = model.receptive_field() // 2 + SHIFT_TAPS // 2
 
-    found = EncodingSums(model, _encoded(model, split), n_noisy=len(split))
+    sums = EncodingSums(model, _encoded(model, split), n_noisy=len(split))
     similarity_x, covariance_x = SelfSimilaritySums(), CovarianceSums()
     moved_z, moved_x, inequivariance = ChangeSums(), ChangeSums(), ChangeSums()
     smooth_z, smooth_x = ChangeSums(), ChangeSums()
@@ -329,8 +329,8 @@ def shift_tolerance(
         x, x_shifted = model.standardise(raw), model.standardise(shifted)
         both = model.encode(torch.cat([raw[None], shifted]))
         z, z_shifted = both[0], both[1:]
-        centred_x, centred_z = found.x.centre(x), found.z.centre(z)
-        found.add(name, x, z)
+        centred_x, centred_z = sums.x.centre(x), sums.z.centre(z)
+        sums.add(name, x, z)
         similarity_x.add(centred_x)
         covariance_x.add(centred_x)
         smooth_z.add(decode_filtered(model, z, smoothing) - x, centred_x)
@@ -341,19 +341,19 @@ def shift_tolerance(
         moved_x.add((x_shifted - x)[..., inside], centred_x[:, inside])
         inequivariance.add(followed[..., inside], centred_z[:, inside])
 
-    live = found.z.live
+    live = sums.z.live
     # Variance of each unit times the squared norm of the decoder weights that read it.
-    weights = torch.where(live, found.z.variance * model.unit_norms().double().square(), 0.0)
-    similarity, input_similarity = found.similarity.curve(live), similarity_x.curve(found.x.live)
+    weights = torch.where(live, sums.z.variance * model.unit_norms().double().square(), 0.0)
+    similarity, input_similarity = sums.similarity.curve(live), similarity_x.curve(sums.x.live)
     half_life, input_half_life = half_life_ms(similarity), half_life_ms(input_similarity)
-    weighted_half_life = half_life_ms(found.similarity.curve(weights))
+    weighted_half_life = half_life_ms(sums.similarity.curve(weights))
     gain = (moved_z.compute() / moved_x.compute()).sqrt()
     fvu_z, fvu_x = smooth_z.compute(), smooth_x.compute()
-    encoding = {f"shift/{key}": value for key, value in found.compute().items()} | {
+    encoding = {f"shift/{key}": value for key, value in sums.compute().items()} | {
         "shift/half_life_ms": half_life,
         "shift/persistence": half_life / input_half_life,
         "shift/persistence_weighted": weighted_half_life / input_half_life,
-        "shift/persistence_null": persistence_null(model, split, found.live_sparsity()),
+        "shift/persistence_null": persistence_null(model, split, sums.live_sparsity()),
         "shift/gain_10ms": float(gain[half]),
         "shift/equivariance_error": float(inequivariance.compute()),
         "lowpass/gain_0.2": float((fvu_x / fvu_z)[CUTOFFS.index(0.2)]),

@@ -172,8 +172,8 @@ def frame_times(n_frames: int, found: np.ndarray | None = None) -> np.ndarray:
     centre.
     """
     if found is not None and found.shape == (n_frames, 2) and found.dtype.kind == "f":
-        own = np.isfinite(found).all() and (np.diff(found, axis=0) > 0).all()
-        if own and (n_frames > 1 or found[0, 1] - found[0, 0] <= 2 / FRAME_RATE_HZ):
+        per_frame = np.isfinite(found).all() and (np.diff(found, axis=0) > 0).all()
+        if per_frame and (n_frames > 1 or found[0, 1] - found[0, 0] <= 2 / FRAME_RATE_HZ):
             return found
     centres, half = frame_centres(n_frames), 0.5 / FRAME_RATE_HZ
     return np.stack([centres - half, centres + half], 1).astype(np.float32)
