@@ -551,7 +551,7 @@ def test_times_and_npz_in_a_bucket_are_read_and_finished_encodings_are_kept(
     put("timed/saved_times.npz", npz(times=own))
     cc.upload_raw_array("timed/without", speech(20, 2))
     given = [f"--model={model}", "--features=timed", "--bucket=speech", f"--out={tmp_path / 'o'}"]
-    for told in ("3 utterances written\n", "0 utterances written, 3 were there\n"):
+    for told in ("3 utterances written\n", "0 utterances written, 3 were there already\n"):
         assert main(["encode", *given]) == 0
         assert capsys.readouterr().out.endswith(told)
     for name, times in {"raw": own, "saved": own, "without": frame_times(20)}.items():
@@ -559,7 +559,7 @@ def test_times_and_npz_in_a_bucket_are_read_and_finished_encodings_are_kept(
         assert np.load(tmp_path / f"o/{name}.npz")["features"].shape == (20, 16)
     cc.upload_raw_array("timed/raw", speech(9, 5))
     assert main(["encode", *given]) == 0
-    assert "1 utterances written, 2 were there" in capsys.readouterr().out
+    assert "1 utterances written, 2 were there already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["encode", "evaluate"])

@@ -172,7 +172,7 @@ class TreeResult(NamedTuple):
 
     def summary(self, out: Path) -> str:
         """A few lines for the terminal."""
-        kept = f", {self.kept} were there" if self.kept else ""
+        kept = f", {self.kept} were there already" if self.kept else ""
         lines = [f"{out}: {self.written} utterances written{kept}"]
         lines += [f"left out: {name} ({why})" for name, why in self.skipped.items()]
         return "\n".join(one_line(line) for line in lines)
