@@ -90,4 +90,4 @@ def main(folder: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.process_group():
-        main(sys.argv[1])
+        sys.exit(main(sys.argv[1]))  # as train.py, so that gloo's threads cannot abort the end
