@@ -31,7 +31,7 @@ from emaae.tracking import client
 from emaae.tracking.artifacts import model_artifact, reconstruction_table
 from emaae.tracking.download import _downloaded
 from emaae.tracking.mirror import _name
-from emaae.tracking.upload import _finish, _published_sweep, _upload_all
+from emaae.tracking.upload import _finish, _published_sweep, _upload_all, publish
 
 TINY = ["--inner_size=16", "--n_encoder=2", "--n_decoder=2", "--epochs=3", "--batch_sz=4"]
 GRID = {
@@ -224,6 +224,17 @@ def test_curves_are_of_the_last_existing_split(splits):
     config = {"data": dict.fromkeys(splits)}
     run = SimpleNamespace(id="r", config=config, summary_metrics={})
     assert _downloaded("e/p", run, [row])["curves"]["split"] == splits[-1]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [([], "sweep.yaml is missing"), (["sweep.yaml"], "holds no run yet: run the sweep first")],
+)
+def test_only_a_sweep_with_runs_can_be_published(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).write_text("method: grid\n")
+    with pytest.raises(UserError, match=message):
+        publish(tmp_path, "p")
 
 
 def test_without_an_answer_no_second_sweep_is_created(tmp_path, monkeypatch):

@@ -59,20 +59,22 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     """
     import wandb
 
-    sweep_file = folder / "sweep.yaml"
+    sweep_file, folders = folder / "sweep.yaml", read.run_folders(folder)
     if not sweep_file.is_file():
         raise UserError(f"{sweep_file} is missing: expected the folder of a local sweep")
+    if not folders:
+        raise UserError(f"{folder} holds no run yet: run the sweep first")
     config = yaml.safe_load(sweep_file.read_text(encoding="utf-8"))
     compare = f"Compare its runs: python -m analysis.workspace ENTITY/{project}/SWEEP"
     config = {"name": folder.resolve().name} | config
     config["description"] = f"{description_of(sweep_file)}\n\n{compare}".strip()
     sweep = _published_sweep(folder, project, entity)
     send = partial(upload, entity=entity, project=project, sweep=sweep, sweep_config=config)
-    uploaded, failures = _upload_all(read.run_folders(folder), send)
-    if failures or not uploaded:
+    uploaded, failures = _upload_all(folders, send)
+    if failures:
         raise UserError(
-            f"{len(failures)} of {len(uploaded) + len(failures)} runs are not on W&B "
-            f"({(failures or ['there is no run'])[0]}): publish again when it can be reached"
+            f"{len(failures)} of {len(folders)} runs are not on W&B ({failures[0]}): publish again "
+            "when it can be reached"
         )
     entity, *_ = next(iter(uploaded.values())).split("/")
     ids = [path.rsplit("/", 1)[1] for path in uploaded.values()]
