@@ -1,17 +1,18 @@
 """All knobs of a run, defined in one place.
 
 A field of `Config` is a flag of `train.py`, a parameter of a sweep file, a key of the W&B config
-and a key of `config.json`, all of the same name. `emaae.command_line` reads their values.
+and a key of `config.json`, all of the same name. The string below a field is its help text.
+`emaae.command_line` reads the values.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from emaae.knobs import did_you_mean, knob, knob_of
+from emaae.knobs import did_you_mean, knob, knobs_of
 from emaae.schedules import SCHEDULES, AlphaSchedule, Ramp, k_fraction
 from emaae.system.errors import UserError
 
@@ -36,239 +37,154 @@ _data, _model, _loss, _alpha, _training, _run = (
 class Config:
     """All knobs of one run. Build it with `Config.from_mapping`, or see `emaae.command_line`."""
 
-    train_dir: str | None = _data(
-        None,
-        "feature tree to train on, with --bucket a prefix in the bucket; without any directory the "
-        "run uses generated demo data",
-        path=True,
-    )
-    val_dir: str | None = _data(
-        None,
-        "feature tree of the validation split, for selecting the weights and for early stopping",
-        path=True,
-    )
-    test_dir: str | None = _data(
-        None,
-        "feature tree of the test split, on which the selected weights are measured",
-        path=True,
-    )
-    demo: bool = _data(
-        False,
-        "use the generated demo data, the default without directories; runs of a W&B agent need "
-        "this flag or EMAAE_DEMO=True for it",
-    )
-    bucket: str | None = _data(
-        None, "read the directories from this S3 bucket (needs requirements-bucket.txt)"
-    )
-    recursive: bool = _data(
-        False, "read sub-directories too, such as LibriSpeech's speaker/chapter"
-    )
-    cache_dir: str = _data(
-        "auto",
-        "folder of packed copies of the data, which all runs on a machine share; auto: emaae in "
-        "$XDG_CACHE_HOME or ~/.cache; none: read the data into memory",
-        path=True,
-    )
-    on_bad_file: Literal["stop", "skip"] = _data(
-        "stop",
-        "what to do when feature files are broken: stop the run, or skip the files with a warning",
-    )
+    train_dir: str | None = _data(None, path=True)
+    """feature tree to train on, with --bucket a prefix in the bucket; without any directory the run
+    uses generated demo data"""
+    val_dir: str | None = _data(None, path=True)
+    """feature tree of the validation split, for selecting the weights and for early stopping"""
+    test_dir: str | None = _data(None, path=True)
+    """feature tree of the test split, on which the selected weights are measured"""
+    demo: bool = _data(False)
+    """use the generated demo data, the default without directories; runs of a W&B agent need this
+    flag or EMAAE_DEMO=True for it"""
+    bucket: str | None = _data(None)
+    """read the directories from this S3 bucket (needs requirements-bucket.txt)"""
+    recursive: bool = _data(False)
+    """read sub-directories too, such as LibriSpeech's speaker/chapter"""
+    cache_dir: str = _data("auto", path=True)
+    """folder of packed copies of the data, which all runs on a machine share; auto: emaae in
+    $XDG_CACHE_HOME or ~/.cache; none: read the data into memory"""
+    on_bad_file: Literal["stop", "skip"] = _data("stop")
+    """what to do when feature files are broken: stop the run, or skip the files with a warning"""
 
-    keep_loudness: bool = _model(False, "keep column 12, loudness: 14 input channels instead of 13")
-    model_type: Literal["cnn"] = _model("cnn", "kind of model; cnn is the only one")
-    inner_size: int = _model(1024, "units of the encoding, C", at_least=1, at_most=65536)
-    n_encoder: int = _model(5, "encoder blocks", at_least=2, at_most=5)
-    n_decoder: int = _model(3, "decoder blocks", at_least=2, at_most=5)
-    norm: Literal["none", "layer", "batch", "original"] = _model(
-        "none",
-        "normalisation after each convolution except the last; original is for checkpoints of the "
-        "original project: batch normalisation before each convolution, and a ReLU at the end of "
-        "the decoder",
-    )
-    activation: Literal["relu", "batch_topk", "feature_topk"] = _model(
-        "relu",
-        "activation at the end of the encoder; batch_topk (Bussmann et al. 2024) keeps the largest "
-        "values of a batch, feature_topk (Ayonrinde 2024; Makhzani & Frey 2015) the largest of "
-        "each unit, and both set the rest to 0; after training the thresholds are running means",
-    )
-    gate_frames: int = _model(
-        9,
-        "feature_topk: length in frames (odd) of the Hann window that smooths the values compared "
-        "with the threshold; 1 does not smooth",
-        at_least=1,
-    )
-    k_fraction: float | None = _model(
-        None,
-        "batch_topk, feature_topk: fraction of values kept at the end of training (default: 1 - "
-        "target_sparsity); it starts at 0.5, or at this value if larger, and falls linearly over "
-        "the first two thirds of the epochs",
-        above=0,
-        below=1,
-    )
-    checkpoint: str | None = _model(
-        None, "weights (.pth) to start from, or to evaluate with --eval_only", path=True
-    )
-    model_config: str | None = _model(
-        None,
-        "model_config.json that gives the architecture (default: the one beside --checkpoint)",
-        path=True,
-    )
+    keep_loudness: bool = _model(False)
+    """keep column 12, loudness: 14 input channels instead of 13"""
+    model_type: Literal["cnn"] = _model("cnn")
+    """kind of model; cnn is the only one"""
+    inner_size: int = _model(1024, at_least=1, at_most=65536)
+    """units of the encoding, C"""
+    n_encoder: int = _model(5, at_least=2, at_most=5)
+    """encoder blocks"""
+    n_decoder: int = _model(3, at_least=2, at_most=5)
+    """decoder blocks"""
+    norm: Literal["none", "layer", "batch", "original"] = _model("none")
+    """normalisation after each convolution except the last; original is for checkpoints of the
+    original project: batch normalisation before each convolution, and a ReLU at the end of the
+    decoder"""
+    activation: Literal["relu", "batch_topk", "feature_topk"] = _model("relu")
+    """activation at the end of the encoder; batch_topk (Bussmann et al. 2024) keeps the largest
+    values of a batch, feature_topk (Ayonrinde 2024; Makhzani & Frey 2015) the largest of each unit,
+    and both set the rest to 0; after training the thresholds are running means"""
+    gate_frames: int = _model(9, at_least=1)
+    """feature_topk: length in frames (odd) of the Hann window that smooths the values compared with
+    the threshold; 1 does not smooth"""
+    k_fraction: float | None = _model(None, above=0, below=1)
+    """batch_topk, feature_topk: fraction of values kept at the end of training (default: 1 -
+    target_sparsity); it starts at 0.5, or at this value if larger, and falls linearly over the
+    first two thirds of the epochs"""
+    checkpoint: str | None = _model(None, path=True)
+    """weights (.pth) to start from, or to evaluate with --eval_only"""
+    model_config: str | None = _model(None, path=True)
+    """model_config.json that gives the architecture (default: the one beside --checkpoint)"""
 
-    autoencoder_loss: Literal["mse"] = _loss(
-        "mse", "reconstruction loss, on standardised channels; mse is the only one"
-    )
-    sparse_loss: Literal["l1", "l1_decoder_norm", "tv", "tvu"] = _loss(
-        "l1", "penalty on the encoding"
-    )
-    slow_coefficient: float = _loss(
-        0.0,
-        "weight of the slowness of the encoding relative to the mse: the loss is (1 - alpha) * (mse"
-        " + slow_coefficient * slow) + alpha * penalty",
-        at_least=0,
-    )
-    slow_loss: Literal["tv", "tvu"] = _loss(
-        "tv",
-        "slowness: squared change from frame to frame / variance (tvu: variance within utterances),"
-        " mean over live units",
-    )
-    weight_penalty: bool = _loss(False, "add (||W||_F - 1)^2 over all convolution weights")
-    target_sparsity: float = _loss(
-        0.9,
-        "fraction of zeros, among units that fire at least once, above which the score no longer "
-        "improves; also the target of --penalty_scheduler target_sparsity",
-        above=0,
-        at_most=1,
-    )
-    target_persistence: float = _loss(
-        0.9,
-        "persistence within utterances (half-life of the encoding / half-life of the input) above "
-        "which the score no longer improves; 0 removes this term from the score",
-        at_least=0,
-    )
+    autoencoder_loss: Literal["mse"] = _loss("mse")
+    """reconstruction loss, on standardised channels; mse is the only one"""
+    sparse_loss: Literal["l1", "l1_decoder_norm", "tv", "tvu"] = _loss("l1")
+    """penalty on the encoding"""
+    slow_coefficient: float = _loss(0.0, at_least=0)
+    """weight of the slowness of the encoding relative to the mse: the loss is (1 - alpha) * (mse +
+    slow_coefficient * slow) + alpha * penalty"""
+    slow_loss: Literal["tv", "tvu"] = _loss("tv")
+    """slowness: squared change from frame to frame / variance (tvu: variance within utterances),
+    mean over live units"""
+    weight_penalty: bool = _loss(False)
+    """add (||W||_F - 1)^2 over all convolution weights"""
+    target_sparsity: float = _loss(0.9, above=0, at_most=1)
+    """fraction of zeros, among units that fire at least once, above which the score no longer
+    improves; also the target of --penalty_scheduler target_sparsity"""
+    target_persistence: float = _loss(0.9, at_least=0)
+    """persistence within utterances (half-life of the encoding / half-life of the input) above
+    which the score no longer improves; 0 removes this term from the score"""
 
-    alpha: float = _alpha(
-        0.25,
-        "weight of the penalty; the reconstruction has weight 1 - alpha; with --update, the start "
-        "value of schedules that do not start at 0",
-        at_least=0,
-        below=1,
-    )
-    update: bool = _alpha(
-        False,
-        "let --penalty_scheduler change alpha, from the first epoch or, with --early_stop, from "
-        "the epoch after which the run would have stopped",
-    )
-    penalty_scheduler: str = _alpha("step", "how alpha changes with --update", choices=SCHEDULES)
-    alpha_epochs: int | None = _alpha(
-        None,
-        "length of the schedule's ramp in epochs (default: 15 with --early_stop, else all epochs)",
-        at_least=1,
-    )
-    alpha_max: float = _alpha(
-        0.95,
-        "alpha at the end of the ramp, and upper bound of the adaptive schedules; step reaches it "
-        "in the last epoch of the ramp; linear, cosine, exponential and log_lambda reach it in the "
-        "first epoch after the ramp, so never when the ramp takes all epochs",
-        above=0,
-        below=1,
-    )
-    alpha_period: int | None = _alpha(
-        None,
-        "length of a cycle of the cyclical schedule in epochs (default: a quarter of the ramp, at"
-        " least 2)",
-        at_least=2,
-    )
-    alpha_rise: float = _alpha(
-        0.5, "cyclical: fraction of a cycle in which alpha rises", above=0, at_most=1
-    )
-    alpha_gain: float = _alpha(
-        0.1,
-        "target_sparsity: change of alpha after an epoch, divided by target - fraction of zeros",
-        above=0,
-    )
-    geco_epsilon: float = _alpha(
-        0.05,
-        "geco: upper bound of the mse on standardised channels under which the penalty is "
-        "minimised",
-        above=0,
-    )
-    geco_rate: float = _alpha(
-        0.5, "geco: speed at which the multiplier follows the constraint", above=0
-    )
+    alpha: float = _alpha(0.25, at_least=0, below=1)
+    """weight of the penalty; the reconstruction has weight 1 - alpha; with --update, the start
+    value of schedules that do not start at 0"""
+    update: bool = _alpha(False)
+    """let --penalty_scheduler change alpha, from the first epoch or, with --early_stop, from the
+    epoch after which the run would have stopped"""
+    penalty_scheduler: str = _alpha("step", choices=SCHEDULES)
+    """how alpha changes with --update"""
+    alpha_epochs: int | None = _alpha(None, at_least=1)
+    """length of the schedule's ramp in epochs (default: 15 with --early_stop, else all epochs)"""
+    alpha_max: float = _alpha(0.95, above=0, below=1)
+    """alpha at the end of the ramp, and upper bound of the adaptive schedules; step reaches it in
+    the last epoch of the ramp; linear, cosine, exponential and log_lambda reach it in the first
+    epoch after the ramp, so never when the ramp takes all epochs"""
+    alpha_period: int | None = _alpha(None, at_least=2)
+    """length of a cycle of the cyclical schedule in epochs (default: a quarter of the ramp, at
+    least 2)"""
+    alpha_rise: float = _alpha(0.5, above=0, at_most=1)
+    """cyclical: fraction of a cycle in which alpha rises"""
+    alpha_gain: float = _alpha(0.1, above=0)
+    """target_sparsity: change of alpha after an epoch, divided by target - fraction of zeros"""
+    geco_epsilon: float = _alpha(0.05, above=0)
+    """geco: upper bound of the mse on standardised channels under which the penalty is minimised"""
+    geco_rate: float = _alpha(0.5, above=0)
+    """geco: speed at which the multiplier follows the constraint"""
 
-    epochs: int = _training(500, "passes over the training split, at most", at_least=1)
-    batch_sz: int = _training(32, "utterances in a batch", at_least=1)
-    lr: float = _training(0.001, "learning rate; about 0.04 for muon", above=0)
-    lr_schedule: Literal["constant", "linear", "cosine"] = _training(
-        "constant",
-        "constant, or how the learning rate falls to 0 after the warm-up: over all epochs or, with "
-        "--early_stop, over another --patience epochs from when the run would have stopped",
-    )
-    lr_warm_up: float = _training(
-        0.0,
-        "warm-up, in which the learning rate rises linearly to --lr, as a fraction of all steps",
-        at_least=0,
-        below=1,
-    )
-    optimizer: Literal["adamw", "adam", "muon"] = _training(
-        "adamw",
-        "optimiser; muon (Jordan et al. 2024) orthogonalises the steps of the convolutions; biases "
-        "and norms then use adamw at 1/40 of the learning rate",
-    )
-    weight_decay: float | None = _training(
-        None,
-        "adamw, muon: each step multiplies the weights by 1 - lr * weight_decay; adam: adds "
-        "weight_decay * weights to the gradient (default: 0.01 for adamw, 0 for adam and muon)",
-        at_least=0,
-    )
-    precision: Literal["fp32", "bf16", "auto"] = _training(
-        "fp32",
-        "precision of the multiplications in training: fp32, bf16, or auto (bf16 where the "
-        "hardware has it)",
-    )
-    data_dtype: Literal["float32", "float16"] = _training(
-        "float32",
-        "number type of the stored frames, on disk and in memory: float16 takes half the space, "
-        "and rounds pitch to 1/4 Hz or less below 512 Hz and to 1/2 Hz above",
-    )
-    deterministic: bool = _training(
-        False,
-        "make repeated runs on the same GPU bitwise identical, at some cost in speed; on a CPU "
-        "they always are",
-    )
-    early_stop: bool = _training(
-        False, "stop when val/score has not improved for --patience epochs"
-    )
-    patience: int = _training(20, "epochs without improvement before an early stop", at_least=1)
-    seed: int = _training(
-        0,
-        "seed of the initial weights and of the order of the data",
-        at_least=0,
-        at_most=2147483647,
-    )
+    epochs: int = _training(500, at_least=1)
+    """passes over the training split, at most"""
+    batch_sz: int = _training(32, at_least=1)
+    """utterances in a batch"""
+    lr: float = _training(0.001, above=0)
+    """learning rate; about 0.04 for muon"""
+    lr_schedule: Literal["constant", "linear", "cosine"] = _training("constant")
+    """constant, or how the learning rate falls to 0 after the warm-up: over all epochs or, with
+    --early_stop, over another --patience epochs from when the run would have stopped"""
+    lr_warm_up: float = _training(0.0, at_least=0, below=1)
+    """warm-up, in which the learning rate rises linearly to --lr, as a fraction of all steps"""
+    optimizer: Literal["adamw", "adam", "muon"] = _training("adamw")
+    """optimiser; muon (Jordan et al. 2024) orthogonalises the steps of the convolutions; biases and
+    norms then use adamw at 1/40 of the learning rate"""
+    weight_decay: float | None = _training(None, at_least=0)
+    """adamw, muon: each step multiplies the weights by 1 - lr * weight_decay; adam: adds
+    weight_decay * weights to the gradient (default: 0.01 for adamw, 0 for adam and muon)"""
+    precision: Literal["fp32", "bf16", "auto"] = _training("fp32")
+    """precision of the multiplications in training: fp32, bf16, or auto (bf16 where the hardware
+    has it)"""
+    data_dtype: Literal["float32", "float16"] = _training("float32")
+    """number type of the stored frames, on disk and in memory: float16 takes half the space, and
+    rounds pitch to 1/4 Hz or less below 512 Hz and to 1/2 Hz above"""
+    deterministic: bool = _training(False)
+    """make repeated runs on the same GPU bitwise identical, at some cost in speed; on a CPU they
+    always are"""
+    early_stop: bool = _training(False)
+    """stop when val/score has not improved for --patience epochs"""
+    patience: int = _training(20, at_least=1)
+    """epochs without improvement before an early stop"""
+    seed: int = _training(0, at_least=0, at_most=2147483647)
+    """seed of the initial weights and of the order of the data"""
 
-    out_dir: str = _run("runs", "where run folders are made", path=True)
-    run_name: str | None = _run(
-        None, "name of the run and of its folder (default: made from the settings and the time)"
-    )
-    resume: bool = _run(
-        False,
-        "continue the run of --run_name where it stopped, or begin it; a run that a sweep queues "
-        "again continues without this flag",
-    )
-    eval_only: bool = _run(False, "measure --checkpoint on the given directories and train nothing")
-    reconstruction_every: int | None = _run(
-        None,
-        "epochs between reconstruction figures (default: a tenth of the epochs); the first and "
-        "the last epoch always have one",
-        at_least=1,
-    )
-    device: str = _run("auto", "cpu, cuda, cuda:N, or auto: the GPU when there is one")
-    wandb: Literal["auto", "online", "offline", "disabled"] = _run(
-        "auto", "Weights & Biases: auto is online when a key is configured, else offline"
-    )
-    wandb_project: str = _run("emaae", "W&B project")
-    wandb_entity: str | None = _run(None, "W&B user or team (default: your own)")
+    out_dir: str = _run("runs", path=True)
+    """where run folders are made"""
+    run_name: str | None = _run(None)
+    """name of the run and of its folder (default: made from the settings and the time)"""
+    resume: bool = _run(False)
+    """continue the run of --run_name where it stopped, or begin it; a run that a sweep queues again
+    continues without this flag"""
+    eval_only: bool = _run(False)
+    """measure --checkpoint on the given directories and train nothing"""
+    reconstruction_every: int | None = _run(None, at_least=1)
+    """epochs between reconstruction figures (default: a tenth of the epochs); the first and the
+    last epoch always have one"""
+    device: str = _run("auto")
+    """cpu, cuda, cuda:N, or auto: the GPU when there is one"""
+    wandb: Literal["auto", "online", "offline", "disabled"] = _run("auto")
+    """Weights & Biases: auto is online when a key is configured, else offline"""
+    wandb_project: str = _run("emaae")
+    """W&B project"""
+    wandb_entity: str | None = _run(None)
+    """W&B user or team (default: your own)"""
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> "Config":
@@ -397,7 +313,7 @@ class Config:
             )
 
 
-KNOBS = {f.name: knob_of(f) for f in fields(Config)}
+KNOBS = knobs_of(Config)
 # The knobs that a sweep may set: all but paths and those that say where the data and the run are.
 SWEEPABLE = [n for n, k in KNOBS.items() if k.group not in LOCATION_GROUPS and not k.path]
 

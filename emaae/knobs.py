@@ -4,14 +4,17 @@ Values from any source are cast to the declared type, because sweep agents pass 
 YAML reads `1e-4` as text.
 """
 
+import ast
 import difflib
+import inspect
+import itertools
 import math
 import operator
 import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
 from emaae.system.errors import UserError
@@ -64,25 +67,30 @@ class Knob:
 
 
 def knob(
-    group: str,
-    default: Any,
-    text: str,
-    *,
-    choices: Sequence[str] = (),
-    path: bool = False,
-    **limits: float,
+    group: str, default: Any, *, choices: Sequence[str] = (), path: bool = False, **limits: float
 ) -> Any:
-    """A dataclass field with the metadata of a knob.
+    """A dataclass field with the metadata of a knob; its help text is the string below the field.
 
-    text: for --help. choices: not needed for a field of a Literal type, which lists them. limits:
-    at_least, above, at_most, below.
+    choices: not needed for a field of a Literal type, which lists them. limits: at_least, above,
+    at_most, below.
     """
-    metadata = {"text": text, "group": group, "choices": choices, "limits": limits, "path": path}
+    metadata = {"group": group, "choices": choices, "limits": limits, "path": path}
     return field(default=default, metadata=metadata)
 
 
-def knob_of(f: "Field[Any]") -> Knob:
-    """The knob of a dataclass field, from the field's type and its metadata (see `knob`)."""
+def knobs_of(config: type) -> dict[str, Knob]:
+    """The knobs of a dataclass by name: its fields of `knob`, and the strings below them."""
+    source = ast.parse(inspect.getsource(config)).body[0]
+    assert isinstance(source, ast.ClassDef)
+    texts = {
+        ast.unparse(above.target): " ".join(ast.literal_eval(below.value).split())
+        for above, below in itertools.pairwise(source.body)
+        if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+    return {f.name: _knob_of(f, texts[f.name]) for f in fields(config)}
+
+
+def _knob_of(f: "Field[Any]", text: str) -> Knob:
     kind, declared = f.type, dict(f.metadata)
     optional = isinstance(kind, types.UnionType)
     if optional:
@@ -90,7 +98,7 @@ def knob_of(f: "Field[Any]") -> Knob:
     if typing.get_origin(kind) is Literal:
         declared["choices"], kind = typing.get_args(kind), str
     assert isinstance(kind, type)
-    return Knob(f.name, kind, optional, f.default, **declared)
+    return Knob(f.name, kind, optional, f.default, text, **declared)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
