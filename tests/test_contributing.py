@@ -10,7 +10,9 @@ import pytest
 from conftest import ROOT, environment_of
 from pages import blocks, copy_project
 
-PENALTY, SCHEDULE, METRIC, ACTIVATION, NORM = blocks(ROOT / "CONTRIBUTING.md", "python")
+SETTING, USE_OF_SETTING, PENALTY, SCHEDULE, METRIC, ACTIVATION, NORM = blocks(
+    ROOT / "CONTRIBUTING.md", "python"
+)
 METRIC_ENTRY, ACTIVATION_ENTRY, NORM_ENTRY = blocks(ROOT / "CONTRIBUTING.md", "text")
 
 
@@ -24,6 +26,8 @@ def copy(tmp_path_factory) -> Path:
         assert text.count(before) == 1, before
         path.write_text(text.replace(before, after))
 
+    edit("emaae/config.py", "    epochs: int", f"{SETTING}    epochs: int")
+    edit("emaae/training.py", "        optimizer.step(", f"{USE_OF_SETTING}        optimizer.step(")
     edit("emaae/losses.py", "PENALTIES = {\n", f"PENALTIES = {{\n{PENALTY}")
     edit(
         "emaae/config.py",
@@ -49,6 +53,27 @@ def run(root: Path, *command: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+TRAIN_TWICE = """
+import train
+from emaae.config import KNOBS
+
+small = ["--epochs=1", "--inner_size=8", "--n_encoder=2", "--n_decoder=2", "--wandb=disabled"]
+# Adam does not see the scale of a gradient until its epsilon counts.
+for name, norm in {"free": "none", "limited": "1e-9"}.items():
+    train.main([*small, f"--gradient_norm={norm}", f"--run_name={name}"])
+print(KNOBS["gradient_norm"].text)
+"""
+
+
+def test_a_setting_from_outside(copy):
+    text = "largest norm of the gradient, to which larger ones are scaled (default: no limit)"
+    assert run(copy, "-c", TRAIN_TWICE).endswith(f"{text}\n")
+    free, limited = (copy / "runs" / name for name in ("free", "limited"))
+    row, other = (json.loads((run / "history.jsonl").read_text()) for run in (free, limited))
+    assert row["val/loss"] < other["val/loss"]
+    assert json.loads((limited / "config.json").read_text())["gradient_norm"] == 1e-9
 
 
 def test_a_penalty_a_schedule_and_a_metric_from_outside(copy):
