@@ -64,3 +64,20 @@ def test_a_row_of_the_findings_is_a_row_of_a_file(row):
     ]
     assert len(wanted) >= 4
     assert any(all(is_rounded(s, one.get(c, "")) for c, s in wanted) for one in MEASURED), wanted
+
+
+def test_the_accuracies_of_dense_inputs_are_those_of_their_file():
+    measured = {
+        (row["labels"], row["input"]): row["accuracy"]
+        for row in csv.DictReader((FOLDER / "inputs.csv").read_text().splitlines())
+    }
+    raw, untrained = (
+        next(row for row in table_rows() if row.get("encoding", "").startswith(name))
+        for name in ("raw features", "the untrained encoder, dense")
+    )
+    for labels in ("phone", "gesture"):
+        one, nine = raw[labels].split(", ")
+        assert is_rounded(one, measured[labels, "raw, 1 frame"])
+        assert is_rounded(nine, measured[labels, "raw, 9 frames"])
+        dense = measured[labels, "untrained, 3 blocks, 256 units"]
+        assert is_rounded(untrained[labels], dense)
