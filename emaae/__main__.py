@@ -414,6 +414,8 @@ def export(args: argparse.Namespace) -> None:
             out = export_original(model, out, original.settings_beside(path))
             if not original.has_same_reconstructions(model):
                 note = "reconstructions end in a ReLU there: negative values become 0"
+                if model.norm == "original":
+                    note = "reconstructions are at least 0 there, and at least the mean here"
                 print(f"encodings are the same; {note}")
     print(f"model: {out}")
 

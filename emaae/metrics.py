@@ -43,10 +43,12 @@ class ReconstructionSums:
         n = self.n_frames
         x, y, xx, yy, xy, error = self.moments
         var_x, var_y = xx / n - (x / n).square(), yy / n - (y / n).square()
-        defined = (var_x >= MIN_VARIANCE) & (var_y >= MIN_VARIANCE)
+        # By rounding, the variance of a constant is up to this fraction of its mean square.
+        moves_x = var_x >= MIN_VARIANCE * (xx / n).clamp(min=1)
+        moves_y = var_y >= MIN_VARIANCE * (yy / n).clamp(min=1)
         r = (xy / n - x * y / n**2) / (var_x * var_y).sqrt()
-        r = torch.where(defined, r.clamp(-1, 1), math.nan)
-        fvu = torch.where(var_x >= MIN_VARIANCE, error / (n * var_x), math.nan)
+        r = torch.where(moves_x & moves_y, r.clamp(-1, 1), math.nan)
+        fvu = torch.where(moves_x, error / (n * var_x), math.nan)
         total = var_x.sum()
         row = {
             "fvu": error.sum() / (n * total) if total >= MIN_VARIANCE else torch.tensor(math.nan),

@@ -24,8 +24,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """Approximately U V' for a matrix (m, n) = U S V': singular values become .7 to 1.2.
 
     Computed in the precision of the matrix, which may be bfloat16. A positive factor on the matrix
-    changes nothing while its norm is at least 1e-19; far below that the result tends to 0. Singular
-    values far below a hundredth of the norm stay below .7.
+    changes nothing while its norm is between 1e-19 and 1e18; far outside the result tends to 0.
+    Singular values far below a hundredth of the norm stay below .7.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix  # so that the Gram matrix below has the shorter side

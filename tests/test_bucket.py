@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_every_feature_is_listed_once_and_other_objects_are_left_out(handle):
         ("saved", "train/saved.npz"),
         ("top", "train/top"),
     ]
-    assert {file.path for file in found} | {"train/top_times", "train/x_config.json"} <= keys
+    assert {file.path for file in found} | {"train/top_times", "train/x_config.json"} <= set(keys)
 
 
 def test_without_recursive_only_what_lies_directly_under_the_prefix_is_listed(handle):
@@ -494,6 +495,17 @@ def test_an_object_that_changes_during_reading_is_refused(handle):
         read_array(handle, file.path, file.stamp[1])
 
 
+def test_an_answer_of_unknown_length_is_read_up_to_the_limit(monkeypatch):
+    answer = {"Body": io.BytesIO(npz(features=X))}  # of a server that sends chunks
+    found = SimpleNamespace(get=lambda: answer)
+    bucket = SimpleNamespace(name="b", Object=lambda key: found)
+    np.testing.assert_array_equal(read_array(bucket, "x.npz"), X)
+    answer["Body"].seek(0)
+    monkeypatch.setattr("emaae.data.bucket.MAX_BYTES", 100)
+    with pytest.raises(UserError, match="s3://b/x.npz is too large for one utterance"):
+        read_array(bucket, "x.npz")
+
+
 def test_an_object_with_the_wrong_columns_is_named(cc, handle):
     cc.upload_raw_array("narrow/train/x", X)
     config = {"bucket": "speech", "train_dir": "narrow/train", "val_dir": "narrow/train"}
@@ -584,7 +596,7 @@ def test_a_wrong_bucket_prints_one_line(cc, handle, model, tmp_path, verb, prefi
 
 def test_cottoncandy_downloads_what_was_written(cc, handle):
     for array in (X, np.asfortranarray(X), X[:, 0].astype("<f8"), np.float16(X)):
-        assert write_array(handle, "out/x", array, f"{array.dtype}{array.shape}{id(array)}")
+        assert write_array(handle, "out/x", array, "x", f"{array.dtype}{array.shape}{id(array)}")
         back = cc.download_raw_array("out/x")
         assert back.dtype == array.dtype
         np.testing.assert_array_equal(back, array)
@@ -613,12 +625,41 @@ def test_encodings_are_uploaded_once(cc, handle, tmp_path, capsys):
 
 def test_an_upload_never_replaces_the_features(cc, handle):
     cc.upload_raw_array("kept/x", X)
-    with pytest.raises(UserError, match="s3://speech/kept/x was not written by this program"):
-        write_array(handle, "kept/x", X[:, :2], "state")
+    with pytest.raises(UserError, match="s3://speech/kept/x is of another program or version"):
+        write_array(handle, "kept/x", X[:, :2], "z", "state")
     np.testing.assert_array_equal(read_array(handle, "kept/x"), X)
-    assert write_array(handle, "kept/z", X, "a state")
-    assert write_array(handle, "kept/z", X, "another")
-    assert not write_array(handle, "kept/z", X, "another")
+    assert write_array(handle, "kept/z", X, "z", "a state")
+    assert write_array(handle, "kept/z", X, "z", "another")
+    assert not write_array(handle, "kept/z", X, "z", "another")
+
+
+def test_an_upload_never_replaces_the_encodings_of_another_model(handle, tmp_path):
+    write_tree(tmp_path / "features", {"a": 30})
+    command = ["encode", "--features", str(tmp_path / "features"), "--upload", "s3://speech/one"]
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        saved(folder, build_model(inner_size=8, n_encoder=2, n_decoder=2))
+        more = ["--model", str(folder / "best.pth"), "--out", str(folder / "z")]
+        if seed == 0:
+            assert main([*command, *more]) == 0
+            before = read_array(handle, "one/a")
+        else:
+            with pytest.raises(UserError, match=r"one/a is encodings by model \w+ as float32, and"):
+                main([*command, *more])
+    np.testing.assert_array_equal(read_array(handle, "one/a"), before)
+
+
+def test_an_upload_beside_features_writes_nothing(cc, handle, tmp_path):
+    cc.upload_raw_array("beside/a", X)
+    write_tree(tmp_path / "features", {"a": 30})
+    saved(tmp_path, build_model(inner_size=8, n_encoder=2, n_decoder=2))
+    command = ["encode", "--features", str(tmp_path / "features"), "--out", str(tmp_path / "z")]
+    command += ["--model", str(tmp_path / "best.pth"), "--upload", "s3://speech/beside"]
+    with pytest.raises(UserError, match="beside/a is of another program or version"):
+        main(command)
+    assert [item.key for item in handle.objects.filter(Prefix="beside/")] == ["beside/a"]
 
 
 @pytest.mark.parametrize("where", ["speech/z", "s3://", "gs://speech/z"])

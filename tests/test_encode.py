@@ -185,6 +185,7 @@ def test_frames_are_centred_where_the_extractors_are():
         (np.float32([[3, 3.02], [3.02, 3.04]]), False),
         (np.float32([[0, 1], [2, 3], [1, 4]]), False),
         (np.float32([[0, 1], [2, np.inf], [3, np.inf]]), False),
+        (np.float32([[5, 3], [6, 4], [7, 5]]), False),
         (None, False),
     ],
 )
@@ -297,6 +298,16 @@ def test_features_that_changed_are_encoded_again(place):
     assert len(np.load(place / "out/a/x.npz")["features"]) == 33
 
 
+def test_times_that_changed_are_written_again(place):
+    run("encode", place)
+    before = moments(place / "out")
+    late = frame_times(150) + np.float32(100)
+    np.savez(place / "features/b/x_times.npz", times=late)
+    run("encode", place)
+    assert changed(place / "out", before) == ["b/x.npz", "b/x_times.npz"]
+    np.testing.assert_array_equal(np.load(place / "out/b/x_times.npz")["times"], late)
+
+
 def test_a_unit_that_fired_only_in_what_was_replaced_is_not_listed(place):
     model = random_model()
     with torch.no_grad():
@@ -396,11 +407,31 @@ def test_a_broken_feature_file_is_an_error_or_is_left_out(place, capsys):
     with pytest.raises(BadFile, match=r"a/x.npz is not an .npz.*--on_bad_file skip"):
         run("encode", place)
     assert run("encode", place, "out", "--on_bad_file=skip") == 0
-    told = capsys.readouterr().out
-    assert "left out: a/x (" in told
+    assert "left out: a/x (" in capsys.readouterr().out
     assert sorted(str(p.relative_to(place / "out")) for p in (place / "out").rglob("x.npz")) == [
         "b/x.npz"
     ]
+
+
+def test_a_tree_with_broken_files_is_continued(place, capsys):
+    run("encode", place)
+    (place / "features/a/x.npz").write_bytes(b"nothing")
+    for _ in range(2):
+        capsys.readouterr()
+        assert run("encode", place, "out", "--on_bad_file=skip") == 0
+        told = capsys.readouterr().out
+        assert "0 utterances written, 3 were there already" in told
+        assert "left out: a/x (" in told
+        # Nothing is left of what the file gave before it was broken.
+        assert not list((place / "out").glob("a/*"))
+        assert isinstance(json.loads((place / "out/manifest.json").read_text())["fired"], list)
+
+
+def test_frames_may_be_a_view_or_of_another_byte_order():
+    model, frames = random_model(), raw(40)
+    z = encode(model, frames)
+    np.testing.assert_array_equal(encode(model, frames.astype(">f4")), z)
+    np.testing.assert_array_equal(encode(model, frames[::-1]), encode(model, frames[::-1].copy()))
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,9 @@ def test_fvu_is_pooled_over_frames():
     assert row["fvu"] == pytest.approx(1 / 0.75)  # sum (y - x)^2 = 1, sum (x - 1/4)^2 = .75
 
 
-def test_a_constant_channel_is_undefined_and_leaves_others_unchanged(x):
-    x[:, 1] = 2.0
+@pytest.mark.parametrize("level", [0.0, 2.0, 117.3, -1e4])
+def test_a_constant_channel_is_undefined_and_leaves_others_unchanged(x, level):
+    x[:, 1] = level
     row = reconstruction(x, x + 0.1)
     assert math.isnan(row["fvu/TDY"])
     assert math.isnan(row["r/TDY"])

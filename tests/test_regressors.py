@@ -24,6 +24,7 @@ from emaae.corpus.regressors import (
 )
 from emaae.models import build_model
 from emaae.system.errors import UserError
+from emaae.system.files import read_json, write_json
 
 N_UNITS = 8
 
@@ -176,6 +177,20 @@ def test_times_with_another_number_of_frames_are_refused(encoded, tmp_path):
         regressors.design_matrix("x", spoken, N_UNITS, Design([3], tr_s=0.01))
 
 
+@pytest.mark.parametrize(
+    "times",
+    [np.float32(3), np.zeros((300, 2), np.float32), np.float32([[5, 3]] * 300), np.arange(600)],
+    ids=["a number", "constant", "reversed", "whole numbers"],
+)
+def test_times_that_are_not_those_of_frames_are_refused(encoded, tmp_path, times):
+    root = shutil.copytree(encoded / "z", tmp_path / "z")
+    times = times.reshape(-1, 2) if times.size == 600 else times
+    np.savez(root / "s/a_times.npz", times=times)
+    spoken = [StoryUtterance(str(root / "s/a.npz"), 0)]
+    with pytest.raises(UserError, match=r"a_times\.npz must have the start and the end of each"):
+        regressors.design_matrix("x", spoken, N_UNITS, Design([3], tr_s=0.5))
+
+
 def test_utterances_that_overlap_are_refused(encoded):
     spoken = [
         StoryUtterance(str(encoded / f"z/s/{n}.npz"), onset) for n, onset in (("a", 0), ("b", 2))
@@ -240,6 +255,8 @@ def test_tr_times_are_read_from_one_file_or_a_file_for_each_story(encoded, tmp_p
         ("utterance,onset\ns/a,1\ns/b,2\n", ["--tr=1"], "the story story, whose utterances must"),
         ("utterance,onset\ns/a,1\n", [], "--tr, the seconds between TRs, or --tr_times"),
         ("utterance,onset\ns/a,1\n", ["--tr=nan"], "--tr must be a number of seconds above 0"),
+        ("utterance,onset\ns/a,1\n", ["--tr=1e-9"], "more than 10000000 TRs of 1e-09 s: give"),
+        ("utterance,onset\ns/a,1e12\n", ["--tr=1"], "ends after 1e+12 s, more than 10000000 TRs"),
         ("utterance,onset\ns/a,1\n", ["--tr=9"], "has 1 TRs, and --trim 0 0 leaves fewer than two"),
         ("utterance,onset\ns/a,1\n", ["--tr=1", "--trim", "0", "7"], "leaves fewer than two"),
         ("utterance,onset\ns/a,1\n", ["--tr_times=gone"], "--tr_times gone cannot be read"),
@@ -338,3 +355,21 @@ def test_a_long_story_takes_memory_for_one_utterance_at_a_time(tmp_path):
     tracemalloc.stop()
     assert matrix.shape == (620, 64)
     assert peak < 0.4 * 40 * 1500 * 64 * 4
+
+
+def test_a_long_utterance_takes_memory_for_a_part_of_its_weights(tmp_path):
+    np.savez(tmp_path / "u.npz", features=np.ones((30_000, 2), np.float32))
+    tracemalloc.start()
+    spoken = [StoryUtterance(str(tmp_path / "u.npz"), 0)]
+    _, matrix = regressors.design_matrix("x", spoken, 2, Design([0, 1], tr_s=0.25, delays=(1,)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert matrix.shape == (2400, 2)
+    assert peak < 5e6  # 2400 x 30,000 weights would take 576 MB
+
+
+def test_the_manifest_of_a_hundred_hours_is_read_again(tmp_path):
+    trs = {f"{i // 1000}/{i // 10}/{i // 1000}-{i // 10}-{i:08d}": 60 for i in range(40_000)}
+    write_json(tmp_path / "manifest.json", {"made": "regressors", "trs": trs})
+    assert (tmp_path / "manifest.json").stat().st_size > 1 << 20
+    assert len(read_json(tmp_path / "manifest.json")["trs"]) == 40_000

@@ -29,9 +29,12 @@ from emaae.data.features import (
     CHANNELS,
     FRAME_RATE_HZ,
     FeatureFile,
+    check_identity,
     find_features,
     frame_times,
     read_times,
+    stamp_of,
+    times_beside,
 )
 from emaae.data.load import Listing
 from emaae.data.reading import FrameFormat, read_files
@@ -40,7 +43,7 @@ from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import git_commit, versions
 from emaae.runs.read import read_or_empty
 from emaae.system.devices import pick_device
-from emaae.system.errors import UserError, one_line
+from emaae.system.errors import BadFile, UserError, one_line
 from emaae.system.files import lock_folder, make_folder, sha256, write_json
 from emaae.system.progress import progress
 
@@ -126,7 +129,7 @@ def _run_in_windows(
 
     def parts() -> Iterator[tuple[NamedFrames, np.ndarray]]:
         for batch in _batches(windows, window_frames + 2 * context):
-            arrays = [torch.tensor(w.frames, dtype=torch.float32) for w in batch]
+            arrays = [torch.from_numpy(np.array(w.frames, dtype=np.float32)) for w in batch]
             x = pad_sequence(arrays, batch_first=True).transpose(1, 2).contiguous()
             mask = pad_sequence([torch.ones(len(w.frames)) for w in batch], batch_first=True)
             with torch.inference_mode():
@@ -220,16 +223,18 @@ def encode_tree(
         return z
 
     files, manifest = listing.files, {"made": "encodings", "form": form} | dict(made_by)
-    with _locked_output(out, listing.label, manifest, files) as (before, todo):
+    stamps = {file: _stamp(file, listing.times_stamp(file)) for file in files}
+    with _locked_output(out, listing.label, manifest, stamps) as (before, todo):
         kept = len(files) - len(todo)
         # A unit may have fired only in an encoding that is replaced now.
         replaces = any(_path(out, file).exists() for file in todo)
         if todo:  # unknown until all files are written
             write_json(out / encodings.MANIFEST, before | {"fired": None})
-        sources = read_files(todo, source, skipped if skip_broken else None)
+        sources = read_files(todo, source, skipped if skip_broken else None, n_others=kept)
         encoded = ((one, map(note_active, z)) for one, z in encode_each(model, sources))
         done = progress(encoded, "encoding", total=len(files), done=kept, unit="utterances")
-        _write(done, out, form, model.inner_size)
+        _write(done, out, form, model.inner_size, stamps)
+        _remove_outdated(out, skipped)
         if kept and before.get("fired") is not None and not replaces:
             fired[before["fired"]] = True
         elif kept:  # also after a killed process, or for a tree of an older program
@@ -256,18 +261,18 @@ def upload_tree(out: Path, bucket: Any, prefix: str, n_units: int) -> int:
 
     PREFIX/103/1240/103-1240-0000 is an encoding (T, n_units) float32, whatever the form of the
     tree, and ..._times its times (T, 2). Arrays that are already there, made from the same
-    features, are left. Raises UserError.
+    features, are left; those of another model or form are refused. Raises UserError.
     """
     from emaae.data.bucket import write_array
 
-    n_new = 0
+    n_new, made = 0, encodings.description(read_or_empty(out / encodings.MANIFEST))
     for file in progress(find_features(out, recursive=True), "uploading", unit="utterances"):
         state = encodings.read_stamp(file.path) or ""
         key = f"{prefix}/{file.identity}".strip("/")
         z = encodings.read_encoding(file.path, n_units)
         times = frame_times(len(z), read_times(file.path))
-        write_array(bucket, f"{key}_times", times, state)
-        n_new += write_array(bucket, key, z, state)
+        n_new += write_array(bucket, key, z, made, state)
+        write_array(bucket, f"{key}_times", times, made, state)
     return n_new
 
 
@@ -294,16 +299,19 @@ def decode_tree(
         return features
 
     files = find_features(root, recursive)
+    stamps = {file: _stamp(file, stamp_of(times_beside(file.path))) for file in files}
     manifest = {"made": "features", "form": "float32"} | dict(made_by)
-    with _locked_output(out, root, manifest, files) as (_, todo):
+    with _locked_output(out, root, manifest, stamps) as (_, todo):
         kept = len(files) - len(todo)
         decoded = ((one, map(widened, y)) for one, y in decode_each(model, map(source, todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
-        _write(done, out, "float32", len(CHANNELS))
+        _write(done, out, "float32", len(CHANNELS), stamps)
     return TreeResult(len(todo), kept, {})
 
 
-def _write(done: Results, out: Path, form: str, n_columns: int) -> None:
+def _write(
+    done: Results, out: Path, form: str, n_columns: int, stamps: Mapping[FeatureFile, str]
+) -> None:
     """Write results into a tree; the name of each source is (file, its times)."""
     for source, parts in done:
         (file, times), n_frames = source.name, len(source.frames)
@@ -311,16 +319,26 @@ def _write(done: Results, out: Path, form: str, n_columns: int) -> None:
             parts = progress(parts, file.identity, unit="windows")
         path = _path(out, file)
         encodings.write_times(path, frame_times(n_frames, times), fsync=False)
-        encodings.write_encoding(path, parts, (n_frames, n_columns), form, _source_stamp(file))
+        encodings.write_encoding(path, parts, (n_frames, n_columns), form, stamps[file])
+
+
+def _remove_outdated(out: Path, skipped: Iterable[str]) -> None:
+    """Remove the encodings that left-out files gave before they were broken."""
+    for identity in skipped:
+        with contextlib.suppress(BadFile):
+            check_identity(identity, identity)  # such as ../x, which is outside of the folder
+            for path in (f"{identity}.npz", f"{identity}_times.npz"):
+                (out / path).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _locked_output(
-    out: Path, root: str, manifest: Mapping[str, Any], files: list[FeatureFile]
+    out: Path, root: str, manifest: Mapping[str, Any], stamps: Mapping[FeatureFile, str]
 ) -> Iterator[tuple[dict[str, Any], list[FeatureFile]]]:
     """Lock the folder `out`; yields its manifest, and the files that are still to do.
 
-    root: the tree that is read, which must not contain `out`, or the address of a bucket.
+    root: the tree that is read, which must not contain `out`, or the address of a bucket. stamps:
+    those of all its files, see `_stamp`.
     """
     if out.resolve().is_relative_to(Path(root).resolve()):
         raise UserError(
@@ -332,7 +350,7 @@ def _locked_output(
         found = encodings.open_manifest(out, manifest)
         for stray in out.rglob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
-        todo = [f for f in files if encodings.read_stamp(_path(out, f)) != _source_stamp(f)]
+        todo = [f for f in stamps if encodings.read_stamp(_path(out, f)) != stamps[f]]
         # The largest first: too little memory shows early, and neighbours have similar lengths.
         yield found, sorted(todo, key=lambda file: -file.stamp[0])
 
@@ -341,6 +359,6 @@ def _path(out: Path, file: FeatureFile) -> Path:
     return out / f"{file.identity}.npz"
 
 
-def _source_stamp(file: FeatureFile) -> str:
-    """A text that changes when the file changes."""
-    return json.dumps([file.identity, *file.stamp])
+def _stamp(file: FeatureFile, times_stamp: Any) -> str:
+    """A text that changes when the file or its times change."""
+    return json.dumps([file.identity, *file.stamp, times_stamp])

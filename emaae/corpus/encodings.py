@@ -125,7 +125,7 @@ def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     path = out / MANIFEST
     if path.is_file():
         found = files.read_json(path)
-        was, now = _description(found), _description(manifest)
+        was, now = description(found), description(manifest)
         if was != now:
             raise UserError(
                 f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
@@ -142,8 +142,8 @@ def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _description(manifest: Mapping[str, Any]) -> str:
-    """The entries of a manifest that are the same for all files of a tree."""
+def description(manifest: Mapping[str, Any]) -> str:
+    """What the files of a tree are, by which model, and in which form."""
     made, form = manifest.get("made"), manifest.get("form")
     return f"{made} by model {model_sha256(manifest)[:12]} as {form}"
 

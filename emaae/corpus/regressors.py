@@ -5,11 +5,11 @@
 
 The value of unit u at TR time t is sum_i w(t - t_i) z_iu c d. t_i is the middle of frame i, d the
 frame period in seconds, and w the Lanczos window w(x) = sinc(c x) sinc(c x / a) for |c x| < a = 3,
-0 elsewhere. The cutoff c is 1 / TR in Hz, or the frame rate if that is lower (Duchon 1979, "Lanczos
-filtering in one and two dimensions"; as in Huth et al. 2016, "Natural speech reveals the semantic
-maps that tile human cerebral cortex"). The factor c d keeps a constant encoding unchanged; far from
-all utterances the value is 0. Delays let a linear model find the shape of the haemodynamic
-response (Nishimoto et al. 2011).
+0 elsewhere. The rate c is 1 / TR in Hz, or the frame rate if that is lower; amplitudes at c / 2 are
+halved (Duchon 1979, "Lanczos filtering in one and two dimensions"; as in Huth et al. 2016, "Natural
+speech reveals the semantic maps that tile human cerebral cortex"). The factor c d keeps a constant
+encoding unchanged; far from all utterances the value is 0. Delays let a linear model find the shape
+of the haemodynamic response (Nishimoto et al. 2011).
 """
 
 import csv
@@ -38,6 +38,8 @@ from emaae.system.files import make_folder, read_text, write_atomically, write_j
 from emaae.system.progress import progress
 
 LANCZOS_LOBES = 3  # of the window on either side
+TRS_AT_ONCE = 64  # whose weights of frames are in memory together
+MAX_TRS = 10_000_000  # of a story; more are probably times in another unit
 
 
 class StoryUtterance(NamedTuple):
@@ -88,9 +90,24 @@ def lanczos_resample(frames: np.ndarray, times_s: np.ndarray, tr_times_s: np.nda
     """
     check_increasing("the frames", times_s)
     check_increasing("the TRs", tr_times_s)
+    values = np.zeros((len(tr_times_s), frames.shape[1]))
+    _add_resampled(values, tr_times_s, frames, times_s)
+    return values.astype(np.float32)
+
+
+def _add_resampled(
+    values: np.ndarray, tr_times_s: np.ndarray, frames: np.ndarray, times_s: np.ndarray
+) -> None:
+    """Add the contribution of frames (T, C) at times (T,) to the values (n, C) at TR times (n,)."""
     cutoff = cutoff_hz(tr_times_s)
-    weights = lanczos_window(tr_times_s[:, None] - times_s, cutoff) * (cutoff / FRAME_RATE_HZ)
-    return (weights @ frames).astype(np.float32)
+    reach = LANCZOS_LOBES / cutoff
+    first, last = np.searchsorted(tr_times_s, (times_s[0] - reach, times_s[-1] + reach))
+    for i in range(first, last, TRS_AT_ONCE):
+        trs = slice(i, min(i + TRS_AT_ONCE, last))
+        at = tr_times_s[trs]
+        near = slice(*np.searchsorted(times_s, (at[0] - reach, at[-1] + reach)))
+        weights = lanczos_window(at[:, None] - times_s[near], cutoff)
+        values[trs] += weights @ frames[near] * (cutoff / FRAME_RATE_HZ)
 
 
 def zscored(values: np.ndarray, kept: slice = slice(None)) -> np.ndarray:
@@ -231,15 +248,27 @@ def design_matrix(
     centres = []
     for one in spoken:
         found = read_times(one.path)
-        n_frames = len(read_encoding(one.path, n_units) if found is None else found)
-        centres.append(one.onset_s + frame_times(n_frames, found).mean(1, dtype=np.float64))
+        n_frames = len(read_encoding(one.path, n_units) if found is None else np.atleast_1d(found))
+        frames_s = frame_times(n_frames, found)
+        if found is not None and frames_s is not found:
+            raise BadFile(
+                f"{times_beside(one.path)} must have the start and the end of each frame in "
+                "seconds, both increasing: encode the features again"
+            )
+        centres.append(one.onset_s + frames_s.mean(1, dtype=np.float64))
     check_increasing(
         f"the story {name}, whose utterances must not overlap", np.concatenate(centres)
     )
     if design.tr_s is None:
         times = design.tr_times[name]
     else:
-        n_trs = max(1, math.ceil(centres[-1][-1] / design.tr_s))
+        end_s = centres[-1][-1]
+        if end_s > MAX_TRS * design.tr_s:
+            raise UserError(
+                f"the story {name} ends after {end_s:g} s, more than {MAX_TRS} TRs of "
+                f"{design.tr_s:g} s: give --tr and onsets in seconds"
+            )
+        n_trs = max(1, math.ceil(end_s / design.tr_s))
         times = (np.arange(n_trs) + 0.5) * design.tr_s
     kept = slice(design.trim[0], max(0, len(times) - design.trim[1]))
     if len(times[kept]) < 2:
@@ -248,7 +277,6 @@ def design_matrix(
             "leaves fewer than two: trim less, give a shorter --tr, or join utterances into "
             "stories by --onsets"
         )
-    cutoff = cutoff_hz(times)
     values = np.zeros((len(times), len(design.units)))
     for one, at in zip(spoken, centres):
         z = read_encoding(one.path, n_units)[:, design.units]
@@ -257,9 +285,7 @@ def design_matrix(
                 f"{times_beside(one.path)} has the times of {len(at)} frames, and the encoding "
                 f"{len(z)}: encode the features again"
             )
-        near = (times > at[0] - LANCZOS_LOBES / cutoff) & (times < at[-1] + LANCZOS_LOBES / cutoff)
-        weights = lanczos_window(times[near, None] - at, cutoff)
-        values[near] += weights @ z * (cutoff / FRAME_RATE_HZ)
+        _add_resampled(values, times, z, at)
     return times[kept], delayed(zscored(values, kept), design.delays)[kept]
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,10 @@ def open_bucket(name: str) -> Any:
     return bucket
 
 
-def list_features(bucket: Any, prefix: str, recursive: bool) -> tuple[list[FeatureFile], Set[str]]:
-    """The features under `prefix`, sorted, and the keys of all objects there, including times.
+def list_features(
+    bucket: Any, prefix: str, recursive: bool
+) -> tuple[list[FeatureFile], Mapping[str, tuple[int, str]]]:
+    """The features under `prefix`, sorted, and the stamps of all objects there by key.
 
     A feature's path is the key, its stamp (bytes, ETag), and its identity the key relative to the
     prefix, without `.npz`. recursive: read sub-folders too. Times (`<name>_times`), objects with
@@ -65,12 +67,13 @@ def list_features(bucket: Any, prefix: str, recursive: bool) -> tuple[list[Featu
     folder = f"{prefix.strip('/')}/".lstrip("/")
     query = {"Prefix": folder} if recursive else {"Prefix": folder, "Delimiter": "/"}
     with _boto_errors(f"s3://{bucket.name}/{folder}"):
-        stamps = {item.key: (item.size, item.e_tag) for item in bucket.objects.filter(**query)}
+        listed = bucket.objects.filter(**query)
+        stamps = {item.key: (item.size, item.e_tag) for item in listed}
         names = {key: _identity(key[len(folder) :]) for key in stamps}
         found = [FeatureFile(name, key, stamps[key]) for key, name in names.items() if name]
         if not found:
             raise UserError(_no_features(bucket, folder, list(stamps), recursive))
-    return sort_distinct(found), stamps.keys()
+    return sort_distinct(found), stamps
 
 
 def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "features") -> np.ndarray:
@@ -82,10 +85,12 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
     where = f"s3://{bucket.name}/{key}"
     with _boto_errors(where):
         answer = bucket.Object(key).get()
-        if answer["ContentLength"] > MAX_BYTES:
-            raise BadFile(f"{where} {too_large('it', answer['ContentLength'])}")
-        content = answer["Body"].read()
-    if etag is not None and answer["ETag"] != etag:
+        size = answer.get("ContentLength")  # unknown if the server sends chunks
+        content = answer["Body"].read(MAX_BYTES + 1) if size is None else b""
+        if max(size or 0, len(content)) > MAX_BYTES:
+            raise BadFile(f"{where} {too_large('it', size or len(content))}")
+        content = content or answer["Body"].read()
+    if etag is not None and answer.get("ETag") != etag:
         raise UserError(f"{where} has changed since it was listed: start again")
     if key.lower().endswith(".npz"):
         return load_npz(io.BytesIO(content), where, of)
@@ -97,27 +102,30 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
         ) from error
 
 
-def write_array(bucket: Any, key: str, array: np.ndarray, state: str) -> bool:
+def write_array(bucket: Any, key: str, array: np.ndarray, made: str, state: str) -> bool:
     """Write an array as upload_raw_array does, unless it is there; returns whether it was written.
 
-    state: describes what the array was made from; a digest of it is stored as metadata. An object
-    with the same state is left alone. Raises UserError, also for an object without a state, which
-    another program has written.
+    made: describes the array and what made it. state: that of what it was made from. Both are
+    stored as metadata, `state` as a digest. An object with the same state is left alone. Raises
+    UserError, also for an object that was made by another program or is another array.
     """
     digest = hashlib.sha256(state.encode()).hexdigest()
     shape = ",".join(map(str, array.shape))
     metadata = {"dtype": array.dtype.str, "shape": shape, "compression": "gzip", "order": "C"}
     with _boto_errors(f"s3://{bucket.name}/{key}"):
         first = [item.key for item in bucket.objects.filter(Prefix=key).limit(1)]
-        old_state = bucket.Object(key).metadata.get("state") if first == [key] else ""
-        if old_state is None:
-            raise UserError(
-                f"s3://{bucket.name}/{key} was not written by this program: name another prefix"
-            )
-        if old_state == digest:
-            return False
+        if first == [key]:
+            old = bucket.Object(key).metadata
+            was = old.get("made", "of another program or version")
+            if was != made:
+                raise UserError(
+                    f"s3://{bucket.name}/{key} is {was}, and {made} were asked for: name another "
+                    "prefix"
+                )
+            if old["state"] == digest:
+                return False
         content = gzip.compress(array.tobytes(), mtime=0)
-        bucket.Object(key).put(Body=content, Metadata=metadata | {"state": digest})
+        bucket.Object(key).put(Body=content, Metadata=metadata | {"made": made, "state": digest})
     return True
 
 

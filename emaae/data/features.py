@@ -1,6 +1,5 @@
 """Feature trees: one .npz per utterance, as the extractor writes them."""
 
-import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -47,19 +46,25 @@ def find_features(root: str | Path, recursive: bool) -> list[FeatureFile]:
     """
     root = str(Path(root))
     check_folder(root, root, ".npz feature files")
-    found = []
-    for name, path in files_below(root, recursive, _is_features):
-        stamp = (0, 0)
-        with contextlib.suppress(OSError):  # a dangling link is reported when it is read
-            status = os.stat(path)
-            stamp = (status.st_size, status.st_mtime_ns)
-        found.append(FeatureFile(without_npz(name), path, stamp))
+    found = [
+        FeatureFile(without_npz(name), path, stamp_of(path))
+        for name, path in files_below(root, recursive, _is_features)
+    ]
     if not found:
         hint = "expected NAME.npz beside NAME_times.npz"
         if not recursive and any(files_below(root, True, _is_features)):
             hint = "there are some in its sub-directories: add --recursive"
         raise UserError(f"{root} holds no .npz feature files: {hint}")
     return sort_distinct(found)
+
+
+def stamp_of(path: str) -> tuple[int, int]:
+    """Size, and time of the last change in ns; zeros for a missing file or a dangling link."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def sort_distinct(files: list[FeatureFile]) -> list[FeatureFile]:
@@ -173,6 +178,7 @@ def frame_times(n_frames: int, found: np.ndarray | None = None) -> np.ndarray:
     """
     if found is not None and found.shape == (n_frames, 2) and found.dtype.kind == "f":
         per_frame = np.isfinite(found).all() and (np.diff(found, axis=0) > 0).all()
+        per_frame = per_frame and (found[:, 0] < found[:, 1]).all()
         if per_frame and (n_frames > 1 or found[0, 1] - found[0, 0] <= 2 / FRAME_RATE_HZ):
             return found
     centres, half = frame_centres(n_frames), 0.5 / FRAME_RATE_HZ

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from emaae.data.features import (
     find_features,
     read_features,
     read_times,
+    stamp_of,
     times_beside,
 )
 from emaae.data.reading import FrameFormat, read_files
@@ -60,7 +61,8 @@ class Listing(NamedTuple):
 
     label: the root of the tree, or the address of the prefix. location: identifies the place, not
     its content. files: sorted by identity. read: returns the checked features (T, 14) of a file.
-    read_times: returns the content of its times file, None without one.
+    read_times: returns the content of its times file, None without one. times_stamp: differs after
+    a change of the times file.
     """
 
     label: str
@@ -68,6 +70,7 @@ class Listing(NamedTuple):
     files: list[FeatureFile]
     read: Callable[[FeatureFile], np.ndarray]
     read_times: Callable[[FeatureFile], np.ndarray | None]
+    times_stamp: Callable[[FeatureFile], Any]
 
 
 def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listing:
@@ -80,6 +83,7 @@ def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listin
         files=find_features(root, recursive),
         read=lambda file: read_features(file.path, file.stamp),
         read_times=lambda file: read_times(file.path),
+        times_stamp=lambda file: stamp_of(times_beside(file.path)),
     )
 
 
@@ -95,12 +99,17 @@ def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
 
     def read_times(file: FeatureFile) -> np.ndarray | None:
         key = times_beside(file.path)
-        return bucket.read_array(connection(os.getpid()), key, of="times") if key in keys else None
+        return (
+            bucket.read_array(connection(os.getpid()), key, of="times") if key in stamps else None
+        )
+
+    def times_stamp(file: FeatureFile) -> Any:
+        return stamps.get(times_beside(file.path))
 
     label = f"s3://{name}/{prefix.strip('/')}"
     location = ("bucket", bucket.endpoint(), label, recursive)
-    files, keys = bucket.list_features(connection(os.getpid()), prefix, recursive)
-    return Listing(label, location, files, read, read_times)
+    files, stamps = bucket.list_features(connection(os.getpid()), prefix, recursive)
+    return Listing(label, location, files, read, read_times, times_stamp)
 
 
 def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.Source:

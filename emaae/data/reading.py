@@ -69,12 +69,13 @@ def read_files(
     files: Sequence[FeatureFile],
     read: Callable[[FeatureFile], T],
     broken: dict[str, str] | None = None,
+    n_others: int = 0,
 ) -> Iterator[T]:
     """Results of `read` for each file, in the order of the files, by one or several processes.
 
     broken: a dict that receives the error messages of broken files by identity; these files are
     skipped. Without it the first broken file raises BadFile. Raises UserError for other errors, and
-    when all files are broken.
+    when all files are broken. n_others: number of good files that need not be read.
     """
     if broken is not None:
         broken.clear()
@@ -91,7 +92,7 @@ def read_files(
             raise BadFile(f"{result} (or leave such files out: --on_bad_file skip)")
         else:
             broken[file.identity] = str(result)
-    if broken and len(broken) == len(files):
+    if broken and len(broken) == len(files) and not n_others:
         raise UserError(f"all {len(files)} files are broken: {next(iter(broken.values()))}")
 
 

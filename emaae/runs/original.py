@@ -65,8 +65,8 @@ def model_config(model: CNNAutoEncoder, settings: Mapping[str, Any]) -> dict[str
 def has_same_reconstructions(model: CNNAutoEncoder) -> bool:
     """Whether the reconstructions of the original class equal those of the model.
 
-    True for models imported from the original project. For any other model the original class gives
-    0 where ours is negative.
+    True for models imported from the original project. For other norms the original class gives 0
+    where ours is negative; for norm original its ReLU follows the raw scale, ours comes before it.
     """
     return model.norm == "original" and not model.mean.any()
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from emaae.system.errors import UserError, one_line
-from emaae.system.files import MAX_TEXT, regular_file
+from emaae.system.files import regular_file
 
+MAX_FILE = 1 << 20  # bytes
 # Most values in a file, aliases expanded: nine lines of aliases can expand to a billion values.
 MAX_VALUES = 200_000
 # Most characters of an unquoted scalar: parsing a number of a million digits takes minutes.
@@ -47,7 +48,7 @@ class Document:
         self.content: dict[str, Any] = {}
         self.is_mapping = False
         try:
-            with regular_file(path, MAX_TEXT) as file:
+            with regular_file(path, MAX_FILE) as file:
                 self.text = file.read().decode("utf-8")
             loader = yaml.SafeLoader(self.text)
             node = loader.get_single_node()

@@ -12,8 +12,9 @@ from typing import IO, Any, BinaryIO
 
 from emaae.system.errors import BadFile, UserError
 
-# Largest text file in bytes; settings, metrics and sweep files have some kilobytes.
-MAX_TEXT = 1 << 20
+# Largest text file in bytes. The largest ones are tables of onsets and manifests of regressors: two
+# megabytes for 30,000 utterances.
+MAX_TEXT = 1 << 24
 # Largest single read from an archive in bytes. zipfile searches the last 64 KiB for the list of
 # members and reads the list at once, so this allows a few thousand members.
 MAX_READ = 1 << 17
