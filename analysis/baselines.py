@@ -83,10 +83,9 @@ def _smoothed(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
 
 
 def _untrained(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
-    fresh = untrained(model, seed, activation="relu")
+    fresh = untrained(model, seed)
     fresh.normalise(model.mean, model.sd)
     fresh.encoder[-1].activation = None
-    fresh.requires_grad_(False)
     return lambda x: fresh.encode(x[None])[0]
 
 

@@ -230,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--stories must be at least {LEFT_OUT + 2}, got {args.stories}")
     frame([])  # fails before the long computation when pandas is missing
     rows = compare(read_comparable(*args.refs), stories(args.stories), args.at, args.weights)
-    print(f"Simulated responses; {1 / (1 + NOISE):.0%} of their variance can be explained.\n")
+    print(f"Simulated responses; {1 / (1 + NOISE):.0%} of their variance can be explained.")
+    print(f"Errors of onsets (jitter) are clipped at {1000 * MAX_ERROR_S:.0f} ms.\n")
     print(table(rows))
     if args.out:
         write(rows, args.out / "brain.csv")

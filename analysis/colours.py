@@ -18,6 +18,7 @@ SCHEDULE_COLOURS = dict(
 )
 
 INK, SOFT, FAINT, PAPER = "#22282f", "#66707a", "#e3e6e9", "#ffffff"
+SCHEDULE_COLOURS["unknown"] = SOFT  # of runs that left no config
 TRUTH, PREDICTION = "#1d3557", "#e07a5f"
 ALPHA, SPARSITY, DEAD = "#b08900", "#3d7a5f", "#7d5a9e"
 # From the most negative value by way of 0 to the most positive.

@@ -246,11 +246,13 @@ def table(lines: Sequence[Row]) -> str:
 
 
 def flat(line: Row) -> Row:
-    """A row for a file: an estimate is three columns, of five digits."""
+    """A row for a file: an estimate is three columns of five digits, `dead` one."""
     found: Row = {}
     for name, value in line.items():
         if isinstance(value, Estimate):
-            columns = zip((name, f"{name}_low", f"{name}_high"), value)
+            columns = list(zip((name, f"{name}_low", f"{name}_high"), value))
+            # Resampled utterances can only lose live units: their interval would be too high.
+            columns = columns[:1] if name == "dead" else columns
             found |= {column: float(f"{x:.5g}") for column, x in columns}
         else:
             found[name] = value
@@ -267,11 +269,13 @@ def drawing(found: Fronts, units: str = "live") -> Drawing:
     def lines(name: str) -> Iterator[Line]:
         for label, front in found.items():
             live, cost = on_split(front, "live_sparsity"), on_split(front, name)
-            yield Line(live, cost, style_of[label], points=True, size=3)
+            yield Line(live, cost, style_of[label], label, points=True, size=3)
+            if np.isnan(live).all():  # no unit of any run fires
+                continue
             grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
             # Only where all seeds have a value: elsewhere the mean would jump.
             mean = np.mean([at(grid, ps, name)[0] for ps in front.values()], 0)
-            yield Line(grid, mean, style_of[label], label)
+            yield Line(grid, mean, style_of[label])
 
     x = Axis(f"sparsity of {units} units")
     fvu, persistence = Axis("fvu", log=True), Axis("persistence within utterances")
@@ -328,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     runs = settings(with_knobs(read_runs(*args.refs), args.where))
     if not runs:
-        raise UserError(f"{' '.join(args.refs)}: no run there has ended well")
+        which = f" with {' '.join(args.where)}" if args.where else ""
+        raise UserError(f"{' '.join(args.refs)}: no run there{which} has ended well")
     names = [*runs, *(BASELINES if args.baselines else ())]
     reference = args.reference or names[0]
     if reference not in names:
@@ -348,9 +353,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\nsparsity of {units} units: {sparsity:g}\n\n{table(at_sparsity)}", flush=True)
         if all(np.isnan(line["fvu"].mean) for line in at_sparsity):
             live = np.concatenate([on_split(front, "live_sparsity") for front in found.values()])
+            live = live[np.isfinite(live)]
+            have = f"{live.min():.3g} to {live.max():.3g}" if len(live) else "no unit that fires"
             print(
-                f"\nno front reaches this sparsity: runs have {np.nanmin(live):.3g} to "
-                f"{np.nanmax(live):.3g}, and a front needs two runs of a seed"
+                f"\nno front reaches this sparsity: runs have {have}, and a front needs two runs "
+                "of a seed"
             )
         lines += map(flat, at_sparsity)
         accuracies = {}  # measured at the first sparsity only

@@ -162,7 +162,8 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
     """
     parts = [label.partition(", ")[::2] for label in labels]
     schedules, rests = (list(dict.fromkeys(part)) for part in zip(*parts))
-    named = len(schedules) > 1 and set(schedules) <= set(SCHEDULE_COLOURS)
+    by_schedule = len(schedules) > 1 or len(rests) == 1
+    named = by_schedule and set(schedules) <= set(SCHEDULE_COLOURS)
     crossed = len(schedules) > 1 and len(rests) > 1
     dashes, markers = list(DASHES), list(MARKERS)
     found = {}

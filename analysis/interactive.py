@@ -51,7 +51,9 @@ def draw(drawing: Drawing, height: int = 360) -> go.Figure:
     """
     rows, columns = len(drawing.rows), max(map(len, drawing.rows))
     titled = any(panel.title for panel in drawing.panels)
-    across = _domains(drawing.widths or [1] * columns, 0.15 / columns)
+    # Where columns differ, the bar of an image's colours may be between two of them.
+    gap = (0.3 if drawing.widths else 0.15) / columns
+    across = _domains(drawing.widths or [1] * columns, gap)
     upwards = _domains((drawing.heights or [1] * rows)[::-1], (0.25 if titled else 0.12) / rows)
     layout: dict[str, Any] = {"template": TEMPLATE, "annotations": [], "shapes": []}
     traces: list[dict[str, Any]] = []
@@ -114,7 +116,7 @@ def _annotate(layout: dict[str, Any], panel: Panel, place: dict[str, str]) -> No
 def _legend_height(labels: Collection[str]) -> int:
     """Pixels of a legend whose entries share lines as far as the longest lets them."""
     columns = max(1, 400 // (7 * max(map(len, labels)) + 50))
-    return 20 * math.ceil(len(labels) / columns)
+    return 31 * math.ceil(len(labels) / columns)
 
 
 def _axis(axis: Axis) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Kernels of one model, the primitives of its decoder, and features through it."""
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -15,11 +13,11 @@ def form_of(n_channels: int) -> FrameFormat:
     return FrameFormat(keep_loudness=n_channels == len(CHANNELS))
 
 
-def untrained(model: CNNAutoEncoder, seed: int, **changed: Any) -> CNNAutoEncoder:
-    """Random weights in the architecture of a model, but for what is changed."""
+def untrained(model: CNNAutoEncoder, seed: int) -> CNNAutoEncoder:
+    """Random weights in the architecture of a model."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_model(**model.architecture() | changed)
+        return build_model(**model.architecture())
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ the highest. What cannot be drawn raises `Missing`, which says what is missing a
 of one model are in `analysis.model_panels`; docs/analysis.md has a notebook's own figure.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ from analysis.runs import GOOD, Run, best, grouped, groups, labels, number, spli
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
-MAX_SETTINGS = 12  # of points; if there are more, points show the schedule only
+# Of more settings than these, points show the schedule only; with a single schedule, of more than
+# can be told apart.
+MAX_SETTINGS, MAX_SETTINGS_OF_ONE_SCHEDULE = 12, 30
 BROKEN = ("diverged", "failed")  # statuses of runs that count in no mean over seeds
 EPOCH = Axis("epoch", whole=True)
 Curve = tuple[np.ndarray, np.ndarray]  # x (n,) and y (n,)
@@ -35,13 +38,16 @@ def over_epochs(runs: Sequence[Run], name: str, y: Axis) -> Panel:
             found = np.where(found > 0, found, np.nan)
         return (run.column("epoch"), found) if np.isfinite(found).any() else None
 
-    return Panel(EPOCH, y, _means(runs, curve, f"no run has logged {name}"))
+    above = " above 0" if y.log else ""
+    return Panel(EPOCH, y, _means(runs, curve, f"no run has logged {name}{above}"))
 
 
 def losses(runs: Sequence[Run]) -> list[Panel]:
     """Training and validation loss over epochs, on one scale."""
     splits = {"train": "training loss", "val": "validation loss"}
-    known = np.concatenate([run.column(f"{split}/loss") for run in runs for split in splits])
+    known = np.concatenate(
+        [run.column(f"{split}/loss") for run in _counted(runs) for split in splits]
+    )
     known = known[(known > 0) & (known < np.inf)]
     scale = (known.min() / 1.1, known.max() * 1.1) if len(known) else (None, None)
     return [
@@ -60,7 +66,8 @@ def losses_by_run(runs: Sequence[Run], max_runs: int = 60) -> list[Panel]:
         raise Missing("fewer than two runs have finished an epoch; one alone is in the overview")
     if len(runs) > max_runs:
         runs = sorted(runs, key=lambda run: (np.nan_to_num(run.score, nan=np.inf), run.name))
-    return [run_losses(run)._replace(title=run.name) for run in runs[:max_runs]]
+    titles = [textwrap.fill(run.name, 26, max_lines=2, placeholder="…") for run in runs]
+    return [run_losses(r)._replace(title=title) for r, title in zip(runs[:max_runs], titles)]
 
 
 def run_losses(run: Run) -> Panel:
@@ -99,18 +106,21 @@ def alpha(runs: Sequence[Run]) -> list[Panel]:
 def mse_along_epochs(runs: Sequence[Run]) -> Panel:
     """Mse against alpha, epoch by epoch: mean of the seeds; the marker is the last epoch."""
     items: list[Line] = []
+    counted = _counted(runs)
     for label, style, members in styled(runs):
         paths = {
-            runs.index(run): (run.column("alpha"), run.column("val/mse"))
+            runs.index(run): np.stack([run.column("alpha"), run.column("val/mse")])
             for run in members
-            if run.history and run.status not in BROKEN
+            if run.history and run in counted
         }
         if not paths:
             continue
-        n = min(len(x) for x, _ in paths.values())
-        x, y = np.mean([(x[:n], y[:n]) for x, y in paths.values()], 0)
+        # As over epochs, the mean of the seeds that reached the epoch.
+        epochs = range(max(len(path.T) for path in paths.values()))
+        reached = ([path[:, i] for path in paths.values() if i < len(path.T)] for i in epochs)
+        x, y = np.stack([np.mean(points, 0) for points in reached], 1)
         lines = [Line(x, y, style, label, markers=True, runs=tuple(paths), kind="mean")]
-        lines += [Line(x, y, style, runs=(i,), kind="each") for i, (x, y) in paths.items()]
+        lines += [Line(x, y, style, label, runs=(i,), kind="each") for i, (x, y) in paths.items()]
         for line in lines:
             end = line._replace(x=line.x[-1:], y=line.y[-1:], label="", points=True, size=7.0)
             items += [line, end]
@@ -132,7 +142,8 @@ def mse_across_runs(runs: Sequence[Run]) -> Panel:
 def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
     """One metric of the selected weights against another, a point per run. Raises Missing."""
     members, settings = groups(runs), labels(runs)
-    if len(members) > MAX_SETTINGS and len({run.schedule for run in runs}) > 1:
+    one_schedule = len({run.schedule for run in runs}) == 1
+    if len(members) > (MAX_SETTINGS_OF_ONE_SCHEDULE if one_schedule else MAX_SETTINGS):
         members = grouped(runs, lambda run: run.schedule)
     items: list[Line] = []
     for (label, some), style in zip(members.items(), styles(list(members)).values()):
@@ -142,7 +153,6 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
                 seed = f"seed {run.config.get('seed')}"
                 text = f"{run.name}: {settings[run]}, {seed}, score {run.score:.4g}"
                 items.append(point._replace(text=text))
-                label = ""
     if not items:
         raise Missing(f"no run has both {x} and {y}")
     return items
@@ -249,6 +259,11 @@ def styled(runs: Sequence[Run]) -> list[tuple[str, Style, list[Run]]]:
     return [(label, style, members[label]) for label, style in styles(list(members)).items()]
 
 
+def _counted(runs: Sequence[Run]) -> list[Run]:
+    """The runs that did not go wrong; if all did, all of them."""
+    return [run for run in runs if run.status not in BROKEN] or list(runs)
+
+
 def _means(
     runs: Sequence[Run], curve: Callable[[Run], Curve | None], lacking: str, **more: Any
 ) -> list[Line]:
@@ -256,19 +271,18 @@ def _means(
 
     lacking: what the Missing says when there is no curve.
     """
-    items, all_broken = [], all(run.status in BROKEN for run in runs)
+    items, counted = [], _counted(runs)
     for label, style, members in styled(runs):
         found = {runs.index(run): got for run in members if (got := curve(run))}
-        # Runs that went wrong are drawn if all runs did.
-        whose = tuple(i for i in found if all_broken or runs[i].status not in BROKEN)
+        whose = tuple(i for i in found if runs[i] in counted)
         if whose:
             x, mean, low, high = _mean_and_range([found[i] for i in whose])
             band: dict[str, Any] = {"low": low, "high": high} if len(whose) > 1 else {}
             band |= {"runs": whose, "kind": "mean", "markers": True}
             items.append(Line(x, mean, style, label, **band, **more))
         for i, (x, y) in found.items():
-            name = f"{label}, {runs[i].name}"
-            items.append(Line(x, y, style, name, runs=(i,), kind="each", **more))
+            own: dict[str, Any] = {"runs": (i,), "kind": "each", "text": runs[i].name}
+            items.append(Line(x, y, style, label, **own, **more))
     if not items:
         raise Missing(lacking)
     return items

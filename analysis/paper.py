@@ -1,6 +1,7 @@
 """Drawings on paper: matplotlib, in the widths of a journal's columns."""
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def fill(axes: Axes, panel: Panel) -> None:
         bounds = getattr(axes, f"get_{name}lim")()  # which ticks may widen
         if axis.ticks is not None:
             side.set_ticks([at for at, _ in axis.ticks], [text for _, text in axis.ticks])
-        elif axis.whole:
-            axes.locator_params(axis=name, integer=True)
+        elif name == "x" and not axis.log:
+            axes.locator_params(axis="x", integer=axis.whole, nbins=6)  # whatever their digits
         limits = [new if new is not None else old for new, old in zip(axis.range, bounds)]
         if not axis.log or limits[0] > 0:
             axes.set(**{f"{name}lim": limits})
@@ -108,7 +109,9 @@ def save(figure: Figure, path: str | Path) -> None:
 
 def _line(axes: Axes, line: Line) -> None:
     style, x, y, step = line.style, line.x, line.y, STEPS.get(line.step)
-    drawn: dict[str, Any] = {"color": style.color, "label": line.label or None, "lw": line.width}
+    known = axes.get_legend_handles_labels()[1]  # a setting is in the legend once
+    label = None if line.label in known else line.label or None
+    drawn: dict[str, Any] = {"color": style.color, "label": label, "lw": line.width}
     drawn["ls"] = "none" if line.points else DASHES[style.dash]
     if line.points or line.markers:
         drawn |= {"marker": MARKERS[style.marker], "ms": line.size if line.points else 3.5}
@@ -145,7 +148,9 @@ def _legend(figure: Figure, width: float) -> float:
     if len(entries) < 2:
         return 0.0
     # About .05 inches a letter at 7 points, and .45 for the line beside it.
-    fitting = int(width / (0.45 + 0.05 * max(map(len, entries))))
+    letters = int((width - 0.45) / 0.05)
+    labels = [textwrap.fill(label, letters) for label in entries]
+    fitting = int(width / (0.45 + 0.05 * min(letters, max(map(len, entries)))))
     columns = min(max(1, fitting), len(entries))
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns)
-    return 0.17 * math.ceil(len(entries) / columns)
+    figure.legend(entries.values(), labels, loc="outside lower center", ncols=columns)
+    return 0.17 * math.ceil(sum(1 + label.count("\n") for label in labels) / columns)

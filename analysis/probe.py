@@ -226,7 +226,8 @@ def baseline_inputs(model: CNNAutoEncoder) -> tuple[str, str, str]:
     """The baselines of a model's encoding: one frame, its receptive field, random weights."""
     loudness = " with loudness" if model.input_dim == len(CHANNELS) else ""
     norm = "" if model.norm == "none" else f", norm {model.norm}"
-    if model.activation != "relu":
+    # An untrained threshold is 0: batch_topk is then a ReLU.
+    if model.activation == "feature_topk":
         norm += f", {model.activation} {model.gate_frames}"
     return (
         f"raw{loudness}, 1 frame",

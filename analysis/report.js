@@ -48,9 +48,12 @@ function draw(figure) {
   if (dark.matches && !printing) {
     for (const [light, other] of Object.entries(page.dark)) text = text.replaceAll(light, other);
   }
-  const { data, layout } = JSON.parse(text);
+  const { data, layout } = JSON.parse(text), named = new Set();
   for (const trace of data) {
     trace.visible = isVisible(trace);
+    // Whichever of its traces are shown, a setting is in the legend once.
+    trace.showlegend = trace.visible && Boolean(trace.name) && !named.has(trace.name);
+    if (trace.visible) named.add(trace.name);
     if (isPicked(trace)) {
       trace.line = { ...trace.line, width: 5 };
       trace.marker = { ...trace.marker, size: 15 };

@@ -124,7 +124,7 @@ def filters(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A knob's name, its values as texts, which of them each run has (of); the seed is the last."""
     found = []
     for name in dict.fromkeys(["schedule", *varying(runs)]):
-        values = [text(run.knob(name)) for run in runs]
+        values = [_setting(run.knob(name))[0] for run in runs]
         distinct = sorted(set(values), key=_order)
         if 1 < len(distinct) <= MAX_VALUES:
             of = [distinct.index(value) for value in values]

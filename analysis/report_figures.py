@@ -88,13 +88,13 @@ def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[
     figures[f"reconstruction/{i}"] = "This run has kept no reconstructions."
     encodings = {}
     for at, one in enumerate(utterances):
+        z = None
         if model is not None and one.truth.shape[1] == model.input_dim:
-            y, encodings[one.name] = kernels.autoencode(model, one.truth)
-            one = replace(one, prediction=y)
+            y, z = kernels.autoencode(model, one.truth)
+            one, encodings[one.name] = replace(one, prediction=y), z
         shown = replace(one, truth=one.truth[:MAX_FRAMES], prediction=one.prediction[:MAX_FRAMES])
-        if one.name in encodings:
-            cut = encodings[one.name][:MAX_FRAMES]
-            figures[f"encoding/{i}/{at}"] = _shown(model_panels.encodings, shown, cut)
+        if z is not None:
+            figures[f"encoding/{i}/{at}"] = _shown(model_panels.encodings, shown, z[:MAX_FRAMES])
         figures[f"reconstruction/{i}/{at}"] = _figure(model_panels.reconstruction(shown), height=96)
     units = np.empty(0, dtype=int)
     if model is not None:

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -130,7 +130,14 @@ def read_runs(*refs: str | os.PathLike) -> list[Run]:
                 "of a sweep, or an --out_dir"
             )
         runs += map(read_run, folders)
-    return runs
+    # Sweeps number their runs from 0001: where names repeat, the sweep's folder tells them apart.
+    names = Counter(run.name for run in runs)
+    return [
+        replace(run, name=f"{Path(run.ref).resolve().parents[1].name}/{run.name}")
+        if names[run.name] > 1
+        else run
+        for run in runs
+    ]
 
 
 def read_comparable(*refs: str | os.PathLike) -> list[Run]:
@@ -186,7 +193,11 @@ def labels(runs: Sequence[Run]) -> dict[Run, str]:
     """Each run's schedule and values of the knobs that vary, e.g. `cosine, alpha_max 0.5`."""
     names = [name for name in varying(runs) if name not in ("schedule", "seed")]
     values_of = {
-        run: [f"{name} {text(run.config[name])}" for name in names if _matters(run, name)]
+        run: [
+            f"{name} {text(run.config[name])}"
+            for name in names
+            if _matters(run, name) and run.config[name] is not None
+        ]
         for run in runs
     }
     return {run: ", ".join([run.schedule, *values]) for run, values in values_of.items()}

@@ -44,7 +44,7 @@ def _of_run(run: Run) -> Iterator[Row]:
         "epochs": len(run.history),
         **{f"config_{name}": run.config[name] for name in SWEEPABLE if name in run.config},
         **_scalars({k: v for k, v in run.selected.items() if k.startswith("val/")}),
-        **_scalars({k: v for k, v in run.metrics.items() if k != "status"}),
+        **_scalars(run.metrics),
     }
 
 

@@ -286,7 +286,7 @@ def test_runs_with_and_without_loudness_are_not_compared(swept, tmp_path):
         (["--where", "slow=1"], "--where needs NAME=VALUE"),
         (["--at", "1.5"], "must be above 0 and below 1, such as 0.9, got 1.5"),
         (["--resamples", "0"], "--resamples must be at least 1, got 0"),
-        (["--where", "alpha=0.9"], "no run there has ended well"),
+        (["--where", "alpha=0.9"], "no run there with alpha=0.9 has ended well"),
     ],
 )
 def test_usage_errors_print_one_line(swept, words, message):

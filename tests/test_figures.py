@@ -1,6 +1,7 @@
 """Figures show the content of runs, name what is missing, and have the format of a paper."""
 
 import contextlib
+import io
 import math
 import shutil
 
@@ -10,6 +11,7 @@ import torch
 from synthetic_runs import write_run, write_runs
 
 from analysis import figures, interactive, kernels, model_panels, panels, paper
+from analysis.colours import SCHEDULE_COLOURS
 from analysis.drawing import (
     Axis,
     Drawing,
@@ -110,6 +112,13 @@ def test_training_and_validation_loss_have_one_scale():
     assert training.y.range == validation.y.range == pytest.approx((0.1 / 1.1, 2.2))
 
 
+def test_a_run_that_diverged_does_not_set_the_scale_of_the_losses():
+    bad = of(metrics={"status": "diverged"}, **{"train/loss": [1e9], "val/loss": [1e10]})
+    good = of(seed=1, **{"train/loss": [1.0], "val/loss": [2.0]})
+    assert panels.losses([good, bad])[0].y.range == pytest.approx((1 / 1.1, 2.2))
+    assert panels.losses([bad])[0].y.range == pytest.approx((1e9 / 1.1, 1.1e10))
+
+
 def test_the_front_is_a_staircase_with_no_run_below_and_the_best_run_is_ringed():
     found = [(0.2, 0.7), (0.5, 0.9), (0.6, 0.6)]  # fvu, sparsity
     runs = [
@@ -142,6 +151,15 @@ def test_mse_is_drawn_over_the_alpha_of_each_epoch_and_of_the_selected_epoch():
     assert np.c_[line.x, line.y].tolist() == [[0.1, 4], [0.2, 3]]
     (point,) = panels.mse_across_runs([run]).lines
     assert (end.x[0], end.y[0]) == (point.x[0], point.y[0]) == (0.2, 3)
+
+
+def test_mse_along_the_epochs_goes_on_with_the_seeds_that_do():
+    short = of(alpha=[0.1], **{"val/mse": [4]})
+    long = of(seed=1, alpha=[0.1, 0.3], **{"val/mse": [2, 1]})
+    line, *_ = panels.mse_along_epochs([short, long]).lines
+    assert np.c_[line.x, line.y].tolist() == [[0.1, 3], [0.3, 1]]
+    failed = of(metrics={"status": "failed"}, alpha=[0.1], **{"val/mse": [4]})
+    assert panels.mse_along_epochs([failed]).lines[0].y.tolist() == [4]
 
 
 def test_curves_are_drawn_beside_those_of_the_input(sweep):
@@ -213,6 +231,11 @@ def test_schedules_have_colours_and_other_knobs_dashes_and_both_have_markers():
     assert linear.color == stronger.color != cosine.color
     assert linear.dash == cosine.dash != stronger.dash
     assert len({style.marker for style in found.values()}) == 4
+
+
+def test_a_schedule_has_its_colour_alone_and_beside_runs_without_a_config():
+    assert styles(["cosine"])["cosine"].color == SCHEDULE_COLOURS["cosine"]
+    assert styles(["unknown", "cosine"])["cosine"].color == SCHEDULE_COLOURS["cosine"]
 
 
 def test_a_unit_by_label_is_its_mean_in_the_label_over_its_overall_mean():
@@ -328,6 +351,31 @@ def test_single_seeds_are_not_in_the_legend_if_their_settings_are():
     seeds = [Line(x, x, style, f"setting 0, {i}", kind="each") for i in range(30)]
     figure = interactive.draw(Drawing([[Panel(Axis(), Axis(), [*means, *seeds])]]))
     assert figure.layout.showlegend
+
+
+def test_a_long_legend_on_paper_stays_within_the_figure():
+    x, labels = np.array([1.0, 2.0]), [f"cosine, {'alpha_max 0.5, ' * 8}seed {i}" for i in range(9)]
+    lines = [Line(x, x, style, label) for label, style in styles(labels).items()]
+    figure = paper.draw(Drawing([[Panel(Axis(), Axis(), lines)]], legend=True), paper.ONE)
+    figure.savefig(io.BytesIO())
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert 0 <= box.y0 < box.y1 < figure.axes[0].get_window_extent().y0
+
+
+def test_a_setting_of_several_points_is_in_the_legend_once(sweep):
+    figure = figures.draw("fvu_against_sparsity", read_runs(sweep))
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(set(texts)) == len(texts) == 4  # two schedules, the front, the best
+
+
+def test_a_long_name_is_two_lines_over_its_losses():
+    name = "constant-a0.25-i1024-e5d3-s0-20260131-120000"
+    runs = [of(name=name + more, **{"train/loss": [1.0]}) for more in ("", f"-again{'-' * 60}")]
+    first, second = (panel.title for panel in panels.losses_by_run(runs))
+    assert first == "constant-a0.25-i1024-e5d3-\ns0-20260131-120000"
+    assert second.count("\n") == 1
+    assert second.endswith("…")
 
 
 def test_a_seed_that_failed_does_not_cut_the_mean_of_the_others(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterator
+from statistics import fmean
 
 import pytest
 from conftest import ROOT
@@ -81,3 +82,45 @@ def test_the_accuracies_of_dense_inputs_are_those_of_their_file():
         assert is_rounded(nine, measured[labels, "raw, 9 frames"])
         dense = measured[labels, "untrained, 3 blocks, 256 units"]
         assert is_rounded(untrained[labels], dense)
+
+
+def test_the_numbers_of_corpora_that_were_left_out_are_those_of_their_file():
+    measured = list(csv.DictReader((FOLDER / "left_out.csv").read_text().splitlines()))
+    rows = [row for row in table_rows() if "left out" in row]
+    assert len(rows) == 6
+    for row in rows:
+        corpus = row["left out"].partition(" ")[0].lower()
+        of_topk = {"feature_topk at .75": "0", "the same, slowness .1": "0.1"}
+        settings = {head: ("feature_topk", slow, "0.75") for head, slow in of_topk.items()}
+        if corpus != "ema2wav":  # see the page
+            at = f"0{row['zeros']}".rstrip("0")
+            of_l1 = {"L1: fvu, persistence": "0", "L1, slowness .1": "0.1"}
+            settings |= {head: ("relu", slow, at) for head, slow in of_l1.items()}
+        for head, (activation, slow, sparsity) in settings.items():
+            (found,) = (
+                one
+                for one in measured
+                if one["left_out"] == corpus
+                and one["setting"] == f"{activation}, slow_coefficient {slow}"
+                and one["live_sparsity"] == sparsity
+            )
+            shown = re.findall(r"\.\d+", row[head])
+            assert bool(shown) == bool(found["fvu"]), row
+            for number, column in zip(shown, ("fvu", "persistence")):
+                assert is_rounded(number, found[column]), row
+
+
+def test_the_r2_of_simulated_responses_are_those_of_their_file():
+    measured = list(csv.DictReader((FOLDER / "brain.csv").read_text().splitlines()))
+    rows = [row for row in table_rows() if "onsets without error" in row]
+    assert len(rows) == 6
+    known = {
+        tuple(f"{f(map(float, r2)):.3f}" for f in (fmean, min, max))
+        for name in {row["input"] for row in measured}
+        for jitter in {row["jitter_s"] for row in measured}
+        for r2 in [[r["r2"] for r in measured if (r["input"], r["jitter_s"]) == (name, jitter)]]
+    }
+    for row in rows:
+        for cell in list(row.values())[2:]:
+            numbers = re.findall(r"\.\d{3}", cell)
+            assert tuple(f"0{number}" for number in numbers) in known, cell

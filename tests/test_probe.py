@@ -265,8 +265,16 @@ def test_a_difference_has_the_error_of_utterances_not_of_frames():
 
 
 def test_untrained_encoders_of_different_activations_are_separate_inputs(model):
-    other = kernels.untrained(model, 0, activation="batch_topk")
+    other = build_model(**model.architecture() | {"activation": "feature_topk"})
     assert probe.baseline_inputs(other)[2] != probe.baseline_inputs(model)[2]
+    # An untrained threshold is 0, as that of a ReLU, and without a window nothing else differs.
+    same = build_model(**model.architecture() | {"activation": "batch_topk"})
+    assert probe.baseline_inputs(same)[2] == probe.baseline_inputs(model)[2]
+    x = np.random.default_rng(0).normal(size=(40, model.input_dim)).astype(np.float32)
+    expected, found = (
+        kernels.autoencode(kernels.untrained(one, 0).eval(), x)[1] for one in (model, same)
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

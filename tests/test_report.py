@@ -172,7 +172,11 @@ def test_lines_are_means_with_bands_or_every_run(view, sweep):
     assert means[0]["y"] == pytest.approx(list(sum(fvu) / len(fvu)), rel=1e-4)
     assert max(bands[0]["y"][:6]) == pytest.approx(max(map(max, fvu)), rel=1e-4)
     view.get_by_role("button", name="every run").click()
-    assert len(traces(view, "fvu")) == 18
+    every = traces(view, "fvu")
+    assert len(every) == 18
+    # Settings stay in the legend, each once.
+    assert len([trace for trace in every if trace["showlegend"]]) == 5
+    assert len({trace["name"] for trace in every if trace["showlegend"]}) == 5
 
 
 def test_the_table_sorts_by_each_column_both_ways_with_the_best_first_at_the_start(sweep, opened):
@@ -196,7 +200,7 @@ def test_a_row_that_is_clicked_is_bold_in_the_figures_and_shown_below(view, swee
     after = traces(view, "fvu")
     assert len(after) == before + 1
     (bold,) = [trace for trace in after if trace["line"]["width"] == 5]
-    assert bold["name"].endswith(f", {name}")
+    assert bold["text"] == name
     assert bold["y"] == pytest.approx(run.column("val/fvu"), rel=1e-4)
     assert view.locator("#choose-run").locator("option:checked").inner_text()[:4] == name
     assert traces(view, "run-losses")[1]["y"] == pytest.approx(run.column("val/loss"), rel=1e-4)

@@ -81,6 +81,21 @@ def test_a_sweep_an_out_dir_and_a_run_are_all_read(sweep):
     assert [run.name for run in read_runs(str(sweep / "runs" / "0003"))] == ["0003"]
 
 
+def test_runs_of_several_sweeps_are_told_apart_by_the_folder_of_the_sweep(tmp_path):
+    for name in ("one", "two"):
+        write_run(tmp_path / name / "runs" / "0001", epochs=2)
+    write_run(tmp_path / "two" / "runs" / "0002", epochs=2)
+    runs = read_runs(tmp_path / "one", tmp_path / "two")
+    assert [run.name for run in runs] == ["one/0001", "two/0001", "0002"]
+
+
+def test_a_knob_without_a_value_is_not_in_the_name_of_a_setting(tmp_path):
+    for name, k in (("a", None), ("b", 0.1)):
+        path = write_run(tmp_path / name, epochs=2) / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"k_fraction": k}))
+    assert list(groups(read_runs(tmp_path))) == ["cosine", "cosine, k_fraction 0.1"]
+
+
 def test_a_promoted_copy_is_not_a_run(tmp_path):
     write_run(tmp_path / "a", epochs=2)
     (tmp_path / "best").mkdir()
