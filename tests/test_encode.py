@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -366,6 +367,22 @@ def test_the_manifest_says_which_model_and_another_one_is_refused(place):
     with pytest.raises(UserError, match="out holds encodings by model .* give another --out, or"):
         run("encode", place)
     assert changed(place / "out", before) == []
+
+
+def test_another_tree_is_refused_and_a_tree_that_moved_with_its_encodings_is_not(place, capsys):
+    run("encode", place)
+    write_tree(place / "other", {"a/x": 30, "c/y": 30})
+    with pytest.raises(
+        UserError, match=r"float32 from \.\./features, and those from \.\./other were"
+    ):
+        run("encode", place, source="other")
+    assert not (place / "out/c").exists()
+    moved = place / "moved"
+    for name in ("features", "out", "model"):
+        shutil.copytree(place / name, moved / name)
+    capsys.readouterr()
+    run("encode", moved)
+    assert "0 utterances written, 4 were there already" in capsys.readouterr().out
 
 
 def test_a_folder_of_other_files_is_refused_and_left_unchanged(place):

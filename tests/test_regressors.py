@@ -195,7 +195,8 @@ def test_utterances_that_overlap_are_refused(encoded):
     spoken = [
         StoryUtterance(str(encoded / f"z/s/{n}.npz"), onset) for n, onset in (("a", 0), ("b", 2))
     ]
-    with pytest.raises(UserError, match="the story x, whose utterances must not overlap"):
+    message = "the story x: utterances must not overlap, and b begins at 2.0.* s, before the one"
+    with pytest.raises(UserError, match=message):
         regressors.design_matrix("x", spoken, N_UNITS, Design([0], tr_s=0.5))
 
 
@@ -229,13 +230,37 @@ def test_the_command_writes_a_matrix_for_each_story(encoded, tmp_path, capsys):
         np.testing.assert_allclose(frame.iloc[:, 1:], matrix, rtol=1e-5, atol=1e-6)
 
 
+def test_another_design_is_refused_in_the_same_folder(encoded, tmp_path):
+    table = tmp_path / "o.csv"
+    table.write_text("utterance,onset,story\ns/a,0,one\nt/c,0,two\n")
+    base = ["regressors", "--encodings", str(encoded / "z"), "--out", str(tmp_path / "r")]
+    command = [*base, "--onsets", str(table), "--tr=0.5"]
+    for _ in range(2):
+        assert main(command) == 0
+    with pytest.raises(UserError, match=r"another design \(see tr_s in its manifest.json\): give"):
+        main([*base, "--onsets", str(table), "--tr=0.25"])
+    table.write_text("utterance,onset,story\ns/b,0,one\n")
+    with pytest.raises(UserError, match=r"another design \(see onsets_and_tr_times in its man"):
+        main(command)
+
+
+def test_regressors_that_would_be_all_zero_are_refused(encoded, tmp_path):
+    (tmp_path / "trs.txt").write_text("100 101 102 103")
+    base = ["regressors", "--encodings", str(encoded / "z"), "--out", str(tmp_path / "r")]
+    message = (
+        "the regressors of story s/a are all 0: no encoding changes within its TRs, 100 to 103"
+    )
+    with pytest.raises(UserError, match=message):
+        main([*base, "--tr_times", str(tmp_path / "trs.txt")])
+
+
 def test_tr_times_are_read_from_one_file_or_a_file_for_each_story(encoded, tmp_path):
     times = np.arange(0.25, 4, 0.5)
     (tmp_path / "t").mkdir()
     for name, shift in (("all", 0), ("t/s/a", 0.1), ("t/s/b", 0.2), ("t/t/c", 0.3)):
         path = tmp_path / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(str(t + shift) for t in times))
+        path.write_text("\ufeff" + "\n".join(str(t + shift) for t in times))  # as Excel writes it
     base = ["regressors", "--encodings", str(encoded / "z")]
     assert main([*base, "--tr_times", str(tmp_path / "all.txt"), "--out", str(tmp_path / "1")]) == 0
     assert main([*base, "--tr_times", str(tmp_path / "t"), "--out", str(tmp_path / "2")]) == 0
@@ -252,10 +277,16 @@ def test_tr_times_are_read_from_one_file_or_a_file_for_each_story(encoded, tmp_p
         (f"utterance,onset\n{'a' * 200_000},1\n", ["--tr=1"], "onsets.csv cannot be read: field"),
         ("utterance,onset\ngone,1\n", ["--tr=1"], "onsets.csv:2: utterance 'gone', expected one"),
         ("name,start\ns/a,1\n", ["--tr=1"], "must have the columns utterance and onset"),
-        ("utterance,onset\ns/a,1\ns/b,2\n", ["--tr=1"], "the story story, whose utterances must"),
+        (
+            "utterance,onset\ns/a,1\ns/b,2\n",
+            ["--tr=1"],
+            "the story story: utterances must not overlap",
+        ),
         ("utterance,onset\ns/a,1\n", [], "--tr, the seconds between TRs, or --tr_times"),
         ("utterance,onset\ns/a,1\n", ["--tr=nan"], "--tr must be a number of seconds above 0"),
         ("utterance,onset\ns/a,1\n", ["--tr=1e-9"], "more than 10000000 TRs of 1e-09 s: give"),
+        ("utterance,onset\n", ["--tr=1"], "onsets.csv has no rows: expected one for each"),
+        ("utterance, onset\ns/a, -3\n", ["--tr=1"], "onset -3 s, expected 0 or later: TRs begin"),
         ("utterance,onset\ns/a,1e12\n", ["--tr=1"], "ends after 1e+12 s, more than 10000000 TRs"),
         ("utterance,onset\ns/a,1\n", ["--tr=9"], "has 1 TRs, and --trim 0 0 leaves fewer than two"),
         ("utterance,onset\ns/a,1\n", ["--tr=1", "--trim", "0", "7"], "leaves fewer than two"),

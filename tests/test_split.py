@@ -12,7 +12,7 @@ from emaae.config import Config
 from emaae.data.features import CHANNELS
 from emaae.data.load import load_splits
 from emaae.data.reading import FrameFormat
-from emaae.data.split import Split, batches, check_overlap, evaluation_order, training_order
+from emaae.data.split import Split, batches, check_splits, evaluation_order, training_order
 from emaae.system.errors import UserError
 
 
@@ -129,7 +129,7 @@ def test_the_fingerprint_depends_on_names_and_contents():
 
 def test_an_utterance_in_two_splits_is_refused_by_its_name():
     with pytest.raises(UserError, match="utterance b of the val split is in the train split too"):
-        check_overlap({"train": split_of(a=4, b=7), "val": split_of(b=9)})
+        check_splits({"train": split_of(a=4, b=7), "val": split_of(b=9)})
 
 
 def test_an_utterance_in_two_splits_is_refused_by_its_content():
@@ -137,23 +137,38 @@ def test_an_utterance_in_two_splits_is_refused_by_its_content():
     train = Split.from_utterances([("here", features)])
     test = Split.from_utterances([("there", features)])
     with pytest.raises(UserError, match=r"there of the test split .* train split too \(as here\)"):
-        check_overlap({"train": train, "test": test})
+        check_splits({"train": train, "test": test})
     twice = Split.from_utterances([("here", features), ("again", features)])
-    check_overlap({"train": twice, "val": split_of(a=4)})
+    check_splits({"train": twice, "val": split_of(a=4)})
 
 
 def test_a_speaker_in_two_splits_gives_a_warning_if_names_are_like_librispeechs():
     train = split_of(**{"103/1240/103-1240-0000": 4, "19/198/19-198-0001": 5})
     with pytest.warns(UserWarning, match=r"1 speaker\(s\) are in both train and val \(103\)"):
-        check_overlap({"train": train, "val": split_of(**{"103/9/103-9-0003": 6})})
+        check_splits({"train": train, "val": split_of(**{"103/9/103-9-0003": 6})})
     with pytest.warns(UserWarning, match="in both train and val"):
-        check_overlap(
+        check_splits(
             {"train": train, "odd": split_of(x=3), "val": split_of(**{"103/9/103-9-0003": 6})}
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_overlap({"train": train, "val": split_of(**{"104/9/104-9-0003": 6})})
-        check_overlap({"train": split_of(m_001=4), "val": split_of(m_002=5)})
+        check_splits({"train": train, "val": split_of(**{"104/9/104-9-0003": 6})})
+        check_splits({"train": split_of(m_001=4), "val": split_of(m_002=5)})
+
+
+@pytest.mark.parametrize("value", [100.0, 0.1])
+def test_a_channel_that_is_constant_in_training_alone_is_named(value):
+    flat, moving = speech(301, seed=1), speech(20, seed=2)
+    flat[:, 13] = value
+    train = Split.from_utterances([("a", flat)])
+    assert train.summary.sd[12] == 0
+    message = rf"constant in train and not in val: pitch \({value:g}\); such a"
+    with pytest.warns(UserWarning, match=message):
+        check_splits({"train": train, "val": Split.from_utterances([("b", moving)])})
+    moving[:, 13] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_splits({"train": train, "val": Split.from_utterances([("b", moving)])})
 
 
 def test_a_tree_is_read_flat_or_recursively(tmp_path):

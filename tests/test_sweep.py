@@ -568,8 +568,22 @@ def test_a_changed_file_is_refused_with_what_differs(place):
     assert "[2, 1]" in Path("runs/play/sweep.yaml").read_text()
 
 
-def test_the_copy_in_the_folder_of_a_sweep_continues_it(place):
-    path = write("name: play\nparameters: {x: {values: [2, 1]}}")
+def test_a_folder_takes_one_sweep_whatever_the_name_of_its_file(place):
+    path = write("parameters: {x: {values: [2, 1]}}")
+    assert runner.run(path) == 0
+    other = Path("other.yaml")
+    other.write_text(path.read_text().replace("[2, 1]", "[2, 1, 3]"))
+    with pytest.raises(UserError, match=r"other.yaml: parameters.x was .*\[2, 1\].* and is .* 3\]"):
+        runner.run(other, out="runs/play")
+    assert runner.run(path.rename("renamed.yaml"), out="runs/play") == 0
+    assert started() == ["0001", "0002"]
+    with pytest.raises(UserError, match="--out .*0001 is the folder of a run: name another"):
+        runner.run(other, out="runs/play/runs/0001")
+
+
+@pytest.mark.parametrize("name", ["name: play\n", ""])
+def test_the_copy_in_the_folder_of_a_sweep_continues_it(place, name):
+    path = write(f"{name}parameters: {{x: {{values: [2, 1]}}}}")
     assert runner.run(path) == 0
     copy = Path("runs/play/sweep.yaml")
     assert runner.run(copy, out="runs/play") == 0

@@ -347,7 +347,7 @@ def _locked_output(
         )
     make_folder(out)
     with lock_folder(out) or contextlib.nullcontext():
-        found = encodings.open_manifest(out, manifest)
+        found = encodings.open_manifest(out, {**manifest, "source": encodings.source(root, out)})
         for stray in out.rglob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
         todo = [f for f in stamps if encodings.read_stamp(_path(out, f)) != stamps[f]]

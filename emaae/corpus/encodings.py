@@ -10,6 +10,7 @@ zip comment of a file is its stamp: which state of which feature file it was mad
 """
 
 import contextlib
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -119,13 +120,16 @@ def _from_csr(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.
 def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a tree; in a new folder, `manifest` is written. Raises UserError.
 
-    In an existing tree the kind of files (`made`), the model and the form must be those of
-    `manifest`; other entries may differ.
+    In an existing tree the kind of files (`made`), the model, the form and the `source` (see
+    `source`) must be those of `manifest`; other entries may differ.
     """
     path = out / MANIFEST
     if path.is_file():
         found = files.read_json(path)
         was, now = description(found), description(manifest)
+        before = found.get("source", manifest["source"])  # older manifests lack it
+        if was == now and before != manifest["source"]:
+            was, now = f"{was} from {before}", f"those from {manifest['source']}"
         if was != now:
             raise UserError(
                 f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
@@ -140,6 +144,13 @@ def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         )
     files.write_json(path, manifest)
     return dict(manifest)
+
+
+def source(root: str | Path, out: Path) -> str:
+    """The tree that `out` was made from, relative to it, or the address in a bucket."""
+    return (
+        str(root) if "://" in str(root) else os.path.relpath(os.path.realpath(root), out.resolve())
+    )
 
 
 def description(manifest: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ of the haemodynamic response (Nishimoto et al. 2011).
 """
 
 import csv
+import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from emaae.corpus.encodings import MANIFEST, model_sha256, open_manifest, read_encoding
+from emaae.corpus.encodings import MANIFEST, model_sha256, open_manifest, read_encoding, source
 from emaae.data.features import (
     FRAME_RATE_HZ,
     check_identity,
@@ -32,6 +33,7 @@ from emaae.data.features import (
     read_times,
     times_beside,
 )
+from emaae.data.reading import digest_of
 from emaae.runs.read import read_or_empty
 from emaae.system.errors import BadFile, UserError, needs_extra
 from emaae.system.files import make_folder, read_text, write_atomically, write_json
@@ -153,15 +155,18 @@ def _read_onsets(path: str | Path) -> list[tuple[int, dict[str, str]]]:
         # Some programs begin a file with a byte order mark.
         text = read_text(path).removeprefix("\ufeff")
         first = text.partition("\n")[0]
-        reader = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in first else ",")
+        separator = "\t" if "\t" in first else ","
+        reader = csv.DictReader(text.splitlines(), delimiter=separator, skipinitialspace=True)
         rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--onsets {path} cannot be read: {error}") from None
-    if not rows or not {"utterance", "onset"} <= set(reader.fieldnames or ()):
+    if not {"utterance", "onset"} <= set(reader.fieldnames or ()):
         raise UserError(
             f"--onsets {path} must have the columns utterance and onset (in seconds), and perhaps "
             f"story, got {first[:100]!r}"
         )
+    if not rows:
+        raise UserError(f"--onsets {path} has no rows: expected one for each utterance")
     return rows
 
 
@@ -188,6 +193,8 @@ def read_stories(root: str | Path, onsets: str | Path | None) -> Stories:
             raise UserError(f"{where}: onset {row['onset']!r}, expected seconds")
         story = row.get("story") or "story"
         check_identity(story, where)
+        if onset < 0:
+            raise UserError(f"{where}: onset {onset:g} s, expected 0 or later: TRs begin at 0 s")
         found[story].append(StoryUtterance(files[name], onset))
     return {story: sorted(some, key=lambda one: one.onset_s) for story, some in found.items()}
 
@@ -199,7 +206,8 @@ def read_tr_times(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarra
     for name in names:
         file = path / f"{name}.txt" if path.is_dir() else path
         try:
-            found[name] = np.array([float(line) for line in read_text(file).split()])
+            text = read_text(file).removeprefix("\ufeff")
+            found[name] = np.array([float(line) for line in text.split()])
         except (OSError, ValueError) as error:
             raise UserError(
                 f"--tr_times {file} cannot be read ({error}): expected seconds, one a line"
@@ -245,7 +253,7 @@ def design_matrix(
 
     Memory holds one utterance and the story's values. Raises UserError.
     """
-    centres = []
+    centres: list[np.ndarray] = []
     for one in spoken:
         found = read_times(one.path)
         n_frames = len(read_encoding(one.path, n_units) if found is None else np.atleast_1d(found))
@@ -255,10 +263,13 @@ def design_matrix(
                 f"{times_beside(one.path)} must have the start and the end of each frame in "
                 "seconds, both increasing: encode the features again"
             )
-        centres.append(one.onset_s + frames_s.mean(1, dtype=np.float64))
-    check_increasing(
-        f"the story {name}, whose utterances must not overlap", np.concatenate(centres)
-    )
+        at = one.onset_s + frames_s.mean(1, dtype=np.float64)
+        if centres and at[0] <= centres[-1][-1]:
+            raise UserError(
+                f"the story {name}: utterances must not overlap, and {Path(one.path).stem} begins "
+                f"at {at[0]:g} s, before the one before it ends at {centres[-1][-1]:g} s"
+            )
+        centres.append(at)
     if design.tr_s is None:
         times = design.tr_times[name]
     else:
@@ -286,7 +297,14 @@ def design_matrix(
                 f"{len(z)}: encode the features again"
             )
         _add_resampled(values, times, z, at)
-    return times[kept], delayed(zscored(values, kept), design.delays)[kept]
+    matrix = delayed(zscored(values, kept), design.delays)[kept]
+    if not matrix.any():
+        raise UserError(
+            f"the regressors of story {name} are all 0: no encoding changes within its TRs, "
+            f"{times[kept][0]:g} to {times[kept][-1]:g} s, at these delays; give TR times and "
+            "onsets in seconds from the same start"
+        )
+    return times[kept], matrix
 
 
 def column_names(units: Sequence[int], delays: Sequence[int]) -> list[str]:
@@ -305,24 +323,33 @@ def write_regressors(
     npz: OUT/STORY.npz with X (n, columns) float32, tr_times (n,) and columns; csv or parquet:
     OUT/STORY.csv, a pandas table of the same columns after tr_time. OUT/manifest.json says what
     they were made from, how, and which units were left out. A folder of anything else, or of
-    another model or form, is refused. Raises UserError.
+    another design, is refused. Raises UserError.
     """
     made = read_manifest(root)
+    onsets = {name: [list(one) for one in spoken] for name, spoken in stories.items()}
+    tr_times = {name: times.tolist() for name, times in design.tr_times.items()}
     manifest = {
         "made": "regressors",
         "form": form,
-        "encodings": str(root),
+        "source": source(root, out),
         "model": made.get("model"),
         "tr_s": design.tr_s,
         "delays_trs": list(design.delays),
         "trim_trs": list(design.trim),
+        "onsets_and_tr_times": digest_of(json.dumps([onsets, tr_times]).encode()),
         "lanczos_lobes": LANCZOS_LOBES,
         "zscored": "within stories",
         "units": list(design.units),
         "units_left_out": sorted(set(range(made["units"])) - set(design.units)),
     }
     make_folder(out)
-    open_manifest(out, manifest)  # refuses a tree of features or encodings
+    found = open_manifest(out, manifest)  # refuses a tree of features or encodings
+    changed = [name for name, value in manifest.items() if found.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{out} holds regressors of another design (see {', '.join(changed)} in its "
+            f"{MANIFEST}): give another --out, or remove that folder"
+        )
     names = column_names(design.units, design.delays)
     lengths = {}
     for name, spoken in progress(stories.items(), "regressors", unit="stories"):

@@ -23,7 +23,7 @@ from emaae.data.features import (
     times_beside,
 )
 from emaae.data.reading import FrameFormat, read_files
-from emaae.data.split import Split, check_overlap
+from emaae.data.split import Split, check_splits
 from emaae.system.distributed import main_process_first
 from emaae.system.errors import shortened
 from emaae.system.progress import progress
@@ -52,7 +52,7 @@ def load_splits(config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, Spl
                 f"broken: {shortened(names)} ({split.skipped[names[0]]})",
                 stacklevel=2,
             )
-    check_overlap(splits)
+    check_splits(splits)
     return splits
 
 

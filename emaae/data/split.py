@@ -140,11 +140,12 @@ def speaker_of(name: str) -> str:
     return match[1] if match else ""
 
 
-def check_overlap(splits: Mapping[str, Split]) -> None:
-    """Raise UserError for an utterance in two splits; warn about speakers in two splits.
+def check_splits(splits: Mapping[str, Split]) -> None:
+    """Raise UserError for an utterance in two splits.
 
-    Utterances are the same if they have the same identity or the same content. Speakers are known
-    only for splits in which all names look like LibriSpeech's.
+    Utterances are the same if they have the same identity or the same content. Warns about speakers
+    in two splits, which are known only for splits in which all names look like LibriSpeech's, and
+    about channels that are constant in train alone.
     """
     seen: dict[str, tuple[str, str]] = {}  # name or digest -> split and name
     for split, utterances in splits.items():
@@ -168,6 +169,18 @@ def check_overlap(splits: Mapping[str, Split]) -> None:
                 "scores will tell little about new speakers; split the corpus by speaker",
                 stacklevel=2,
             )
+    if "train" in splits:
+        mean, sd = (values.numpy() for values in splits["train"].mean_and_sd())
+        for split, utterances in splits.items():
+            other_mean, other_sd = (values.numpy() for values in utterances.mean_and_sd())
+            lost = np.flatnonzero((sd == 0) & ((other_sd > 0) | (other_mean != mean)))
+            if len(lost):
+                names = ", ".join(f"{utterances.channels[i]} ({mean[i]:g})" for i in lost)
+                warnings.warn(
+                    f"constant in train and not in {split}: {names}; such a channel has no scale, "
+                    "and distorts the encoding of other values: make it constant everywhere",
+                    stacklevel=2,
+                )
 
 
 # ---- batches

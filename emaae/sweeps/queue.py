@@ -99,18 +99,21 @@ class Queue:
     """The points of a sweep, and which runner runs which point."""
 
     @_storage_errors
-    def __init__(self, sweep: Sweep, storage: str, flags: Sequence[str] = ()):
+    def __init__(self, sweep: Sweep, storage: str, flags: Sequence[str] = (), shared: bool = True):
         """Join the sweep in a storage, or add the sweep to the storage.
 
         storage: a database URL, or the path of a journal file on a disk that all nodes share.
-        flags: those of all runs. Raises UserError when the storage has a sweep of this name with
-        another definition or other flags.
+        flags: those of all runs. shared: whether the storage may hold several sweeps, told apart by
+        their names. Raises UserError when the storage has this sweep with another definition or
+        other flags.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage
+        opened = _open_storage(storage)
+        names = [] if shared else optuna.get_all_study_names(opened)
         self._study = optuna.create_study(
-            study_name=sweep.name,
-            storage=_open_storage(storage),
+            study_name=next(iter(names), sweep.name),
+            storage=opened,
             direction=optuna.study.StudyDirection[sweep.goal.upper()],
             load_if_exists=True,
         )
@@ -251,7 +254,7 @@ class Queue:
             sampler = optuna.samplers.TPESampler(seed=attempt.point, constant_liar=True)
         # A study caches trials for its sampler; a newly loaded one has all of them.
         study = optuna.load_study(
-            study_name=self.sweep.name, storage=self._storage, sampler=sampler
+            study_name=self._study.study_name, storage=self._storage, sampler=sampler
         )
         trial = optuna.Trial(study, attempt.trial_id)
         config = {}
@@ -268,7 +271,7 @@ class Queue:
 
     def _refuse_changes(self, definition: dict[str, Any]) -> None:
         stored = self._study.user_attrs.get("sweep", definition)
-        for key in sorted(stored.keys() | definition.keys()):
+        for key in sorted((stored.keys() | definition.keys()) - {"name"}):
             old, new = stored.get(key), definition.get(key)
             if old != new:
                 raise UserError(

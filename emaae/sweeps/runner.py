@@ -70,8 +70,11 @@ def run(
     devices = gpus()
     jobs = jobs if jobs is not None else max(1, len(devices))
     _check_options(sweep, flags, jobs)
+    if read.is_run(folder):
+        raise UserError(f"--out {folder} is the folder of a run: name another")
     make_folder(folder / "logs")
-    queue = Queue(sweep, storage or f"sqlite:///{folder / 'study.db'}", flags)
+    database = f"sqlite:///{folder / 'study.db'}"
+    queue = Queue(sweep, storage or database, flags, storage is not None)
     runner = Runner(queue, folder, jobs, devices, flags)
     with defer_interrupts():  # a signal is raised once the runs have ended
         try:
