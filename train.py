@@ -47,20 +47,19 @@ def main(argv: list[str] | None = None) -> int:
         keep_freed_memory()
     if status := status_if_ended(config):
         print(f"the run is {status} already: nothing is left to do", flush=True)
-        return 0
-    # The data are loaded first: a run with broken data leaves nothing on disk or on W&B.
+        return DIVERGED if status == "diverged" else 0
+    # Data and weights are read first: a run that lacks them leaves nothing on disk or on W&B.
     check_space(config)
     splits = load_splits(config)
+    torch.manual_seed(config.seed)
+    model = build_model(**config.architecture)
+    if config.checkpoint:
+        checkpoint.load_weights(model, config.checkpoint)  # with mean and sd
+    else:
+        model.normalise(*splits["train"].mean_and_sd())
     with RunFolder.open(config) as run:
         print(f"run {run.path}", flush=True)
         run.observe(mirror.start(config, run.path), Terminal(run.path, config))
-
-        torch.manual_seed(config.seed)
-        model = build_model(**config.architecture)
-        if config.checkpoint:
-            checkpoint.load_weights(model, config.checkpoint)  # with mean and sd
-        else:
-            model.normalise(*splits["train"].mean_and_sd())
         run.write_config(model, splits)
 
         model.to(device)

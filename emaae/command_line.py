@@ -34,6 +34,11 @@ def from_args(argv: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Co
                 f"EMAAE_{name.upper()} in the environment of the agent"
             )
     config = config_from(from_environment() | parse_flags(argv) | dict(sweep or {}))
+    if os.environ.get("WANDB_SWEEP_ID") and config.run_name:
+        raise UserError(
+            f"--run_name {config.run_name} names all runs of a W&B agent alike, and only the first "
+            "would run: leave it out, and unset EMAAE_RUN_NAME"
+        )
     if os.environ.get("WANDB_SWEEP_ID") and config.uses_demo and not config.demo:
         raise UserError(
             "this run of a W&B agent has no data directories, and a sweep must not mix generated "
@@ -105,7 +110,7 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
                 text += f" (default: {each.default})"
             alone: dict[str, Any] = {"nargs": "?", "const": "True"} if each.kind is bool else {}
             group.add_argument(f"--{each.name}", help=text, metavar=METAVARS[each.kind], **alone)
-    namespace, rest = parser.parse_known_args(_join_negative_numbers(argv))
+    namespace, rest = parser.parse_known_args(_unambiguous(argv))
     flags = vars(namespace)
     for token in rest:
         name, equals, value = token.partition("=")
@@ -134,16 +139,22 @@ def json_flags(token: str) -> dict[str, Any]:
         raise UserError(f"{token!r} is not a JSON object of flags: {error}") from None
 
 
-def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
-    """Replace `--lr -1e-3` by `--lr=-1e-3`: argparse mistakes some negative numbers for flags."""
-    joined: list[str] = []
+def _unambiguous(argv: Sequence[str]) -> list[str]:
+    """Write `--lr -1e-3` as `--lr=-1e-3`, and `--update x=1` as `--update=True x=1`.
+
+    argparse mistakes some negative numbers for flags, and x=1 for the value of --update.
+    """
+    words: list[str] = []
     for token in argv:
-        flag = joined[-1] if joined else ""
-        if re.match(r"-[\d.]", token) and flag.startswith("--") and "=" not in flag:
-            joined[-1] = f"{flag}={token}"
-        else:
-            joined.append(token)
-    return joined
+        flag = words[-1] if words else ""
+        each = KNOBS.get(flag.removeprefix("--")) if flag.startswith("--") else None
+        if each and re.match(r"-[\d.]", token):
+            words[-1] = f"{flag}={token}"
+            continue
+        if each and each.kind is bool and ("=" in token or token.endswith((".json", "}"))):
+            words[-1] = f"{flag}=True"
+        words.append(token)
+    return words
 
 
 def read_model_config(path: str | Path) -> dict[str, Any]:

@@ -220,6 +220,18 @@ def test_a_run_of_an_agent_has_demo_data_only_when_it_is_asked_to(monkeypatch):
         parse("--train_dir=a", "--val_dir=b")
 
 
+def test_runs_of_an_agent_have_no_common_name(monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    with pytest.raises(UserError, match="--run_name x names all runs of a W&B agent alike"):
+        parse("--demo", "--run_name=x")
+
+
+def test_a_flag_without_a_value_does_not_take_the_next_setting():
+    assert parse("--recursive", "alpha=0.1").alpha == 0.1
+    assert parse("--update", '{"alpha": 0.3}').alpha == 0.3
+    assert not parse("--update", "False").update
+
+
 def test_the_ramp_is_fifteen_epochs_with_early_stopping_and_all_epochs_without():
     assert parse("--epochs", "80").ramp_epochs == 80
     assert parse("--epochs", "80", "--early_stop").ramp_epochs == 15

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -285,6 +286,30 @@ def test_resume_starts_a_missing_run_and_leaves_a_finished_one_alone(trees, tmp_
     gone = ["--train_dir=/gone/t", "--val_dir=/gone/v", f"--out_dir={tmp_path}"]
     assert train.main([*moved, *gone]) == 0
     assert files(tmp_path / "r") == before
+
+
+def test_a_signal_while_the_end_is_written_comes_after_it(tmp_path, monkeypatch):
+    def write_json(path, content):
+        signal.raise_signal(signal.SIGTERM)
+        path.write_text(json.dumps(content))
+
+    monkeypatch.setattr("emaae.runs.folder.files.write_json", write_json)
+    run, told = RunFolder.open(Config.from_mapping({"out_dir": str(tmp_path)})), []
+    run.observe(SimpleNamespace(on_end=lambda metrics, status, curves: told.append(status)))
+    with handle_signals(), pytest.raises(Interrupted), run:
+        run.finish({}, "finished", {"split": "val"})
+    assert json.loads((run.path / "metrics.json").read_text()) == {"status": "finished"}
+    assert told == ["finished"]
+
+
+def test_the_weights_that_a_run_began_with_may_be_gone_when_it_is_continued(trees, tmp_path):
+    small = small_run(trees, tmp_path)
+    assert train.main(flags(small, tmp_path, epochs=1, run_name="first")) == 0
+    weights = (tmp_path / "first").rename(tmp_path / "weights")
+    stopped(trees, tmp_path, 3, f"--checkpoint={weights / 'best.pth'}")
+    moved = weights.rename(tmp_path / "moved")
+    names = [f"--checkpoint={moved / 'best.pth'}", f"--model_config={moved / 'model_config.json'}"]
+    assert train.main([*flags(small, tmp_path, epochs=6), "--resume", *names]) == 0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from analysis.runs import (
     split_of,
     varying,
 )
+from emaae.runs import read
 from emaae.system.errors import UserError, last_error
 
 
@@ -94,6 +95,15 @@ def test_a_knob_without_a_value_is_not_in_the_name_of_a_setting(tmp_path):
         path = write_run(tmp_path / name, epochs=2) / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"k_fraction": k}))
     assert list(groups(read_runs(tmp_path))) == ["cosine", "cosine, k_fraction 0.1"]
+
+
+def test_final_metrics_are_those_of_runs_that_cannot_be_resumed(tmp_path):
+    folder = write_run(tmp_path / "a", epochs=2)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for status in ("finished", "early_stopped", "diverged", "preempted", "failed"):
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"status": status}))
+        is_final = status not in ("preempted", "failed")
+        assert ("select/score" in read.final_metrics(folder)) == is_final
 
 
 def test_a_promoted_copy_is_not_a_run(tmp_path):

@@ -58,7 +58,7 @@ class Heard:
 
     def __init__(self):
         self.rows, self.metadata, self.summary, self.starting_step = [], [], {}, 0
-        self.config = SimpleNamespace(update=lambda _: None)
+        self.config = SimpleNamespace(update=lambda *_, **__: None)
         self.id, self.entity, self.project, self.group = "r", "e", "p", ""
         self.settings = SimpleNamespace(sweep_id=None)
 

@@ -527,6 +527,7 @@ def test_hyperbands_epochs_are_those_of_wandb():
     assert judging.hyperband_epochs({"min_iter": 3}, 100) == [3, 9, 27, 81]
     assert judging.hyperband_epochs({"max_iter": 27, "s": 2, "eta": 3}, 100) == [3, 9]
     assert judging.hyperband_epochs({"max_iter": 27, "s": 5, "eta": 3}, 100) == [1, 3, 9]
+    assert judging.hyperband_epochs({"max_iter": 27, "s": 1000, "eta": 3.0}, 100) == [1, 3, 9]
 
 
 def test_hyperband_keeps_the_best_fraction_of_the_runs_at_a_band(place):
@@ -611,6 +612,7 @@ def test_a_full_disk_names_the_file_and_not_the_storage(place, monkeypatch, name
         ({"jobs": 0}, "--jobs must be at least 1, got 0"),
         ({"flags": ["--out_dir=x"]}, "--out_dir is set by the sweep"),
         ({"flags": ["--x=3"]}, "--x is a parameter of play.yaml"),
+        ({"out": "play.py/x?"}, "play.py/x.*/logs cannot be made"),
         ({"storage": "nosql://x"}, "--storage nosql://x cannot be opened"),
         ({"out": "play.py"}, "play.py/logs cannot be made"),
     ],
@@ -619,6 +621,39 @@ def test_a_usage_error_prints_one_line(place, options, message):
     with pytest.raises(UserError, match=message) as error:
         runner.run(write("parameters: {x: {values: [2, 1]}}"), **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_name_in_the_command_is_refused(place):
+    path = write("command: ['${program}', --run_name=x, '${args}']\nparameters: {x: {values: [2]}}")
+    with pytest.raises(UserError, match="--run_name is set by the sweep for each run; leave it"):
+        runner.run(path)
+
+
+@pytest.mark.parametrize("name", ["q?1", "p%20x", "{b}", "a b"])
+def test_a_folder_may_have_any_name(place, name):
+    path = write("parameters: {x: {values: [1]}}")
+    assert [runner.run(path, out=name) for _ in range(2)] == [0, 0]
+    assert started() == ["0001"]
+    assert (place / name / "study.db").is_file()
+
+
+def test_a_run_without_the_metric_of_the_sweep_says_so(place, capfd):
+    head = "method: grid\nmetric: {name: test/score, goal: minimize}\n"
+    assert runner.run(write("parameters: {x: {values: [1]}}", head)) == runner.FAILED
+    assert "failed: point 0001 (sweep: error: the run ended well without test/score)" in (
+        capfd.readouterr().out
+    )
+
+
+def test_a_run_is_stopped_although_its_lock_file_is_gone(place):
+    write("parameters:\n  x: {value: 1}\n  seconds: {value: 60}")
+    process = start("play.yaml")
+    until(lambda: len(started()) == 1)
+    for path in lock_path("x").parent.iterdir():
+        path.unlink()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert "0001 interrupted" in out
 
 
 def test_a_missing_program_prints_one_line_and_exits_with_status_2(place):
@@ -640,6 +675,14 @@ def test_a_storage_that_breaks_prints_one_line_and_leaves_no_process(place):
     assert out.splitlines()[-1].startswith("python -m emaae: error: the storage sqlite:///")
     assert "Traceback" not in out
     assert not any(is_locked(path.stem) for path in lock_path("x").parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"), [("0, 2", 2), ("GPU-7", 1), ("-1", 0), ("NoDevFiles", 0), ("", 0)]
+)
+def test_gpus_are_those_that_cuda_names(monkeypatch, visible, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert len(runner.gpus()) == found
 
 
 # ---- the real program

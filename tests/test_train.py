@@ -237,6 +237,15 @@ def test_a_rate_that_is_too_high_ends_a_run_with_advice(small, capsys):
     assert train.main([*small, "--optimizer=muon", "--lr=30"]) == train.DIVERGED
     assert json.loads((only_run(small) / "metrics.json").read_text())["status"] == "diverged"
     assert "lower --lr, or add --lr_warm_up 0.03" in capsys.readouterr().out
+    again = [*small, f"--run_name={only_run(small).name}", "--resume"]
+    assert train.main(again) == train.DIVERGED
+    assert "the run is diverged already: nothing is left to do" in capsys.readouterr().out
+
+
+def test_weights_that_cannot_be_read_leave_no_run(small):
+    with pytest.raises(UserError, match=r"nope\.pth cannot be read"):
+        train.main([*small, "--checkpoint=nope.pth"])
+    assert not Path(small[-1].partition("=")[2]).exists()
 
 
 @pytest.mark.parametrize("how", ["diverged", "failed"])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, write_tree
 from forked import forked
 from synthetic_runs import write_run
 from wandb.errors import CommError
@@ -359,7 +359,7 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     for done in (promotion.result() for promotion in promotions):
         assert f"best: run {best_id}" in done.stdout, done.stderr
         assert f"{entity}/{project}/emaae-{project}:best" in done.stdout
-    works("-m", "emaae", "pull", path, "--out", str(tmp_path / "best"), **env)
+    works("-m", "emaae", "pull", f"wandb:{path}", "--out", str(tmp_path / "best"), **env)
     folder = folder_of(best_id, home)
     pulled, trained = emaae.load_model(tmp_path / "best"), emaae.load_model(folder)
     assert (tmp_path / "best/curves.json").read_bytes() == (folder / "curves.json").read_bytes()
@@ -670,23 +670,39 @@ def test_a_run_that_is_stopped_on_its_page_stays_stopped(trees, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_resumed_offline_is_uploaded_as_a_single_run(trees, tmp_path):
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_run_that_is_resumed_is_uploaded_as_a_single_run(trees, tmp_path, mode):
     with Backend() as backend:
         env = variables(backend, tmp_path, trees)
-        env |= {"WANDB_MODE": "offline", "EMAAE_RUN_NAME": "r"}
+        env |= {"WANDB_MODE": mode, "EMAAE_RUN_NAME": "r", "WANDB_RUN_GROUP": "g"}
         process = started("train.py", *TINY, "--epochs=60", "--wandb_project=speech", env=env)
         for line in process.stdout:
             if line.startswith("epoch  5"):
                 process.terminate()
         process.communicate(timeout=60)
         first = json.loads((tmp_path / "runs" / "r" / "wandb.json").read_text())
-        works("train.py", "--resume", **env)
-        works("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
+        del env["WANDB_RUN_GROUP"]
+        assert "no more rows are sent" not in works("train.py", "--resume", **env).stdout
+        if mode == "offline":
+            works("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
         (run,) = backend.runs.values()
-        assert run.id == first["id"]
+        assert (run.id, run.group) == (first["id"], "g")
         assert epochs_of(run) == list(range(1, 61))
         assert sum("select/score" in row for row in run.history) == 1
         assert any("reconstructions" in row for row in run.history[:5])
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_again_is_another_run_on_wandb(trees, tmp_path):
+    write_tree(tmp_path / "still", {"v": 1}, seed=8)
+    with Backend() as backend:
+        env = variables(backend, tmp_path, trees) | {"EMAAE_RUN_NAME": "r"}
+        failed = forked("train.py", *TINY, f"--val_dir={tmp_path / 'still'}", **env)
+        assert "the validation split never moves" in failed.stderr
+        works("train.py", *TINY, "--lr=0.01", **env)
+        first, second = backend.runs.values()
+        assert (first.history, epochs_of(second)) == ([], [1, 2, 3])
+        works("-m", "emaae", "upload-pending", str(tmp_path / "runs"), **env)
 
 
 SLOWLY = [pytest.param(when, marks=pytest.mark.slow) for when in ("before init", "in the middle")]

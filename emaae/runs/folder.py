@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from emaae.config import KNOBS, LOCATION_GROUPS, Config
+from emaae.config import SWEEPABLE, Config
 from emaae.data.split import Split
 from emaae.metric_table import SELECTED
 from emaae.models import CNNAutoEncoder, weight_bytes
@@ -148,10 +148,8 @@ class RunFolder(Run):
                 f"--out_dir {config.out_dir} cannot hold the run folder {path.name} "
                 f"({error.strerror}): name a directory that you can write to, or a shorter run"
             ) from None
-        raise UserError(
-            f"{path} exists already: give another --run_name, remove it, or continue it "
-            "with --resume"
-        )
+        advice = "or remove it" if config.eval_only else "remove it, or continue it with --resume"
+        raise UserError(f"{path} exists already: give another --run_name, {advice}")
 
     def _restore(self) -> "RunFolder":
         for stray in self.path.glob(".*.tmp"):
@@ -298,13 +296,14 @@ class RunFolder(Run):
         status: finished, early_stopped, diverged, preempted or failed. curves: those of
         `shift.shift_tolerance` and the name of their `split`, or {}.
         """
-        self._unfinished = False
         metrics = dict(metrics) | self._selected_metrics(metrics.get("select/epoch"))
         final = json_safe(metrics) | {"status": status}
         try:
-            if curves:
-                files.write_json(self.path / "curves.json", json_safe(curves))
-            files.write_json(self.path / "metrics.json", final)
+            with defer_interrupts():  # a signal comes before the end of the run, or after it
+                self._unfinished = False
+                if curves:
+                    files.write_json(self.path / "curves.json", json_safe(curves))
+                files.write_json(self.path / "metrics.json", final)
         except UserError:
             # Observers must not be told of an end that is not on disk.
             status = "preempted" if status == "preempted" else "failed"
@@ -343,8 +342,8 @@ def _data_entry(split: Split) -> dict[str, Any]:
 
 
 def _what_must_stay(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of config.json that must not change: not locations and skipped files."""
-    found = {f"--{n}": config.get(n) for n, k in KNOBS.items() if k.group not in LOCATION_GROUPS}
+    """The entries of config.json that must not change: not paths, locations, skipped files."""
+    found = {f"--{name}": config.get(name) for name in SWEEPABLE}
     for split, data in config["data"].items():
         entries = data.items() if isinstance(data, dict) else ()
         found[f"the {split} split"] = {k: v for k, v in entries if k != "skipped"}

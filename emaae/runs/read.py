@@ -38,9 +38,9 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 
 def final_metrics(folder: Path) -> dict[str, Any]:
-    """The defined metrics of a run that has ended; {} for one that is preempted or in progress."""
+    """The defined metrics of a run that has ended; {} for one that can be resumed."""
     found = metrics(folder)
-    if found.pop("status", "preempted") == "preempted":
+    if found.pop("status", "failed") not in ENDED:
         return {}
     return {name: value for name, value in found.items() if value is not None}
 

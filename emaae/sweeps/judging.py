@@ -1,6 +1,7 @@
 """The score of a run, at its end and while it runs."""
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def hyperband_epochs(spec: Mapping[str, Any], longest: int) -> list[int]:
     """
     eta = spec.get("eta", 3)
     if "max_iter" in spec:
-        found = [int(spec["max_iter"] / eta**i) for i in range(1, int(spec["s"]) + 1)]
-        return sorted(band for band in found if band >= 1)
+        bands = (spec["max_iter"] / eta**i for i in range(1, int(spec["s"]) + 1))
+        return sorted(map(int, takewhile(lambda band: band >= 1, bands)))
     found = [spec["min_iter"]]
     while found[-1] * eta <= longest:
         found.append(found[-1] * eta)

@@ -128,8 +128,9 @@ class Queue:
         """Leave the sweep; other runners may resume the unfinished attempts of this one."""
         try:
             self._release(lambda runner: runner == self.runner)
-        finally:
+            # Not after an error: from an unlocked file other runners see that this one has ended.
             lock_path(self.runner).unlink(missing_ok=True)
+        finally:
             self._lock.close()
 
     @_storage_errors
@@ -178,8 +179,9 @@ class Queue:
                 attrs |= {"again": [last.point, last.n + 1], "config": last.config}
                 if last.state == "interrupted":
                     attrs |= {"run": last.run, "lock": last.lock, "gpu": last.gpu}
-                trial = self._storage.get_trial(last.trial_id)
-                suggested = {"params": trial.params, "distributions": trial.distributions}
+                if last.config:  # else its runner was killed while it chose the values
+                    trial = self._storage.get_trial(last.trial_id)
+                    suggested = {"params": trial.params, "distributions": trial.distributions}
             elif len(tried) == self.n_points:
                 return None
             trial_id = self._storage.create_new_trial(

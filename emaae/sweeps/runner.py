@@ -15,10 +15,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from emaae.command_line import config_from, from_environment, parse_flags
 from emaae.data.features import find_features
@@ -73,7 +75,7 @@ def run(
     if read.is_run(folder):
         raise UserError(f"--out {folder} is the folder of a run: name another")
     make_folder(folder / "logs")
-    database = f"sqlite:///{folder / 'study.db'}"
+    database = f"sqlite:///{quote(str(folder / 'study.db'))}"
     queue = Queue(sweep, storage or database, flags, storage is not None)
     runner = Runner(queue, folder, jobs, devices, flags)
     with defer_interrupts():  # a signal is raised once the runs have ended
@@ -103,11 +105,11 @@ def _plan(sweep: Sweep) -> list[str]:
 def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
-    for flag in [flag for flag in flags if flag.startswith("-") or "=" in flag]:
+    for flag in [flag for flag in (*sweep.command, *flags) if flag.startswith("-") or "=" in flag]:
         name = flag.lstrip("-").partition("=")[0]
         if name in ("out_dir", "run_name"):
             raise UserError(f"--{name} is set by the sweep for each run; leave it out")
-        if name in [p.name for p in sweep.parameters]:
+        if flag in flags and name in [p.name for p in sweep.parameters]:
             raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out after `--`")
     if "${program}" in sweep.command and not find_packaged(sweep.program).is_file():
         raise UserError(
@@ -152,7 +154,9 @@ class Job:
     def send(self, number: int) -> None:
         """Send a signal to the process of the run; SIGKILL also to all processes it started."""
         with contextlib.suppress(ValueError, FileNotFoundError, ProcessLookupError):
-            pid = int(lock_path(self.attempt.lock).read_text())
+            # The file may be gone: temporary folders are cleaned.
+            lock = lock_path(self.attempt.lock)
+            pid = self.process.pid if self.process else int(lock.read_text())
             kill = os.killpg if number == signal.SIGKILL else os.kill
             if self.running():
                 kill(pid, number)
@@ -167,7 +171,10 @@ class Runner:
         self.queue, self.sweep, self.folder = queue, queue.sweep, folder
         self.n_jobs, self.devices, self.flags = n_jobs, devices, flags
         self.runs, self.logs = folder / "runs", folder / "logs"
+        # Shown until a run has ended, for a metric that is logged once at the end.
+        self._progress_metric = self.sweep.metric.replace("select/", "val/")
         self.jobs: list[Job] = []
+        self._stalls = Counter[tuple[int, int | None]]()
         self._histories: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
         self.screen = Screen(self.sweep, queue.n_points)
 
@@ -243,7 +250,7 @@ class Runner:
     def _with_progress(self, job: Job) -> Attempt:
         """The attempt of a job, with the current epoch and score of its run."""
         history = self._history(job.attempt.run)
-        score = best_value(history, self.sweep, "val/score")
+        score = best_value(history, self.sweep, self._progress_metric)
         return replace(job.attempt, epoch=history[-1]["epoch"] if history else None, score=score)
 
     def _history(self, run: str) -> list[dict[str, Any]]:
@@ -252,7 +259,7 @@ class Runner:
         status = file.stat() if file.exists() else None
         version = status and (status.st_size, status.st_mtime_ns)
         if run not in self._histories or self._histories[run][0] != version:
-            names = ("epoch", "val/score", self.sweep.metric)
+            names = ("epoch", self._progress_metric, self.sweep.metric)
             rows = [{name: row.get(name) for name in names} for row in read.history(file.parent)]
             self._histories[run] = version, rows
         return self._histories[run][1]
@@ -322,14 +329,17 @@ class Runner:
         run, reached = job.attempt.run, self._with_progress(job)
         lock_path(job.attempt.lock).unlink(missing_ok=True)
         outcome, score = outcome_of(self.runs / run, self.sweep)
+        if outcome == "failed" and read.metrics(self.runs / run).get("status") in read.GOOD:
+            with open(self.logs / f"{run}.txt", "a", encoding="utf-8") as log:
+                log.write(f"sweep: error: the run ended well without {self.sweep.metric}\n")
         if outcome not in DONE and job.stop_requested_at is not None:
             outcome, score = "stopped", reached.score
         elif outcome not in DONE and interrupt_pending():
             outcome = "interrupted"
         elif outcome == "interrupted":  # by a signal to the run alone
-            stall = (reached.point, reached.epoch, "interrupted")
-            n_stalls = sum((a.point, a.epoch, a.state) == stall for a in self.queue.attempts())
-            outcome = "failed" if n_stalls >= MAX_STALLS else outcome
+            self._stalls[reached.point, reached.epoch] += 1
+            if self._stalls[reached.point, reached.epoch] > MAX_STALLS:
+                outcome = "failed"
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
         self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))
         best = f"  {self.sweep.metric} {format_value(score)}" if score is not None else ""
@@ -394,7 +404,9 @@ def run_name(attempt: Attempt, runs: Path) -> str:
 def gpus() -> list[str]:
     """The GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
+        # -1 and Slurm's NoDevFiles mean none.
+        named = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        return [gpu for gpu in named if re.match(r"\s*(\d|GPU-|MIG-)", gpu)]
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

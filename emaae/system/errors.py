@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import select
@@ -88,6 +89,13 @@ def reporting_errors(program: str) -> Iterator[None]:
         raise SystemExit(EXIT_BROKEN_PIPE) from None
     except UserError as error:
         print(f"{program}: error: {one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        # A folder that may not be read, a name that is too long, a full disk behind stdout.
+        if error.errno not in (errno.EACCES, errno.ENAMETOOLONG, errno.ENOSPC):
+            raise
+        what = error.filename or "the output"
+        print(f"{program}: error: {one_line(f'{what}: {error.strerror}')}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)

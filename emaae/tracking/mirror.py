@@ -20,6 +20,7 @@ from emaae.config import Config
 from emaae.metric_table import BY_NAME, logged_each_epoch
 from emaae.metrics import DENSITY_EDGES
 from emaae.runs import read
+from emaae.runs.checkpoint import STATE_FILES
 from emaae.runs.folder import Observer, json_safe
 from emaae.system.distributed import is_main_process
 from emaae.system.errors import UserError, reason
@@ -79,7 +80,7 @@ class Mirror(Observer):
         unlocked = {k: v for k, v in values.items() if k not in locked}
         demo = ("demo",) if values.get("demo") else ()
         try:
-            self._run.config.update(unlocked)
+            self._run.config.update(unlocked, allow_val_change=True)
             self._run.name = _name(values, self._varying)
             self._run.tags = (values["schedule"], values["sparse_loss"], *demo)
         except Exception as error:  # wandb's service is another process, which may die
@@ -200,8 +201,12 @@ def start(config: Config, folder: Path) -> Observer:
         "log in with `wandb login`, correct --wandb_project or --wandb_entity, or use --wandb "
         "offline or disabled",
     )
+    # Without a saved state the run starts again, perhaps with other settings: as another W&B run.
+    resumes = any((folder / name).is_file() for name in STATE_FILES)
+    record = read_record(folder) if resumes else {}
     group = os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID")
-    where = {"entity": config.wandb_entity, "project": config.wandb_project, "group": group}
+    where = {"entity": config.wandb_entity, "project": config.wandb_project}
+    where |= {"id": record.get("id"), "group": group or record.get("group")}
     with client.wandb_environment(folder, mode), refused:
         import wandb
 
@@ -223,7 +228,6 @@ def _begin(folder: Path, eval_only: bool, mode: str, **given: Any) -> Any:
     if mode == "offline":
         # W&B cannot append to the files of an offline run: all rows are logged again.
         shutil.rmtree(folder / "wandb", ignore_errors=True)
-    given = {"id": read_record(folder).get("id")} | given
     return client.init(folder, mode, job_type="eval" if eval_only else "train", **given)
 
 

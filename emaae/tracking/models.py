@@ -92,6 +92,8 @@ def _promote_local(folder: Path) -> PromotedModel:
         # One promotion at a time, where the disk has locks, so that the last one sees all runs.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
+        for stray in folder.glob(".best-*"):
+            shutil.rmtree(stray, ignore_errors=True)  # of a promotion that was killed
         run, score = read.best_run(folder)
         files = _files(run, str(run))
         chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
@@ -183,7 +185,7 @@ def _best_on_wandb(path: str) -> tuple[Any, str]:
 
 def _download(ref: str, scratch: Path) -> tuple[Path, str]:
     """The folder of a model from W&B, and the expected sha256 of its best.pth."""
-    name = ref
+    name = ref = ref.removeprefix("wandb:")
     if ":" not in ref:
         entity, project, last = client.split_path(ref)
         # The third part names a promoted sweep, or a run.

@@ -53,9 +53,9 @@ def _upload_all(
 def publish(folder: Path, project: str, entity: str | None = None) -> str:
     """Put a local sweep on W&B: its runs, then a sweep that holds them; returns its path.
 
-    A later call sends what W&B still lacks to the same sweep, whose id is in published.json. The
-    sweep gets the name and description of its file and the state FINISHED. Raises UserError when a
-    run or its model did not arrive.
+    A later call for the same project sends what W&B still lacks to the same sweep, whose id is in
+    published.json. The sweep gets the name and description of its file and the state FINISHED.
+    Raises UserError when a run or its model did not arrive.
     """
     import wandb
 
