@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emaae.config import ARCHITECTURE, KNOBS, LOCATION_GROUPS, SWEEPABLE, Config, cast_all
+from emaae.config import (
+    ARCHITECTURE,
+    KNOBS,
+    LOCATION_GROUPS,
+    OF_SCHEDULES,
+    SWEEPABLE,
+    Config,
+    cast_all,
+)
 from emaae.knobs import did_you_mean
 from emaae.system.errors import ArgumentParser, UserError
 from emaae.system.files import read_json
@@ -34,6 +42,10 @@ def from_args(argv: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Co
                 f"EMAAE_{name.upper()} in the environment of the agent"
             )
     config = config_from(from_environment() | parse_flags(argv) | dict(sweep or {}))
+    changed = [n for n in OF_SCHEDULES if getattr(config, n) != KNOBS[n].default]
+    if changed and not config.update:
+        names = ", ".join(f"--{name}" for name in changed)
+        warnings.warn(f"{names}: without effect, since --update is not given", stacklevel=2)
     if os.environ.get("WANDB_SWEEP_ID") and config.run_name:
         raise UserError(
             f"--run_name {config.run_name} names all runs of a W&B agent alike, and only the first "
@@ -79,8 +91,15 @@ def from_environment() -> dict[str, str]:
             hint = did_you_mean(variable, emaae_variables)
             raise UserError(f"{variable} is set, and names no setting{hint}; unset it")
     # The later ones override.
-    both = [*wandb_variables.items(), *emaae_variables.items()]
-    return {name: value for variable, name in both if (value := os.environ.get(variable))}
+    found = {}
+    for variable, name in [*wandb_variables.items(), *emaae_variables.items()]:
+        if value := os.environ.get(variable):
+            try:
+                KNOBS[name].check(KNOBS[name].cast(value))
+            except UserError as error:
+                raise UserError(f"{variable} is set: {error}") from None
+            found[name] = value
+    return found
 
 
 # Placeholders for values in --help.

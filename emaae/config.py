@@ -314,6 +314,12 @@ class Config:
 
 
 KNOBS = knobs_of(Config)
+# The knobs that only runs with --update use.
+OF_SCHEDULES = [
+    name
+    for name, each in KNOBS.items()
+    if each.group == "alpha" and name not in ("alpha", "update", "penalty_scheduler")
+]
 # The knobs that a sweep may set: all but paths and those that say where the data and the run are.
 SWEEPABLE = [n for n, k in KNOBS.items() if k.group not in LOCATION_GROUPS and not k.path]
 

@@ -226,6 +226,16 @@ def test_runs_of_an_agent_have_no_common_name(monkeypatch):
         parse("--demo", "--run_name=x")
 
 
+def test_settings_of_schedules_without_a_schedule_give_a_warning(monkeypatch):
+    with pytest.warns(UserWarning, match="--alpha_epochs, --alpha_max: without effect, since --up"):
+        parse("--alpha_max=0.6", "--alpha_epochs=1", "--geco_rate=0.5")
+    monkeypatch.setenv("EMAAE_RECURSIVE", "maybe")
+    with pytest.raises(
+        UserError, match="EMAAE_RECURSIVE is set: --recursive must be True or False"
+    ):
+        parse()
+
+
 def test_a_flag_without_a_value_does_not_take_the_next_setting():
     assert parse("--recursive", "alpha=0.1").alpha == 0.1
     assert parse("--update", '{"alpha": 0.3}').alpha == 0.3
@@ -235,7 +245,7 @@ def test_a_flag_without_a_value_does_not_take_the_next_setting():
 def test_the_ramp_is_fifteen_epochs_with_early_stopping_and_all_epochs_without():
     assert parse("--epochs", "80").ramp_epochs == 80
     assert parse("--epochs", "80", "--early_stop").ramp_epochs == 15
-    assert parse("--epochs", "80", "--alpha_epochs", "4").ramp_epochs == 4
+    assert parse("--epochs", "80", "--alpha_epochs", "4", "--update").ramp_epochs == 4
 
 
 def test_without_update_alpha_is_constant():

@@ -367,12 +367,29 @@ def test_quoted_words_are_text_and_floats_with_a_point_are_numbers(write):
     assert findings(path) == []
 
 
+def test_every_wrong_value_is_reported_at_once(write):
+    path = write("""
+        parameters:
+          alpha: {values: [0.1, 1.2]}
+          activation: {values: [relu, gelu]}
+          inner_size: {value: 0}
+          alpha_max: {values: [0.3, 0.6]}
+        """)
+    assert [finding.partition(": ")[2] for finding in findings(path)] == [
+        "parameters.alpha: --alpha must be at least 0 and below 1, got 1.2",
+        "parameters.activation: --activation must be one of relu, batch_topk, feature_topk, got "
+        "'gelu'; did you mean 'relu'?",
+        "parameters.inner_size: --inner_size must be at least 1 and at most 65536, got 0",
+        "warning: parameters.alpha_max: has no effect without `update: {value: true}`",
+    ]
+
+
 def test_anchors_and_merges_are_not_reported_as_duplicates(write):
     path = write("""
         parameters:
           seed: &three {values: [0, 1, 2]}
           patience: &more {<<: *three, values: [5, 6]}
-          alpha_epochs: *more
+          epochs: *more
         """)
     assert findings(path) == []
     assert len(read(path).grid()) == 12

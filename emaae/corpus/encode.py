@@ -85,7 +85,13 @@ def encode(model: CNNAutoEncoder, features: np.ndarray, window_frames: int = 0) 
     """The encoding (T, units) float32 of raw features (T, D), computed on the model's device.
 
     window_frames: frames in a window, 0 for `WINDOW_FRAMES`; the result does not depend on it.
+    Raises ValueError for another number of channels.
     """
+    if features.shape[1:] != (model.input_dim,):
+        raise ValueError(
+            f"expected features (T, {model.input_dim}), got {features.shape}: a model without "
+            "loudness takes np.delete(features, 12, axis=1)"
+        )
     _, parts = next(encode_each(model, [NamedFrames(None, features)], window_frames))
     return np.concatenate(list(parts))
 

@@ -1,6 +1,7 @@
 """Printing a run in the terminal: its data and model, its epochs, the final table."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,11 @@ class Terminal(Observer):
     def on_end(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
         """Print the main numbers of each split that was measured, and the model's path.
 
-        Prints nothing for a run that was interrupted or failed.
+        Of a run that was interrupted, how to continue it; nothing of one that failed.
         """
+        if status == "preempted":
+            name = shlex.quote(self.folder.name)
+            print(f"to continue, add --resume --run_name {name} to the command", flush=True)
         if status in ("failed", "preempted"):
             return
         print(f"\n{status} {self.folder}")

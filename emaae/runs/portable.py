@@ -10,6 +10,7 @@ The last two are checked: they differ from PyTorch by at most 1e-5 of max(1, lar
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -135,9 +136,11 @@ def to_huggingface(model: CNNAutoEncoder, out: Path, card: str) -> None:
     source = Path(standalone.__file__).read_text(encoding="utf-8")
     front = "---\nlibrary_name: pytorch\ntags: [speech, articulation, sparse-autoencoder]\n---\n\n"
     use = (
-        "\n## Without emaae\n\n```python\nfrom modeling import Model\n\n"
+        "## Use\n\n```python\nfrom modeling import Model\n\n"
         'model = Model(".")  # this folder, with torch and safetensors\n'
-        "z = model.encode(x)\n```\n"
+        f"z = model.encode(x)  # x (batch, {model.input_dim}, time) -> "
+        f"(batch, {model.inner_size}, time)\n```\n\n"
     )
+    card = re.sub("## Use\n.*?(?=## )", lambda _: use, card, flags=re.DOTALL)  # that of a run
     write_bytes(out / "modeling.py", source.encode())
-    write_bytes(out / "README.md", (front + card + use).encode())
+    write_bytes(out / "README.md", (front + card).encode())

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from emaae.config import KNOBS, SWEEPABLE, Config
+from emaae.config import KNOBS, OF_SCHEDULES, SWEEPABLE, Config
 from emaae.knobs import did_you_mean
 from emaae.metric_table import BY_NAME, COUNTS, SCORE, logged_each_epoch
 from emaae.runs.read import is_finite
@@ -126,6 +126,9 @@ class _SweepFile(Document):
         if all(f.warning or not f.key.startswith("parameters") for f in self.findings):
             self._parsed(sweep, self._check_points, None, "parameters")
         updates = any(p.name == "update" and True in p.extremes() for p in sweep.parameters)
+        for p in sweep.varying:
+            if p.name in OF_SCHEDULES and not updates and "--update" not in " ".join(sweep.command):
+                self.warn(("parameters", p.name), "has no effect without `update: {value: true}`")
         if sweep.early_terminate and updates:
             message = (
                 "hyperband compares runs in different phases of their alpha schedules; leave it out"
@@ -206,6 +209,12 @@ class _SweepFile(Document):
             exponents = f": min and max are exponents of e; if they are values, write {kind}_values"
             hint = exponents if kind.endswith("log_uniform") else ""
             raise _Mistake(f"{kind} reaches values that are too large for a number{hint}") from None
+        if self.is_train_py:
+            for value in parameter.extremes():
+                try:
+                    KNOBS[name].check(KNOBS[name].cast(value))
+                except UserError as error:
+                    raise _Mistake(str(error)) from None
         return parameter
 
     def _hyperband(self, metric: str, spec: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ on W&B tells which rows are missing.
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -112,7 +113,7 @@ class Mirror(Observer):
             reasons = "; ".join(dict.fromkeys(map(reason, missing.values())))
             print(
                 f"W&B lacks the {' and the '.join(missing)} ({reasons}); nothing is lost, upload "
-                f"later with: python -m emaae upload-pending {self.folder}",
+                f"later with: python -m emaae upload-pending {shlex.quote(str(self.folder))}",
                 flush=True,
             )
 
@@ -218,7 +219,8 @@ def start(config: Config, folder: Path) -> Observer:
             print(f"W&B cannot be reached ({reason(error)}); continuing offline", flush=True)
             mode = os.environ["WANDB_MODE"] = "offline"
             run = _begin(folder, config.eval_only, mode, **where)
-    later = f"offline; upload later with: python -m emaae upload-pending {folder}"
+    command = f"python -m emaae upload-pending {shlex.quote(str(folder))}"
+    later = f"offline; upload later with: {command}"
     print(f"W&B {later if mode == 'offline' else f'online at {run.url}'}", flush=True)
     return Mirror(folder, run, mode)
 
