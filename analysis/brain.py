@@ -10,6 +10,7 @@ response, with noise. So this shows what the pipeline can find, not what brains 
     ridge regression with cross-validated penalties (himalaya) -> r2 on stories that were left out
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ JITTERS_S = (0.0, 0.25, 0.5, 1.0)  # sd of errors of the onsets
 PENALTIES = np.logspace(0, 6, 13)
 NULL = "null of "  # an encoding at the wrong time: rotated by half a story
 MAX_ERROR_S = GAP_S / 2.1  # of an onset: beyond it utterances would overlap
+MAX_AWAY = 0.05  # of a run's zeros from those that are asked for, without a warning
 SEED = 77  # of the stories: other speakers and sentences than those of the demo data
 
 
@@ -162,13 +164,20 @@ def compare(runs: Sequence[Run], spoken: Sequence[Story], sparsity: float, weigh
     views: dict[tuple[str, int], tuple[View, float]] = {}
     for name, members in settings(runs).items():
         for seed, run in nearest(members, sparsity, weights).items():
+            live = live_sparsity(run, weights)
+            if abs(live - sparsity) > MAX_AWAY:
+                warnings.warn(
+                    f"{name}, seed {seed}: the nearest run to {sparsity:g} zeros has {live:.2g}, "
+                    "the untrained encoder has as many as were asked for: give another --at",
+                    stacklevel=2,
+                )
             model = load(run, weights)
             codec = Codec.of(model)
             if ("untrained", seed) not in views:
                 views["raw features", seed] = codec.standardised, 0.0
                 (fitted,) = baseline("untrained", model, data, [sparsity], seed)
                 views["untrained", seed] = fitted.encoding, sparsity
-            own = codec.encoding, live_sparsity(run, weights)
+            own = codec.encoding, live
             views |= {(name, seed): own, (NULL + name, seed): own}
     if not views:
         raise UserError("no run has a model that can be loaded: expected runs that ended well")

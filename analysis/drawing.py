@@ -194,7 +194,8 @@ def fitted(axis: Axis, values: Sequence[np.ndarray]) -> Axis:
     if axis.log and high >= 3 * low:
         by_span = ((10, (1, 1.5, 2, 3, 5, 7)), (300, (1, 2, 5)), (math.inf, (1,)))
         subs = next(some for span, some in by_span if high <= span * low)
-        powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+        first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2
+        powers = range(first, last, 1 + (last - first) // 12)
         ticks = [float(f"{sub}e{power}") for power in powers for sub in subs]
         ticks = [tick for tick in ticks if low / 2 <= tick <= high * 2]
     elif axis.log:

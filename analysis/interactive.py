@@ -1,6 +1,7 @@
 """Drawings on pages and in notebooks: plotly."""
 
 import math
+import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
@@ -31,7 +32,13 @@ TEMPLATE = go.layout.Template(
         "hovermode": "closest",
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": SOFT, "activecolor": INK},
         "margin": {"l": 60, "r": 14, "t": 24, "b": 46},
-        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
+        "legend": {
+            "orientation": "h",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "maxheight": 1,
+        },
         "xaxis": AXIS,
         "yaxis": AXIS,
         "annotationdefaults": {"showarrow": False, "align": "left", "font": SMALL},
@@ -40,6 +47,7 @@ TEMPLATE = go.layout.Template(
     }
 )
 MAX_UPRIGHT = 6  # letters of a tick, more are written upwards
+MAX_LETTERS = 60  # of a line in a legend
 MAX_LABELS = 12  # of a legend; more are told apart by the pointer
 
 
@@ -113,10 +121,15 @@ def _annotate(layout: dict[str, Any], panel: Panel, place: dict[str, str]) -> No
     layout["shapes"] += [high | {"y0": 0, "y1": 1, "x0": x, "x1": x} for x in panel.marks]
 
 
+def _wrapped(label: str) -> str:
+    return "<br>".join(escape(part, quote=False) for part in textwrap.wrap(label, MAX_LETTERS))
+
+
 def _legend_height(labels: Collection[str]) -> int:
     """Pixels of a legend whose entries share lines as far as the longest lets them."""
     columns = max(1, 400 // (7 * max(map(len, labels)) + 50))
-    return 31 * math.ceil(len(labels) / columns)
+    n_lines = sum(len(textwrap.wrap(label, MAX_LETTERS)) for label in labels)
+    return 14 + 17 * math.ceil(len(labels) / columns) + 16 * math.ceil(n_lines / columns)
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
@@ -137,7 +150,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 
 def _traces(line: Line, in_legend: bool) -> Iterator[dict[str, Any]]:
-    style, label = line.style, escape(line.label, quote=False)
+    style, label = line.style, _wrapped(line.label)
     pointed = "".join(f"{part}<br>" for part in (label, "%{text}" if line.text else "") if part)
     common: dict[str, Any] = {
         "type": "scatter",

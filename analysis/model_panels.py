@@ -90,7 +90,8 @@ def encodings(found: Reconstruction, z: np.ndarray, title: str = "") -> Drawing:
     where = (0, len(z) / FRAME_RATE_HZ), (0, alive.shape[1])
     image = Image(alive[:, order].T, *where, "of the unit's maximum")
     counts = f"{alive.shape[1]} of {z.shape[1]} units fire, {(z == 0).mean():.0%} zeros"
-    raster = Panel(Axis("seconds"), Axis("unit, by time of peak"), [image], counts)
+    units = Axis("unit, by time of peak", whole=True)
+    raster = Panel(Axis("seconds"), units, [image], counts)
     return Drawing([[traces], [raster]], title, heights=(1, 1.6))
 
 

@@ -76,8 +76,8 @@ def fill(axes: Axes, panel: Panel) -> None:
         bounds = getattr(axes, f"get_{name}lim")()  # which ticks may widen
         if axis.ticks is not None:
             side.set_ticks([at for at, _ in axis.ticks], [text for _, text in axis.ticks])
-        elif name == "x" and not axis.log:
-            axes.locator_params(axis="x", integer=axis.whole, nbins=6)  # whatever their digits
+        elif axis.whole or (name == "x" and not axis.log):  # few, whatever their digits
+            axes.locator_params(axis=name, integer=axis.whole, nbins=6)
         limits = [new if new is not None else old for new, old in zip(axis.range, bounds)]
         if not axis.log or limits[0] > 0:
             axes.set(**{f"{name}lim": limits})

@@ -37,6 +37,7 @@ from analysis.runs import (
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import BY_NAME, SUMMARY, SUMMARY_AT_END
 from emaae.sweeps.sweep_file import description_of
+from emaae.system.errors import UserError
 
 MAX_VALUES = 12  # of a filter
 
@@ -213,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.html", help=out_help)
     args = parser.parse_args(argv)
     out = args.out or folder_of(args.ref) / "report.html"
+    if out.suffix != ".html":
+        raise UserError(f"--out must name a .html file, got {out}")
     html = page(read_comparable(args.ref), title_of(args.ref))
     with writing(out):
         out.write_text(html, encoding="utf-8")

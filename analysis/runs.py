@@ -115,13 +115,14 @@ class Run:
 def read_runs(*refs: str | os.PathLike) -> list[Run]:
     """All runs of each REF, by name: a run's folder, a sweep's, an --out_dir, or a path on W&B.
 
-    On W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP. Raises UserError when there is no run.
+    On W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP. A run of several REFs is read once. Raises
+    UserError when there is no run.
     """
-    runs: list[Run] = []
+    by_place: dict[str, Run] = {}
     for ref in refs:
         folder = Path(ref).expanduser()
         if not is_local(folder):
-            runs += [Run(**fields) for fields in download.runs(str(ref))]
+            by_place |= {fields["ref"]: Run(**fields) for fields in download.runs(str(ref))}
             continue
         folders = [folder] if read.is_run(folder) else read.run_folders(folder)
         if not folders:
@@ -129,8 +130,9 @@ def read_runs(*refs: str | os.PathLike) -> list[Run]:
                 f"{folder} holds no run: expected the folder of a run (with a config.json in it), "
                 "of a sweep, or an --out_dir"
             )
-        runs += map(read_run, folders)
+        by_place |= {str(folder.resolve()): read_run(folder) for folder in folders}
     # Sweeps number their runs from 0001: where names repeat, the sweep's folder tells them apart.
+    runs = list(by_place.values())
     names = Counter(run.name for run in runs)
     return [
         replace(run, name=f"{Path(run.ref).resolve().parents[1].name}/{run.name}")
@@ -218,7 +220,8 @@ def best(runs: Sequence[Run]) -> Run | None:
 
 def aims(runs: Sequence[Run]) -> str:
     """The targets of the scores of these runs; only scores with equal targets compare."""
-    return " or ".join(sorted({score_description(run.config) for run in runs}))
+    known = [run for run in runs if run.config] or runs
+    return " or ".join(sorted({score_description(run.config) for run in known}))
 
 
 def split_of(runs: Sequence[Run]) -> str:

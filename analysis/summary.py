@@ -1,6 +1,6 @@
 """Two tables of results: `python -m analysis.summary REF...` prints them as Markdown.
 
-One line per setting, mean and standard deviation over its seeds; one line per schedule, the front
+One line per setting, mean and standard deviation over its runs; one line per schedule, the front
 of its runs. Runs of several REFs are put together. Numbers are those of the selected weights.
 """
 
@@ -34,7 +34,7 @@ COLUMNS = {
 
 
 def settings(runs: Sequence[Run]) -> str:
-    """Mean and standard deviation over the seeds of each setting, one line each."""
+    """Mean and standard deviation over the runs of each setting, one line each."""
     split, lines = split_of(runs), []
     for label, members in groups(runs).items():
         ended = [run for run in members if run.status in GOOD]

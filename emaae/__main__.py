@@ -359,7 +359,7 @@ def decode(args: argparse.Namespace) -> None:
     FEATURES_ARGUMENT,
     *map(knob, EVALUATE_KNOBS),
     argument("--json", "print one line of JSON", action="store_true"),
-    argument("--out", "also write the metrics to this file, as JSON", metavar="FILE"),
+    argument("--out", "also write the metrics to this file", metavar="FILE.json"),
 )
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a model on a feature tree or a bucket, with the loss of the run that trained it."""
@@ -369,8 +369,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
     if args.out:  # before measuring, which takes a while
         make_folder(Path(args.out).parent)
-        if Path(args.out).is_dir():
-            raise UserError(f"--out {args.out} is a directory: name a file for the metrics")
+        if Path(args.out).suffix != ".json" or Path(args.out).is_dir():
+            raise UserError(f"--out must name a .json file, got {args.out}")
     knobs = {name: getattr(args, name) for name in EVALUATE_KNOBS}
     # Only the metrics go to stdout; messages about the data go to stderr.
     with contextlib.redirect_stdout(sys.stderr):

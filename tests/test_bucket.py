@@ -585,7 +585,7 @@ def test_times_and_npz_in_a_bucket_are_read_and_finished_encodings_are_kept(
 )
 def test_a_wrong_bucket_prints_one_line(cc, handle, model, tmp_path, verb, prefix, bucket, message):
     cc.upload_raw_array("narrow/x", X)
-    given = [f"--features={prefix}", f"--bucket={bucket}", f"--out={tmp_path / 'o'}"]
+    given = [f"--features={prefix}", f"--bucket={bucket}", f"--out={tmp_path / 'o.json'}"]
     with pytest.raises(UserError, match=message) as caught:
         main([verb, f"--model={model}", *given])
     one_line(caught)

@@ -551,7 +551,7 @@ def test_evaluate_gives_the_numbers_of_the_run_that_made_the_model(trees, tmp_pa
         (["--device=tpu"], "--device must be auto, cpu, cuda"),
         (["--model=nowhere"], "no model at nowhere"),
         (["--on_bad_file=ignore"], "invalid choice: 'ignore'"),
-        (["--out=."], "--out . is a directory: name a file"),
+        (["--out=best.pth"], "--out must name a .json file, got best.pth"),
     ],
 )
 def test_a_usage_error_prints_one_line(place, more, message):

@@ -18,6 +18,7 @@ from analysis.report import columns, filters, main, page
 from analysis.report_figures import OF_MODEL, OF_RUNS, collect
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS
+from emaae.system.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "<img src=x onerror=window.hacked=1>"
@@ -485,3 +486,5 @@ def test_a_usage_error_prints_one_line_and_exits_with_status_2(tmp_path):
     assert done.returncode == 2
     assert "holds no run" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    with pytest.raises(UserError, match="--out must name a .html file, got README.md"):
+        main([str(tmp_path), "--out", "README.md"])

@@ -88,6 +88,10 @@ def test_runs_of_several_sweeps_are_told_apart_by_the_folder_of_the_sweep(tmp_pa
     write_run(tmp_path / "two" / "runs" / "0002", epochs=2)
     runs = read_runs(tmp_path / "one", tmp_path / "two")
     assert [run.name for run in runs] == ["one/0001", "two/0001", "0002"]
+    twice = read_runs(
+        tmp_path / "two", tmp_path / "two" / "runs", tmp_path / "two" / "runs" / "0001"
+    )
+    assert [run.name for run in twice] == ["0001", "0002"]
 
 
 def test_a_knob_without_a_value_is_not_in_the_name_of_a_setting(tmp_path):
