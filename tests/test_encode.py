@@ -290,6 +290,14 @@ def test_complete_encodings_are_kept_and_incomplete_ones_are_made_again(place, c
     assert not list(out.rglob("*.tmp"))
 
 
+def test_encodings_whose_features_are_gone_are_counted(place, capsys):
+    run("encode", place)
+    assert "more" not in capsys.readouterr().out
+    (place / "features/a/x.npz").unlink()
+    run("encode", place)
+    assert f"{place / 'out'} holds 1 more, whose source is gone" in capsys.readouterr().out
+
+
 def test_features_that_changed_are_encoded_again(place):
     run("encode", place)
     before = moments(place / "out")

@@ -173,17 +173,23 @@ def _batches(windows: Iterable[_Window], max_frames: int) -> Iterator[list[_Wind
 
 
 class TreeResult(NamedTuple):
-    """Numbers of utterances written and kept; skipped: those left out, with the reason."""
+    """Numbers of utterances written and kept; skipped: those left out, with the reason.
+
+    n_others: number of files in the tree whose source is there no more.
+    """
 
     written: int
     kept: int
     skipped: Mapping[str, str]
+    n_others: int
 
     def summary(self, out: Path) -> str:
         """A few lines for the terminal."""
         kept = f", {self.kept} were there already" if self.kept else ""
         lines = [f"{out}: {self.written} utterances written{kept}"]
         lines += [f"left out: {name} ({why})" for name, why in self.skipped.items()]
+        if self.n_others:
+            lines.append(f"{out} holds {self.n_others} more, whose source is gone: remove them?")
         return "\n".join(one_line(line) for line in lines)
 
 
@@ -248,7 +254,7 @@ def encode_tree(
                 note_active(encodings.read_encoding(_path(out, file), model.inner_size))
         indices = np.flatnonzero(fired).tolist()
         write_json(out / encodings.MANIFEST, before | {"fired": indices, "units": model.inner_size})
-    return TreeResult(len(todo) - len(skipped), kept, skipped)
+    return TreeResult(len(todo) - len(skipped), kept, skipped, _n_others(out, files))
 
 
 def open_upload(where: str) -> tuple[Any, str]:
@@ -312,7 +318,7 @@ def decode_tree(
         decoded = ((one, map(widened, y)) for one, y in decode_each(model, map(source, todo)))
         done = progress(decoded, "decoding", total=len(files), done=kept, unit="utterances")
         _write(done, out, "float32", len(CHANNELS), stamps)
-    return TreeResult(len(todo), kept, {})
+    return TreeResult(len(todo), kept, {}, _n_others(out, files))
 
 
 def _write(
@@ -326,6 +332,11 @@ def _write(
         path = _path(out, file)
         encodings.write_times(path, frame_times(n_frames, times), fsync=False)
         encodings.write_encoding(path, parts, (n_frames, n_columns), form, stamps[file])
+
+
+def _n_others(out: Path, files: Iterable[FeatureFile]) -> int:
+    known = {file.identity for file in files}
+    return sum(file.identity not in known for file in find_features(out, recursive=True))
 
 
 def _remove_outdated(out: Path, skipped: Iterable[str]) -> None:
