@@ -1,7 +1,7 @@
 """Train and evaluate one sparse autoencoder on articulatory features.
 
-A sweep runs this program for each of its points. The steps of a run, in order: config, data, run,
-model, fit, evaluate, publish. `python train.py --help` lists the flags.
+A sweep runs this program for each of its points. The steps of a run, in order: config, data, model,
+run, fit, evaluate, publish. `python train.py --help` lists the flags.
 """
 
 import contextlib
