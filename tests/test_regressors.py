@@ -286,7 +286,7 @@ def test_tr_times_are_read_from_one_file_or_a_file_for_each_story(encoded, tmp_p
         ("utterance,onset\ns/a,1\n", ["--tr=nan"], "--tr must be a number of seconds above 0"),
         ("utterance,onset\ns/a,1\n", ["--tr=1e-9"], "more than 10000000 TRs of 1e-09 s: give"),
         ("utterance,onset\n", ["--tr=1"], "onsets.csv has no rows: expected one for each"),
-        ("utterance, onset\ns/a, -3\n", ["--tr=1"], "onset -3 s, expected 0 or later: TRs begin"),
+        ("utterance, onset\ns/a, -9\n", ["--tr=1"], "has 1 TRs, and --trim 0 0 leaves fewer"),
         ("utterance,onset\ns/a,1e12\n", ["--tr=1"], "ends after 1e+12 s, more than 10000000 TRs"),
         ("utterance,onset\ns/a,1\n", ["--tr=9"], "has 1 TRs, and --trim 0 0 leaves fewer than two"),
         ("utterance,onset\ns/a,1\n", ["--tr=1", "--trim", "0", "7"], "leaves fewer than two"),

@@ -15,6 +15,7 @@ of the haemodynamic response (Nishimoto et al. 2011).
 import csv
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -193,8 +194,6 @@ def read_stories(root: str | Path, onsets: str | Path | None) -> Stories:
             raise UserError(f"{where}: onset {row['onset']!r}, expected seconds")
         story = row.get("story") or "story"
         check_identity(story, where)
-        if onset < 0:
-            raise UserError(f"{where}: onset {onset:g} s, expected 0 or later: TRs begin at 0 s")
         found[story].append(StoryUtterance(files[name], onset))
     return {story: sorted(some, key=lambda one: one.onset_s) for story, some in found.items()}
 
@@ -326,7 +325,10 @@ def write_regressors(
     another design, is refused. Raises UserError.
     """
     made = read_manifest(root)
-    onsets = {name: [list(one) for one in spoken] for name, spoken in stories.items()}
+    onsets = {
+        name: [(os.path.relpath(one.path, root), one.onset_s) for one in spoken]
+        for name, spoken in stories.items()
+    }
     tr_times = {name: times.tolist() for name, times in design.tr_times.items()}
     manifest = {
         "made": "regressors",
