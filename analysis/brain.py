@@ -150,7 +150,8 @@ def live_sparsity(run: Run, weights: str) -> float:
 def nearest(runs: Sequence[Run], sparsity: float, weights: str) -> dict[int, Run]:
     """The run of each seed whose live sparsity on validation is nearest."""
     found: dict[int, Run] = {}
-    for run in sorted(runs, key=lambda run: abs(live_sparsity(run, weights) - sparsity)):
+    away = {run: abs(live_sparsity(run, weights) - sparsity) for run in runs}
+    for run in sorted(runs, key=lambda run: np.nan_to_num(away[run], nan=np.inf)):
         found.setdefault(int(run.config.get("seed", 0)), run)
     return found
 
@@ -165,7 +166,7 @@ def compare(runs: Sequence[Run], spoken: Sequence[Story], sparsity: float, weigh
     for name, members in settings(runs).items():
         for seed, run in nearest(members, sparsity, weights).items():
             live = live_sparsity(run, weights)
-            if abs(live - sparsity) > MAX_AWAY:
+            if not abs(live - sparsity) <= MAX_AWAY:  # also of a run without a live unit
                 warnings.warn(
                     f"{name}, seed {seed}: the nearest run to {sparsity:g} zeros has {live:.2g}, "
                     "the untrained encoder has as many as were asked for: give another --at",

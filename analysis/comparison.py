@@ -250,10 +250,9 @@ def flat(line: Row) -> Row:
     found: Row = {}
     for name, value in line.items():
         if isinstance(value, Estimate):
-            columns = list(zip((name, f"{name}_low", f"{name}_high"), value))
-            # Resampled utterances can only lose live units: their interval would be too high.
-            columns = columns[:1] if name == "dead" else columns
-            found |= {column: float(f"{x:.5g}") for column, x in columns}
+            # Resampled utterances only lose live units: an interval of `dead` would be too high.
+            ends = ("",) if name == "dead" else ("", "_low", "_high")
+            found |= {f"{name}{end}": float(f"{x:.5g}") for end, x in zip(ends, value)}
         else:
             found[name] = value
     return found
@@ -269,13 +268,12 @@ def drawing(found: Fronts, units: str = "live") -> Drawing:
     def lines(name: str) -> Iterator[Line]:
         for label, front in found.items():
             live, cost = on_split(front, "live_sparsity"), on_split(front, name)
-            yield Line(live, cost, style_of[label], label, points=True, size=3)
-            if np.isnan(live).all():  # no unit of any run fires
-                continue
-            grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
-            # Only where all seeds have a value: elsewhere the mean would jump.
-            mean = np.mean([at(grid, ps, name)[0] for ps in front.values()], 0)
-            yield Line(grid, mean, style_of[label])
+            if np.isfinite(live).any():  # some unit of some run fires
+                grid = np.linspace(np.nanmin(live), np.nanmax(live), 30)
+                # Only where all seeds have a value: elsewhere the mean would jump.
+                mean = np.mean([at(grid, ps, name)[0] for ps in front.values()], 0)
+                yield Line(grid, mean, style_of[label], label, markers=bool(np.isnan(mean).all()))
+            yield Line(live, cost, style_of[label], points=True, size=3)
 
     x = Axis(f"sparsity of {units} units")
     fvu, persistence = Axis("fvu", log=True), Axis("persistence within utterances")

@@ -47,7 +47,7 @@ TEMPLATE = go.layout.Template(
     }
 )
 MAX_UPRIGHT = 6  # letters of a tick, more are written upwards
-MAX_LETTERS = 60  # of a line in a legend
+MAX_LETTERS = 45  # of a line in a legend
 MAX_LABELS = 12  # of a legend; more are told apart by the pointer
 
 

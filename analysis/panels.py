@@ -18,9 +18,9 @@ from analysis.runs import GOOD, Run, best, grouped, groups, labels, number, spli
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
 from emaae.metrics import DENSITY_EDGES
 
-# Of more settings than these, points show the schedule only; with a single schedule, of more than
-# can be told apart.
-MAX_SETTINGS, MAX_SETTINGS_OF_ONE_SCHEDULE = 12, 30
+# Of more settings, points show the schedule only.
+MAX_SETTINGS = 12
+MAX_SETTINGS_OF_ONE_SCHEDULE = 30  # as many as can be told apart
 BROKEN = ("diverged", "failed")  # statuses of runs that count in no mean over seeds
 EPOCH = Axis("epoch", whole=True)
 Curve = tuple[np.ndarray, np.ndarray]  # x (n,) and y (n,)
@@ -66,7 +66,9 @@ def losses_by_run(runs: Sequence[Run], max_runs: int = 60) -> list[Panel]:
         raise Missing("fewer than two runs have finished an epoch; one alone is in the overview")
     if len(runs) > max_runs:
         runs = sorted(runs, key=lambda run: (np.nan_to_num(run.score, nan=np.inf), run.name))
-    titles = [textwrap.fill(run.name, 26, max_lines=2, placeholder="…") for run in runs]
+    # Of a long name the end, which tells runs apart.
+    short = [run.name if len(run.name) <= 52 else f"…{run.name[-51:]}" for run in runs]
+    titles = [textwrap.fill(name, 26, break_on_hyphens=False) for name in short]
     return [run_losses(r)._replace(title=title) for r, title in zip(runs[:max_runs], titles)]
 
 
@@ -115,7 +117,7 @@ def mse_along_epochs(runs: Sequence[Run]) -> Panel:
         }
         if not paths:
             continue
-        # As over epochs, the mean of the seeds that reached the epoch.
+        # The mean of the seeds that reached the epoch.
         epochs = range(max(len(path.T) for path in paths.values()))
         reached = ([path[:, i] for path in paths.values() if i < len(path.T)] for i in epochs)
         x, y = np.stack([np.mean(points, 0) for points in reached], 1)
@@ -260,8 +262,8 @@ def styled(runs: Sequence[Run]) -> list[tuple[str, Style, list[Run]]]:
 
 
 def _counted(runs: Sequence[Run]) -> list[Run]:
-    """The runs that did not go wrong; if all did, all of them."""
-    return [run for run in runs if run.status not in BROKEN] or list(runs)
+    """The runs that did not go wrong; if all that began did, all of them."""
+    return [run for run in runs if run.history and run.status not in BROKEN] or list(runs)
 
 
 def _means(

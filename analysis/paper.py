@@ -18,6 +18,7 @@ ONE, TWO = 3.5, 7.2  # columns of a journal, in inches: 89 and 183 mm
 STYLE = "analysis.paper"  # paper.mplstyle
 # The same runs give the same file, whenever it is drawn.
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+LETTER, HANDLE = 0.058, 0.45  # inches of a letter at 7 points, and of the line beside a label
 STEPS = {"vh": "pre", "hvh": "mid"}
 
 
@@ -147,10 +148,9 @@ def _legend(figure: Figure, width: float) -> float:
             entries.setdefault(label, handle)
     if len(entries) < 2:
         return 0.0
-    # About .05 inches a letter at 7 points, and .45 for the line beside it.
-    letters = int((width - 0.45) / 0.05)
+    letters = int((width - HANDLE) / LETTER)
     labels = [textwrap.fill(label, letters) for label in entries]
-    fitting = int(width / (0.45 + 0.05 * min(letters, max(map(len, entries)))))
-    columns = min(max(1, fitting), len(entries))
+    longest = min(letters, max(map(len, entries)))
+    columns = min(int(width / (HANDLE + LETTER * longest)), len(entries))
     figure.legend(entries.values(), labels, loc="outside lower center", ncols=columns)
     return 0.17 * math.ceil(sum(1 + label.count("\n") for label in labels) / columns)

@@ -96,7 +96,7 @@ def _statuses(runs: Sequence[Run]) -> str:
 def _compared(runs: Sequence[Run]) -> str:
     parts = []
     for name in varying(runs):
-        values = list(dict.fromkeys(text(r.config[name]) for r in runs if name in r.config))
+        values = list(dict.fromkeys(_setting(r.config[name])[0] for r in runs if name in r.config))
         shown = ", ".join(values) if len(values) <= 8 else f"{len(values)} values"
         parts.append(f"{name}: {shown}")
     return "; ".join(parts) or f"one setting, {next(iter(groups(runs)))}"

@@ -131,15 +131,18 @@ def read_runs(*refs: str | os.PathLike) -> list[Run]:
                 "of a sweep, or an --out_dir"
             )
         by_place |= {str(folder.resolve()): read_run(folder) for folder in folders}
-    # Sweeps number their runs from 0001: where names repeat, the sweep's folder tells them apart.
-    runs = list(by_place.values())
-    names = Counter(run.name for run in runs)
-    return [
-        replace(run, name=f"{Path(run.ref).resolve().parents[1].name}/{run.name}")
-        if names[run.name] > 1
-        else run
-        for run in runs
-    ]
+    # Sweeps number their runs from 0001: where names repeat, what differs in their places is added.
+    alike: dict[str, list[tuple[str, ...]]] = {}
+    for place, run in by_place.items():
+        alike.setdefault(run.name, []).append(Path(place).parts)
+    found = []
+    for place, run in by_place.items():
+        if len(alike[run.name]) > 1:
+            n_common = len(os.path.commonprefix(alike[run.name]))
+            apart = [part for part in Path(place).parts[n_common:-1] if part != "runs"]
+            run = replace(run, name="/".join([*apart, run.name]))
+        found.append(run)
+    return found
 
 
 def read_comparable(*refs: str | os.PathLike) -> list[Run]:

@@ -368,9 +368,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from emaae.runs.folder import json_safe
 
     if args.out:  # before measuring, which takes a while
-        make_folder(Path(args.out).parent)
         if Path(args.out).suffix != ".json" or Path(args.out).is_dir():
             raise UserError(f"--out must name a .json file, got {args.out}")
+        make_folder(Path(args.out).parent)
     knobs = {name: getattr(args, name) for name in EVALUATE_KNOBS}
     # Only the metrics go to stdout; messages about the data go to stderr.
     with contextlib.redirect_stdout(sys.stderr):

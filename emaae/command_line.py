@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,16 @@ def from_args(argv: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Co
                 f"a sweep may not set {name}: set it with --{name} on the command line or "
                 f"EMAAE_{name.upper()} in the environment of the agent"
             )
-    config = config_from(from_environment() | parse_flags(argv) | dict(sweep or {}))
+    flags = parse_flags(argv)
+    config = config_from(from_environment(flags) | flags | dict(sweep or {}))
     changed = [n for n in OF_SCHEDULES if getattr(config, n) != KNOBS[n].default]
     if changed and not config.update:
         names = ", ".join(f"--{name}" for name in changed)
         warnings.warn(f"{names}: without effect, since --update is not given", stacklevel=2)
     if os.environ.get("WANDB_SWEEP_ID") and config.run_name:
         raise UserError(
-            f"--run_name {config.run_name} names all runs of a W&B agent alike, and only the first "
-            "would run: leave it out, and unset EMAAE_RUN_NAME"
+            f"--run_name {config.run_name} names all runs of a W&B agent alike: leave it out, and "
+            "unset EMAAE_RUN_NAME; runs are named after the sweep"
         )
     if os.environ.get("WANDB_SWEEP_ID") and config.uses_demo and not config.demo:
         raise UserError(
@@ -70,11 +71,12 @@ def config_from(given: Mapping[str, Any]) -> Config:
     return Config.from_mapping(_with_model_config(_with_resumed(cast_all(given))))
 
 
-def from_environment() -> dict[str, str]:
+def from_environment(overridden: Container[str] = ()) -> dict[str, str]:
     """The knobs of `LOCATION_GROUPS` that variables such as EMAAE_TRAIN_DIR set, as text.
 
-    WANDB_PROJECT and WANDB_ENTITY, which all W&B programs read, apply where the EMAAE_ variables
-    are not set. Raises UserError for an EMAAE_ variable that sets no knob.
+    overridden: names of knobs that flags set. WANDB_PROJECT and WANDB_ENTITY, which all W&B
+    programs read, apply where the EMAAE_ variables are not set. Raises UserError for a value that
+    its knob cannot have, and for an EMAAE_ variable that sets no knob.
     """
     emaae_variables = {
         f"EMAAE_{name.upper()}": name for name, k in KNOBS.items() if k.group in LOCATION_GROUPS
@@ -93,7 +95,7 @@ def from_environment() -> dict[str, str]:
     # The later ones override.
     found = {}
     for variable, name in [*wandb_variables.items(), *emaae_variables.items()]:
-        if value := os.environ.get(variable):
+        if (value := os.environ.get(variable)) and name not in overridden:
             try:
                 KNOBS[name].check(KNOBS[name].cast(value))
             except UserError as error:

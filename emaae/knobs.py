@@ -80,13 +80,19 @@ def knob(
 
 def knobs_of(config: type) -> dict[str, Knob]:
     """The knobs of a dataclass by name: its fields of `knob`, and the strings below them."""
-    source = ast.parse(inspect.getsource(config)).body[0]
+    try:
+        source = ast.parse(inspect.getsource(config)).body[0]
+    except OSError:  # compiled code alone: without help texts
+        return {f.name: _knob_of(f, "") for f in fields(config)}
     assert isinstance(source, ast.ClassDef)
     texts = {
         ast.unparse(above.target): " ".join(ast.literal_eval(below.value).split())
         for above, below in itertools.pairwise(source.body)
         if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr)
     }
+    lacking = [f.name for f in fields(config) if f.name not in texts]
+    if lacking:
+        raise TypeError(f"{', '.join(lacking)}: a setting needs its help text as a string below it")
     return {f.name: _knob_of(f, texts[f.name]) for f in fields(config)}
 
 

@@ -49,7 +49,7 @@ class ReconstructionSums:
         r = (xy / n - x * y / n**2) / (var_x * var_y).sqrt()
         r = torch.where(moves_x & moves_y, r.clamp(-1, 1), math.nan)
         fvu = torch.where(moves_x, error / (n * var_x), math.nan)
-        total = var_x.sum()
+        total = var_x[moves_x].sum()
         row = {
             "fvu": error.sum() / (n * total) if total >= MIN_VARIANCE else torch.tensor(math.nan),
             "r_articulators": r[[name in ARTICULATORS for name in channels]].nanmean(),

@@ -6,6 +6,7 @@ import pytest
 
 from emaae import command_line
 from emaae.config import KNOBS, SWEEPABLE, Config
+from emaae.knobs import knobs_of
 from emaae.system import files
 from emaae.system.errors import UserError
 
@@ -226,14 +227,24 @@ def test_runs_of_an_agent_have_no_common_name(monkeypatch):
         parse("--demo", "--run_name=x")
 
 
-def test_settings_of_schedules_without_a_schedule_give_a_warning(monkeypatch):
+def test_settings_of_schedules_without_a_schedule_give_a_warning():
     with pytest.warns(UserWarning, match="--alpha_epochs, --alpha_max: without effect, since --up"):
         parse("--alpha_max=0.6", "--alpha_epochs=1", "--geco_rate=0.5")
+
+
+def test_a_wrong_value_in_the_environment_is_named_unless_a_flag_replaces_it(monkeypatch):
     monkeypatch.setenv("EMAAE_RECURSIVE", "maybe")
-    with pytest.raises(
-        UserError, match="EMAAE_RECURSIVE is set: --recursive must be True or False"
-    ):
+    with pytest.raises(UserError, match="EMAAE_RECURSIVE is set: --recursive must be True or Fal"):
         parse()
+    assert parse("--recursive").recursive
+
+
+def test_settings_are_known_without_their_source(monkeypatch):
+    def getsource(of):
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr("inspect.getsource", getsource)
+    assert knobs_of(Config).keys() == KNOBS.keys()
 
 
 def test_a_flag_without_a_value_does_not_take_the_next_setting():

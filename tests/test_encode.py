@@ -372,7 +372,9 @@ def test_the_manifest_says_which_model_and_another_one_is_refused(place):
     with pytest.raises(UserError, match="out holds encodings .*, and features by .*another --out"):
         run("decode", place, "out", source="features")
     saved(place / "model", random_model("batch", seed=1))
-    with pytest.raises(UserError, match="out holds encodings by model .* give another --out, or"):
+    with pytest.raises(
+        UserError, match="out holds encodings by model .* give another --out, remove"
+    ):
         run("encode", place)
     assert changed(place / "out", before) == []
 
@@ -380,11 +382,17 @@ def test_the_manifest_says_which_model_and_another_one_is_refused(place):
 def test_another_tree_is_refused_and_a_tree_that_moved_with_its_encodings_is_not(place, capsys):
     run("encode", place)
     write_tree(place / "other", {"a/x": 30, "c/y": 30})
-    with pytest.raises(
-        UserError, match=r"float32 from \.\./features, and those from \.\./other were"
-    ):
+    message = r"float32 from \.\./features, and those from \.\./other were"
+    with pytest.raises(UserError, match=message):
         run("encode", place, source="other")
     assert not (place / "out/c").exists()
+    manifest = place / "out/manifest.json"
+    older = json.loads(manifest.read_text())
+    del older["source"]  # an older program did not write it
+    manifest.write_text(json.dumps(older))
+    run("encode", place)
+    with pytest.raises(UserError, match=message):
+        run("encode", place, source="other")
     moved = place / "moved"
     for name in ("features", "out", "model"):
         shutil.copytree(place / name, moved / name)

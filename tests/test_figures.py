@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from analysis.drawing import (
     Line,
     Missing,
     Panel,
+    Style,
     described,
     fitted,
     styles,
@@ -354,29 +356,57 @@ def test_single_seeds_are_not_in_the_legend_if_their_settings_are():
     assert figure.layout.showlegend
 
 
-def test_a_long_legend_on_paper_stays_within_the_figure():
-    x, labels = np.array([1.0, 2.0]), [f"cosine, {'alpha_max 0.5, ' * 8}seed {i}" for i in range(9)]
+@pytest.mark.parametrize("width", [paper.ONE, paper.TWO])
+@pytest.mark.parametrize("n_letters", [15, 19, 26, 38, 62, 139])
+def test_a_legend_on_paper_is_below_the_axes_and_within_the_figure(width, n_letters):
+    x, labels = np.array([1.0, 2.0]), [("mouth " * 30)[: n_letters - 1] + str(i) for i in range(9)]
     lines = [Line(x, x, style, label) for label, style in styles(labels).items()]
-    figure = paper.draw(Drawing([[Panel(Axis(), Axis(), lines)]], legend=True), paper.ONE)
+    figure = paper.draw(Drawing([[Panel(Axis(), Axis(), lines)]], legend=True), width)
     figure.savefig(io.BytesIO())
     box = figure.legends[0].get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
     assert 0 <= box.y0 < box.y1 < figure.axes[0].get_window_extent().y0
 
 
-def test_a_setting_of_several_points_is_in_the_legend_once(sweep):
-    figure = figures.draw("fvu_against_sparsity", read_runs(sweep))
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+def test_a_setting_of_several_points_is_in_the_legend_of_its_panel_once(sweep):
+    figure = paper.draw(Drawing([[panels.fvu_against_sparsity(read_runs(sweep))]]))
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert len(set(texts)) == len(texts) == 4  # two schedules, the front, the best
 
 
-def test_a_long_name_is_two_lines_over_its_losses():
-    name = "constant-a0.25-i1024-e5d3-s0-20260131-120000"
-    runs = [of(name=name + more, **{"train/loss": [1.0]}) for more in ("", f"-again{'-' * 60}")]
-    first, second = (panel.title for panel in panels.losses_by_run(runs))
-    assert first == "constant-a0.25-i1024-e5d3-\ns0-20260131-120000"
-    assert second.count("\n") == 1
-    assert second.endswith("…")
+def test_numbers_along_x_do_not_overlap():
+    x = np.linspace(0.895, 0.9175, 10)
+    figure = paper.draw(Drawing([[Panel(Axis(), Axis(), [Line(x, x, Style("k"))])]]), paper.ONE)
+    figure.savefig(io.BytesIO())
+    labels = [one for one in figure.axes[0].get_xticklabels() if one.get_text()]
+    boxes = [one.get_window_extent() for one in labels]
+    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))
+
+
+@pytest.mark.parametrize(("n", "n_labels"), [(13, 13), (31, 1)])
+def test_points_of_one_schedule_are_told_apart_while_they_can_be(n, n_labels):
+    runs = [
+        replace(of(name=str(i), metrics={"x": i, "y": i}), config={"schedule": "linear", "lr": i})
+        for i in range(n)
+    ]
+    assert len({line.label for line in panels.points(runs, "x", "y")}) == n_labels
+
+
+def test_long_names_over_losses_differ_where_their_ends_do():
+    name = "target_sparsity-a0.25-i1024-e5d3-s0-20260131-120000"
+    names = [name, f"{'a-study-of-alpha-' * 4}/0001", f"{'a-study-of-alpha-' * 4}/0002"]
+    runs = [of(name=one, **{"train/loss": [1.0]}) for one in names]
+    titles = [panel.title for panel in panels.losses_by_run(runs)]
+    assert len(set(titles)) == 3
+    assert titles[0].replace("\n", "") == name
+    assert all(len(line) <= 26 for title in titles for line in title.split("\n"))
+    assert all(title.count("\n") <= 2 for title in titles)
+
+
+def test_a_run_that_has_just_begun_does_not_hide_those_that_failed():
+    failed = of(metrics={"status": "failed"}, **{"train/loss": [1.0], "val/loss": [1.0]})
+    begun = of(name="b", seed=1, metrics={"status": "unfinished"})
+    assert len(panels.losses([failed, begun])[0].lines) == 1
 
 
 def test_a_seed_that_failed_does_not_cut_the_mean_of_the_others(tmp_path):

@@ -78,6 +78,11 @@ def test_a_constant_channel_is_undefined_and_leaves_others_unchanged(x, level):
     assert row["r_articulators"] == pytest.approx(1)
 
 
+def test_the_fvu_of_channels_that_are_all_constant_is_undefined():
+    x = torch.full((1, 3, 997), 100.1)
+    assert math.isnan(reconstruction(x, x + 0.1)["fvu"])
+
+
 def test_sparsity_is_the_fraction_of_exact_zeros():
     assert sparsity(torch.zeros(1, 4, 5))["sparsity"] == 1
     assert sparsity(torch.ones(1, 4, 5))["sparsity"] == 0

@@ -1,9 +1,11 @@
 """Design matrices for models of the brain: each formula by hand, then the command."""
 
 import json
+import os
 import re
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -235,13 +237,24 @@ def test_another_design_is_refused_in_the_same_folder(encoded, tmp_path):
     table.write_text("utterance,onset,story\ns/a,0,one\nt/c,0,two\n")
     base = ["regressors", "--encodings", str(encoded / "z"), "--out", str(tmp_path / "r")]
     command = [*base, "--onsets", str(table), "--tr=0.5"]
-    for _ in range(2):
-        assert main(command) == 0
+    for root in (encoded / "z", Path(os.path.relpath(encoded / "z"))):
+        assert main([*command, "--encodings", str(root)]) == 0
     with pytest.raises(UserError, match=r"another design \(see tr_s in its manifest.json\): give"):
         main([*base, "--onsets", str(table), "--tr=0.25"])
     table.write_text("utterance,onset,story\ns/b,0,one\n")
     with pytest.raises(UserError, match=r"another design \(see onsets_and_tr_times in its man"):
         main(command)
+
+
+def test_a_design_that_was_refused_is_corrected_in_the_same_folder(encoded, tmp_path):
+    table = tmp_path / "o.csv"
+    command = ["regressors", "--encodings", str(encoded / "z"), "--out", str(tmp_path / "r")]
+    command += ["--onsets", str(table), "--tr=0.5"]
+    table.write_text("utterance,onset\ns/a,0\ns/b,1\n")
+    with pytest.raises(UserError, match="must not overlap"):
+        main(command)
+    table.write_text("utterance,onset\ns/a,0\ns/b,9\n")
+    assert main(command) == 0
 
 
 def test_regressors_that_would_be_all_zero_are_refused(encoded, tmp_path):
@@ -286,7 +299,7 @@ def test_tr_times_are_read_from_one_file_or_a_file_for_each_story(encoded, tmp_p
         ("utterance,onset\ns/a,1\n", ["--tr=nan"], "--tr must be a number of seconds above 0"),
         ("utterance,onset\ns/a,1\n", ["--tr=1e-9"], "more than 10000000 TRs of 1e-09 s: give"),
         ("utterance,onset\n", ["--tr=1"], "onsets.csv has no rows: expected one for each"),
-        ("utterance, onset\ns/a, -9\n", ["--tr=1"], "has 1 TRs, and --trim 0 0 leaves fewer"),
+        ("utterance, onset\ns/a, -9\n", ["--tr=1"], "begins at -9 s, and with --tr the first TR"),
         ("utterance,onset\ns/a,1e12\n", ["--tr=1"], "ends after 1e+12 s, more than 10000000 TRs"),
         ("utterance,onset\ns/a,1\n", ["--tr=9"], "has 1 TRs, and --trim 0 0 leaves fewer than two"),
         ("utterance,onset\ns/a,1\n", ["--tr=1", "--trim", "0", "7"], "leaves fewer than two"),

@@ -94,6 +94,15 @@ def test_runs_of_several_sweeps_are_told_apart_by_the_folder_of_the_sweep(tmp_pa
     assert [run.name for run in twice] == ["0001", "0002"]
 
 
+def test_equal_names_in_other_folders_are_told_apart_by_what_differs(tmp_path):
+    for name in ("a/play/runs", "b/play/runs", "outA", "outB"):
+        write_run(tmp_path / name / "0001", epochs=2)
+    refs = [tmp_path / "a/play", tmp_path / "b/play"]
+    assert [run.name for run in read_runs(*refs)] == ["a/play/0001", "b/play/0001"]
+    refs = [tmp_path / "outA", tmp_path / "outB"]
+    assert [run.name for run in read_runs(*refs)] == ["outA/0001", "outB/0001"]
+
+
 def test_a_knob_without_a_value_is_not_in_the_name_of_a_setting(tmp_path):
     for name, k in (("a", None), ("b", 0.1)):
         path = write_run(tmp_path / name, epochs=2) / "config.json"

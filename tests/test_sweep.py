@@ -580,6 +580,8 @@ def test_a_folder_takes_one_sweep_whatever_the_name_of_its_file(place):
     assert started() == ["0001", "0002"]
     with pytest.raises(UserError, match="--out .*0001 is the folder of a run: name another"):
         runner.run(other, out="runs/play/runs/0001")
+    with pytest.raises(UserError, match="--out .*play holds another sweep"):
+        runner.run(other, out="runs/play", storage="shared.log")
 
 
 @pytest.mark.parametrize("name", ["name: play\n", ""])

@@ -367,6 +367,28 @@ def test_quoted_words_are_text_and_floats_with_a_point_are_numbers(write):
     assert findings(path) == []
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "alpha: {distribution: q_uniform, min: 0, max: 1, q: 0.25}",
+        "n_encoder: {distribution: q_uniform, min: 2, max: 6, q: 1}",
+        "gate_frames: {distribution: q_uniform, min: 1, max: 9, q: 2}",
+    ],
+)
+def test_a_quantised_grid_begins_at_its_minimum_and_leaves_out_its_maximum(write, spec):
+    assert findings(write(f"parameters: {{{spec}}}")) == []
+
+
+def test_settings_of_schedules_may_vary_where_alpha_may_change(write):
+    varied = "alpha_max: {values: [0.3, 0.6]}"
+    for more in (
+        f"parameters: {{{varied}, update: {{value: 'True'}}}}",
+        f"command: ['${{program}}', 'update=True', '${{args}}']\nparameters: {{{varied}}}",
+        f"program: other.py\nparameters: {{{varied}}}",
+    ):
+        assert not [one for one in findings(write(more)) if "has no effect" in one]
+
+
 def test_every_wrong_value_is_reported_at_once(write):
     path = write("""
         parameters:

@@ -335,7 +335,7 @@ def test_two_runs_of_one_name_do_not_share_a_folder(small):
         train.main(named)
 
 
-def test_an_interrupted_run_has_the_status_preempted(small, monkeypatch):
+def test_an_interrupted_run_has_the_status_preempted(small, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -343,6 +343,12 @@ def test_an_interrupted_run_has_the_status_preempted(small, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train.main(small)
     assert json.loads((only_run(small) / "metrics.json").read_text())["status"] == "preempted"
+    hint = f"to continue, add --resume --run_name {only_run(small).name} to the command"
+    assert hint in capsys.readouterr().out
+    monkeypatch.setenv("EMAAE_RUN_NAME", "0001")  # as of a sweep, which resumes its runs itself
+    with pytest.raises(KeyboardInterrupt):
+        train.main(small)
+    assert "to continue" not in capsys.readouterr().out
 
 
 def test_wandb_without_a_key_and_a_wrong_mode_are_usage_errors(small, monkeypatch):

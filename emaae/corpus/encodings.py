@@ -132,9 +132,12 @@ def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
             was, now = f"{was} from {before}", f"those from {manifest['source']}"
         if was != now:
             raise UserError(
-                f"{out} holds {was}, and {now} were asked for: give another --out, or remove that "
-                "folder"
+                f"{out} holds {was}, and {now} were asked for: give another --out, remove that "
+                f"folder or, if it was moved, correct `source` in its {MANIFEST}"
             )
+        if "source" not in found:
+            found["source"] = manifest["source"]
+            files.write_json(path, found)
         return found
     others = sorted(entry.name for entry in out.iterdir() if files.is_data(entry.name))
     if others:
@@ -148,9 +151,9 @@ def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def source(root: str | Path, out: Path) -> str:
     """The tree that `out` was made from, relative to it, or the address in a bucket."""
-    return (
-        str(root) if "://" in str(root) else os.path.relpath(os.path.realpath(root), out.resolve())
-    )
+    if "://" in str(root):
+        return str(root)
+    return os.path.relpath(os.path.realpath(root), out.resolve())
 
 
 def description(manifest: Mapping[str, Any]) -> str:

@@ -272,6 +272,11 @@ def design_matrix(
     if design.tr_s is None:
         times = design.tr_times[name]
     else:
+        if spoken[0].onset_s < 0:
+            raise UserError(
+                f"the story {name} begins at {spoken[0].onset_s:g} s, and with --tr the first TR "
+                "begins at 0 s: give onsets of 0 or later, or --tr_times"
+            )
         end_s = centres[-1][-1]
         if end_s > MAX_TRS * design.tr_s:
             raise UserError(
@@ -345,13 +350,15 @@ def write_regressors(
         "units_left_out": sorted(set(range(made["units"])) - set(design.units)),
     }
     make_folder(out)
-    found = open_manifest(out, manifest)  # refuses a tree of features or encodings
+    found = open_manifest(out, manifest)  # refuses another tree, such as one of encodings
+    found["model"] = manifest["model"]  # its sha256 is compared already; its path may differ
     changed = [name for name, value in manifest.items() if found.get(name) != value]
-    if changed:
+    if changed and any(out.rglob(f"*.{form}")):
         raise UserError(
             f"{out} holds regressors of another design (see {', '.join(changed)} in its "
             f"{MANIFEST}): give another --out, or remove that folder"
         )
+    write_json(out / MANIFEST, manifest)  # the first call may have failed at a mistake
     names = column_names(design.units, design.delays)
     lengths = {}
     for name, spoken in progress(stories.items(), "regressors", unit="stories"):

@@ -85,11 +85,10 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
     where = f"s3://{bucket.name}/{key}"
     with _boto_errors(where):
         answer = bucket.Object(key).get()
-        size = answer.get("ContentLength")  # unknown if the server sends chunks
-        content = answer["Body"].read(MAX_BYTES + 1) if size is None else b""
-        if max(size or 0, len(content)) > MAX_BYTES:
-            raise BadFile(f"{where} {too_large('it', size or len(content))}")
-        content = content or answer["Body"].read()
+        size = answer.get("ContentLength", 0)  # unknown if the server sends chunks
+        content = b"" if size > MAX_BYTES else answer["Body"].read(None if size else MAX_BYTES + 1)
+        if max(size, len(content)) > MAX_BYTES:
+            raise BadFile(f"{where} {too_large('it', max(size, len(content)))}")
     if etag is not None and answer.get("ETag") != etag:
         raise UserError(f"{where} has changed since it was listed: start again")
     if key.lower().endswith(".npz"):

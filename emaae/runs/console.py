@@ -1,6 +1,7 @@
 """Printing a run in the terminal: its data and model, its epochs, the final table."""
 
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +56,9 @@ class Terminal(Observer):
 
         Of a run that was interrupted, how to continue it; nothing of one that failed.
         """
-        if status == "preempted":
+        # A sweep resumes its runs itself, and a measurement can only start again.
+        in_sweep = {"EMAAE_RUN_NAME", "WANDB_SWEEP_ID"} & os.environ.keys()
+        if status == "preempted" and not (in_sweep or self.config.eval_only):
             name = shlex.quote(self.folder.name)
             print(f"to continue, add --resume --run_name {name} to the command", flush=True)
         if status in ("failed", "preempted"):

@@ -222,6 +222,13 @@ class RunFolder(Run):
                     "(settings that are not given are read from its config.json): undo the change, "
                     "or start another run with another --run_name"
                 )
+        for name in ("checkpoint", "model_config"):
+            if now[name] != before.get(name):
+                warnings.warn(
+                    f"--{name} {now[name]}: without effect, since {self.path} continues from its "
+                    "last.pt",
+                    stacklevel=2,
+                )
         versions_then = before.get("versions")
         if versions_then != now["versions"]:
             warnings.warn(

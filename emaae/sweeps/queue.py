@@ -111,8 +111,9 @@ class Queue:
         self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage
         opened = _open_storage(storage)
         names = [] if shared else optuna.get_all_study_names(opened)
+        name = sweep.name if sweep.name in names else next(iter(names), sweep.name)
         self._study = optuna.create_study(
-            study_name=next(iter(names), sweep.name),
+            study_name=name,
             storage=opened,
             direction=optuna.study.StudyDirection[sweep.goal.upper()],
             load_if_exists=True,

@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+
+from sqlalchemy.engine import URL
 
 from emaae.command_line import config_from, from_environment, parse_flags
 from emaae.data.features import find_features
@@ -74,8 +75,15 @@ def run(
     _check_options(sweep, flags, jobs)
     if read.is_run(folder):
         raise UserError(f"--out {folder} is the folder of a run: name another")
+    if storage and (folder / "sweep.yaml").is_file():  # study.db itself refuses another sweep
+        begun = sweep_file.read(folder / "sweep.yaml")[0].definition()
+        if begun | {"name": sweep.name} != sweep.definition():
+            raise UserError(
+                f"--out {folder} holds another sweep (see its sweep.yaml): name another"
+            )
     make_folder(folder / "logs")
-    database = f"sqlite:///{quote(str(folder / 'study.db'))}"
+    # SQLAlchemy 2.1 decodes a URL that 2.0 takes as it is; each reads what it writes.
+    database = str(URL.create("sqlite", database=str(folder / "study.db")))
     queue = Queue(sweep, storage or database, flags, storage is not None)
     runner = Runner(queue, folder, jobs, devices, flags)
     with defer_interrupts():  # a signal is raised once the runs have ended
@@ -105,12 +113,13 @@ def _plan(sweep: Sweep) -> list[str]:
 def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
-    for flag in [flag for flag in (*sweep.command, *flags) if flag.startswith("-") or "=" in flag]:
-        name = flag.lstrip("-").partition("=")[0]
-        if name in ("out_dir", "run_name"):
-            raise UserError(f"--{name} is set by the sweep for each run; leave it out")
-        if flag in flags and name in [p.name for p in sweep.parameters]:
-            raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out after `--`")
+    parameters = {p.name for p in sweep.parameters}
+    for words, where in ((sweep.command, f"in the command of {sweep.path}"), (flags, "after `--`")):
+        for name in (w.lstrip("-").partition("=")[0] for w in words if w[:1] == "-" or "=" in w):
+            if name in ("out_dir", "run_name"):
+                raise UserError(f"--{name} is set by the sweep for each run; leave it out {where}")
+            if words is flags and name in parameters:
+                raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out {where}")
     if "${program}" in sweep.command and not find_packaged(sweep.program).is_file():
         raise UserError(
             f"{sweep.path}: program {sweep.program} is not in {Path.cwd()}; start the sweep from "
@@ -337,8 +346,9 @@ class Runner:
         elif outcome not in DONE and interrupt_pending():
             outcome = "interrupted"
         elif outcome == "interrupted":  # by a signal to the run alone
-            self._stalls[reached.point, reached.epoch] += 1
-            if self._stalls[reached.point, reached.epoch] > MAX_STALLS:
+            where = reached.point, reached.epoch
+            self._stalls[where] += 1
+            if self._stalls[where] > MAX_STALLS:
                 outcome = "failed"
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
         self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))

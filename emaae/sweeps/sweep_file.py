@@ -125,9 +125,14 @@ class _SweepFile(Document):
         )
         if all(f.warning or not f.key.startswith("parameters") for f in self.findings):
             self._parsed(sweep, self._check_points, None, "parameters")
-        updates = any(p.name == "update" and True in p.extremes() for p in sweep.parameters)
+        updates = any(
+            p.name == "update" and {"true", "1", "yes"} & {str(v).lower() for v in p.extremes()}
+            for p in sweep.parameters
+        )
+        flags = [item.lstrip("-").partition("=")[0] for item in sweep.command]
+        constant_alpha = self.is_train_py and not updates and "update" not in flags
         for p in sweep.varying:
-            if p.name in OF_SCHEDULES and not updates and "--update" not in " ".join(sweep.command):
+            if constant_alpha and p.name in OF_SCHEDULES:
                 self.warn(("parameters", p.name), "has no effect without `update: {value: true}`")
         if sweep.early_terminate and updates:
             message = (
@@ -209,12 +214,15 @@ class _SweepFile(Document):
             exponents = f": min and max are exponents of e; if they are values, write {kind}_values"
             hint = exponents if kind.endswith("log_uniform") else ""
             raise _Mistake(f"{kind} reaches values that are too large for a number{hint}") from None
-        if self.is_train_py:
-            for value in parameter.extremes():
-                try:
-                    KNOBS[name].check(KNOBS[name].cast(value))
-                except UserError as error:
-                    raise _Mistake(str(error)) from None
+        checked = parameter.extremes() if self.is_train_py else []
+        if kind == "q_uniform" and self.content.get("method") == "grid":
+            # A grid begins at min and leaves max out. One that is too large is refused later.
+            checked = parameter.grid() if checked and parameter.grid_size() <= MAX_POINTS else []
+        for value in checked:
+            try:
+                KNOBS[name].check(KNOBS[name].cast(value))
+            except UserError as error:
+                self.report(("parameters", name), str(error))
         return parameter
 
     def _hyperband(self, metric: str, spec: Any) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def reporting_errors(program: str) -> Iterator[None]:
         if error.errno not in (errno.EACCES, errno.ENAMETOOLONG, errno.ENOSPC):
             raise
         what = error.filename or "the output"
-        print(f"{program}: error: {one_line(f'{what}: {error.strerror}')}", file=sys.stderr)
+        why = f"{what}: {error.strerror}; make room, or name another path"
+        print(f"{program}: error: {one_line(why)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
