@@ -108,7 +108,7 @@ def alpha(runs: Sequence[Run]) -> list[Panel]:
 def mse_along_epochs(runs: Sequence[Run]) -> Panel:
     """Mse against alpha, epoch by epoch: mean of the seeds; the marker is the last epoch."""
     items: list[Line] = []
-    counted = _counted(runs)
+    counted = set(_counted(runs))
     for label, style, members in styled(runs):
         paths = {
             runs.index(run): np.stack([run.column("alpha"), run.column("val/mse")])
@@ -273,7 +273,7 @@ def _means(
 
     lacking: what the Missing says when there is no curve.
     """
-    items, counted = [], _counted(runs)
+    items, counted = [], set(_counted(runs))
     for label, style, members in styled(runs):
         found = {runs.index(run): got for run in members if (got := curve(run))}
         whose = tuple(i for i in found if runs[i] in counted)
