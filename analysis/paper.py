@@ -77,8 +77,8 @@ def fill(axes: Axes, panel: Panel) -> None:
         bounds = getattr(axes, f"get_{name}lim")()  # which ticks may widen
         if axis.ticks is not None:
             side.set_ticks([at for at, _ in axis.ticks], [text for _, text in axis.ticks])
-        elif axis.whole or (name == "x" and not axis.log):  # few, whatever their digits
-            axes.locator_params(axis=name, integer=axis.whole, nbins=6)
+        elif axis.whole:
+            axes.locator_params(axis=name, integer=True)
         limits = [new if new is not None else old for new, old in zip(axis.range, bounds)]
         if not axis.log or limits[0] > 0:
             axes.set(**{f"{name}lim": limits})

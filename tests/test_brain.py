@@ -118,7 +118,9 @@ def test_the_program_compares_runs_and_writes_a_table_and_a_figure(tmp_path, mon
     monkeypatch.setattr(brain.stories, "__defaults__", (4, 2, 0.5))
     monkeypatch.setattr(brain, "JITTERS_S", (0.0, 0.5))
     out = tmp_path / "out"
-    brain.main([str(tmp_path / "runs"), "--stories=4", "--weights=selected", "--out", str(out)])
+    command = [str(tmp_path / "runs"), "--stories=4", "--weights=selected", "--out", str(out)]
+    with pytest.warns(UserWarning, match="cosine, seed 0: the nearest run to 0.85 zeros has 0.93"):
+        brain.main(command)
     said = capsys.readouterr().out
     assert "Simulated responses; 50% of their variance can be explained." in said
     for name in ("raw features", "untrained", "cosine", f"{brain.NULL}cosine"):

@@ -402,6 +402,16 @@ def test_a_closed_pipe_ends_a_program_without_a_traceback():
     assert (done.stdout.strip(), done.stderr) == ("141", "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only on Linux")
+def test_a_full_disk_behind_the_output_prints_one_line():
+    command = [sys.executable, "-m", "emaae", "sweep", "sweeps/demo.yaml", "--dry-run"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    message = "the output: No space left on device; make room, or name another path"
+    assert done.stderr == f"python -m emaae: error: {message}\n"
+
+
 def test_a_wrong_flag_prints_one_line_and_exits_with_status_2():
     assert "--alpha must be at least 0 and below 1, got 1.5" in mistake("--alpha=1.5")
 
