@@ -19,6 +19,7 @@ STYLE = "analysis.paper"  # paper.mplstyle
 # The same runs give the same file, whenever it is drawn.
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 LETTER, HANDLE = 0.058, 0.45  # inches of a letter at 7 points, and of the line beside a label
+MAX_INTERVALS = 5  # between numbers along x, which may have five digits
 STEPS = {"vh": "pre", "hvh": "mid"}
 
 
@@ -79,6 +80,8 @@ def fill(axes: Axes, panel: Panel) -> None:
             side.set_ticks([at for at, _ in axis.ticks], [text for _, text in axis.ticks])
         elif axis.whole:
             axes.locator_params(axis=name, integer=True)
+        elif name == "x" and not axis.log:
+            axes.locator_params(axis="x", nbins=MAX_INTERVALS)
         limits = [new if new is not None else old for new, old in zip(axis.range, bounds)]
         if not axis.log or limits[0] > 0:
             axes.set(**{f"{name}lim": limits})

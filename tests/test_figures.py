@@ -6,9 +6,11 @@ import math
 import shutil
 from dataclasses import replace
 
+import matplotlib.style
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from synthetic_runs import write_run, write_runs
 
 from analysis import figures, interactive, kernels, model_panels, panels, paper
@@ -374,19 +376,22 @@ def test_a_setting_of_several_points_is_in_the_legend_of_its_panel_once(sweep):
     assert len(set(texts)) == len(texts) == 4  # two schedules, the front, the best
 
 
-@pytest.mark.parametrize("n_panels", [1, 3])
-@pytest.mark.parametrize(("low", "high"), [(0.895, 0.9175), (0.9162, 0.91718), (0.80238, 0.80505)])
+@pytest.mark.parametrize("n_panels", [1, 2])
+@pytest.mark.parametrize(("low", "high"), [(0.895, 0.9149), (0.80615, 0.80649), (0.9164, 0.9183)])
 def test_numbers_along_x_do_not_overlap(n_panels, low, high):
     x = np.linspace(low, high, 10)
     panel = Panel(Axis(), Axis(), [Line(x, x, Style("k"))])
     figure = paper.draw(Drawing([[panel] * n_panels]), paper.TWO if n_panels > 1 else paper.ONE)
-    figure.savefig(io.BytesIO())
-    for axes in figure.axes:
-        left, right = axes.get_xlim()
-        shown = [one for one in axes.get_xticklabels() if left <= one.get_position()[0] <= right]
-        boxes = [one.get_window_extent() for one in shown]
-        assert len(boxes) > 1
-        assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))
+    with matplotlib.style.context(paper.STYLE):
+        FigureCanvasAgg(figure).draw()
+        for axes in figure.axes:
+            left, right = axes.get_xlim()
+            labels = [
+                one for one in axes.get_xticklabels() if left <= one.get_position()[0] <= right
+            ]
+            boxes = [one.get_window_extent() for one in labels]
+            assert len(boxes) > 1
+            assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))
 
 
 @pytest.mark.parametrize(("n", "n_labels"), [(13, 13), (31, 1)])
