@@ -716,6 +716,20 @@ def test_flags_that_every_run_would_refuse_are_refused_before_the_first_run(plac
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("out_dir", "--out_dir is set by the sweep"), ("seed", "--seed is a parameter of play.yaml")],
+)
+@pytest.mark.parametrize("form", ["--{}=1", "{}=1", '{{"{}": 1}}', "{}.json"])
+def test_what_a_sweep_sets_is_refused_in_every_form_of_a_flag(place, name, message, form):
+    Path("train.py").write_text("")
+    Path(f"{name}.json").write_text(json.dumps({name: 1}))
+    path = write("parameters: {seed: {values: [0, 1]}}")
+    path.write_text(path.read_text().replace("play.py", "train.py"))
+    with pytest.raises(UserError, match=message):
+        runner.run(path, flags=[form.format(name)])
+
+
 def test_a_sweep_of_train_py_leaves_models_that_are_named_in_its_table(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(

@@ -111,15 +111,9 @@ def _plan(sweep: Sweep) -> list[str]:
 
 
 def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
+    """Raise UserError for what every run would refuse, and for flags that the sweep itself sets."""
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
-    parameters = {p.name for p in sweep.parameters}
-    for words, where in ((sweep.command, f"in the command of {sweep.path}"), (flags, "after `--`")):
-        for name in (w.lstrip("-").partition("=")[0] for w in words if w[:1] == "-" or "=" in w):
-            if name in ("out_dir", "run_name"):
-                raise UserError(f"--{name} is set by the sweep for each run; leave it out {where}")
-            if words is flags and name in parameters:
-                raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out {where}")
     if "${program}" in sweep.command and not find_packaged(sweep.program).is_file():
         raise UserError(
             f"{sweep.path}: program {sweep.program} is not in {Path.cwd()}; start the sweep from "
@@ -129,19 +123,26 @@ def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
         for name in re.findall(sweep_file.ENVVAR, item):
             if name not in os.environ:
                 raise UserError(f"{sweep.path}: command reads ${name}, which is not set")
-    if Path(sweep.program).name == "train.py" and "${program}" in sweep.command:
-        _check_train_flags(sweep, flags)
-
-
-def _check_train_flags(sweep: Sweep, flags: Sequence[str]) -> None:
-    """Raise UserError for flags and data folders that every run of train.py would refuse."""
-    after = sweep.command[sweep.command.index("${program}") + 1 :]
-    given = [_expand_variables(item) for item in after if not item.startswith("${args")]
-    point = {p.name: p.extremes()[0] for p in sweep.parameters}
-    config = config_from(from_environment() | parse_flags([*given, *flags]) | point)
-    if not config.bucket:
-        for folder in filter(None, (config.train_dir, config.val_dir, config.test_dir)):
-            find_features(folder, config.recursive)
+    trains = Path(sweep.program).name == "train.py" and "${program}" in sweep.command
+    # Words before train.py are those of its launcher, such as torchrun.
+    following = sweep.command[sweep.command.index("${program}") + 1 if trains else 0 :]
+    own = [_expand_variables(item) for item in following if not item.startswith("${args")]
+    given: dict[str, Any] = {}
+    for words, where in ((own, f"in the command of {sweep.path}"), (flags, "after `--`")):
+        named = (w.lstrip("-").partition("=")[0] for w in words if w[:1] == "-" or "=" in w)
+        found = parse_flags(words) if trains else dict.fromkeys(named)
+        for name in found:
+            if name in ("out_dir", "run_name"):
+                raise UserError(f"--{name} is set by the sweep for each run; leave it out {where}")
+            if words is flags and name in {p.name for p in sweep.parameters}:
+                raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out {where}")
+        given |= found
+    if trains:
+        point = {p.name: p.extremes()[0] for p in sweep.parameters}
+        config = config_from(from_environment() | given | point)
+        for folder in (config.train_dir, config.val_dir, config.test_dir):
+            if folder and not config.bucket:
+                find_features(folder, config.recursive)
 
 
 # ---- the runner
