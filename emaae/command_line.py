@@ -188,12 +188,9 @@ def read_model_config(path: str | Path) -> dict[str, Any]:
 def read_knobs(where: str | Path, found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The knobs among `names` in `found`, cast and checked. UserError, which says where it is."""
     try:
-        values = {name: KNOBS[name].cast(found[name]) for name in names if name in found}
-        for name, value in values.items():
-            KNOBS[name].check(value)
+        return {name: KNOBS[name].read(found[name]) for name in names if name in found}
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return values
 
 
 def _with_resumed(values: dict[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,12 @@ class Knob:
             raise UserError(f"--{self.name} must be {expected}, got {value!r}") from None
         return os.path.expanduser(value) if self.path else value
 
+    def read(self, value: Any) -> Any:
+        """The value cast to the type of the knob, and checked. Raises UserError."""
+        value = self.cast(value)
+        self.check(value)
+        return value
+
     def check(self, value: Any) -> None:
         """Raise UserError unless the value, already cast, is among the choices and in range."""
         if self.choices and value not in self.choices:
