@@ -67,7 +67,7 @@ class Knob:
                 f"--{self.name} must be one of {', '.join(self.choices)}, got {value!r}"
                 + did_you_mean(str(value), self.choices)
             )
-        within = (_WITHIN[word](value, limit) for word, limit in self.limits.items())
+        within = (WITHIN[word](value, limit) for word, limit in self.limits.items())
         if value is not None and not all(within):
             raise UserError(f"--{self.name} must be {self.range}, got {value}")
 
@@ -152,7 +152,7 @@ _KINDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     float: ("a finite number", _to_float),
     str: ("text that is not empty", _to_str),
 }
-_WITHIN: dict[str, Callable[[Any, Any], bool]] = {
+WITHIN: dict[str, Callable[[Any, Any], bool]] = {
     "at_least": operator.ge,
     "above": operator.gt,
     "at_most": operator.le,

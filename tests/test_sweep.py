@@ -19,6 +19,7 @@ import pexpect
 import pytest
 from conftest import ROOT, environment_of, program, small_run, write_tree
 
+from emaae.__main__ import main
 from emaae.metric_table import logged_each_epoch
 from emaae.runs import read
 from emaae.sweeps import judging, queue, runner, sweep_file
@@ -611,7 +612,6 @@ def test_a_full_disk_names_the_file_and_not_the_storage(place, monkeypatch, name
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"jobs": 0}, "--jobs must be at least 1, got 0"),
         ({"flags": ["--out_dir=x"]}, "--out_dir is set by the sweep"),
         ({"flags": ["--x=3"]}, "--x is a parameter of play.yaml"),
         ({"out": "play.py/x?"}, "play.py/x.*/logs cannot be made"),
@@ -623,6 +623,23 @@ def test_a_usage_error_prints_one_line(place, options, message):
     with pytest.raises(UserError, match=message) as error:
         runner.run(write("parameters: {x: {values: [2, 1]}}"), **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sweep", "play.yaml", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["sweep", "play.yaml", "--jobs", "two"], "--jobs must be a whole number, got 'two'"),
+        (["demo-data", "--out", "x", "--jobs=-1"], "--jobs must be at least 1, got -1"),
+        (
+            ["demo-data", "--out", "x", "--n_utterances=200000"],
+            "--n_utterances must be at least 1 and at most 100000, got 200000",
+        ),
+    ],
+)
+def test_a_number_out_of_range_names_the_flag_and_its_range(place, argv, message):
+    with pytest.raises(UserError, match=message):
+        main(argv)
 
 
 def test_a_name_in_the_command_is_refused(place):

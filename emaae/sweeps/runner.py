@@ -72,7 +72,7 @@ def run(
     folder = Path(out if out is not None else Path("runs") / path.stem).resolve()
     devices = gpus()
     jobs = jobs if jobs is not None else max(1, len(devices))
-    _check_options(sweep, flags, jobs)
+    _check_options(sweep, flags)
     if read.is_run(folder):
         raise UserError(f"--out {folder} is the folder of a run: name another")
     if storage and (folder / "sweep.yaml").is_file():  # study.db itself refuses another sweep
@@ -110,10 +110,8 @@ def _plan(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
+def _check_options(sweep: Sweep, flags: Sequence[str]) -> None:
     """Raise UserError for what every run would refuse, and for flags that the sweep itself sets."""
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}")
     if "${program}" in sweep.command and not find_packaged(sweep.program).is_file():
         raise UserError(
             f"{sweep.path}: program {sweep.program} is not in {Path.cwd()}; start the sweep from "
