@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from emaae.command_line import LOSS_KNOBS, METAVARS
 from emaae.config import ENCODING_FORMATS, KNOBS
 from emaae.knobs import WITHIN, Knob
+from emaae.system.cpus import n_cpus
 from emaae.system.errors import ArgumentParser, UserError, one_line, reporting_errors
 from emaae.system.files import find_packaged, make_folder, write_json
 
@@ -109,7 +110,7 @@ def demo_data(args: argparse.Namespace) -> None:
     from emaae.data.demo import write_tree
     from emaae.data.features import FRAME_RATE_HZ
 
-    jobs = args.jobs or (1 if args.like == "demo" else os.cpu_count() or 1)
+    jobs = args.jobs or (1 if args.like == "demo" else n_cpus())
     try:
         counts = write_tree(args.out, args.seed, args.n_utterances, args.scale, args.like, jobs)
     except OSError as error:

@@ -431,6 +431,18 @@ def test_flags_after_two_hyphens_and_variables_reach_the_program(place):
     assert {(s["WANDB_MODE"], s["WANDB_RUN_GROUP"]) for s in seen} == {("offline", "plays")}
 
 
+def test_jobs_divide_the_cores_that_the_runner_may_use_rather_than_those_of_the_node(
+    place, monkeypatch
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    queue = Queue(read_sweep(write("parameters: {x: {values: [1, 2]}}")), "study.log")
+    environment = runner.Runner(queue, place, 2, [], [])._environment("0001", None, False)
+    queue.close()
+    assert environment["OMP_NUM_THREADS"] == "2"
+
+
 # ---- searches
 
 

@@ -31,6 +31,7 @@ from emaae.sweeps.judging import best_value, metric_values, outcome_of, should_s
 from emaae.sweeps.queue import DONE, Attempt, Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import Screen, format_value, mean_over_seeds, ranked, table, write_csv
+from emaae.system.cpus import n_cpus
 from emaae.system.errors import UserError, last_error
 from emaae.system.files import find_packaged, make_folder, write_bytes, write_error
 from emaae.system.signals import defer_interrupts, interrupt_pending
@@ -318,7 +319,7 @@ class Runner:
         env = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": self.sweep.name}
         if self.n_jobs > 1 and not self.devices:
             # Simultaneous runs that each use all cores would slow each other down.
-            env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
+            env["OMP_NUM_THREADS"] = str(max(1, n_cpus() // self.n_jobs))
         # If an agent started this runner, its variables do not describe the runs of the sweep.
         env |= {k: v for k, v in os.environ.items() if k not in AGENT_VARIABLES}
         env |= {"EMAAE_OUT_DIR": str(self.runs), "EMAAE_RUN_NAME": name}
