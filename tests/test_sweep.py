@@ -356,6 +356,19 @@ def test_a_lock_of_the_journal_left_by_a_killed_runner_is_removed(place, monkeyp
     killed.close()
 
 
+def test_an_entry_that_a_full_disk_cut_short_stops_no_other_runner(place):
+    path = write("parameters: {x: {values: [1, 2]}}")
+    queues = [Queue(read_sweep(path), "study.log") for _ in range(2)]
+    assert queues[0].claim().point == 0
+    with open("study.log", "a") as file:
+        file.write('{"op_code":5,"work')
+    with pytest.warns(UserWarning, match="ended in an incomplete line, which was removed"):
+        assert queues[1].claim().point == 1
+    assert [a.point for a in queues[0].attempts()] == [0, 1]
+    for each in queues:
+        each.close()
+
+
 def test_the_first_of_two_claims_to_an_attempt_is_valid(place):
     path = write("parameters: {x: {values: [1, 2]}}")
     queue = Queue(read_sweep(path), f"sqlite:///{place}/study.db")
