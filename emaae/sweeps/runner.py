@@ -27,7 +27,7 @@ from emaae.command_line import config_from, from_environment, parse_flags
 from emaae.data.features import find_features
 from emaae.runs import read
 from emaae.sweeps import sweep_file
-from emaae.sweeps.judging import best_value, metric_values, outcome_of, should_stop_early
+from emaae.sweeps.judging import best, metric_values, outcome_of, should_stop_early
 from emaae.sweeps.queue import DONE, Attempt, Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import Screen, format_value, mean_over_seeds, ranked, table, write_csv
@@ -118,10 +118,9 @@ def _check_options(sweep: Sweep, flags: Sequence[str]) -> None:
             f"{sweep.path}: program {sweep.program} is not in {Path.cwd()}; start the sweep from "
             "the folder that holds it"
         )
-    for item in sweep.command:
-        for name in re.findall(sweep_file.ENVVAR, item):
-            if name not in os.environ:
-                raise UserError(f"{sweep.path}: command reads ${name}, which is not set")
+    for name in re.findall(sweep_file.ENVVAR, " ".join(sweep.command)):
+        if name not in os.environ:
+            raise UserError(f"{sweep.path}: command reads ${name}, which is not set")
     trains = Path(sweep.program).name == "train.py" and "${program}" in sweep.command
     # Words before train.py are those of its launcher, such as torchrun.
     following = sweep.command[sweep.command.index("${program}") + 1 if trains else 0 :]
@@ -259,7 +258,8 @@ class Runner:
     def _with_progress(self, job: Job) -> Attempt:
         """The attempt of a job, with the current epoch and score of its run."""
         history = self._history(job.attempt.run)
-        score = best_value(history, self.sweep, self._progress_metric)
+        values = metric_values(history, self.sweep.metric)
+        score = best(values or metric_values(history, self._progress_metric), self.sweep)
         return replace(job.attempt, epoch=history[-1]["epoch"] if history else None, score=score)
 
     def _history(self, run: str) -> list[dict[str, Any]]:
