@@ -81,7 +81,7 @@ def description_of(path: str | Path) -> str:
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
-class _Mistake(Exception):
+class _Mistake(UserError):
     """A mistake in the value of a key; keys: the path from the value to the wrong part of it."""
 
     def __init__(self, message: str, *keys: str | int):
@@ -143,11 +143,12 @@ class _SweepFile(Document):
     # ---- the parts
 
     def _parsed(self, value: Any, parse: Callable[[Any], T], default: T, *keys: str) -> T:
-        """parse(value); if that raises _Mistake, report it at `keys` and return the default."""
+        """parse(value); if that raises UserError, report it at `keys` and return the default."""
         try:
             return parse(value)
-        except _Mistake as mistake:
-            self.report((*keys, *mistake.keys), str(mistake))
+        except UserError as error:
+            within = error.keys if isinstance(error, _Mistake) else ()
+            self.report((*keys, *within), str(error))
             return default
 
     def _optional(self, key: str, parse: Callable[[Any], T], default: T) -> T:
@@ -257,10 +258,7 @@ class _SweepFile(Document):
             return
         for name, values in choices.items():
             for value in values:
-                try:
-                    KNOBS[name].read(value)
-                except UserError as error:
-                    self.report(("parameters", name), str(error))
+                self._parsed(value, KNOBS[name].read, None, "parameters", name)
         if all(f.warning or not f.key.startswith("parameters") for f in self.findings):
             for point in islice(combinations(choices), COMBINATIONS_CHECKED):
                 try:
