@@ -44,7 +44,7 @@ def _path_to_write(text: str) -> str:
 def number(name: str, help: str, kind: type = int, **options: Any) -> Argument:
     """A number as an argument; options: limits, as those of knobs, and those of `argument`."""
     limits = {word: options.pop(word) for word in WITHIN if word in options}
-    read = Knob(name.lstrip("-"), kind, False, None, help, "", (), limits, False).read
+    read = Knob(name.lstrip("-"), kind, limits=limits).read
     return argument(name, help, type=read, **{"metavar": METAVARS[kind]} | options)
 
 

@@ -22,17 +22,17 @@ from emaae.system.errors import UserError
 
 @dataclass(frozen=True)
 class Knob:
-    """One field of `emaae.config.Config`."""
+    """One field of `emaae.config.Config`, or another value that is given as text."""
 
     name: str
     kind: type  # bool, int, float or str
-    optional: bool  # whether None is allowed
-    default: Any
-    text: str
-    group: str
-    choices: tuple[str, ...]  # the allowed values; () when any value of the kind is allowed
-    limits: Mapping[str, float]  # keys: at_least, above, at_most, below
-    path: bool  # whether it is a file or folder; a leading ~ is then the home directory
+    optional: bool = False  # whether None is allowed
+    default: Any = None
+    text: str = ""
+    group: str = ""
+    choices: tuple[str, ...] = ()  # the allowed values; () when any value of the kind is allowed
+    limits: Mapping[str, float] = field(default_factory=dict)  # at_least, above, at_most, below
+    path: bool = False  # whether it is a file or folder; a leading ~ is then the home directory
 
     @property
     def range(self) -> str:
