@@ -191,10 +191,12 @@ def lint(args: argparse.Namespace) -> int:
     """Report errors in sweep files, with line numbers."""
     from emaae.sweeps import sweep_file
 
-    findings = [f for path in args.files for f in sweep_file.examine(find_packaged(path))[1]]
-    for finding in findings:
-        print(finding)
-    return 2 if any(not finding.warning for finding in findings) else 0
+    n_errors = 0
+    for path in args.files:
+        for finding in sweep_file.examine(find_packaged(path))[1]:
+            print(finding)
+            n_errors += not finding.warning
+    return 2 if n_errors else 0
 
 
 @verb(

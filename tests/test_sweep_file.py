@@ -443,6 +443,14 @@ def test_lint_prints_a_line_for_each_mistake_and_fails(write):
     assert program("-m", "emaae", "lint", *map(str, FILES)).returncode == 0
 
 
+def test_a_missing_file_hides_no_mistakes_of_the_files_before_it(write):
+    path = write("parameters:\n  lr: {value: 1e-3}")
+    done = program("-m", "emaae", "lint", str(path), "none.yaml")
+    assert done.returncode == 2
+    assert "parameters.lr.value: YAML reads 1e-3 as text" in done.stdout
+    assert "none.yaml cannot be read" in done.stderr
+
+
 def test_a_missing_file_prints_one_line():
     done = program("-m", "emaae", "lint", "none.yaml")
     assert done.returncode == 2
