@@ -55,9 +55,8 @@ def knob(name: str) -> Argument:
         return argument(f"--{name}", of_run.text, action="store_true")
     default = "that of the run" if name in LOSS_KNOBS else of_run.default
     text = of_run.text if default is None else f"{of_run.text} (default: {default})"
-    if of_run.choices:
-        return argument(f"--{name}", text, choices=of_run.choices)
-    return argument(f"--{name}", text, metavar=METAVARS[of_run.kind])
+    values = {"choices": of_run.choices} if of_run.choices else {"metavar": METAVARS[of_run.kind]}
+    return argument(f"--{name}", text, **values)
 
 
 def verb(*arguments: Argument, **options: Any) -> Callable[[Verb], Verb]:
