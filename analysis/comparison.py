@@ -291,8 +291,7 @@ def with_knobs(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
         name, equals, value = condition.partition("=")
         if not equals or name not in SWEEPABLE:
             raise UserError(f"--where needs NAME=VALUE, a knob of a sweep, got {condition!r}")
-        wanted = KNOBS[name].cast(value)
-        KNOBS[name].check(wanted)
+        wanted = KNOBS[name].read(value)
         runs = [run for run in runs if run.config.get(name) == wanted]
     return list(runs)
 

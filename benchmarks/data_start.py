@@ -27,7 +27,7 @@ from emaae.config import Config
 from emaae.data.features import FRAME_RATE_HZ, find_features, read_features
 from emaae.data.load import load_splits
 from emaae.data.split import batches, training_order
-from emaae.system.devices import n_cpus
+from emaae.system.cpus import n_cpus
 from emaae.system.progress import progress
 
 SPEAKERS, CHAPTERS = 251, 585  # of train-clean-100

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from emaae.command_line import LOSS_KNOBS, METAVARS
 from emaae.config import ENCODING_FORMATS, KNOBS
+from emaae.knobs import WITHIN, Knob
+from emaae.system.cpus import n_cpus
 from emaae.system.errors import ArgumentParser, UserError, one_line, reporting_errors
 from emaae.system.files import find_packaged, make_folder, write_json
 
@@ -39,6 +41,13 @@ def _path_to_write(text: str) -> str:
     return text
 
 
+def number(name: str, help: str, kind: type = int, **options: Any) -> Argument:
+    """A number as an argument; options: limits, as those of knobs, and those of `argument`."""
+    limits = {word: options.pop(word) for word in WITHIN if word in options}
+    read = Knob(name.lstrip("-"), kind, limits=limits).read
+    return argument(name, help, type=read, **{"metavar": METAVARS[kind]} | options)
+
+
 def knob(name: str) -> Argument:
     """A flag of `train.py` as a flag of a verb."""
     of_run = KNOBS[name]
@@ -46,9 +55,8 @@ def knob(name: str) -> Argument:
         return argument(f"--{name}", of_run.text, action="store_true")
     default = "that of the run" if name in LOSS_KNOBS else of_run.default
     text = of_run.text if default is None else f"{of_run.text} (default: {default})"
-    if of_run.choices:
-        return argument(f"--{name}", text, choices=of_run.choices)
-    return argument(f"--{name}", text, metavar=METAVARS[of_run.kind])
+    values = {"choices": of_run.choices} if of_run.choices else {"metavar": METAVARS[of_run.kind]}
+    return argument(f"--{name}", text, **values)
 
 
 def verb(*arguments: Argument, **options: Any) -> Callable[[Verb], Verb]:
@@ -79,7 +87,7 @@ ENCODINGS_ARGUMENT = argument("--encodings", "tree that encode wrote", required=
 
 @verb(
     argument("--out", "directory for train/, val/ and test/", required=True),
-    argument("--seed", "sets speakers and words (default: 0)", type=int, default=0),
+    number("--seed", "sets speakers and words (default: 0)", default=0, at_least=0),
     argument(
         "--like",
         "demo: 64, 28 and 28 short utterances; librispeech-100h: the numbers of utterances and "
@@ -87,24 +95,21 @@ ENCODINGS_ARGUMENT = argument("--encodings", "tree that encode wrote", required=
         choices=("demo", "librispeech-100h"),
         default="demo",
     ),
-    argument("--n_utterances", "in each split (default: see --like)", type=int),
-    argument(
+    number("--n_utterances", "in each split (default: see --like)", at_least=1, at_most=100_000),
+    number(
         "--scale",
         "factor on LibriSpeech's durations (default: 0.3 for demo, 1 for librispeech-100h)",
-        type=float,
+        float,
+        above=0,
     ),
-    argument("--jobs", "processes (default: 1 for demo, all cores for librispeech-100h)", type=int),
+    number("--jobs", "processes (default: 1 for demo, all cores for librispeech-100h)", at_least=1),
 )
 def demo_data(args: argparse.Namespace) -> None:
     """Write the generated demo data as a feature tree."""
     from emaae.data.demo import write_tree
     from emaae.data.features import FRAME_RATE_HZ
 
-    if args.jobs is not None and args.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {args.jobs}")
-    if args.n_utterances is not None and args.n_utterances > 100_000:
-        raise UserError(f"--n_utterances must be at most 100000, got {args.n_utterances}")
-    jobs = args.jobs or (1 if args.like == "demo" else os.cpu_count() or 1)
+    jobs = args.jobs or (1 if args.like == "demo" else n_cpus())
     try:
         counts = write_tree(args.out, args.seed, args.n_utterances, args.scale, args.like, jobs)
     except OSError as error:
@@ -132,14 +137,12 @@ def check(args: argparse.Namespace) -> int:
     argument("--audio_dir", "tree of .flac and .wav files", required=True),
     argument("--out_dir", "directory of the feature tree", required=True),
     argument("--device", "auto, cpu, cuda or cuda:N (default: auto)", default="auto"),
-    argument("--batch_s", "seconds of audio in a batch (default: 60)", type=float, default=60.0),
+    number("--batch_s", "seconds of audio in a batch (default: 60)", float, default=60.0, above=0),
 )
 def extract(args: argparse.Namespace) -> int:
     """Extract features from audio with SPARC; exit status 1 if this failed for some files."""
     from emaae.corpus.extract import extract
 
-    if not 0 < args.batch_s < float("inf"):
-        raise UserError(f"--batch_s must be a number of seconds above 0, got {args.batch_s}")
     result = extract(args.audio_dir, args.out_dir, args.device, args.batch_s)
     extracted = f"{result.n_new} utterances extracted, {result.seconds / 3600:.2f} hours"
     print(f"{args.out_dir}: {extracted}; {result.n_kept} were there already")
@@ -152,7 +155,7 @@ def extract(args: argparse.Namespace) -> int:
 
 @verb(
     argument("file", "a sweep file of W&B, such as sweeps/demo.yaml", metavar="FILE.yaml"),
-    argument("--jobs", "runs at a time (default: one per GPU, else one)", type=int, metavar="N"),
+    number("--jobs", "runs at a time (default: one per GPU, else one)", at_least=1),
     argument("--out", "folder of the sweep (default: runs/FILE)", metavar="DIR"),
     argument(
         "--storage",
@@ -187,10 +190,12 @@ def lint(args: argparse.Namespace) -> int:
     """Report errors in sweep files, with line numbers."""
     from emaae.sweeps import sweep_file
 
-    findings = [f for path in args.files for f in sweep_file.examine(find_packaged(path))[1]]
-    for finding in findings:
-        print(finding)
-    return 2 if any(not finding.warning for finding in findings) else 0
+    n_errors = 0
+    for path in args.files:
+        for finding in sweep_file.examine(find_packaged(path))[1]:
+            print(finding)
+            n_errors += not finding.warning
+    return 2 if n_errors else 0
 
 
 @verb(
@@ -286,7 +291,7 @@ def encode(args: argparse.Namespace) -> None:
 @verb(
     ENCODINGS_ARGUMENT,
     argument("--out", "folder for the files, one per story", required=True, metavar="DIR"),
-    argument("--tr", "repetition time (s); the first TR begins at 0 s", type=float, metavar="S"),
+    number("--tr", "repetition time (s); the first TR begins at 0 s", float, above=0, metavar="S"),
     argument(
         "--tr_times",
         "file of TR times (s), or a folder with a file STORY.txt for each story",
@@ -297,14 +302,13 @@ def encode(args: argparse.Namespace) -> None:
         "csv or tsv with utterance, onset (s) and story (default: each utterance is a story)",
         metavar="TABLE",
     ),
-    argument("--delays", "in TRs (default: 1 2 3 4)", type=int, nargs="+", default=[1, 2, 3, 4]),
-    argument(
+    number("--delays", "in TRs (default: 1 2 3 4)", nargs="+", default=[1, 2, 3, 4]),
+    number(
         "--trim",
         "TRs to leave out at the beginning and at the end (default: 0 0)",
-        type=int,
         nargs=2,
         default=[0, 0],
-        metavar="N",
+        at_least=0,
     ),
     argument(
         "--units_of",
@@ -324,10 +328,6 @@ def regressors(args: argparse.Namespace) -> None:
 
     if (args.tr is None) == (args.tr_times is None):
         raise UserError("give either --tr, the seconds between TRs, or --tr_times, TR times")
-    if args.tr is not None and not 0 < args.tr < float("inf"):
-        raise UserError(f"--tr must be a number of seconds above 0, got {args.tr}")
-    if min(args.trim) < 0:
-        raise UserError(f"--trim must be numbers of TRs, at least 0, got {min(args.trim)}")
     if len(set(args.delays)) < len(args.delays):
         raise UserError(f"--delays must differ, got {' '.join(map(str, args.delays))}")
     stories = regress.read_stories(args.encodings, args.onsets)

@@ -71,36 +71,32 @@ def config_from(given: Mapping[str, Any]) -> Config:
     return Config.from_mapping(_with_model_config(_with_resumed(cast_all(given))))
 
 
-def from_environment(overridden: Container[str] = ()) -> dict[str, str]:
-    """The knobs of `LOCATION_GROUPS` that variables such as EMAAE_TRAIN_DIR set, as text.
+def from_environment(overridden: Container[str] = ()) -> dict[str, Any]:
+    """The knobs of `LOCATION_GROUPS` that variables such as EMAAE_TRAIN_DIR set.
 
     overridden: names of knobs that flags set. WANDB_PROJECT and WANDB_ENTITY, which all W&B
     programs read, apply where the EMAAE_ variables are not set. Raises UserError for a value that
     its knob cannot have, and for an EMAAE_ variable that sets no knob.
     """
-    emaae_variables = {
+    # The later ones override.
+    variables = {"WANDB_PROJECT": "wandb_project", "WANDB_ENTITY": "wandb_entity"}
+    variables |= {
         f"EMAAE_{name.upper()}": name for name, k in KNOBS.items() if k.group in LOCATION_GROUPS
     }
-    wandb_variables = {f"WANDB_{name}": f"wandb_{name.lower()}" for name in ("PROJECT", "ENTITY")}
     for variable in os.environ:
-        if variable.startswith("EMAAE_") and variable not in emaae_variables:
+        if variable.startswith("EMAAE_") and variable not in variables:
             name = variable.removeprefix("EMAAE_").lower()
             if name in KNOBS:
                 raise UserError(
                     f"{variable} is set, and {name} cannot be set in the environment: give "
                     f"--{name} on the command line, or unset the variable"
                 )
-            hint = did_you_mean(variable, emaae_variables)
+            hint = did_you_mean(variable, variables)
             raise UserError(f"{variable} is set, and names no setting{hint}; unset it")
-    # The later ones override.
-    found = {}
-    for variable, name in [*wandb_variables.items(), *emaae_variables.items()]:
+    found: dict[str, Any] = {}
+    for variable, name in variables.items():
         if (value := os.environ.get(variable)) and name not in overridden:
-            try:
-                KNOBS[name].check(KNOBS[name].cast(value))
-            except UserError as error:
-                raise UserError(f"{variable} is set: {error}") from None
-            found[name] = value
+            found |= read_knobs(f"{variable} is set", {name: value}, [name])
     return found
 
 
@@ -189,15 +185,12 @@ def read_model_config(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def read_knobs(path: str | Path, found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The knobs among `names` in the content `found` of a file, cast and checked. UserError."""
+def read_knobs(where: str | Path, found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The knobs among `names` in `found`, cast and checked. UserError, which says where it is."""
     try:
-        values = {name: KNOBS[name].cast(found[name]) for name in names if name in found}
-        for name, value in values.items():
-            KNOBS[name].check(value)
+        return {name: KNOBS[name].read(found[name]) for name in names if name in found}
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return values
+        raise UserError(f"{where}: {error}") from None
 
 
 def _with_resumed(values: dict[str, Any]) -> dict[str, Any]:
@@ -294,8 +287,6 @@ def _with_model_config(values: dict[str, Any]) -> dict[str, Any]:
         # A schedule may have changed alpha; metrics.json has the alpha of the selected epoch.
         metrics = Path(path).parent / "metrics.json"
         alpha = read_json(metrics).get("select/alpha") if os.path.isfile(metrics) else None
-        if alpha == 1:  # from step_original; the knob itself only allows values below 1
-            loss["alpha"] = 1.0
-        elif alpha is not None:
-            loss |= read_knobs(metrics, {"alpha": alpha}, ["alpha"])
+        if alpha is not None:
+            loss["alpha"] = alpha
     return loss | values | architecture | {"model_config": path}

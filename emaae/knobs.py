@@ -22,17 +22,17 @@ from emaae.system.errors import UserError
 
 @dataclass(frozen=True)
 class Knob:
-    """One field of `emaae.config.Config`."""
+    """One field of `emaae.config.Config`, or another value that is given as text."""
 
     name: str
     kind: type  # bool, int, float or str
-    optional: bool  # whether None is allowed
-    default: Any
-    text: str
-    group: str
-    choices: tuple[str, ...]  # the allowed values; () when any value of the kind is allowed
-    limits: Mapping[str, float]  # keys: at_least, above, at_most, below
-    path: bool  # whether it is a file or folder; a leading ~ is then the home directory
+    optional: bool = False  # whether None is allowed
+    default: Any = None
+    text: str = ""
+    group: str = ""
+    choices: tuple[str, ...] = ()  # the allowed values; () when any value of the kind is allowed
+    limits: Mapping[str, float] = field(default_factory=dict)  # at_least, above, at_most, below
+    path: bool = False  # whether it is a file or folder; a leading ~ is then the home directory
 
     @property
     def range(self) -> str:
@@ -54,6 +54,12 @@ class Knob:
             raise UserError(f"--{self.name} must be {expected}, got {value!r}") from None
         return os.path.expanduser(value) if self.path else value
 
+    def read(self, value: Any) -> Any:
+        """The value cast to the type of the knob, and checked. Raises UserError."""
+        value = self.cast(value)
+        self.check(value)
+        return value
+
     def check(self, value: Any) -> None:
         """Raise UserError unless the value, already cast, is among the choices and in range."""
         if self.choices and value not in self.choices:
@@ -61,7 +67,7 @@ class Knob:
                 f"--{self.name} must be one of {', '.join(self.choices)}, got {value!r}"
                 + did_you_mean(str(value), self.choices)
             )
-        within = (_WITHIN[word](value, limit) for word, limit in self.limits.items())
+        within = (WITHIN[word](value, limit) for word, limit in self.limits.items())
         if value is not None and not all(within):
             raise UserError(f"--{self.name} must be {self.range}, got {value}")
 
@@ -146,7 +152,7 @@ _KINDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     float: ("a finite number", _to_float),
     str: ("text that is not empty", _to_str),
 }
-_WITHIN: dict[str, Callable[[Any, Any], bool]] = {
+WITHIN: dict[str, Callable[[Any, Any], bool]] = {
     "at_least": operator.ge,
     "above": operator.gt,
     "at_most": operator.le,

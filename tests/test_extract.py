@@ -285,7 +285,10 @@ def test_missing_weights_print_one_line_that_says_how_to_get_them(coder, tmp_pat
     [
         (["--audio_dir=nowhere", "--out_dir=x"], "--audio_dir nowhere does not exist"),
         (["--audio_dir=tests", "--out_dir=x"], "tests holds no .flac or .wav files"),
-        (["--audio_dir=tests", "--out_dir=x", "--batch_s=nan"], "--batch_s must be a number of"),
+        (
+            ["--audio_dir=tests", "--out_dir=x", "--batch_s=nan"],
+            "--batch_s must be a finite number",
+        ),
     ],
 )
 def test_a_usage_error_prints_one_line(flags, line):

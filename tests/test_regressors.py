@@ -296,7 +296,8 @@ def test_tr_times_are_read_from_one_file_or_a_file_for_each_story(encoded, tmp_p
             "the story story: utterances must not overlap",
         ),
         ("utterance,onset\ns/a,1\n", [], "--tr, the seconds between TRs, or --tr_times"),
-        ("utterance,onset\ns/a,1\n", ["--tr=nan"], "--tr must be a number of seconds above 0"),
+        ("utterance,onset\ns/a,1\n", ["--tr=nan"], "--tr must be a finite number, got 'nan'"),
+        ("utterance,onset\ns/a,1\n", ["--tr=0"], "--tr must be above 0, got 0.0"),
         ("utterance,onset\ns/a,1\n", ["--tr=1e-9"], "more than 10000000 TRs of 1e-09 s: give"),
         ("utterance,onset\n", ["--tr=1"], "onsets.csv has no rows: expected one for each"),
         ("utterance, onset\ns/a, -9\n", ["--tr=1"], "begins at -9 s, and with --tr the first TR"),
@@ -304,7 +305,11 @@ def test_tr_times_are_read_from_one_file_or_a_file_for_each_story(encoded, tmp_p
         ("utterance,onset\ns/a,1\n", ["--tr=9"], "has 1 TRs, and --trim 0 0 leaves fewer than two"),
         ("utterance,onset\ns/a,1\n", ["--tr=1", "--trim", "0", "7"], "leaves fewer than two"),
         ("utterance,onset\ns/a,1\n", ["--tr_times=gone"], "--tr_times gone cannot be read"),
-        ("utterance,onset\ns/a,1\n", ["--tr=1", "--trim", "-1", "0"], "TRs, at least 0, got -1"),
+        (
+            "utterance,onset\ns/a,1\n",
+            ["--tr=1", "--trim", "-1", "0"],
+            "--trim must be at least 0, got -1",
+        ),
         ("utterance,onset\ns/a,1\n", ["--tr=1", "--delays", "1", "1"], "must differ, got 1 1"),
         (
             "utterance,onset\ns/a,1\n",

@@ -19,6 +19,7 @@ import pexpect
 import pytest
 from conftest import ROOT, environment_of, program, small_run, write_tree
 
+from emaae.__main__ import main
 from emaae.metric_table import logged_each_epoch
 from emaae.runs import read
 from emaae.sweeps import judging, queue, runner, sweep_file
@@ -355,6 +356,19 @@ def test_a_lock_of_the_journal_left_by_a_killed_runner_is_removed(place, monkeyp
     killed.close()
 
 
+def test_an_entry_that_a_full_disk_cut_short_stops_no_other_runner(place):
+    path = write("parameters: {x: {values: [1, 2]}}")
+    queues = [Queue(read_sweep(path), "study.log") for _ in range(2)]
+    assert queues[0].claim().point == 0
+    with open("study.log", "a") as file:
+        file.write('{"op_code":5,"work')
+    with pytest.warns(UserWarning, match="ended in an incomplete line, which was removed"):
+        assert queues[1].claim().point == 1
+    assert [a.point for a in queues[0].attempts()] == [0, 1]
+    for each in queues:
+        each.close()
+
+
 def test_the_first_of_two_claims_to_an_attempt_is_valid(place):
     path = write("parameters: {x: {values: [1, 2]}}")
     queue = Queue(read_sweep(path), f"sqlite:///{place}/study.db")
@@ -428,6 +442,18 @@ def test_flags_after_two_hyphens_and_variables_reach_the_program(place):
         assert each["argv"] == [f"--x={i + 1}", *flags]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in seen] == ["3", "5"]
     assert {(s["WANDB_MODE"], s["WANDB_RUN_GROUP"]) for s in seen} == {("offline", "plays")}
+
+
+def test_jobs_divide_the_cores_that_the_runner_may_use_rather_than_those_of_the_node(
+    place, monkeypatch
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    queue = Queue(read_sweep(write("parameters: {x: {values: [1, 2]}}")), "study.log")
+    environment = runner.Runner(queue, place, 2, [], [])._environment("0001", None, False)
+    queue.close()
+    assert environment["OMP_NUM_THREADS"] == "2"
 
 
 # ---- searches
@@ -611,7 +637,6 @@ def test_a_full_disk_names_the_file_and_not_the_storage(place, monkeypatch, name
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"jobs": 0}, "--jobs must be at least 1, got 0"),
         ({"flags": ["--out_dir=x"]}, "--out_dir is set by the sweep"),
         ({"flags": ["--x=3"]}, "--x is a parameter of play.yaml"),
         ({"out": "play.py/x?"}, "play.py/x.*/logs cannot be made"),
@@ -623,6 +648,23 @@ def test_a_usage_error_prints_one_line(place, options, message):
     with pytest.raises(UserError, match=message) as error:
         runner.run(write("parameters: {x: {values: [2, 1]}}"), **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sweep", "play.yaml", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["sweep", "play.yaml", "--jobs", "two"], "--jobs must be a whole number, got 'two'"),
+        (["demo-data", "--out", "x", "--jobs=-1"], "--jobs must be at least 1, got -1"),
+        (
+            ["demo-data", "--out", "x", "--n_utterances=200000"],
+            "--n_utterances must be at least 1 and at most 100000, got 200000",
+        ),
+    ],
+)
+def test_a_number_out_of_range_names_the_flag_and_its_range(place, argv, message):
+    with pytest.raises(UserError, match=message):
+        main(argv)
 
 
 def test_a_name_in_the_command_is_refused(place):
@@ -714,6 +756,20 @@ def test_flags_that_every_run_would_refuse_are_refused_before_the_first_run(plac
     with pytest.raises(UserError, match=message):
         runner.run(path)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("out_dir", "--out_dir is set by the sweep"), ("seed", "--seed is a parameter of play.yaml")],
+)
+@pytest.mark.parametrize("form", ["--{}=1", "{}=1", '{{"{}": 1}}', "{}.json"])
+def test_what_a_sweep_sets_is_refused_in_every_form_of_a_flag(place, name, message, form):
+    Path("train.py").write_text("")
+    Path(f"{name}.json").write_text(json.dumps({name: 1}))
+    path = write("parameters: {seed: {values: [0, 1]}}")
+    path.write_text(path.read_text().replace("play.py", "train.py"))
+    with pytest.raises(UserError, match=message):
+        runner.run(path, flags=[form.format(name)])
 
 
 def test_a_sweep_of_train_py_leaves_models_that_are_named_in_its_table(tmp_path):

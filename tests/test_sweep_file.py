@@ -340,6 +340,16 @@ def test_a_mistake_is_reported_with_its_line_and_key(write, text, expected):
             "early_terminate: {type: hyperband, min_iter: 1, max_iter: 9}",
             "3: early_terminate: needs `min_iter`, or `max_iter` and `s`",
         ),
+        (
+            "method: grid\nmetric: {name: val/score}\n"
+            "early_terminate: {type: hyperband, min_iter: 2.5}",
+            "3: early_terminate.min_iter: must be a whole number of at least 1, got 2.5",
+        ),
+        (
+            "method: grid\nmetric: {name: val/score}\n"
+            "early_terminate: {type: hyperband, min_iter: 2, strict: 'false'}",
+            "3: early_terminate.strict: must be true or false, got 'false'",
+        ),
     ],
 )
 def test_a_mistake_outside_the_parameters_is_reported_with_its_line_and_key(write, head, expected):
@@ -360,6 +370,13 @@ def test_the_ends_of_a_distribution_must_be_configs_too(write):
     head = HEAD.replace("grid", "bayes") + "run_cap: 5\n"
     found = findings(write("parameters:\n  alpha: {min: 0.1, max: 1.2}", head))
     assert found == ["5: parameters.alpha: --alpha must be at least 0 and below 1, got 1.2"]
+
+
+def test_the_words_of_a_command_are_text_whatever_they_look_like(write):
+    command = "command: ['${program}', --lr, 1e-3, '${args}']\n"
+    path = write(f"{command}parameters: {{seed: {{values: [0, 1]}}}}")
+    assert findings(path) == []
+    assert read(path).command == ("${program}", "--lr", "1e-3", "${args}")
 
 
 def test_quoted_words_are_text_and_floats_with_a_point_are_numbers(write):
@@ -424,6 +441,14 @@ def test_lint_prints_a_line_for_each_mistake_and_fails(write):
     keys = [line.split(": ")[1] for line in done.stdout.splitlines()]
     assert keys == ["parameters.lr.value", "parameters.sede"]
     assert program("-m", "emaae", "lint", *map(str, FILES)).returncode == 0
+
+
+def test_a_missing_file_hides_no_mistakes_of_the_files_before_it(write):
+    path = write("parameters:\n  lr: {value: 1e-3}")
+    done = program("-m", "emaae", "lint", str(path), "none.yaml")
+    assert done.returncode == 2
+    assert "parameters.lr.value: YAML reads 1e-3 as text" in done.stdout
+    assert "none.yaml cannot be read" in done.stderr
 
 
 def test_a_missing_file_prints_one_line():

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from emaae.data.features import CHANNELS, LOUDNESS_COLUMN, FeatureFile, check_identity
-from emaae.system.devices import n_cpus
+from emaae.system.cpus import n_cpus
 from emaae.system.errors import BadFile, UserError
 from emaae.system.signals import SIGNALS
 

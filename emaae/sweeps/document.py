@@ -129,7 +129,7 @@ class Document:
         if node.style is not None:  # quoted
             return value
         number = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?\d+)", node.value)
-        if isinstance(value, str) and number:
+        if isinstance(value, str) and number and key_path[0] != "command":  # its items are text
             better = f"{float(number[1])}e{int(number[2]):+}"
             self.report(
                 key_path, f"YAML reads {node.value} as text, not as a number; write {better}"

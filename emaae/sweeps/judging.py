@@ -21,9 +21,8 @@ def outcome_of(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
         return status, None
     if status == "preempted":
         return "interrupted", None
-    score = best_value([metrics], sweep)
-    if score is None:
-        score = best_value(read.history(folder), sweep)
+    values = metric_values([metrics], sweep.metric)
+    score = best(values or metric_values(read.history(folder), sweep.metric), sweep)
     return (status, score) if status in read.GOOD and score is not None else ("failed", None)
 
 
@@ -32,11 +31,8 @@ def metric_values(history: Sequence[Mapping[str, Any]], name: str) -> list[float
     return [float(row[name]) for row in history if read.is_finite(row.get(name))]
 
 
-def best_value(
-    history: Sequence[Mapping[str, Any]], sweep: Sweep, fallback: str = ""
-) -> float | None:
-    """The best value of the sweep's metric in a history; if it has none, of metric `fallback`."""
-    values = metric_values(history, sweep.metric) or metric_values(history, fallback)
+def best(values: Sequence[float], sweep: Sweep) -> float | None:
+    """The best of some values of a sweep's metric; None if there are none."""
     return min(values, key=lambda value: sweep.sign * value, default=None)
 
 

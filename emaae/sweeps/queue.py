@@ -296,8 +296,7 @@ def _open_storage(storage: str) -> optuna.storages.BaseStorage:
         # killed process if the link were broken, as one with a relative path is.
         path = Path(storage).absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
-        _repair_journal(path)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        return optuna.storages.JournalStorage(_Journal(path))
     except Exception as error:  # Optuna and database drivers have no common error class
         raise UserError(
             f"--storage {storage} cannot be opened ({reason(error.__cause__ or error)}): give a "
@@ -318,27 +317,37 @@ def _open_database(url: str, n_tries: int = 5) -> optuna.storages.BaseStorage:
     return _open_database(url, n_tries - 1)
 
 
-def _repair_journal(path: Path) -> None:
-    """Remove an incomplete last line, left by a process that was killed while it wrote.
+class _Journal(JournalFileBackend):
+    """Optuna's journal, in which an entry that was cut short does no harm.
 
-    Raises ValueError for a file that is not a journal: Optuna would append to it.
+    A full disk or a kill may cut one short, and Optuna would append the next entry to the same
+    line. Raises ValueError for a file that is not a journal.
     """
-    if not path.is_file():
-        return
-    lock = JournalFileSymlinkLock(str(path))
-    lock.acquire()  # so that no other process writes to it meanwhile
-    try:
-        *lines, rest = path.read_bytes().split(b"\n")
-        first = lines[0] if lines else rest
+
+    def __init__(self, path: Path):
+        super().__init__(str(path), JournalFileSymlinkLock(str(path)))
+        with open(path, "rb") as file:
+            first = file.readline()
         if not (first.startswith(JOURNAL_START) or JOURNAL_START.startswith(first)):
             raise ValueError(f"it is not the journal of a sweep: it begins with {first[:40]!r}")
-        if lines:
+        if first.endswith(b"\n"):
             json.loads(first)
-        if rest:
-            os.truncate(path, path.stat().st_size - len(rest))
-            warnings.warn(f"{path} ended in an incomplete line, which was removed", stacklevel=2)
-    finally:
-        lock.release()
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append entries, after removing an incomplete last line."""
+        path = Path(self._file_path)
+        self._lock.acquire()  # so that no other process writes to it meanwhile
+        try:
+            with open(path, "rb+") as file:
+                file.seek(max(0, path.stat().st_size - 1))
+                if file.read() not in (b"", b"\n"):
+                    file.truncate(path.read_bytes().rfind(b"\n") + 1)
+                    warnings.warn(
+                        f"{path} ended in an incomplete line, which was removed", stacklevel=2
+                    )
+        finally:
+            self._lock.release()
+        super().append_logs(logs)
 
 
 # ---- locks, which the system releases when the process that holds them ends or is killed

@@ -27,10 +27,11 @@ from emaae.command_line import config_from, from_environment, parse_flags
 from emaae.data.features import find_features
 from emaae.runs import read
 from emaae.sweeps import sweep_file
-from emaae.sweeps.judging import best_value, metric_values, outcome_of, should_stop_early
+from emaae.sweeps.judging import best, metric_values, outcome_of, should_stop_early
 from emaae.sweeps.queue import DONE, Attempt, Queue, acquire_lock, is_locked, lock_path
 from emaae.sweeps.space import Sweep
 from emaae.sweeps.table import Screen, format_value, mean_over_seeds, ranked, table, write_csv
+from emaae.system.cpus import n_cpus
 from emaae.system.errors import UserError, last_error
 from emaae.system.files import find_packaged, make_folder, write_bytes, write_error
 from emaae.system.signals import defer_interrupts, interrupt_pending
@@ -72,7 +73,7 @@ def run(
     folder = Path(out if out is not None else Path("runs") / path.stem).resolve()
     devices = gpus()
     jobs = jobs if jobs is not None else max(1, len(devices))
-    _check_options(sweep, flags, jobs)
+    _check_options(sweep, flags)
     if read.is_run(folder):
         raise UserError(f"--out {folder} is the folder of a run: name another")
     if storage and (folder / "sweep.yaml").is_file():  # study.db itself refuses another sweep
@@ -110,38 +111,36 @@ def _plan(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _check_options(sweep: Sweep, flags: Sequence[str], jobs: int) -> None:
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}")
-    parameters = {p.name for p in sweep.parameters}
-    for words, where in ((sweep.command, f"in the command of {sweep.path}"), (flags, "after `--`")):
-        for name in (w.lstrip("-").partition("=")[0] for w in words if w[:1] == "-" or "=" in w):
-            if name in ("out_dir", "run_name"):
-                raise UserError(f"--{name} is set by the sweep for each run; leave it out {where}")
-            if words is flags and name in parameters:
-                raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out {where}")
+def _check_options(sweep: Sweep, flags: Sequence[str]) -> None:
+    """Raise UserError for what every run would refuse, and for flags that the sweep itself sets."""
     if "${program}" in sweep.command and not find_packaged(sweep.program).is_file():
         raise UserError(
             f"{sweep.path}: program {sweep.program} is not in {Path.cwd()}; start the sweep from "
             "the folder that holds it"
         )
-    for item in sweep.command:
-        for name in re.findall(sweep_file.ENVVAR, item):
-            if name not in os.environ:
-                raise UserError(f"{sweep.path}: command reads ${name}, which is not set")
-    if Path(sweep.program).name == "train.py" and "${program}" in sweep.command:
-        _check_train_flags(sweep, flags)
-
-
-def _check_train_flags(sweep: Sweep, flags: Sequence[str]) -> None:
-    """Raise UserError for flags and data folders that every run of train.py would refuse."""
-    after = sweep.command[sweep.command.index("${program}") + 1 :]
-    given = [_expand_variables(item) for item in after if not item.startswith("${args")]
-    point = {p.name: p.extremes()[0] for p in sweep.parameters}
-    config = config_from(from_environment() | parse_flags([*given, *flags]) | point)
-    if not config.bucket:
-        for folder in filter(None, (config.train_dir, config.val_dir, config.test_dir)):
-            find_features(folder, config.recursive)
+    for name in re.findall(sweep_file.ENVVAR, " ".join(sweep.command)):
+        if name not in os.environ:
+            raise UserError(f"{sweep.path}: command reads ${name}, which is not set")
+    trains = Path(sweep.program).name == "train.py" and "${program}" in sweep.command
+    # Words before train.py are those of its launcher, such as torchrun.
+    following = sweep.command[sweep.command.index("${program}") + 1 if trains else 0 :]
+    own = [_expand_variables(item) for item in following if not item.startswith("${args")]
+    given: dict[str, Any] = {}
+    for words, where in ((own, f"in the command of {sweep.path}"), (flags, "after `--`")):
+        named = (w.lstrip("-").partition("=")[0] for w in words if w[:1] == "-" or "=" in w)
+        found = parse_flags(words) if trains else dict.fromkeys(named)
+        for name in found:
+            if name in ("out_dir", "run_name"):
+                raise UserError(f"--{name} is set by the sweep for each run; leave it out {where}")
+            if words is flags and name in {p.name for p in sweep.parameters}:
+                raise UserError(f"--{name} is a parameter of {sweep.path}; leave it out {where}")
+        given |= found
+    if trains:
+        point = {p.name: p.extremes()[0] for p in sweep.parameters}
+        config = config_from(from_environment() | given | point)
+        for folder in (config.train_dir, config.val_dir, config.test_dir):
+            if folder and not config.bucket:
+                find_features(folder, config.recursive)
 
 
 # ---- the runner
@@ -259,7 +258,8 @@ class Runner:
     def _with_progress(self, job: Job) -> Attempt:
         """The attempt of a job, with the current epoch and score of its run."""
         history = self._history(job.attempt.run)
-        score = best_value(history, self.sweep, self._progress_metric)
+        values = metric_values(history, self.sweep.metric)
+        score = best(values or metric_values(history, self._progress_metric), self.sweep)
         return replace(job.attempt, epoch=history[-1]["epoch"] if history else None, score=score)
 
     def _history(self, run: str) -> list[dict[str, Any]]:
@@ -319,7 +319,7 @@ class Runner:
         env = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": self.sweep.name}
         if self.n_jobs > 1 and not self.devices:
             # Simultaneous runs that each use all cores would slow each other down.
-            env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
+            env["OMP_NUM_THREADS"] = str(max(1, n_cpus() // self.n_jobs))
         # If an agent started this runner, its variables do not describe the runs of the sweep.
         env |= {k: v for k, v in os.environ.items() if k not in AGENT_VARIABLES}
         env |= {"EMAAE_OUT_DIR": str(self.runs), "EMAAE_RUN_NAME": name}

@@ -81,7 +81,7 @@ def description_of(path: str | Path) -> str:
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
-class _Mistake(Exception):
+class _Mistake(UserError):
     """A mistake in the value of a key; keys: the path from the value to the wrong part of it."""
 
     def __init__(self, message: str, *keys: str | int):
@@ -123,8 +123,7 @@ class _SweepFile(Document):
                 "early_terminate", partial(self._hyperband, metric), None
             ),
         )
-        if all(f.warning or not f.key.startswith("parameters") for f in self.findings):
-            self._parsed(sweep, self._check_points, None, "parameters")
+        self._parsed(sweep, self._check_points, None, "parameters")
         updates = any(
             p.name == "update" and {"true", "1", "yes"} & {str(v).lower() for v in p.extremes()}
             for p in sweep.parameters
@@ -144,11 +143,12 @@ class _SweepFile(Document):
     # ---- the parts
 
     def _parsed(self, value: Any, parse: Callable[[Any], T], default: T, *keys: str) -> T:
-        """parse(value); if that raises _Mistake, report it at `keys` and return the default."""
+        """parse(value); if that raises UserError, report it at `keys` and return the default."""
         try:
             return parse(value)
-        except _Mistake as mistake:
-            self.report((*keys, *mistake.keys), str(mistake))
+        except UserError as error:
+            within = error.keys if isinstance(error, _Mistake) else ()
+            self.report((*keys, *within), str(error))
             return default
 
     def _optional(self, key: str, parse: Callable[[Any], T], default: T) -> T:
@@ -214,15 +214,6 @@ class _SweepFile(Document):
             exponents = f": min and max are exponents of e; if they are values, write {kind}_values"
             hint = exponents if kind.endswith("log_uniform") else ""
             raise _Mistake(f"{kind} reaches values that are too large for a number{hint}") from None
-        checked = parameter.extremes() if self.is_train_py else []
-        if kind == "q_uniform" and self.content.get("method") == "grid":
-            # A grid begins at min and leaves max out. One that is too large is refused later.
-            checked = parameter.grid() if checked and parameter.grid_size() <= MAX_POINTS else []
-        for value in checked:
-            try:
-                KNOBS[name].check(KNOBS[name].cast(value))
-            except UserError as error:
-                self.report(("parameters", name), str(error))
         return parameter
 
     def _hyperband(self, metric: str, spec: Any) -> dict[str, Any]:
@@ -233,9 +224,11 @@ class _SweepFile(Document):
         if not required <= spec.keys():
             raise _Mistake("needs `min_iter`, or `max_iter` and `s`")
         for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 1.001)):
-            value = spec.get(key, least)
-            if not is_finite(value) or value < least:
-                raise _Mistake(f"must be a number of at least {least:g}, got {value!r}", key)
+            value, kind = spec.get(key, least), "whole number" if "iter" in key else "number"
+            if not is_finite(value) or value < least or (kind == "whole number" and value % 1):
+                raise _Mistake(f"must be a {kind} of at least {least:g}, got {value!r}", key)
+        if type(spec.get("strict", True)) is not bool:
+            raise _Mistake(f"must be true or false, got {spec['strict']!r}", "strict")
         if "strict" not in spec:
             self.warn(
                 ("early_terminate",),
@@ -247,7 +240,7 @@ class _SweepFile(Document):
         return spec
 
     def _check_points(self, sweep: Sweep) -> None:
-        """Report the points that Config refuses. Raises _Mistake for a grid that is too large."""
+        """Report the values and points that Config refuses; a grid that is too large: _Mistake."""
         choices = {p.name: p.extremes() for p in sweep.parameters}
         if sweep.method == "grid":
             n = math.prod(p.grid_size() for p in sweep.parameters)
@@ -256,19 +249,23 @@ class _SweepFile(Document):
                 raise _Mistake(
                     f"a grid of {size} points is too large; remove values, or use method: random"
                 )
+            choices = {p.name: p.grid() for p in sweep.parameters}
             for p in sweep.parameters:
-                choices[p.name] = p.grid()
                 if not choices[p.name]:
-                    raise _Mistake(
-                        f"a grid cannot have the distribution {p.distribution}; list `values`",
-                        p.name,
-                    )
-        for point in islice(combinations(choices), COMBINATIONS_CHECKED if self.is_train_py else 0):
-            try:
-                Config.from_mapping(point)
-            except UserError as error:
-                named = [n for n in re.findall(r"--(\w+)", str(error)) if n in point]
-                self.report(("parameters", *named[:1]), str(error))
+                    message = f"a grid cannot have the distribution {p.distribution}; list `values`"
+                    self.report(("parameters", p.name), message)
+        if not self.is_train_py:
+            return
+        for name, values in choices.items():
+            for value in values:
+                self._parsed(value, KNOBS[name].read, None, "parameters", name)
+        if all(f.warning or not f.key.startswith("parameters") for f in self.findings):
+            for point in islice(combinations(choices), COMBINATIONS_CHECKED):
+                try:
+                    Config.from_mapping(point)
+                except UserError as error:
+                    named = [n for n in re.findall(r"--(\w+)", str(error)) if n in point]
+                    self.report(("parameters", *named[:1]), str(error))
 
 
 def _text(value: Any) -> str:
@@ -333,8 +330,7 @@ def _check_values(values: Mapping[str, Any], kind: str) -> None:
         p = values["probabilities"]
         numbers = len(p) == len(values["values"]) and all(is_finite(v) and v >= 0 for v in p)
         if not numbers or abs(sum(p) - 1) > 1e-5:
-            message = "must have one number for each value, and sum to 1"
-            raise _Mistake(message, "probabilities")
+            raise _Mistake("must have one number for each value, and sum to 1", "probabilities")
 
 
 def _inferred(spec: Mapping[str, Any]) -> str:

@@ -87,15 +87,14 @@ def reporting_errors(program: str) -> Iterator[None]:
         if _has_reader(sys.stdout):
             raise
         raise SystemExit(EXIT_BROKEN_PIPE) from None
-    except UserError as error:
-        print(f"{program}: error: {one_line(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        # A folder that may not be read, a name that is too long, a full disk behind stdout.
-        if error.errno not in (errno.EACCES, errno.ENAMETOOLONG, errno.ENOSPC):
-            raise
-        what = error.filename or "the output"
-        why = f"{what}: {error.strerror}; make room, or name another path"
+    except (UserError, OSError) as error:
+        why = str(error)
+        if isinstance(error, OSError):
+            # A folder that may not be read, a name that is too long, a full disk behind stdout.
+            if error.errno not in (errno.EACCES, errno.ENAMETOOLONG, errno.ENOSPC):
+                raise
+            what = error.filename or "the output"
+            why = f"{what}: {error.strerror}; make room, or name another path"
         print(f"{program}: error: {one_line(why)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

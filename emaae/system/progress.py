@@ -32,33 +32,31 @@ def progress(
     if total is None and isinstance(items, Sized):
         total = len(items)
     # In a notebook tqdm draws a widget, in a terminal a line.
-    if "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty()):
-        with tqdm(
-            desc=what,
-            total=total,
-            initial=done,
-            unit=unit,
-            leave=False,
-            dynamic_ncols=True,
-            postfix=postfix or None,
-        ) as bar:
-            for item in items:
-                yield item
-                bar.update(size(item))
-        return
+    drawn = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
     begun = last = time.monotonic()
     n_done: float = done
-    for item in items:
-        yield item
-        n_done += size(item)
-        now = time.monotonic()
-        if now - last >= LINE_EVERY_S:
-            last, elapsed = now, now - begun
-            text = f"{n_done:.0f} {unit}, {elapsed:.0f} s"
-            if total is not None:
-                left = tqdm.format_interval(elapsed * (total - n_done) / (n_done - done))
-                text = f"{n_done:.0f} of {total:.0f} {unit}, {elapsed:.0f} s, about {left} left"
-            print(f"{what}: {text}", flush=True)
+    with tqdm(
+        desc=what,
+        total=total,
+        initial=done,
+        unit=unit,
+        leave=False,
+        dynamic_ncols=True,
+        postfix=postfix or None,
+        disable=not drawn,
+    ) as bar:
+        for item in items:
+            yield item
+            bar.update(size(item))
+            n_done += size(item)
+            now = time.monotonic()
+            if not drawn and now - last >= LINE_EVERY_S:
+                last, elapsed = now, now - begun
+                text = f"{n_done:.0f} {unit}, {elapsed:.0f} s"
+                if total is not None:
+                    left = tqdm.format_interval(elapsed * (total - n_done) / (n_done - done))
+                    text = f"{n_done:.0f} of {total:.0f} {unit}, {elapsed:.0f} s, about {left} left"
+                print(f"{what}: {text}", flush=True)
 
 
 def align_columns(rows: Sequence[Sequence[str]], left: int = -1) -> list[str]:
