@@ -39,6 +39,12 @@ def pytest_terminal_summary(terminalreporter, config):
                 terminalreporter.write_line(line)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """The random tensors of a test are the same in every run, whichever test runs before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def tell(record_property):
     """Print a line at the end of `make test-faults`."""
