@@ -21,8 +21,16 @@ class Terminal(Observer):
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
 
-    def on_start(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
-        """Print the sizes of the splits and of the model."""
+    def print_start(
+        self,
+        model: CNNAutoEncoder,
+        splits: Mapping[str, Split],
+        last: Mapping[str, Any] | None,
+    ) -> None:
+        """Print the sizes of the splits and of the model.
+
+        last: the state from which a run is resumed; prints the epoch after which it continues.
+        """
         if self.config.uses_demo:
             print("data: generated for demonstration; give --train_dir and --val_dir for your own")
         for name, split in splits.items():
@@ -30,12 +38,10 @@ class Terminal(Observer):
             print(f"{name:<5} {len(split):>6} utterances {minutes:>8.1f} min")
         n_parameters = sum(p.numel() for p in model.parameters())
         print(f"model {model.get_type()}, {n_parameters / 1e6:.2f} M parameters", flush=True)
-
-    def on_resume(self, last: Mapping[str, Any]) -> None:
-        """Print the epoch after which training continues."""
-        batches = f" and {last['batch']} batches" if last["batch"] else ""
-        settings = f"with the settings of {self.folder / 'config.json'}"
-        print(f"continuing after {last['epoch']} epochs{batches}, {settings}", flush=True)
+        if last is not None:
+            batches = f" and {last['batch']} batches" if last["batch"] else ""
+            settings = f"with the settings of {self.folder / 'config.json'}"
+            print(f"continuing after {last['epoch']} epochs{batches}, {settings}", flush=True)
 
     def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """Print one line about an epoch."""

@@ -75,15 +75,6 @@ def status_if_ended(config: Config) -> str:
 class Observer:
     """Receives the events of a run, for the terminal or W&B; this base class ignores them."""
 
-    def on_config(self, values: Mapping[str, Any]) -> None:
-        """The content of config.json."""
-
-    def on_start(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
-        """The model that is trained, and its data."""
-
-    def on_resume(self, last: Mapping[str, Any]) -> None:
-        """Training continues from the state `last`; the history holds the rows before it."""
-
     def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """A new row of history.jsonl, and how long its epoch took."""
 
@@ -177,10 +168,6 @@ class RunFolder(Run):
         """Set the observers, which are told all events from now on."""
         self._observers = observers
 
-    def _notify(self, what: str, *values: Any) -> None:
-        for observer in self._observers:
-            getattr(observer, what)(*values)
-
     def write_config(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """Write config.json and model_config.json.
 
@@ -202,17 +189,10 @@ class RunFolder(Run):
             )
         else:
             self._check_unchanged(knobs | found)
-        self._notify("on_config", knobs | found)
-        self._notify("on_start", model, splits)
-        if self.last is not None:
             self._restore_epoch(self.last)
-            self._notify("on_resume", self.last)
 
     def _check_unchanged(self, now: Mapping[str, Any]) -> None:
-        path = self.path / "config.json"
-        before = {"data": {}} | files.read_json(path)
-        if not isinstance(before["data"], dict):
-            raise UserError(f"{path}: data must be an object, got {before['data']!r}")
+        before = files.read_json(self.path / "config.json")
         was, is_now = _what_must_stay(before), _what_must_stay(now)
         for what in was | is_now:
             if was.get(what) != is_now.get(what):
@@ -243,10 +223,7 @@ class RunFolder(Run):
         self._rewind(last["epoch"])
         if last["best"] is not None:
             checkpoint.save(self.path / "best.pth", last["best"])
-            try:
-                self._selected = Selection(**last["selection"]).metrics()
-            except TypeError as error:
-                raise UserError(f"last.pt of {self.path} was changed ({error})") from None
+            self._selected = Selection(**last["selection"]).metrics()
 
     def _rewind(self, epoch: int) -> None:
         """Remove what was written after `epoch`. Raises UserError when the history lacks a row."""
@@ -277,7 +254,8 @@ class RunFolder(Run):
             with contextlib.suppress(OSError):
                 os.truncate(path, before)  # remove the incomplete line
             raise UserError(files.write_error(path, error)) from None
-        self._notify("on_epoch", row, seconds)
+        for observer in self._observers:
+            observer.on_epoch(row, seconds)
 
     def save_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """Write best.pth, a bare state_dict."""
@@ -316,7 +294,8 @@ class RunFolder(Run):
             status = "preempted" if status == "preempted" else "failed"
             raise
         finally:
-            self._notify("on_end", metrics, status, curves)
+            for observer in self._observers:
+                observer.on_end(metrics, status, curves)
 
     def _selected_metrics(self, epoch: int | None) -> dict[str, float]:
         """More metrics of the selected epoch, for tables made from metrics.json alone."""
@@ -352,8 +331,7 @@ def _what_must_stay(config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of config.json that must not change: not paths, locations, skipped files."""
     found = {f"--{name}": config.get(name) for name in SWEEPABLE}
     for split, data in config["data"].items():
-        entries = data.items() if isinstance(data, dict) else ()
-        found[f"the {split} split"] = {k: v for k, v in entries if k != "skipped"}
+        found[f"the {split} split"] = {k: v for k, v in data.items() if k != "skipped"}
     return found
 
 
@@ -391,12 +369,8 @@ def versions() -> dict[str, str]:
     """Python's version and those of the packages that numbers depend on; torch's with its build."""
     found = {"python": platform.python_version(), "platform": sys.platform}
     found["torch"] = str(torch.__version__)
-    for name in ("numpy", "scipy", "einops", "wandb"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    packages = ("numpy", "scipy", "einops", "wandb")
+    return found | {name: importlib.metadata.version(name) for name in packages}
 
 
 def git_commit() -> str | None:

@@ -4,6 +4,7 @@ import configparser
 import contextlib
 import netrc
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,17 @@ def mode_of(asked: str) -> str:
 def init(folder: Path, mode: Any, **given: Any) -> Any:
     """Call `wandb.init` quietly and with our timeouts; its files go into `folder`/wandb.
 
-    An online run with the `id` of an earlier one continues it. given: other arguments of
-    `wandb.init`.
+    An online run with the `id` of an earlier one continues it; an offline run replaces the files
+    of an earlier one in the folder. given: other arguments of `wandb.init`.
     """
+    if mode == "offline":
+        # W&B cannot append to the files of an offline run: all rows are logged again.
+        shutil.rmtree(folder / "wandb", ignore_errors=True)
+    # wandb reads these from the environment alone. Without the mode, which it reads when it is
+    # imported, an "offline" client sends two requests.
+    os.environ["WANDB_MODE"] = mode
+    # Offline runs refer to artifacts by absolute paths, so these lie in the run's folder.
+    os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb" / "data")
     import wandb
 
     settings = wandb.Settings(
@@ -62,25 +71,6 @@ def init(folder: Path, mode: Any, **given: Any) -> Any:
     )
     given["resume"] = "allow" if mode == "online" else None
     return wandb.init(dir=str(folder), mode=mode, settings=settings, **given)
-
-
-@contextlib.contextmanager
-def wandb_environment(folder: Path, mode: str) -> Iterator[None]:
-    """Inside, set the variables of settings that wandb reads from the environment alone."""
-    ours = {
-        # wandb reads it at import: if set later, an "offline" client sends two requests.
-        "WANDB_MODE": mode,
-        # Offline runs refer to artifacts by absolute paths, so these lie in the run's folder.
-        "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "data"),
-    }
-    before = {name: os.environ[name] for name in ours if name in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
-        os.environ.update(before)
 
 
 @contextlib.contextmanager

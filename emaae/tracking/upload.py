@@ -16,7 +16,7 @@ from emaae.system.errors import UserError
 from emaae.system.files import lock_folder, write_json
 from emaae.system.progress import progress
 from emaae.tracking import client
-from emaae.tracking.mirror import RECORD_FILE, read_record, upload
+from emaae.tracking.mirror import RECORD_FILE, upload
 
 # File in a sweep's folder: the W&B sweep that the folder was published as.
 PUBLISHED_FILE = "published.json"
@@ -84,7 +84,8 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
             sweep = wandb.sweep(config, entity, project, prior_runs=ids)
         write_json(folder / PUBLISHED_FILE, {"sweep": sweep, "entity": entity, "project": project})
         for run in uploaded:
-            write_json(run / RECORD_FILE, read_record(run) | {"sweep": sweep})
+            record = read.read_or_empty(run / RECORD_FILE)
+            write_json(run / RECORD_FILE, record | {"sweep": sweep})
     path = f"{entity}/{project}/{sweep}"
     with client.user_errors(f"{path} could not be read from W&B", "publish again"):
         found = client.public_api().sweep(path)
