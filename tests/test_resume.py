@@ -329,7 +329,7 @@ def test_other_settings_and_other_data_are_refused_and_no_file_changes(
     write_tree(tmp_path / "other", {"a": 50, "b": 60}, seed=9)
     change = change.replace("other", str(tmp_path / "other"))
     with pytest.raises(UserError, match=message):
-        train.main(["--resume", "--run_name=r", f"--out_dir={tmp_path}", change])
+        train.main(["--resume", "--run_name=r", f"--out_dir={tmp_path}", "--wandb=offline", change])
     assert {path: path.read_bytes() for path in run.glob("*.*")} == before
 
 

@@ -130,9 +130,10 @@ class RunFolder(Run):
                     attempt.mkdir()
                     return cls(attempt, config)
             failed = read.metrics(path).get("status") == "failed"
-            if failed and not (path / "history.jsonl").exists():
+            if failed and not read.history(path):
                 run = cls(path, config)
-                (path / "metrics.json").unlink()
+                for name in ("metrics.json", *checkpoint.STATE_FILES):
+                    (path / name).unlink(missing_ok=True)
                 return run
         except OSError as error:
             raise UserError(
