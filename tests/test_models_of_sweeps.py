@@ -136,6 +136,37 @@ def test_promoting_again_changes_nothing_and_a_better_run_takes_over(sweep):
     assert left == ["best", "runs"]
 
 
+@pytest.mark.parametrize("name", ["history.jsonl", "notes.txt"])
+def test_a_folder_best_that_is_no_promoted_model_is_not_replaced(sweep, name):
+    folder, _ = sweep
+    (folder / "best").mkdir()
+    (folder / "best" / name).write_text("")
+    with pytest.raises(UserError, match="best is not a model that was promoted, .*: rename it"):
+        promote(str(folder))
+    assert os.listdir(folder / "best") == [name]
+
+
+def test_a_model_that_was_pulled_beside_runs_is_not_one_of_them(sweep):
+    runs = sweep[0] / "runs"
+    promote(str(runs))
+    pull(str(runs), runs / "mine")
+    assert not {"best", "mine"} & {run.name for run in read.run_folders(runs)}
+    assert promote(str(runs)).run == "0001"
+
+
+def test_a_reference_to_wandb_is_never_a_local_folder(sweep, monkeypatch):
+    def artifact(name):
+        raise ValueError("not there")
+
+    monkeypatch.setattr(client, "public_api", lambda: SimpleNamespace(artifact=artifact))
+    folder, _ = sweep
+    monkeypatch.chdir(folder.parent.parent)
+    ref = f"{folder.parent.name}/{folder.name}"
+    pull(ref, folder / "mine")
+    with pytest.raises(UserError, match=f"{ref} names no model on W&B"):
+        emaae.load_model(f"wandb:{ref}")
+
+
 def test_promotions_at_the_same_moment_agree_and_leave_a_whole_model(sweep):
     folder, models = sweep
     with ThreadPoolExecutor(8) as pool:

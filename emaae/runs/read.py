@@ -20,8 +20,6 @@ K = TypeVar("K")
 # GOOD: statuses of runs that ended well. ENDED: statuses after which nothing is left to resume.
 GOOD = ("finished", "early_stopped")
 ENDED = (*GOOD, "diverged")
-# File in the copy of a promoted model; it names the run that the model came from.
-PROMOTED_FILE = "promoted.json"
 
 
 def read_or_empty(path: Path) -> dict[str, Any]:
@@ -69,10 +67,11 @@ def drawn_epochs(folder: Path) -> dict[int, Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, however short; the copy of a promoted model is not."""
-    names = ("config.json", "history.jsonl", "metrics.json")
-    has_files = any((folder / name).is_file() for name in names)
-    return has_files and not (folder / PROMOTED_FILE).is_file()
+    """Whether a folder is that of a run, however short; the copy of a model is not."""
+    if any((folder / name).is_file() for name in ("config.json", "history.jsonl")):
+        return True
+    # A run that failed at its start has metrics.json alone; the copy of a model has both.
+    return (folder / "metrics.json").is_file() and not (folder / "best.pth").is_file()
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from emaae.system.files import make_folder, read_json, sha256, write_bytes, writ
 from emaae.tracking import client
 from emaae.tracking.artifacts import MODEL_PREFIX, add_file
 
+# File in the copy of a promoted model; it names the run that the model came from.
+PROMOTED_FILE = "promoted.json"
 REQUIRED_FILES = ("best.pth", "model_config.json", "metrics.json")
 OPTIONAL_FILES = ("curves.json", CARD_FILE, *TORCH_FILES)
 
@@ -98,13 +101,17 @@ def _promote_local(folder: Path) -> PromotedModel:
         files = _files(run, str(run))
         chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
         best = folder / "best"
-        if read.read_or_empty(best / read.PROMOTED_FILE) != chosen:
+        if best.exists() and not (best / PROMOTED_FILE).is_file():
+            raise UserError(
+                f"{best} is not a model that was promoted, whose place it takes: rename it"
+            )
+        if read.read_or_empty(best / PROMOTED_FILE) != chosen:
             with tempfile.TemporaryDirectory(prefix=".best-", dir=folder) as scratch:
                 new = Path(scratch, "new")
                 new.mkdir()
                 for name in files:
                     shutil.copyfile(run / name, new / name)
-                write_json(new / read.PROMOTED_FILE, chosen)
+                write_json(new / PROMOTED_FILE, chosen)
                 (new / CARD_FILE).write_text(model_card(new, run.name), encoding="utf-8")
                 to_torch(load_model_file(new / "best.pth"), new)
                 # Renamed, so that no reader sees an incomplete folder.
@@ -116,8 +123,8 @@ def _promote_local(folder: Path) -> PromotedModel:
 
 def _local_model(folder: Path) -> tuple[Path, str | None]:
     """The folder of a model, and the expected sha256 of its best.pth if it was promoted."""
-    if (folder / "best" / read.PROMOTED_FILE).is_file():
-        return folder / "best", read_json(folder / "best" / read.PROMOTED_FILE)["sha256"]
+    if (folder / "best" / PROMOTED_FILE).is_file():
+        return folder / "best", read_json(folder / "best" / PROMOTED_FILE)["sha256"]
     return folder if (folder / "best.pth").is_file() else read.best_run(folder)[0], None
 
 
@@ -147,6 +154,8 @@ def _promote_on_wandb(path: str) -> PromotedModel:
             for name in _files(folder, source.name):
                 add_file(promoted, folder / name, name)
             given = {"entity": entity, "project": project, "job_type": "promote"}
+            # Without an id it would be the run that the environment names.
+            given["id"] = uuid.uuid4().hex[:8]
             with client.user_errors(f"{target} could not be stored on W&B", "promote again"):
                 run = client.init(folder, "online", **given, settings={"console": "off"})
                 try:
