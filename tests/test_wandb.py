@@ -250,7 +250,18 @@ def test_without_an_answer_no_second_sweep_is_created(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="did not answer whether e/p/s exists .HTTP 502"):
         _published_sweep(tmp_path, "p", None)
     error = ValueError("Could not find sweep")
-    assert _published_sweep(tmp_path, "p", None) is None
+    assert _published_sweep(tmp_path, "p", None) == (None, None)
+
+
+def test_a_published_sweep_keeps_its_entity_when_none_is_given(tmp_path, monkeypatch):
+    record = {"sweep": "s", "entity": "team", "project": "p"}
+    (tmp_path / "published.json").write_text(json.dumps(record))
+    api = SimpleNamespace(sweep=lambda path: SimpleNamespace(id=path.rpartition("/")[2]))
+    monkeypatch.setattr(client, "public_api", lambda: api)
+    for entity in (None, "team"):
+        assert _published_sweep(tmp_path, "p", entity) == ("s", "team")
+    assert _published_sweep(tmp_path, "p", "own") == (None, "own")
+    assert _published_sweep(tmp_path, "other", None) == (None, None)
 
 
 def test_a_sweep_that_cannot_be_finished_says_so(monkeypatch):
@@ -294,6 +305,8 @@ def test_a_folder_that_the_wandb_client_made_is_not_a_local_run(tmp_path, monkey
     assert client.is_local("lab/speech")
     assert client.is_local("lab/speech/mine")
     assert client.is_local(str(tmp_path))
+    assert client.is_local("./lab")
+    assert client.is_local("/usr/lib")
 
 
 def test_the_curves_are_rows_over_axes_of_their_own(swept):
@@ -346,10 +359,12 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     backend, env, path, home = swept
     best_id = min(backend.runs, key=lambda i: backend.runs[i].summary.get("select/score", 9))
     n_models = sum(a.type == "model" for a in backend.artifacts)
+    env = env | {"WANDB_RUN_ID": best_id}  # as in the script of a job
     for _ in range(2):  # again changes nothing
         done = works("-m", "emaae", "promote", path, **env)
         assert f"best: run {best_id}" in done.stdout
     assert sum(a.type == "model" for a in backend.artifacts) == n_models + 1
+    assert backend.runs[best_id].job_type == "train"
     entity, project, sweep = path.split("/")
     with ThreadPoolExecutor(2) as pool:  # two at the same moment agree
         promotions = [

@@ -168,12 +168,13 @@ def get_or_none(fetch: Callable[[str], Any], name: str) -> Any | None:
 def is_local(ref: str | os.PathLike) -> bool:
     """Whether a reference means a local folder, and not a path on W&B.
 
-    W&B's client makes folders ENTITY/PROJECT/RUN in the working directory. A folder with two or
-    three parts in its name is local if it holds runs, or if W&B is not online.
+    W&B's client makes folders ENTITY/PROJECT/RUN in the working directory. A folder with such a
+    name is local if it holds runs, or if W&B is not online.
     """
     if str(ref).startswith("wandb:") or not os.path.isdir(ref):
         return False
-    like_a_path = len(str(ref).split("/")) in (2, 3)
+    first, *rest = str(ref).split("/")
+    like_a_path = first not in ("", ".", "..") and len(rest) in (1, 2)
     return read.holds_runs(Path(ref)) or not (like_a_path and mode_of("auto") == "online")
 
 
