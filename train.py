@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     with RunFolder.open(config) as run:
         print(f"run {run.path}", flush=True)
         run.write_config(model, splits)
-        terminal = Terminal(run.path, config)
-        run.observe(mirror.start(config, run.path), terminal)
-        terminal.print_start(model, splits, run.last)
+        terminal = Terminal(run, config)
+        run.observers = (mirror.start(config, run.path), terminal)
+        terminal.print_start(model, splits)
 
         model.to(device)
         splits = {name: split.to(device) for name, split in splits.items()}

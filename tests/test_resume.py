@@ -295,7 +295,7 @@ def test_a_signal_while_the_end_is_written_comes_after_it(tmp_path, monkeypatch)
 
     monkeypatch.setattr("emaae.runs.folder.files.write_json", write_json)
     run, told = RunFolder.open(Config.from_mapping({"out_dir": str(tmp_path)})), []
-    run.observe(SimpleNamespace(on_end=lambda metrics, status, curves: told.append(status)))
+    run.observers = [SimpleNamespace(on_end=lambda *given: told.append(given[1]))]
     with handle_signals(), pytest.raises(Interrupted), run:
         run.finish({}, "finished", {"split": "val"})
     assert json.loads((run.path / "metrics.json").read_text()) == {"status": "finished"}

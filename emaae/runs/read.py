@@ -3,6 +3,7 @@
 A run may be in progress, or have been killed: a broken file counts as missing.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -51,11 +52,8 @@ def history(folder: Path) -> list[dict[str, Any]]:
         return []
     rows = {}
     for line in text.splitlines():
-        try:
+        with contextlib.suppress(ValueError, TypeError, LookupError):
             row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and type(row.get("epoch")) is int:
             rows[row["epoch"]] = row
     return [rows[epoch] for epoch in sorted(rows)]
 
