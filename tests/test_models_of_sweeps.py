@@ -103,7 +103,8 @@ def test_scores_of_two_kinds_on_wandb_are_not_compared(monkeypatch):
         artifact=lambda name: SimpleNamespace(metadata=there[name.split("-")[1].split(":")[0]])
     )
     monkeypatch.setattr(client, "public_api", lambda: api)
-    monkeypatch.setattr(client, "runs", lambda path: [SimpleNamespace(id=name) for name in there])
+    runs = [SimpleNamespace(entity="e", project="p", id=name) for name in there]
+    monkeypatch.setattr(client, "runs", lambda path: [run for run in runs if run.id in there])
     with pytest.raises(UserError, match="runs in e/p are not comparable: .* .an earlier score"):
         tracking._best_on_wandb("e/p")
     del there["b"]
@@ -219,10 +220,9 @@ def test_pulling_a_model_to_its_own_folder_changes_nothing(sweep):
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "curves.json"])
-def test_a_file_that_cannot_be_written_or_removed_is_named(name, sweep, tmp_path):
-    (tmp_path / "mine" / name).mkdir(parents=True)  # the second one would have to go
-    with pytest.raises(UserError, match=rf"mine/{name} cannot be written \("):
+def test_a_file_that_cannot_be_written_is_named(sweep, tmp_path):
+    (tmp_path / "mine" / "metrics.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mine/metrics.json cannot be written \("):
         pull(str(sweep[0]), tmp_path / "mine")
 
 
@@ -274,6 +274,8 @@ def test_a_model_that_was_changed_after_it_was_promoted_is_refused(sweep, tmp_pa
     with pytest.raises(UserError, match="best.pth has sha256 .* the file was changed"):
         pull(str(folder), tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
+    promote(str(folder))
+    pull(str(folder), tmp_path / "mine")
 
 
 def test_a_run_that_has_not_ended_has_no_model_yet(sweep, tmp_path):
