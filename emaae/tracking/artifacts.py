@@ -9,17 +9,16 @@ from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import score_description
 from emaae.runs import read
 from emaae.runs.model_card import model_card
-from emaae.system.errors import UserError
 from emaae.system.files import read_json, sha256
 
 # Collections are named PREFIX-<id of the W&B run>.
 MODEL_PREFIX, RECONSTRUCTIONS_PREFIX = "emaae", "reconstructions"
 
 
-def log_artifacts(run: Any, folder: Path, wait_s: int | None) -> None:
+def log_artifacts(run: Any, folder: Path, wait_s: int) -> None:
     """Log the model and the reconstructions, if the folder holds them.
 
-    wait_s: seconds to wait for each to be stored; None for an offline run, which cannot wait.
+    wait_s: seconds to wait for each to be stored; an offline run cannot wait.
     """
     for artifact in (model_artifact(folder, run.id), reconstructions_artifact(folder, run.id)):
         if artifact is not None:
@@ -27,7 +26,7 @@ def log_artifacts(run: Any, folder: Path, wait_s: int | None) -> None:
             if artifact.type == "model":
                 aliases += ["best", f"epoch-{artifact.metadata['epoch']}"]
             logged = run.log_artifact(artifact, aliases=aliases)
-            if wait_s is not None:
+            if not run.offline:
                 logged.wait(timeout=wait_s)
 
 
@@ -36,7 +35,7 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
 
     Metadata: the score, its targets (`aim`) and data, by which models are compared; metrics of the
     selected epoch on the validation split; the knobs that mostly vary; commit, sha256 of best.pth.
-    Raises UserError when history.jsonl lacks the selected epoch.
+    The files must not be moved or changed before the artifact is uploaded.
     """
     import wandb
 
@@ -44,10 +43,7 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     if "select/epoch" not in metrics or not (folder / "best.pth").is_file():
         return None
     config = read_json(folder / "config.json")
-    epoch = metrics["select/epoch"]
-    row = next((row for row in read.history(folder) if row["epoch"] == epoch), None)
-    if row is None:
-        raise UserError(f"{folder / 'history.jsonl'} lacks epoch {epoch}, that of best.pth")
+    measures = ("fvu", "sparsity", "r_articulators", "dead")
     knobs = (
         "alpha", "alpha_max", "alpha_epochs", "sparse_loss", "slow_coefficient", "seed",
         "inner_size", "n_encoder", "n_decoder", "norm", "activation", "keep_loudness",
@@ -56,19 +52,21 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
         "score": metrics["select/score"],
         "aim": score_description(config),
         "data": read.data_fingerprint(config),
-        "epoch": epoch,
+        "epoch": metrics["select/epoch"],
         "status": metrics["status"],
         "schedule": config["schedule"],
         "commit": config["git_commit"],
         "sha256": sha256(folder / "best.pth"),
-        **{name: row[f"val/{name}"] for name in ("fvu", "sparsity", "r_articulators", "dead")},
-        **{name: config.get(name) for name in knobs},  # older runs lack some
+        # Older runs lack some of these.
+        **{name: metrics.get(f"select/{name}") for name in measures},
+        **{name: config.get(name) for name in knobs},
     }
     name, card = f"{MODEL_PREFIX}-{run_id}", model_card(folder, run_id)
     artifact = wandb.Artifact(name, type="model", description=card, metadata=metadata)
     for name in ("best.pth", "model_config.json", "metrics.json", "curves.json"):
         if (folder / name).is_file():  # a run that was interrupted has no curves
-            add_file(artifact, folder / name, name)
+            # By default W&B copies every file into its cache and its staging area first.
+            artifact.add_file(str(folder / name), name, policy="immutable", skip_cache=True)
     return artifact
 
 
@@ -92,8 +90,7 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
                     r = None if np.isnan(r) else float(r)
                     table.add_data(str(saved["name"]), str(channel), r, *series)
         artifact.add(table, f"{epoch.name}/table")
-        for path in sorted(p for p in epoch.rglob("*") if p.suffix in (".npz", ".png")):
-            add_file(artifact, path, path.relative_to(folder / "reconstructions").as_posix())
+        artifact.add_dir(str(epoch), epoch.name, policy="immutable", skip_cache=True)
     return artifact
 
 
@@ -115,9 +112,3 @@ def reconstruction_table(folder: Path) -> Any | None:
             for t, (x, y) in enumerate(zip(*series)):
                 table.add_data(str(channel), t / FRAME_RATE_HZ, float(x), float(y))
     return table
-
-
-def add_file(artifact: Any, path: Path, name: str) -> None:
-    """Add a file, which must not be moved or changed before the artifact is uploaded."""
-    # By default W&B copies every file into its cache and its staging area first.
-    artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)

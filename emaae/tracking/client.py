@@ -15,7 +15,6 @@ from emaae.system.errors import UserError, reason
 
 # Shorter than wandb's default of 90 s: a run that begins offline instead can be uploaded later.
 INIT_TIMEOUT_S = 20
-STOP_TIMEOUT_S = 10  # of the query whether a signalled run was stopped for good
 # How long the end of a run waits for uploads; the rest can be uploaded later.
 FINISH_TIMEOUT_S = 300
 
@@ -116,8 +115,6 @@ def download(artifact: Any, folder: Path) -> Path:
 
 def stop_requested(path: str) -> bool:
     """Whether the run ENTITY/PROJECT/RUN was stopped on the server; False without an answer."""
-    import wandb
-
     query = (
         "query Stopped($entity: String!, $project: String!, $run: String!) "
         "{ project(name: $project, entityName: $entity) { run(name: $run) { stopped } } }"
@@ -125,8 +122,7 @@ def stop_requested(path: str) -> bool:
     variables = dict(zip(("entity", "project", "run"), path.split("/")))
     try:
         # The client has no public method for this field, which wandb polls during a run.
-        service = wandb.Api(timeout=STOP_TIMEOUT_S)._service_api
-        answer: Any = service.execute_graphql(query, variables)
+        answer: Any = public_api()._service_api.execute_graphql(query, variables)
         return bool(answer["project"]["run"]["stopped"])
     except Exception:  # whatever fails here must not keep a run from ending
         return False

@@ -61,17 +61,16 @@ class Mirror(Observer):
     sweep: the content of the sweep's file; by default that of the sweep on W&B, if the run has one.
     """
 
-    def __init__(self, folder: Path, run: Any, mode: str, sweep: Mapping[str, Any] | None = None):
-        self.folder, self.mode, self._run = folder, mode, run
-        project, sweep_id = f"{run.entity}/{run.project}", run.settings.sweep_id
-        self._path = f"{project}/{run.id}"
-        if sweep is None and sweep_id:
-            sweep = client.sweep_config(f"{project}/{sweep_id}") if mode == "online" else {}
+    def __init__(self, folder: Path, run: Any, sweep: Mapping[str, Any] | None = None):
+        self.folder, self._run, self._online = folder, run, not run.offline
+        if sweep is None and run.settings.sweep_id:
+            path = f"{run.entity}/{run.project}/{run.settings.sweep_id}"
+            sweep = client.sweep_config(path) if self._online else {}
         self._send_error: Exception | None = None  # why no more rows are sent
         self._n_sent = run.starting_step
         _define_axes(run, sweep)
         # Everything is pending until it has arrived: a process may be killed at any moment.
-        self._record(["run", "artifacts"] if mode == "online" else ["run"])
+        self._record(["run", "artifacts"] if self._online else ["run"])
         self._send_config(client.varying_names(sweep or {}))
         self._send_rows()
 
@@ -88,7 +87,7 @@ class Mirror(Observer):
         """
         preempted = status == "preempted"
         # "Stop run" on a run's page and hyperband send a signal too, but end the run for good.
-        stopped = preempted and self.mode == "online" and client.stop_requested(self._path)
+        stopped = preempted and self._online and client.stop_requested(self._run.path)
         if preempted and not stopped:
             with contextlib.suppress(Exception):  # if it fails, so does `finish`, with a report
                 self._run.mark_preempting()  # a run of a sweep is requeued
@@ -108,22 +107,21 @@ class Mirror(Observer):
         "artifacts", with the errors.
         """
         missing: dict[str, Exception] = {}
-        online = self.mode == "online"
         self._send_rows()
         try:
             self._run.summary["status"] = status
-            log_artifacts(self._run, self.folder, wait_s if online else None)
+            log_artifacts(self._run, self.folder, wait_s)
         except Exception as error:  # of wandb or the network
             missing["artifacts"] = error
         try:
             self._run.finish(exit_code=0 if status in read.GOOD else 1)
-            if online and _lacks_rows(self.folder, self._path):
+            if self._online and _lacks_rows(self.folder, self._run.path):
                 raise UserError("not all rows arrived")
         except Exception as error:
             missing["run"] = error
         if self._send_error is not None:
             missing["run"] = self._send_error
-        self._record(list(missing) if online else ["run"])
+        self._record(list(missing) if self._online else ["run"])
         return missing
 
     def _send_config(self, varying: Sequence[str]) -> None:
@@ -177,8 +175,7 @@ class Mirror(Observer):
         run = self._run
         record = {"id": run.id, "entity": run.entity or None, "project": run.project}
         record |= {"sweep": run.settings.sweep_id, "group": run.group or None}
-        record |= {"mode": self.mode, "pending": sorted(pending)}
-        write_json(self.folder / RECORD_FILE, record)
+        write_json(self.folder / RECORD_FILE, record | {"pending": sorted(pending)})
 
 
 def start(config: Config, folder: Path) -> Observer:
@@ -187,19 +184,12 @@ def start(config: Config, folder: Path) -> Observer:
     Returns an Observer that does nothing with --wandb disabled, and in all processes but the first.
     With --wandb auto, a run that cannot begin online begins offline. Raises UserError.
     """
-    if not is_main_process():
-        return Observer()
-    mode = client.mode_of(config.wandb)
+    mode = client.mode_of(config.wandb) if is_main_process() else "disabled"
     if mode == "disabled":
         print("W&B disabled", flush=True)
         return Observer()
     # W&B writes a log: on a full disk each line of the log would print a traceback.
     logging.raiseExceptions = False
-    refused = client.user_errors(
-        "W&B refuses the run",
-        "log in with `wandb login`, correct --wandb_project or --wandb_entity, or use --wandb "
-        "offline or disabled",
-    )
     # Without a saved state the run starts again, perhaps with other settings: as another W&B run.
     resumes = any((folder / name).is_file() for name in STATE_FILES)
     record = read.read_or_empty(folder / RECORD_FILE) if resumes else {}
@@ -207,7 +197,11 @@ def start(config: Config, folder: Path) -> Observer:
     given = {"entity": config.wandb_entity, "project": config.wandb_project}
     given |= {"id": record.get("id"), "group": group or record.get("group")}
     given["job_type"] = "eval" if config.eval_only else "train"
-    with refused:
+    with client.user_errors(
+        "W&B refuses the run",
+        "log in with `wandb login`, correct --wandb_project or --wandb_entity, or use --wandb "
+        "offline or disabled",
+    ):
         try:
             run = client.init(folder, mode, **given)
         except Exception as error:  # wandb and its libraries have no common error class
@@ -219,7 +213,7 @@ def start(config: Config, folder: Path) -> Observer:
     command = f"python -m emaae upload-pending {shlex.quote(str(folder))}"
     later = f"offline; upload later with: {command}"
     print(f"W&B {later if mode == 'offline' else f'online at {run.url}'}", flush=True)
-    return Mirror(folder, run, mode)
+    return Mirror(folder, run)
 
 
 def upload(
@@ -254,7 +248,7 @@ def upload(
     given["job_type"] = "eval" if config.get("eval_only") else "train"
     settings = {"sweep_id": sweep, "console": "off"}
     run = client.init(folder, "online", settings=settings, **given)
-    mirror = Mirror(folder, run, "online", sweep_config)
+    mirror = Mirror(folder, run, sweep_config)
     missing = mirror.finish(read.metrics(folder).get("status", "failed"), UPLOAD_TIMEOUT_S)
     if missing:
         what, error = next(iter(missing.items()))
@@ -303,8 +297,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     found = read.history(folder) + ([final] if final else [])
     for curve, names in CURVE_COLUMNS.items() if final and curves else ():
         for point in zip(*(curves[curve][column] for column in names)):
-            row = dict(zip(names.values(), point))
-            found.append({name: value for name, value in row.items() if value is not None})
+            found.append(dict(zip(names.values(), point)))
     return found
 
 

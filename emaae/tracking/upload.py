@@ -4,9 +4,10 @@ import contextlib
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -68,7 +69,10 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     compare = f"Compare its runs: python -m analysis.workspace ENTITY/{project}/SWEEP"
     config = {"name": folder.resolve().name} | config
     config["description"] = f"{description_of(sweep_file)}\n\n{compare}".strip()
-    sweep, entity = _published_sweep(folder, project, entity)
+    published = read.read_or_empty(folder / PUBLISHED_FILE)
+    if published.get("project") == project:
+        entity = entity or published["entity"]
+    sweep = _published_sweep(published, project, entity)
     send = partial(upload, entity=entity, project=project, sweep=sweep, sweep_config=config)
     uploaded, failures = _upload_all(folders, send)
     if failures:
@@ -106,16 +110,10 @@ def _finish(path: str) -> None:
         raise UserError(f"{path} exists and could not be finished: publish again") from None
 
 
-def _published_sweep(
-    folder: Path, project: str, entity: str | None
-) -> tuple[str | None, str | None]:
-    """The W&B sweep that a folder was published as, and its entity. Raises UserError.
-
-    The sweep is None if there is none; the entity is then that of the arguments.
-    """
-    record = read.read_or_empty(folder / PUBLISHED_FILE)
-    if record.get("project") != project or entity not in (None, record.get("entity")):
-        return None, entity
-    path = f"{record['entity']}/{project}/{record['sweep']}"
+def _published_sweep(record: Mapping[str, Any], project: str, entity: str | None) -> str | None:
+    """The id of the W&B sweep in a published.json, if it is there and exists. Raises UserError."""
+    if (record.get("project"), record.get("entity")) != (project, entity):
+        return None
+    path = f"{entity}/{project}/{record['sweep']}"
     found = client.get_or_none(client.public_api().sweep, path)
-    return (found.id, record["entity"]) if found else (None, entity)
+    return found.id if found else None
