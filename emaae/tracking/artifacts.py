@@ -35,7 +35,6 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
 
     Metadata: the score, its targets (`aim`) and data, by which models are compared; metrics of the
     selected epoch on the validation split; the knobs that mostly vary; commit, sha256 of best.pth.
-    The files must not be moved or changed before the artifact is uploaded.
     """
     import wandb
 
@@ -65,8 +64,7 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     artifact = wandb.Artifact(name, type="model", description=card, metadata=metadata)
     for name in ("best.pth", "model_config.json", "metrics.json", "curves.json"):
         if (folder / name).is_file():  # a run that was interrupted has no curves
-            # By default W&B copies every file into its cache and its staging area first.
-            artifact.add_file(str(folder / name), name, policy="immutable", skip_cache=True)
+            add_file(artifact, folder / name, name)
     return artifact
 
 
@@ -90,7 +88,8 @@ def reconstructions_artifact(folder: Path, run_id: str) -> Any | None:
                     r = None if np.isnan(r) else float(r)
                     table.add_data(str(saved["name"]), str(channel), r, *series)
         artifact.add(table, f"{epoch.name}/table")
-        artifact.add_dir(str(epoch), epoch.name, policy="immutable", skip_cache=True)
+        for path in sorted(p for p in epoch.rglob("*") if p.suffix in (".npz", ".png")):
+            add_file(artifact, path, path.relative_to(folder / "reconstructions").as_posix())
     return artifact
 
 
@@ -112,3 +111,9 @@ def reconstruction_table(folder: Path) -> Any | None:
             for t, (x, y) in enumerate(zip(*series)):
                 table.add_data(str(channel), t / FRAME_RATE_HZ, float(x), float(y))
     return table
+
+
+def add_file(artifact: Any, path: Path, name: str) -> None:
+    """Add a file, which must not be moved or changed before the artifact is uploaded."""
+    # By default W&B copies every file into its cache and its staging area first.
+    artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)

@@ -87,8 +87,7 @@ class Mirror(Observer):
         """
         preempted = status == "preempted"
         # "Stop run" on a run's page and hyperband send a signal too, but end the run for good.
-        stopped = preempted and self._online and client.stop_requested(self._run.path)
-        if preempted and not stopped:
+        if preempted and not (self._online and client.stop_requested(self._run.path)):
             with contextlib.suppress(Exception):  # if it fails, so does `finish`, with a report
                 self._run.mark_preempting()  # a run of a sweep is requeued
         missing = self.finish(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
@@ -106,8 +105,8 @@ class Mirror(Observer):
         wait_s: seconds to wait for each artifact. Returns the parts that did not arrive, "run" or
         "artifacts", with the errors.
         """
-        missing: dict[str, Exception] = {}
         self._send_rows()
+        missing: dict[str, Exception] = {"run": self._send_error} if self._send_error else {}
         try:
             self._run.summary["status"] = status
             log_artifacts(self._run, self.folder, wait_s)
@@ -119,8 +118,6 @@ class Mirror(Observer):
                 raise UserError("not all rows arrived")
         except Exception as error:
             missing["run"] = error
-        if self._send_error is not None:
-            missing["run"] = self._send_error
         self._record(list(missing) if self._online else ["run"])
         return missing
 
@@ -208,11 +205,10 @@ def start(config: Config, folder: Path) -> Observer:
             if mode == "offline" or config.wandb == "online":
                 raise
             print(f"W&B cannot be reached ({reason(error)}); continuing offline", flush=True)
-            mode = "offline"
-            run = client.init(folder, mode, **given)
+            run = client.init(folder, "offline", **given)
     command = f"python -m emaae upload-pending {shlex.quote(str(folder))}"
     later = f"offline; upload later with: {command}"
-    print(f"W&B {later if mode == 'offline' else f'online at {run.url}'}", flush=True)
+    print(f"W&B {later if run.offline else f'online at {run.url}'}", flush=True)
     return Mirror(folder, run)
 
 

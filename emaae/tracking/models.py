@@ -22,7 +22,7 @@ from emaae.runs.portable import TORCH_FILES, to_torch
 from emaae.system.errors import UserError
 from emaae.system.files import make_folder, read_json, sha256, write_bytes, write_error, write_json
 from emaae.tracking import client
-from emaae.tracking.artifacts import MODEL_PREFIX
+from emaae.tracking.artifacts import MODEL_PREFIX, add_file
 
 # File in the copy of a promoted model; it names the run that the model came from.
 PROMOTED_FILE = "promoted.json"
@@ -150,7 +150,8 @@ def _promote_on_wandb(path: str) -> PromotedModel:
             to_torch(load_model_file(folder / "best.pth"), folder)
             metadata = dict(source.metadata) | {"run": run_id}
             promoted = wandb.Artifact(collection, type="model", description=card, metadata=metadata)
-            promoted.add_dir(str(folder), policy="immutable", skip_cache=True)
+            for name in _files(folder, source.name):
+                add_file(promoted, folder / name, name)
             given = {"entity": entity, "project": project, "job_type": "promote"}
             # Without an id it would be the run that the environment names.
             given["id"] = uuid.uuid4().hex[:8]
