@@ -59,8 +59,10 @@ def main(argv: list[str] | None = None) -> int:
         model.normalise(*splits["train"].mean_and_sd())
     with RunFolder.open(config) as run:
         print(f"run {run.path}", flush=True)
-        run.observe(mirror.start(config, run.path), Terminal(run.path, config))
         run.write_config(model, splits)
+        terminal = Terminal(run, config)
+        run.observers = (mirror.start(config, run.path), terminal)
+        terminal.print_start(model, splits)
 
         model.to(device)
         splits = {name: split.to(device) for name, split in splits.items()}

@@ -35,7 +35,7 @@ def model_file(ref: str | os.PathLike) -> Iterator[Path]:
     """
     if str(ref).startswith("wandb:"):
         with tempfile.TemporaryDirectory() as folder:
-            yield pull(str(ref).removeprefix("wandb:"), Path(folder)) / "best.pth"
+            yield pull(str(ref), Path(folder)) / "best.pth"
         return
     path = Path(ref).expanduser()
     if os.path.isdir(path):

@@ -14,7 +14,6 @@ from emaae.models import CNNAutoEncoder, build_model
 from emaae.runs import checkpoint
 from emaae.system.errors import UserError
 from emaae.system.files import write_atomically, write_json
-from emaae.training import TrainingState
 
 
 @pytest.fixture
@@ -226,18 +225,6 @@ def test_a_model_larger_than_memory_is_refused(monkeypatch):
 
 
 def test_a_file_that_is_not_the_state_of_a_run_is_refused(tmp_path):
-    checkpoint.save(tmp_path / "last.pt", {"format": checkpoint.FORMAT, "epoch": "many"})
-    with pytest.raises(UserError, match="last.pt is not the saved state of a run"):
-        checkpoint.load_last(tmp_path)
-
-
-@pytest.mark.parametrize("item", ["sums", "active", "best"])
-def test_a_state_that_lacks_an_item_which_may_be_none_is_refused(tmp_path, item):
-    config = Config.from_mapping({"inner_size": 8, "n_encoder": 2, "n_decoder": 2})
-    state = TrainingState.begin(build_model(**config.architecture), config).state_dict()
-    checkpoint.save_last(tmp_path, state)
-    assert checkpoint.load_last(tmp_path)[item] is None
-    del state[item]
-    checkpoint.save_last(tmp_path, state)
-    with pytest.raises(UserError, match="last.pt is not the saved state of a run"):
+    checkpoint.save(tmp_path / "last.pt", {"epoch": 3})
+    with pytest.raises(UserError, match="last.pt has format None, this program reads 3"):
         checkpoint.load_last(tmp_path)

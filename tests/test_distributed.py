@@ -204,7 +204,7 @@ def test_a_run_of_two_processes_leaves_the_same_files_as_a_run_of_one(swept, tre
 @pytest.mark.slow
 def test_only_the_first_process_has_a_wandb_run(swept):
     (run,) = (swept[0] / "runs" / "0001" / "wandb").glob("offline-run-*")
-    assert json.loads((swept[0] / "runs" / "0001" / "wandb.json").read_text())["mode"] == "offline"
+    assert json.loads((swept[0] / "runs" / "0001" / "wandb.json").read_text())["pending"] == ["run"]
     assert run.name.endswith(json.loads((swept[0] / "runs/0001/wandb.json").read_text())["id"])
     log = (swept[0] / "logs" / "0001.txt").read_text()
     assert log.count("W&B offline") == 2  # begun and gone on with

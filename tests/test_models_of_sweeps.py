@@ -103,7 +103,8 @@ def test_scores_of_two_kinds_on_wandb_are_not_compared(monkeypatch):
         artifact=lambda name: SimpleNamespace(metadata=there[name.split("-")[1].split(":")[0]])
     )
     monkeypatch.setattr(client, "public_api", lambda: api)
-    monkeypatch.setattr(client, "runs", lambda path: [SimpleNamespace(id=name) for name in there])
+    runs = [SimpleNamespace(entity="e", project="p", id=name) for name in there]
+    monkeypatch.setattr(client, "runs", lambda path: [run for run in runs if run.id in there])
     with pytest.raises(UserError, match="runs in e/p are not comparable: .* .an earlier score"):
         tracking._best_on_wandb("e/p")
     del there["b"]
@@ -134,6 +135,37 @@ def test_promoting_again_changes_nothing_and_a_better_run_takes_over(sweep):
     assert same(emaae.load_model(folder), better)
     left = sorted(p.name for p in folder.iterdir() if p.name != ".promote.lock")
     assert left == ["best", "runs"]
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "notes.txt"])
+def test_a_folder_best_that_is_no_promoted_model_is_not_replaced(sweep, name):
+    folder, _ = sweep
+    (folder / "best").mkdir()
+    (folder / "best" / name).write_text("")
+    with pytest.raises(UserError, match="best is not a model that was promoted, .*: rename it"):
+        promote(str(folder))
+    assert os.listdir(folder / "best") == [name]
+
+
+def test_a_model_that_was_pulled_beside_runs_is_not_one_of_them(sweep):
+    runs = sweep[0] / "runs"
+    promote(str(runs))
+    pull(str(runs), runs / "mine")
+    assert not {"best", "mine"} & {run.name for run in read.run_folders(runs)}
+    assert promote(str(runs)).run == "0001"
+
+
+def test_a_reference_to_wandb_is_never_a_local_folder(sweep, monkeypatch):
+    def artifact(name):
+        raise ValueError("not there")
+
+    monkeypatch.setattr(client, "public_api", lambda: SimpleNamespace(artifact=artifact))
+    folder, _ = sweep
+    monkeypatch.chdir(folder.parent.parent)
+    ref = f"{folder.parent.name}/{folder.name}"
+    pull(ref, folder / "mine")
+    with pytest.raises(UserError, match=f"{ref} names no model on W&B"):
+        emaae.load_model(f"wandb:{ref}")
 
 
 def test_promotions_at_the_same_moment_agree_and_leave_a_whole_model(sweep):
@@ -188,10 +220,9 @@ def test_pulling_a_model_to_its_own_folder_changes_nothing(sweep):
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "curves.json"])
-def test_a_file_that_cannot_be_written_or_removed_is_named(name, sweep, tmp_path):
-    (tmp_path / "mine" / name).mkdir(parents=True)  # the second one would have to go
-    with pytest.raises(UserError, match=rf"mine/{name} cannot be written \("):
+def test_a_file_that_cannot_be_written_is_named(sweep, tmp_path):
+    (tmp_path / "mine" / "metrics.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mine/metrics.json cannot be written \("):
         pull(str(sweep[0]), tmp_path / "mine")
 
 
@@ -243,6 +274,8 @@ def test_a_model_that_was_changed_after_it_was_promoted_is_refused(sweep, tmp_pa
     with pytest.raises(UserError, match="best.pth has sha256 .* the file was changed"):
         pull(str(folder), tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
+    promote(str(folder))
+    pull(str(folder), tmp_path / "mine")
 
 
 def test_a_run_that_has_not_ended_has_no_model_yet(sweep, tmp_path):

@@ -295,7 +295,7 @@ def test_a_signal_while_the_end_is_written_comes_after_it(tmp_path, monkeypatch)
 
     monkeypatch.setattr("emaae.runs.folder.files.write_json", write_json)
     run, told = RunFolder.open(Config.from_mapping({"out_dir": str(tmp_path)})), []
-    run.observe(SimpleNamespace(on_end=lambda metrics, status, curves: told.append(status)))
+    run.observers = [SimpleNamespace(on_end=lambda *given: told.append(given[1]))]
     with handle_signals(), pytest.raises(Interrupted), run:
         run.finish({}, "finished", {"split": "val"})
     assert json.loads((run.path / "metrics.json").read_text()) == {"status": "finished"}
@@ -329,7 +329,7 @@ def test_other_settings_and_other_data_are_refused_and_no_file_changes(
     write_tree(tmp_path / "other", {"a": 50, "b": 60}, seed=9)
     change = change.replace("other", str(tmp_path / "other"))
     with pytest.raises(UserError, match=message):
-        train.main(["--resume", "--run_name=r", f"--out_dir={tmp_path}", change])
+        train.main(["--resume", "--run_name=r", f"--out_dir={tmp_path}", "--wandb=offline", change])
     assert {path: path.read_bytes() for path in run.glob("*.*")} == before
 
 

@@ -119,12 +119,13 @@ def test_final_metrics_are_those_of_runs_that_cannot_be_resumed(tmp_path):
         assert ("select/score" in read.final_metrics(folder)) == is_final
 
 
-def test_a_promoted_copy_is_not_a_run(tmp_path):
+def test_the_copy_of_a_model_is_not_a_run_but_one_that_failed_at_its_start_is(tmp_path):
     write_run(tmp_path / "a", epochs=2)
-    (tmp_path / "best").mkdir()
-    for name in ("metrics.json", "promoted.json"):
-        (tmp_path / "best" / name).write_text("{}")
-    assert [run.name for run in read_runs(tmp_path)] == ["a"]
+    for name, files in (("best", ("metrics.json", "best.pth")), ("failed", ("metrics.json",))):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("{}")
+    assert [run.name for run in read_runs(tmp_path)] == ["a", "failed"]
 
 
 def test_a_setting_is_named_by_what_differs_and_the_seed_does_not_count(sweep):

@@ -59,7 +59,7 @@ class Heard:
     def __init__(self):
         self.rows, self.metadata, self.summary, self.starting_step = [], [], {}, 0
         self.config = SimpleNamespace(update=lambda *_, **__: None)
-        self.id, self.entity, self.project, self.group = "r", "e", "p", ""
+        self.id, self.entity, self.project, self.group, self.offline = "r", "e", "p", "", True
         self.settings = SimpleNamespace(sweep_id=None)
 
     def define_metric(self, *_, **__):
@@ -88,7 +88,7 @@ def test_nothing_undefined_reaches_metrics_artifacts_or_a_sweep(
 
     def start(config, folder):
         heard["run"] = Heard()
-        return mirror.Mirror(folder, heard["run"], "offline")
+        return mirror.Mirror(folder, heard["run"])
 
     real = training.train_epoch
 

@@ -272,13 +272,17 @@ def test_the_name_of_a_run_that_failed_before_its_first_epoch_may_be_reused(smal
     assert train.main(named) == 0
 
 
-def test_a_reused_name_has_no_metrics_of_the_failed_run(tmp_path):
-    config = Config.from_mapping({"out_dir": str(tmp_path), "run_name": "mine"})
-    with pytest.raises(ValueError, match="early"), RunFolder.open(config):
-        raise ValueError("early")
-    assert read.metrics(tmp_path / "mine")["status"] == "failed"
-    with RunFolder.open(config):
-        assert read.metrics(tmp_path / "mine") == {}
+def test_a_reused_name_has_nothing_of_the_failed_run(tmp_path):
+    given = {"out_dir": str(tmp_path), "run_name": "mine"}
+    for resume in (False, True):
+        again = Config.from_mapping(given | {"resume": resume})
+        with contextlib.suppress(ValueError), RunFolder.open(again) as run:
+            if resume:  # a state in the middle of the first epoch
+                run.save_last(lambda: {"batch": 7}, now=True)
+            raise ValueError
+        assert read.metrics(tmp_path / "mine")["status"] == "failed"
+    with RunFolder.open(Config.from_mapping(given)) as run:
+        assert not {"metrics.json", "last.pt"} & {path.name for path in run.path.iterdir()}
 
 
 def test_a_run_name_that_is_too_long_prints_one_line(tmp_path):

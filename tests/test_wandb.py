@@ -201,10 +201,9 @@ def test_runs_are_named_by_what_their_sweep_varies():
 def test_a_run_that_was_changed_does_not_end_the_upload_of_others(tmp_path):
     run = write_run(tmp_path / "changed", epochs=2)
     (run / "best.pth").write_bytes(b"")
-    (run / "history.jsonl").write_text("")
     send = partial(model_artifact, run_id="r")
     uploaded, (failure,) = _upload_all([run, tmp_path], send)
-    assert "changed/history.jsonl lacks epoch" in failure
+    assert "changed/model_config.json cannot be read" in failure
     assert list(uploaded) == [tmp_path], "the second folder has no model"
 
 
@@ -222,8 +221,8 @@ def test_the_table_of_reconstructions_is_of_the_last_epoch(tmp_path):
 def test_curves_are_of_the_last_existing_split(splits):
     row = {"lowpass/cutoff": 0.5, "lowpass/fvu": 0.1}
     config = {"data": dict.fromkeys(splits)}
-    run = SimpleNamespace(id="r", config=config, summary_metrics={})
-    assert _downloaded("e/p", run, [row])["curves"]["split"] == splits[-1]
+    run = SimpleNamespace(entity="e", project="p", id="r", config=config, summary_metrics={})
+    assert _downloaded(run, [row])["curves"]["split"] == splits[-1]
 
 
 @pytest.mark.parametrize(
@@ -237,9 +236,8 @@ def test_only_a_sweep_with_runs_can_be_published(tmp_path, files, message):
         publish(tmp_path, "p")
 
 
-def test_without_an_answer_no_second_sweep_is_created(tmp_path, monkeypatch):
+def test_without_an_answer_no_second_sweep_is_created(monkeypatch):
     record = {"sweep": "s", "entity": "e", "project": "p"}
-    (tmp_path / "published.json").write_text(json.dumps(record))
 
     class Silent:
         def sweep(self, path):
@@ -248,9 +246,28 @@ def test_without_an_answer_no_second_sweep_is_created(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "public_api", Silent)
     error: Exception = CommError("HTTP 502")
     with pytest.raises(UserError, match="did not answer whether e/p/s exists .HTTP 502"):
-        _published_sweep(tmp_path, "p", None)
+        _published_sweep(record, "p", "e")
     error = ValueError("Could not find sweep")
-    assert _published_sweep(tmp_path, "p", None) is None
+    assert _published_sweep(record, "p", "e") is None
+
+
+def test_a_published_sweep_keeps_its_entity_when_none_is_given(tmp_path, monkeypatch):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(GRID))
+    write_run(tmp_path / "runs" / "0001", epochs=2)
+    record = {"sweep": "s", "entity": "team", "project": "p"}
+    (tmp_path / "published.json").write_text(json.dumps(record))
+    found = SimpleNamespace(id="s", state="FINISHED", runs=[SimpleNamespace(id="r")])
+    monkeypatch.setattr(client, "public_api", lambda: SimpleNamespace(sweep=lambda path: found))
+    destinations = []
+
+    def upload(folder, entity, project, sweep, sweep_config):
+        destinations.append((entity, project, sweep))
+        return f"{entity}/{project}/r"
+
+    monkeypatch.setattr("emaae.tracking.upload.upload", upload)
+    for entity in (None, "team"):
+        assert publish(tmp_path, "p", entity) == "team/p/s"
+    assert destinations == [("team", "p", "s")] * 2
 
 
 def test_a_sweep_that_cannot_be_finished_says_so(monkeypatch):
@@ -294,6 +311,8 @@ def test_a_folder_that_the_wandb_client_made_is_not_a_local_run(tmp_path, monkey
     assert client.is_local("lab/speech")
     assert client.is_local("lab/speech/mine")
     assert client.is_local(str(tmp_path))
+    assert client.is_local("./lab")
+    assert client.is_local("/usr/lib")
 
 
 def test_the_curves_are_rows_over_axes_of_their_own(swept):
@@ -346,10 +365,12 @@ def test_promote_and_pull_give_the_model_with_the_lowest_score(swept, tmp_path):
     backend, env, path, home = swept
     best_id = min(backend.runs, key=lambda i: backend.runs[i].summary.get("select/score", 9))
     n_models = sum(a.type == "model" for a in backend.artifacts)
+    env = env | {"WANDB_RUN_ID": best_id}  # as in the script of a job
     for _ in range(2):  # again changes nothing
         done = works("-m", "emaae", "promote", path, **env)
         assert f"best: run {best_id}" in done.stdout
     assert sum(a.type == "model" for a in backend.artifacts) == n_models + 1
+    assert backend.runs[best_id].job_type == "train"
     entity, project, sweep = path.split("/")
     with ThreadPoolExecutor(2) as pool:  # two at the same moment agree
         promotions = [

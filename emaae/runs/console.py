@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from emaae.config import Config
@@ -12,17 +11,17 @@ from emaae.data.features import FRAME_RATE_HZ, SPLITS
 from emaae.data.split import Split
 from emaae.metric_table import SUMMARY, SUMMARY_AT_END
 from emaae.models import CNNAutoEncoder
-from emaae.runs.folder import Observer
+from emaae.runs.folder import NoFolder, Observer, RunFolder
 
 
 class Terminal(Observer):
     """Prints a run: its data and model, a line for each epoch, a table at the end."""
 
-    def __init__(self, folder: Path, config: Config):
-        self.folder, self.config = folder, config
+    def __init__(self, run: RunFolder | NoFolder, config: Config):
+        self.folder, self.last, self.config = run.path, run.last, config
 
-    def on_start(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
-        """Print the sizes of the splits and of the model."""
+    def print_start(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
+        """Print the sizes of the splits and of the model, and how far a resumed run has got."""
         if self.config.uses_demo:
             print("data: generated for demonstration; give --train_dir and --val_dir for your own")
         for name, split in splits.items():
@@ -30,12 +29,10 @@ class Terminal(Observer):
             print(f"{name:<5} {len(split):>6} utterances {minutes:>8.1f} min")
         n_parameters = sum(p.numel() for p in model.parameters())
         print(f"model {model.get_type()}, {n_parameters / 1e6:.2f} M parameters", flush=True)
-
-    def on_resume(self, last: Mapping[str, Any]) -> None:
-        """Print the epoch after which training continues."""
-        batches = f" and {last['batch']} batches" if last["batch"] else ""
-        settings = f"with the settings of {self.folder / 'config.json'}"
-        print(f"continuing after {last['epoch']} epochs{batches}, {settings}", flush=True)
+        if self.last is not None:
+            batches = f" and {self.last['batch']} batches" if self.last["batch"] else ""
+            settings = f"with the settings of {self.folder / 'config.json'}"
+            print(f"continuing after {self.last['epoch']} epochs{batches}, {settings}", flush=True)
 
     def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """Print one line about an epoch."""

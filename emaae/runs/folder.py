@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,24 +65,13 @@ def check_space(config: Config) -> None:
 
 def status_if_ended(config: Config) -> str:
     """The status of the run to resume if that run has already ended; else ""."""
-    status = ""
-    if is_main_process() and (config.resume or _started_by_agent()):
-        status = read.metrics(_run_path(config)).get("status", "")
-    status = broadcast(status)
+    again = config.resume or _started_by_agent()
+    status = broadcast(read.metrics(_run_path(config)).get("status", "") if again else "")
     return status if status in read.ENDED else ""
 
 
 class Observer:
     """Receives the events of a run, for the terminal or W&B; this base class ignores them."""
-
-    def on_config(self, values: Mapping[str, Any]) -> None:
-        """The content of config.json."""
-
-    def on_start(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
-        """The model that is trained, and its data."""
-
-    def on_resume(self, last: Mapping[str, Any]) -> None:
-        """Training continues from the state `last`; the history holds the rows before it."""
 
     def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """A new row of history.jsonl, and how long its epoch took."""
@@ -91,7 +80,7 @@ class Observer:
         """The content of metrics.json and curves.json; {} without curves."""
 
 
-class RunFolder(Run):
+class RunFolder(Run, contextlib.AbstractContextManager):
     """Writes the files of one run, and tells its observers what it writes.
 
     Leaving it as a context manager ends the run: after an exception before `finish` metrics.json
@@ -100,7 +89,7 @@ class RunFolder(Run):
 
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
-        self._observers: tuple[Observer, ...] = ()
+        self.observers: Sequence[Observer] = ()  # are told all events from when they are set
         self.last: dict[str, Any] | None = None  # the state from which the run is resumed
         self._lock = files.lock_folder(path)
         # Whether leaving the context ends the run: not after `finish`, and not while the settings
@@ -139,9 +128,10 @@ class RunFolder(Run):
                     attempt.mkdir()
                     return cls(attempt, config)
             failed = read.metrics(path).get("status") == "failed"
-            if failed and not (path / "history.jsonl").exists():
+            if failed and not read.history(path):
                 run = cls(path, config)
-                (path / "metrics.json").unlink()
+                for name in ("metrics.json", *checkpoint.STATE_FILES):
+                    (path / name).unlink(missing_ok=True)
                 return run
         except OSError as error:
             raise UserError(
@@ -161,9 +151,6 @@ class RunFolder(Run):
             self._rewind(0)
         return self
 
-    def __enter__(self) -> "RunFolder":
-        return self
-
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if self._unfinished:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
@@ -172,14 +159,6 @@ class RunFolder(Run):
                 self.finish(self._selected, "preempted" if interrupted else "failed", {})
         if self._lock is not None:
             self._lock.close()
-
-    def observe(self, *observers: Observer) -> None:
-        """Set the observers, which are told all events from now on."""
-        self._observers = observers
-
-    def _notify(self, what: str, *values: Any) -> None:
-        for observer in self._observers:
-            getattr(observer, what)(*values)
 
     def write_config(self, model: CNNAutoEncoder, splits: Mapping[str, Split]) -> None:
         """Write config.json and model_config.json.
@@ -202,17 +181,14 @@ class RunFolder(Run):
             )
         else:
             self._check_unchanged(knobs | found)
-        self._notify("on_config", knobs | found)
-        self._notify("on_start", model, splits)
-        if self.last is not None:
-            self._restore_epoch(self.last)
-            self._notify("on_resume", self.last)
+            self._unfinished = True
+            self._rewind(self.last["epoch"])
+            if self.last["best"] is not None:
+                checkpoint.save(self.path / "best.pth", self.last["best"])
+                self._selected = Selection(**self.last["selection"]).metrics()
 
     def _check_unchanged(self, now: Mapping[str, Any]) -> None:
-        path = self.path / "config.json"
-        before = {"data": {}} | files.read_json(path)
-        if not isinstance(before["data"], dict):
-            raise UserError(f"{path}: data must be an object, got {before['data']!r}")
+        before = files.read_json(self.path / "config.json")
         was, is_now = _what_must_stay(before), _what_must_stay(now)
         for what in was | is_now:
             if was.get(what) != is_now.get(what):
@@ -229,24 +205,12 @@ class RunFolder(Run):
                     "last.pt",
                     stacklevel=2,
                 )
-        versions_then = before.get("versions")
-        if versions_then != now["versions"]:
+        if before["versions"] != now["versions"]:
             warnings.warn(
-                f"{self.path} began with other versions ({versions_then}): the numbers may "
+                f"{self.path} began with other versions ({before['versions']}): the numbers may "
                 "differ in their last digits from those of a run that was never interrupted",
                 stacklevel=2,
             )
-
-    def _restore_epoch(self, last: Mapping[str, Any]) -> None:
-        """Go back to the epoch of the state `last`."""
-        self._unfinished = True
-        self._rewind(last["epoch"])
-        if last["best"] is not None:
-            checkpoint.save(self.path / "best.pth", last["best"])
-            try:
-                self._selected = Selection(**last["selection"]).metrics()
-            except TypeError as error:
-                raise UserError(f"last.pt of {self.path} was changed ({error})") from None
 
     def _rewind(self, epoch: int) -> None:
         """Remove what was written after `epoch`. Raises UserError when the history lacks a row."""
@@ -277,7 +241,8 @@ class RunFolder(Run):
             with contextlib.suppress(OSError):
                 os.truncate(path, before)  # remove the incomplete line
             raise UserError(files.write_error(path, error)) from None
-        self._notify("on_epoch", row, seconds)
+        for observer in self.observers:
+            observer.on_epoch(row, seconds)
 
     def save_best(self, model: CNNAutoEncoder, selected: Mapping[str, float]) -> None:
         """Write best.pth, a bare state_dict."""
@@ -303,7 +268,12 @@ class RunFolder(Run):
         status: finished, early_stopped, diverged, preempted or failed. curves: those of
         `shift.shift_tolerance` and the name of their `split`, or {}.
         """
-        metrics = dict(metrics) | self._selected_metrics(metrics.get("select/epoch"))
+        # More metrics of the selected epoch, for tables made from metrics.json alone.
+        epoch = metrics.get("select/epoch")
+        row = next((row for row in read.history(self.path) if row["epoch"] == epoch), {})
+        selected = {name: row.get(name.replace("select/", "val/")) for name in SELECTED}
+        defined = {name: value for name, value in selected.items() if value is not None}
+        metrics = dict(metrics) | defined
         final = json_safe(metrics) | {"status": status}
         try:
             with defer_interrupts():  # a signal comes before the end of the run, or after it
@@ -316,28 +286,22 @@ class RunFolder(Run):
             status = "preempted" if status == "preempted" else "failed"
             raise
         finally:
-            self._notify("on_end", metrics, status, curves)
-
-    def _selected_metrics(self, epoch: int | None) -> dict[str, float]:
-        """More metrics of the selected epoch, for tables made from metrics.json alone."""
-        row = next((row for row in read.history(self.path) if row["epoch"] == epoch), {})
-        found = {name: row.get(name.replace("select/", "val/")) for name in SELECTED}
-        return {name: value for name, value in found.items() if value is not None}
+            for observer in self.observers:
+                observer.on_end(metrics, status, curves)
 
 
-class NoFolder(Run):
+class NoFolder(Run, contextlib.AbstractContextManager):
     """Replaces RunFolder in all processes but the first, which writes the files."""
+
+    observers: Sequence[Observer] = ()
 
     def __init__(self, path: Path, last: dict[str, Any] | None):
         self.path, self.last = path, last
 
-    def __enter__(self) -> "NoFolder":
-        return self
-
     def _nothing(self, *_: Any) -> None:
         """Do nothing: the first process does it."""
 
-    __exit__ = observe = write_config = finish = _nothing
+    __exit__ = write_config = finish = _nothing
 
 
 def _data_entry(split: Split) -> dict[str, Any]:
@@ -352,8 +316,7 @@ def _what_must_stay(config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of config.json that must not change: not paths, locations, skipped files."""
     found = {f"--{name}": config.get(name) for name in SWEEPABLE}
     for split, data in config["data"].items():
-        entries = data.items() if isinstance(data, dict) else ()
-        found[f"the {split} split"] = {k: v for k, v in entries if k != "skipped"}
+        found[f"the {split} split"] = {k: v for k, v in data.items() if k != "skipped"}
     return found
 
 
@@ -391,12 +354,8 @@ def versions() -> dict[str, str]:
     """Python's version and those of the packages that numbers depend on; torch's with its build."""
     found = {"python": platform.python_version(), "platform": sys.platform}
     found["torch"] = str(torch.__version__)
-    for name in ("numpy", "scipy", "einops", "wandb"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    packages = ("numpy", "scipy", "einops", "wandb")
+    return found | {name: importlib.metadata.version(name) for name in packages}
 
 
 def git_commit() -> str | None:

@@ -3,6 +3,7 @@
 A run may be in progress, or have been killed: a broken file counts as missing.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -20,8 +21,6 @@ K = TypeVar("K")
 # GOOD: statuses of runs that ended well. ENDED: statuses after which nothing is left to resume.
 GOOD = ("finished", "early_stopped")
 ENDED = (*GOOD, "diverged")
-# File in the copy of a promoted model; it names the run that the model came from.
-PROMOTED_FILE = "promoted.json"
 
 
 def read_or_empty(path: Path) -> dict[str, Any]:
@@ -53,11 +52,8 @@ def history(folder: Path) -> list[dict[str, Any]]:
         return []
     rows = {}
     for line in text.splitlines():
-        try:
+        with contextlib.suppress(ValueError, TypeError, LookupError):
             row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and type(row.get("epoch")) is int:
             rows[row["epoch"]] = row
     return [rows[epoch] for epoch in sorted(rows)]
 
@@ -69,10 +65,11 @@ def drawn_epochs(folder: Path) -> dict[int, Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, however short; the copy of a promoted model is not."""
-    names = ("config.json", "history.jsonl", "metrics.json")
-    has_files = any((folder / name).is_file() for name in names)
-    return has_files and not (folder / PROMOTED_FILE).is_file()
+    """Whether a folder is that of a run, however short; the copy of a model is not."""
+    if any((folder / name).is_file() for name in ("config.json", "history.jsonl")):
+        return True
+    # A run that failed at its start has metrics.json alone; the copy of a model has both.
+    return (folder / "metrics.json").is_file() and not (folder / "best.pth").is_file()
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -69,8 +69,6 @@ class Model:
 
     def _smoothed(self, h: Tensor) -> Tensor:
         n = self.config["gate_frames"] if self.config["activation"] == "feature_topk" else 1
-        if n == 1:
-            return h
         window = torch.sin(torch.pi * torch.arange(1, n + 1) / (n + 1)).square()
         taps = (window / window.sum()).to(h).expand(h.shape[1], 1, -1)
         return F.conv1d(h, taps, padding=n // 2, groups=h.shape[1])

@@ -30,12 +30,8 @@ def agent_config() -> dict[str, Any]:
         return {}
     try:
         found = yaml.safe_load(read_text(path)) or {}
-        return {
-            name: entry["value"] if isinstance(entry, dict) and "value" in entry else entry
-            for name, entry in found.items()
-            if name != "wandb_version"
-        }
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        return {name: entry["value"] for name, entry in found.items() if name != "wandb_version"}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(
             f"WANDB_SWEEP_PARAM_PATH={path} cannot be read as W&B's agent writes it ({error}): "
             "start the run by `wandb agent`, or unset the variable"

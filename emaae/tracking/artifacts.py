@@ -9,17 +9,16 @@ from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import score_description
 from emaae.runs import read
 from emaae.runs.model_card import model_card
-from emaae.system.errors import UserError
 from emaae.system.files import read_json, sha256
 
 # Collections are named PREFIX-<id of the W&B run>.
 MODEL_PREFIX, RECONSTRUCTIONS_PREFIX = "emaae", "reconstructions"
 
 
-def log_artifacts(run: Any, folder: Path, wait_s: int | None) -> None:
+def log_artifacts(run: Any, folder: Path, wait_s: int) -> None:
     """Log the model and the reconstructions, if the folder holds them.
 
-    wait_s: seconds to wait for each to be stored; None for an offline run, which cannot wait.
+    wait_s: seconds to wait for each to be stored; an offline run cannot wait.
     """
     for artifact in (model_artifact(folder, run.id), reconstructions_artifact(folder, run.id)):
         if artifact is not None:
@@ -27,7 +26,7 @@ def log_artifacts(run: Any, folder: Path, wait_s: int | None) -> None:
             if artifact.type == "model":
                 aliases += ["best", f"epoch-{artifact.metadata['epoch']}"]
             logged = run.log_artifact(artifact, aliases=aliases)
-            if wait_s is not None:
+            if not run.offline:
                 logged.wait(timeout=wait_s)
 
 
@@ -36,7 +35,6 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
 
     Metadata: the score, its targets (`aim`) and data, by which models are compared; metrics of the
     selected epoch on the validation split; the knobs that mostly vary; commit, sha256 of best.pth.
-    Raises UserError when history.jsonl lacks the selected epoch.
     """
     import wandb
 
@@ -44,10 +42,7 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
     if "select/epoch" not in metrics or not (folder / "best.pth").is_file():
         return None
     config = read_json(folder / "config.json")
-    epoch = metrics["select/epoch"]
-    row = next((row for row in read.history(folder) if row["epoch"] == epoch), None)
-    if row is None:
-        raise UserError(f"{folder / 'history.jsonl'} lacks epoch {epoch}, that of best.pth")
+    measures = ("fvu", "sparsity", "r_articulators", "dead")
     knobs = (
         "alpha", "alpha_max", "alpha_epochs", "sparse_loss", "slow_coefficient", "seed",
         "inner_size", "n_encoder", "n_decoder", "norm", "activation", "keep_loudness",
@@ -56,13 +51,14 @@ def model_artifact(folder: Path, run_id: str) -> Any | None:
         "score": metrics["select/score"],
         "aim": score_description(config),
         "data": read.data_fingerprint(config),
-        "epoch": epoch,
+        "epoch": metrics["select/epoch"],
         "status": metrics["status"],
         "schedule": config["schedule"],
         "commit": config["git_commit"],
         "sha256": sha256(folder / "best.pth"),
-        **{name: row[f"val/{name}"] for name in ("fvu", "sparsity", "r_articulators", "dead")},
-        **{name: config.get(name) for name in knobs},  # older runs lack some
+        # Older runs lack some of these.
+        **{name: metrics.get(f"select/{name}") for name in measures},
+        **{name: config.get(name) for name in knobs},
     }
     name, card = f"{MODEL_PREFIX}-{run_id}", model_card(folder, run_id)
     artifact = wandb.Artifact(name, type="model", description=card, metadata=metadata)

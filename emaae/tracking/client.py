@@ -4,6 +4,7 @@ import configparser
 import contextlib
 import netrc
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from emaae.system.errors import UserError, reason
 
 # Shorter than wandb's default of 90 s: a run that begins offline instead can be uploaded later.
 INIT_TIMEOUT_S = 20
-STOP_TIMEOUT_S = 10  # of the query whether a signalled run was stopped for good
 # How long the end of a run waits for uploads; the rest can be uploaded later.
 FINISH_TIMEOUT_S = 300
 
@@ -48,9 +48,17 @@ def mode_of(asked: str) -> str:
 def init(folder: Path, mode: Any, **given: Any) -> Any:
     """Call `wandb.init` quietly and with our timeouts; its files go into `folder`/wandb.
 
-    An online run with the `id` of an earlier one continues it. given: other arguments of
-    `wandb.init`.
+    An online run with the `id` of an earlier one continues it; an offline run replaces the files
+    of an earlier one in the folder. given: other arguments of `wandb.init`.
     """
+    if mode == "offline":
+        # W&B cannot append to the files of an offline run: all rows are logged again.
+        shutil.rmtree(folder / "wandb", ignore_errors=True)
+    # wandb reads these from the environment alone. Without the mode, which it reads when it is
+    # imported, an "offline" client sends two requests.
+    os.environ["WANDB_MODE"] = mode
+    # Offline runs refer to artifacts by absolute paths, so these lie in the run's folder.
+    os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb" / "data")
     import wandb
 
     settings = wandb.Settings(
@@ -62,25 +70,6 @@ def init(folder: Path, mode: Any, **given: Any) -> Any:
     )
     given["resume"] = "allow" if mode == "online" else None
     return wandb.init(dir=str(folder), mode=mode, settings=settings, **given)
-
-
-@contextlib.contextmanager
-def wandb_environment(folder: Path, mode: str) -> Iterator[None]:
-    """Inside, set the variables of settings that wandb reads from the environment alone."""
-    ours = {
-        # wandb reads it at import: if set later, an "offline" client sends two requests.
-        "WANDB_MODE": mode,
-        # Offline runs refer to artifacts by absolute paths, so these lie in the run's folder.
-        "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "data"),
-    }
-    before = {name: os.environ[name] for name in ours if name in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
-        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -126,8 +115,6 @@ def download(artifact: Any, folder: Path) -> Path:
 
 def stop_requested(path: str) -> bool:
     """Whether the run ENTITY/PROJECT/RUN was stopped on the server; False without an answer."""
-    import wandb
-
     query = (
         "query Stopped($entity: String!, $project: String!, $run: String!) "
         "{ project(name: $project, entityName: $entity) { run(name: $run) { stopped } } }"
@@ -135,8 +122,7 @@ def stop_requested(path: str) -> bool:
     variables = dict(zip(("entity", "project", "run"), path.split("/")))
     try:
         # The client has no public method for this field, which wandb polls during a run.
-        service = wandb.Api(timeout=STOP_TIMEOUT_S)._service_api
-        answer: Any = service.execute_graphql(query, variables)
+        answer: Any = public_api()._service_api.execute_graphql(query, variables)
         return bool(answer["project"]["run"]["stopped"])
     except Exception:  # whatever fails here must not keep a run from ending
         return False
@@ -178,12 +164,13 @@ def get_or_none(fetch: Callable[[str], Any], name: str) -> Any | None:
 def is_local(ref: str | os.PathLike) -> bool:
     """Whether a reference means a local folder, and not a path on W&B.
 
-    W&B's client makes folders ENTITY/PROJECT/RUN in the working directory. A folder with two or
-    three parts in its name is local if it holds runs, or if W&B is not online.
+    W&B's client makes folders ENTITY/PROJECT/RUN in the working directory. A folder with such a
+    name is local if it holds runs, or if W&B is not online.
     """
     if str(ref).startswith("wandb:") or not os.path.isdir(ref):
         return False
-    like_a_path = len(str(ref).split("/")) in (2, 3)
+    first, *rest = str(ref).split("/")
+    like_a_path = first not in ("", ".", "..") and len(rest) in (1, 2)
     return read.holds_runs(Path(ref)) or not (like_a_path and mode_of("auto") == "online")
 
 

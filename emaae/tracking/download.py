@@ -27,14 +27,13 @@ def runs(path: str) -> list[dict[str, Any]]:
     found = client.runs(path)
     if not found:
         raise UserError(f"{path} holds no run yet: start one, or check the path")
-    entity, project, _ = client.split_path(path)
     failed = client.user_errors(f"{path} could not be read from W&B", "check the network")
     with failed, ThreadPoolExecutor(MAX_REQUESTS) as pool:
         histories = list(pool.map(lambda run: [_plain(row) for row in run.scan_history()], found))
-    return [_downloaded(f"{entity}/{project}", *pair) for pair in zip(found, histories)]
+    return [_downloaded(*pair) for pair in zip(found, histories)]
 
 
-def _downloaded(project: str, run: Any, rows: list[dict]) -> dict[str, Any]:
+def _downloaded(run: Any, rows: list[dict]) -> dict[str, Any]:
     config = {name: value for name, value in run.config.items() if not name.startswith("_")}
     # A requeued run has some epochs twice: the later row counts. The row of the final metrics has
     # `epoch` too.
@@ -44,6 +43,7 @@ def _downloaded(project: str, run: Any, rows: list[dict]) -> dict[str, Any]:
     curve_names = {name for columns in CURVE_COLUMNS.values() for name in columns.values()}
     final = _plain(run.summary_metrics)
     data = config.get("data", {})
+    project = f"{run.entity}/{run.project}"
     reconstructions = f"{project}/{RECONSTRUCTIONS_PREFIX}-{run.id}:latest"
     return {
         "name": run.id,

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import shlex
-import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from emaae.runs.checkpoint import STATE_FILES
 from emaae.runs.folder import Observer, json_safe
 from emaae.system.distributed import is_main_process
 from emaae.system.errors import UserError, reason
-from emaae.system.files import read_json, write_json
+from emaae.system.files import write_json
 from emaae.tracking import agent, client
 from emaae.tracking.artifacts import log_artifacts, model_artifact, reconstruction_table
 
@@ -62,34 +61,18 @@ class Mirror(Observer):
     sweep: the content of the sweep's file; by default that of the sweep on W&B, if the run has one.
     """
 
-    def __init__(self, folder: Path, run: Any, mode: str, sweep: Mapping[str, Any] | None = None):
-        self.folder, self.mode, self._run = folder, mode, run
-        project, sweep_id = f"{run.entity}/{run.project}", run.settings.sweep_id
-        self._path = f"{project}/{run.id}"
-        if sweep is None and sweep_id:
-            sweep = client.sweep_config(f"{project}/{sweep_id}") if mode == "online" else {}
-        self._varying = client.varying_names(sweep or {})  # part of the run's name
+    def __init__(self, folder: Path, run: Any, sweep: Mapping[str, Any] | None = None):
+        self.folder, self._run, self._online = folder, run, not run.offline
+        if sweep is None and run.settings.sweep_id:
+            path = f"{run.entity}/{run.project}/{run.settings.sweep_id}"
+            sweep = client.sweep_config(path) if self._online else {}
         self._send_error: Exception | None = None  # why no more rows are sent
         self._n_sent = run.starting_step
         _define_axes(run, sweep)
         # Everything is pending until it has arrived: a process may be killed at any moment.
-        self._record(["run", "artifacts"] if mode == "online" else ["run"])
-
-    def on_config(self, values: Mapping[str, Any]) -> None:
-        """Send config.json to the W&B run, and name the run after it."""
-        locked = agent.agent_config()  # set by the sweep; W&B refuses to change these
-        unlocked = {k: v for k, v in values.items() if k not in locked}
-        demo = ("demo",) if values.get("demo") else ()
-        try:
-            self._run.config.update(unlocked, allow_val_change=True)
-            self._run.name = _name(values, self._varying)
-            self._run.tags = (values["schedule"], values["sparse_loss"], *demo)
-        except Exception as error:  # wandb's service is another process, which may die
-            self._stop_sending(error)
-
-    def on_resume(self, last: Mapping[str, Any]) -> None:
-        """Send the epochs that the W&B run lacks."""
-        self.send()
+        self._record(["run", "artifacts"] if self._online else ["run"])
+        self._send_config(client.varying_names(sweep or {}))
+        self._send_rows()
 
     def on_epoch(self, row: Mapping[str, Any], seconds: float) -> None:
         """Send a row; it holds `epoch`, which is the axis of every chart."""
@@ -104,8 +87,7 @@ class Mirror(Observer):
         """
         preempted = status == "preempted"
         # "Stop run" on a run's page and hyperband send a signal too, but end the run for good.
-        stopped = preempted and self.mode == "online" and client.stop_requested(self._path)
-        if preempted and not stopped:
+        if preempted and not (self._online and client.stop_requested(self._run.path)):
             with contextlib.suppress(Exception):  # if it fails, so does `finish`, with a report
                 self._run.mark_preempting()  # a run of a sweep is requeued
         missing = self.finish(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
@@ -123,27 +105,38 @@ class Mirror(Observer):
         wait_s: seconds to wait for each artifact. Returns the parts that did not arrive, "run" or
         "artifacts", with the errors.
         """
-        missing: dict[str, Exception] = {}
-        online = self.mode == "online"
-        self.send()
+        self._send_rows()
+        missing: dict[str, Exception] = {"run": self._send_error} if self._send_error else {}
         try:
             self._run.summary["status"] = status
-            with client.wandb_environment(self.folder, self.mode):
-                log_artifacts(self._run, self.folder, wait_s if online else None)
+            log_artifacts(self._run, self.folder, wait_s)
         except Exception as error:  # of wandb or the network
             missing["artifacts"] = error
         try:
             self._run.finish(exit_code=0 if status in read.GOOD else 1)
-            if online and _lacks_rows(self.folder, self._path):
+            if self._online and _lacks_rows(self.folder, self._run.path):
                 raise UserError("not all rows arrived")
         except Exception as error:
             missing["run"] = error
-        if self._send_error is not None:
-            missing["run"] = self._send_error
-        self._record(list(missing) if online else ["run"])
+        self._record(list(missing) if self._online else ["run"])
         return missing
 
-    def send(self) -> None:
+    def _send_config(self, varying: Sequence[str]) -> None:
+        """Send config.json to the W&B run, and name the run after it; varying: see `_name`."""
+        config = read.read_or_empty(self.folder / "config.json")
+        if not config:  # of a run that failed at its start
+            return
+        locked = agent.agent_config()  # set by the sweep; W&B refuses to change these
+        unlocked = {k: v for k, v in config.items() if k not in locked}
+        demo = ("demo",) if config.get("demo") else ()
+        try:
+            self._run.config.update(unlocked, allow_val_change=True)
+            self._run.name = _name(config, varying)
+            self._run.tags = (config["schedule"], config["sparse_loss"], *demo)
+        except Exception as error:  # wandb's service is another process, which may die
+            self._stop_sending(error)
+
+    def _send_rows(self) -> None:
         """Send the rows of the folder that the W&B run lacks."""
         for row in rows(self.folder)[self._n_sent :]:
             self._send(row)
@@ -154,7 +147,7 @@ class Mirror(Observer):
         try:
             self._run.log(_for_wandb(row) | self._media(row))
             self._n_sent += 1
-        except Exception as error:  # see `on_config`
+        except Exception as error:  # see `_send_config`
             self._stop_sending(error)
 
     def _stop_sending(self, error: Exception) -> None:
@@ -179,8 +172,7 @@ class Mirror(Observer):
         run = self._run
         record = {"id": run.id, "entity": run.entity or None, "project": run.project}
         record |= {"sweep": run.settings.sweep_id, "group": run.group or None}
-        record |= {"mode": self.mode, "pending": sorted(pending)}
-        write_json(self.folder / RECORD_FILE, record)
+        write_json(self.folder / RECORD_FILE, record | {"pending": sorted(pending)})
 
 
 def start(config: Config, folder: Path) -> Observer:
@@ -189,48 +181,35 @@ def start(config: Config, folder: Path) -> Observer:
     Returns an Observer that does nothing with --wandb disabled, and in all processes but the first.
     With --wandb auto, a run that cannot begin online begins offline. Raises UserError.
     """
-    if not is_main_process():
-        return Observer()
-    mode = client.mode_of(config.wandb)
+    mode = client.mode_of(config.wandb) if is_main_process() else "disabled"
     if mode == "disabled":
         print("W&B disabled", flush=True)
         return Observer()
     # W&B writes a log: on a full disk each line of the log would print a traceback.
     logging.raiseExceptions = False
-    refused = client.user_errors(
+    # Without a saved state the run starts again, perhaps with other settings: as another W&B run.
+    resumes = any((folder / name).is_file() for name in STATE_FILES)
+    record = read.read_or_empty(folder / RECORD_FILE) if resumes else {}
+    group = os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID")
+    given = {"entity": config.wandb_entity, "project": config.wandb_project}
+    given |= {"id": record.get("id"), "group": group or record.get("group")}
+    given["job_type"] = "eval" if config.eval_only else "train"
+    with client.user_errors(
         "W&B refuses the run",
         "log in with `wandb login`, correct --wandb_project or --wandb_entity, or use --wandb "
         "offline or disabled",
-    )
-    # Without a saved state the run starts again, perhaps with other settings: as another W&B run.
-    resumes = any((folder / name).is_file() for name in STATE_FILES)
-    record = read_record(folder) if resumes else {}
-    group = os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID")
-    where = {"entity": config.wandb_entity, "project": config.wandb_project}
-    where |= {"id": record.get("id"), "group": group or record.get("group")}
-    with client.wandb_environment(folder, mode), refused:
-        import wandb
-
+    ):
         try:
-            run = _begin(folder, config.eval_only, mode, **where)
-        except (wandb.Error, OSError) as error:
+            run = client.init(folder, mode, **given)
+        except Exception as error:  # wandb and its libraries have no common error class
             if mode == "offline" or config.wandb == "online":
                 raise
             print(f"W&B cannot be reached ({reason(error)}); continuing offline", flush=True)
-            mode = os.environ["WANDB_MODE"] = "offline"
-            run = _begin(folder, config.eval_only, mode, **where)
+            run = client.init(folder, "offline", **given)
     command = f"python -m emaae upload-pending {shlex.quote(str(folder))}"
     later = f"offline; upload later with: {command}"
-    print(f"W&B {later if mode == 'offline' else f'online at {run.url}'}", flush=True)
-    return Mirror(folder, run, mode)
-
-
-def _begin(folder: Path, eval_only: bool, mode: str, **given: Any) -> Any:
-    """Begin the W&B run of a folder, or continue it. given: see `client.init`."""
-    if mode == "offline":
-        # W&B cannot append to the files of an offline run: all rows are logged again.
-        shutil.rmtree(folder / "wandb", ignore_errors=True)
-    return client.init(folder, mode, job_type="eval" if eval_only else "train", **given)
+    print(f"W&B {later if run.offline else f'online at {run.url}'}", flush=True)
+    return Mirror(folder, run)
 
 
 def upload(
@@ -246,7 +225,7 @@ def upload(
     sweep_config: the content of the sweep's file. Raises UserError when a part of the run did not
     arrive, and errors of W&B's client.
     """
-    record = read_record(folder)
+    record = read.read_or_empty(folder / RECORD_FILE)
     config = read.read_or_empty(folder / "config.json")  # {} for a run that failed at its start
     # An offline run does not know its entity.
     entity = entity or record.get("entity") or client.public_api().default_entity
@@ -261,12 +240,11 @@ def upload(
         record |= {"entity": entity, "project": project, "pending": []}
         write_json(folder / RECORD_FILE, record)
         return path
-    where = {"entity": entity, "project": project, "id": run_id, "group": record.get("group")}
+    given = {"entity": entity, "project": project, "id": run_id, "group": record.get("group")}
+    given["job_type"] = "eval" if config.get("eval_only") else "train"
     settings = {"sweep_id": sweep, "console": "off"}
-    run = _begin(folder, bool(config.get("eval_only")), "online", settings=settings, **where)
-    mirror = Mirror(folder, run, "online", sweep_config)
-    if config:
-        mirror.on_config(config)
+    run = client.init(folder, "online", settings=settings, **given)
+    mirror = Mirror(folder, run, sweep_config)
     missing = mirror.finish(read.metrics(folder).get("status", "failed"), UPLOAD_TIMEOUT_S)
     if missing:
         what, error = next(iter(missing.items()))
@@ -315,8 +293,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     found = read.history(folder) + ([final] if final else [])
     for curve, names in CURVE_COLUMNS.items() if final and curves else ():
         for point in zip(*(curves[curve][column] for column in names)):
-            row = dict(zip(names.values(), point))
-            found.append({name: value for name, value in row.items() if value is not None})
+            found.append(dict(zip(names.values(), point)))
     return found
 
 
@@ -340,11 +317,6 @@ def _define_axes(run: Any, sweep: Mapping[str, Any] | None) -> None:
         if single and logged_each_epoch(name) and name != sweep_metric:
             best = "min" if metric.better == "lower" else "max"
             run.define_metric(name, step_metric="epoch", step_sync=False, summary=best)
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The content of wandb.json in a run's folder; {} for a run that never used W&B."""
-    return read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else {}
 
 
 def _for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from emaae.system.files import make_folder, read_json, sha256, write_bytes, writ
 from emaae.tracking import client
 from emaae.tracking.artifacts import MODEL_PREFIX, add_file
 
+# File in the copy of a promoted model; it names the run that the model came from.
+PROMOTED_FILE = "promoted.json"
 REQUIRED_FILES = ("best.pth", "model_config.json", "metrics.json")
 OPTIONAL_FILES = ("curves.json", CARD_FILE, *TORCH_FILES)
 
@@ -67,10 +70,7 @@ def pull(ref: str, out: Path) -> Path:
             raise UserError(f"--out {out} is the folder of a run: name another")
         make_folder(out)
         for name in set(OPTIONAL_FILES) - set(files):
-            try:
-                (out / name).unlink(missing_ok=True)  # left by another model
-            except OSError as error:
-                raise UserError(write_error(out / name, error)) from None
+            (out / name).unlink(missing_ok=True)  # left by another model
         for name in files:
             write_bytes(out / name, (source / name).read_bytes())
     return out
@@ -92,32 +92,38 @@ def _promote_local(folder: Path) -> PromotedModel:
         # One promotion at a time, where the disk has locks, so that the last one sees all runs.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        for stray in folder.glob(".best-*"):
-            shutil.rmtree(stray, ignore_errors=True)  # of a promotion that was killed
+        scratch = folder / ".best"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a promotion that was killed
         run, score = read.best_run(folder)
         files = _files(run, str(run))
         chosen = {"run": run.name, "score": score, "sha256": sha256(run / "best.pth")}
         best = folder / "best"
-        if read.read_or_empty(best / read.PROMOTED_FILE) != chosen:
-            with tempfile.TemporaryDirectory(prefix=".best-", dir=folder) as scratch:
-                new = Path(scratch, "new")
-                new.mkdir()
-                for name in files:
-                    shutil.copyfile(run / name, new / name)
-                write_json(new / read.PROMOTED_FILE, chosen)
-                (new / CARD_FILE).write_text(model_card(new, run.name), encoding="utf-8")
-                to_torch(load_model_file(new / "best.pth"), new)
-                # Renamed, so that no reader sees an incomplete folder.
-                if best.exists():
-                    os.replace(best, Path(scratch, "old"))
-                os.replace(new, best)
+        if best.exists() and not (best / PROMOTED_FILE).is_file():
+            raise UserError(
+                f"{best} is not a model that was promoted, whose place it takes: rename it"
+            )
+        weights, promoted = best / "best.pth", read.read_or_empty(best / PROMOTED_FILE)
+        is_whole = weights.is_file() and sha256(weights) == chosen["sha256"]
+        if promoted != chosen or not is_whole:
+            new = scratch / "new"
+            new.mkdir(parents=True)
+            for name in files:
+                shutil.copyfile(run / name, new / name)
+            write_json(new / PROMOTED_FILE, chosen)
+            (new / CARD_FILE).write_text(model_card(new, run.name), encoding="utf-8")
+            to_torch(load_model_file(new / "best.pth"), new)
+            # Renamed, so that no reader sees an incomplete folder.
+            if best.exists():
+                os.replace(best, scratch / "old")
+            os.replace(new, best)
+            shutil.rmtree(scratch)
     return PromotedModel(str(best), run.name, score)
 
 
 def _local_model(folder: Path) -> tuple[Path, str | None]:
     """The folder of a model, and the expected sha256 of its best.pth if it was promoted."""
-    if (folder / "best" / read.PROMOTED_FILE).is_file():
-        return folder / "best", read_json(folder / "best" / read.PROMOTED_FILE)["sha256"]
+    if (folder / "best" / PROMOTED_FILE).is_file():
+        return folder / "best", read_json(folder / "best" / PROMOTED_FILE)["sha256"]
     return folder if (folder / "best.pth").is_file() else read.best_run(folder)[0], None
 
 
@@ -147,6 +153,8 @@ def _promote_on_wandb(path: str) -> PromotedModel:
             for name in _files(folder, source.name):
                 add_file(promoted, folder / name, name)
             given = {"entity": entity, "project": project, "job_type": "promote"}
+            # Without an id it would be the run that the environment names.
+            given["id"] = uuid.uuid4().hex[:8]
             with client.user_errors(f"{target} could not be stored on W&B", "promote again"):
                 run = client.init(folder, "online", **given, settings={"console": "off"})
                 try:
@@ -160,12 +168,11 @@ def _promote_on_wandb(path: str) -> PromotedModel:
 
 def _best_on_wandb(path: str) -> tuple[Any, str]:
     """The model artifact with the lowest score of a sweep or project, and the id of its run."""
-    entity, project, _ = client.split_path(path)
     runs = client.runs(path)
     api = client.public_api()
     models = {}
     for run in runs:
-        name = f"{entity}/{project}/{MODEL_PREFIX}-{run.id}:latest"
+        name = f"{run.entity}/{run.project}/{MODEL_PREFIX}-{run.id}:latest"
         artifact = client.get_or_none(api.artifact, name)
         if artifact is not None and artifact.metadata.get("status") in read.GOOD:
             models[run.id] = artifact
@@ -176,8 +183,8 @@ def _best_on_wandb(path: str) -> tuple[Any, str]:
             f"{path} has no finished run with a model: expected at least one of {len(runs)} runs "
             f"to have logged the artifact {MODEL_PREFIX}-RUN"
         )
-    metadata = [artifact.metadata for artifact in models.values()]
-    kinds = [(one.get("aim", score_description({})), one.get("data", "")) for one in metadata]
+    earlier = score_description({})  # of a run that did not store its targets
+    kinds = [(one.get("aim", earlier), one.get("data", "")) for one in scored.values()]
     advice = "promote a sweep, ENTITY/PROJECT/SWEEP, whose runs are of one kind"
     read.check_comparable(path, kinds, advice)
     return models[best], best

@@ -4,9 +4,10 @@ import contextlib
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,7 +17,7 @@ from emaae.system.errors import UserError
 from emaae.system.files import lock_folder, write_json
 from emaae.system.progress import progress
 from emaae.tracking import client
-from emaae.tracking.mirror import RECORD_FILE, read_record, upload
+from emaae.tracking.mirror import RECORD_FILE, upload
 
 # File in a sweep's folder: the W&B sweep that the folder was published as.
 PUBLISHED_FILE = "published.json"
@@ -68,7 +69,10 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
     compare = f"Compare its runs: python -m analysis.workspace ENTITY/{project}/SWEEP"
     config = {"name": folder.resolve().name} | config
     config["description"] = f"{description_of(sweep_file)}\n\n{compare}".strip()
-    sweep = _published_sweep(folder, project, entity)
+    published = read.read_or_empty(folder / PUBLISHED_FILE)
+    if published.get("project") == project:
+        entity = entity or published["entity"]
+    sweep = _published_sweep(published, project, entity)
     send = partial(upload, entity=entity, project=project, sweep=sweep, sweep_config=config)
     uploaded, failures = _upload_all(folders, send)
     if failures:
@@ -84,7 +88,8 @@ def publish(folder: Path, project: str, entity: str | None = None) -> str:
             sweep = wandb.sweep(config, entity, project, prior_runs=ids)
         write_json(folder / PUBLISHED_FILE, {"sweep": sweep, "entity": entity, "project": project})
         for run in uploaded:
-            write_json(run / RECORD_FILE, read_record(run) | {"sweep": sweep})
+            record = read.read_or_empty(run / RECORD_FILE)
+            write_json(run / RECORD_FILE, record | {"sweep": sweep})
     path = f"{entity}/{project}/{sweep}"
     with client.user_errors(f"{path} could not be read from W&B", "publish again"):
         found = client.public_api().sweep(path)
@@ -105,11 +110,10 @@ def _finish(path: str) -> None:
         raise UserError(f"{path} exists and could not be finished: publish again") from None
 
 
-def _published_sweep(folder: Path, project: str, entity: str | None) -> str | None:
-    """The id of the W&B sweep that a folder was published as, if it exists. Raises UserError."""
-    record = read.read_or_empty(folder / PUBLISHED_FILE)
-    if record.get("project") != project or entity not in (None, record.get("entity")):
+def _published_sweep(record: Mapping[str, Any], project: str, entity: str | None) -> str | None:
+    """The id of the W&B sweep in a published.json, if it is there and exists. Raises UserError."""
+    if (record.get("project"), record.get("entity")) != (project, entity):
         return None
-    path = f"{record['entity']}/{project}/{record['sweep']}"
+    path = f"{entity}/{project}/{record['sweep']}"
     found = client.get_or_none(client.public_api().sweep, path)
     return found.id if found else None
