@@ -200,7 +200,9 @@ def _with_resumed(values: dict[str, Any]) -> dict[str, Any]:
     path = Path(values.get("out_dir", Config.out_dir)) / values["run_name"] / "config.json"
     if not path.is_file():
         return values
-    return read_knobs(path, read_json(path), KNOBS) | values
+    # Not the place, which may be that from which the folder was moved.
+    names = [name for name in KNOBS if name != "out_dir"]
+    return read_knobs(path, read_json(path), names) | values
 
 
 # Settings of later versions of the original project, whose models differ: normalisation after the

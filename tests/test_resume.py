@@ -21,6 +21,7 @@ from emaae.evaluation import evaluate
 from emaae.models import build_model
 from emaae.runs import checkpoint
 from emaae.runs.folder import RunFolder
+from emaae.runs.read import GOOD
 from emaae.schedules import SCHEDULES
 from emaae.system import signals
 from emaae.system.errors import UserError
@@ -346,6 +347,16 @@ def test_if_the_last_state_is_broken_the_previous_one_is_used(trees, tmp_path):
     with pytest.warns(UserWarning, match=r"continuing from last\.previous\.pt"):
         assert train.main(["--resume", "--run_name=r", f"--out_dir={tmp_path}"]) == 0
     assert files(run) == files(whole / "r")
+
+
+def test_a_run_that_was_moved_continues_where_it_is(trees, tmp_path, monkeypatch):
+    run = stopped(trees, tmp_path, 3)
+    (tmp_path / "runs").mkdir()
+    run.rename(tmp_path / "runs" / "r")
+    monkeypatch.chdir(tmp_path)  # --out_dir is by default runs
+    assert train.main(["--resume", "--run_name=r"]) == 0
+    assert json.loads((tmp_path / "runs" / "r" / "metrics.json").read_text())["status"] in GOOD
+    assert not run.exists()
 
 
 def test_a_history_that_lost_a_line_and_a_newer_format_are_refused(trees, tmp_path):

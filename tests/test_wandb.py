@@ -223,6 +223,9 @@ def test_curves_are_of_the_last_existing_split(splits):
     config = {"data": dict.fromkeys(splits)}
     run = SimpleNamespace(entity="e", project="p", id="r", config=config, summary_metrics={})
     assert _downloaded(run, [row])["curves"]["split"] == splits[-1]
+    for of_another_program in (None, 3):
+        config["data"] = of_another_program
+        assert _downloaded(run, [row])["curves"]["split"] == "val"
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def _downloaded(run: Any, rows: list[dict]) -> dict[str, Any]:
     per_epoch = {name for row in epochs.values() for name in row}
     curve_names = {name for columns in CURVE_COLUMNS.values() for name in columns.values()}
     final = _plain(run.summary_metrics)
-    data = config.get("data", {})
+    data = config.get("data")  # of another program perhaps anything
+    splits = [s for s in ("test", "val", "train") if isinstance(data, dict) and s in data]
     project = f"{run.entity}/{run.project}"
     reconstructions = f"{project}/{RECONSTRUCTIONS_PREFIX}-{run.id}:latest"
     return {
@@ -51,7 +52,7 @@ def _downloaded(run: Any, rows: list[dict]) -> dict[str, Any]:
         "history": [epochs[epoch] for epoch in sorted(epochs)],
         # The summary has the last value of every metric; final metrics are those of no epoch.
         "metrics": {k: v for k, v in final.items() if k not in per_epoch | curve_names},
-        "curves": _curves(rows, next((s for s in ("test", "val", "train") if s in data), "val")),
+        "curves": _curves(rows, next(iter(splits), "val")),
         "ref": f"wandb:{project}/{MODEL_PREFIX}-{run.id}:latest",
         "kept": partial(_download_artifact, reconstructions),
     }
