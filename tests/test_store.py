@@ -332,6 +332,23 @@ load.load_splits(config, wanted=("train",))
     assert not list(folder.glob("*/building-*"))
 
 
+def test_a_program_ends_while_processes_have_more_frames_for_it(tmp_path):
+    many = write_tree(tmp_path / "many", {f"{i:03d}": 1000 for i in range(24)})
+    script = f"""
+import gc
+from emaae.data import load, reading
+gc.disable()
+reading.FILES_FOR_PROCESSES, reading.FILES_AT_ONCE = 10, 2
+listing = load.list_source({str(many)!r}, False)
+frames = reading.read_files(listing.files, listing.read)
+print(len(next(frames)))
+itself = [frames]
+itself.append(itself)  # as an error whose traceback is in a cycle, which keeps the generator open
+del frames, itself
+"""
+    assert program("-c", script).stdout == "1000\n"
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and was not waited for does not."""
     try:

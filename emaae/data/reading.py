@@ -1,5 +1,6 @@
 """Reading the utterances of a split, one by one or by several processes."""
 
+import atexit
 import contextlib
 import hashlib
 import multiprocessing
@@ -135,6 +136,8 @@ def _in_processes(
             readers.append(reader)
             processes.append(fork.Process(target=work, args=(parts[i::n], writer), daemon=True))
             processes[-1].start()
+            # If this generator is still open at exit, multiprocessing would wait for it for ever.
+            atexit.register(processes[-1].kill)
             writer.close()
         for i in range(len(parts)):
             yield from readers[i % n].recv()
