@@ -341,11 +341,10 @@ def test_a_tree_of_features_is_refused(encoded, tmp_path):
         main([*features, "--out", str(tmp_path / "r")])
 
 
-@pytest.mark.parametrize("fired", [None, [0, N_UNITS], [-1], [0.0], ["0"]])
-def test_a_manifest_must_name_existing_units(encoded, tmp_path, fired):
+def test_encodings_that_are_not_finished_are_refused(encoded, tmp_path):
     other = shutil.copytree(encoded / "z", tmp_path / "z")
     found = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(found | {"fired": fired}))
+    (other / "manifest.json").write_text(json.dumps(found | {"fired": None}))
     with pytest.raises(UserError, match="does not say which units fire"):
         regressors.read_manifest(other)
 
@@ -371,6 +370,14 @@ def test_a_table_that_cannot_be_written_whole_leaves_no_file(encoded, tmp_path, 
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         main([*base, "--out", str(tmp_path / "r")])
     assert [path.name for path in (tmp_path / "r").rglob("*.*")] == ["manifest.json"]
+
+
+def test_regressors_are_not_written_among_their_encodings(encoded, tmp_path):
+    tree = shutil.copytree(encoded / "z", tmp_path / "z")
+    command = ["regressors", "--encodings", str(tree), "--tr=0.5", "--out", str(tree / "r")]
+    with pytest.raises(UserError, match="z/r is in .*z, which is read: the next call would read"):
+        main(command)
+    assert not (tree / "r").exists()
 
 
 @pytest.mark.parametrize("what", ["z", "features"])
