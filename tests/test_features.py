@@ -145,7 +145,7 @@ def test_names_of_any_length_or_encoding_print_one_line(tmp_path, features, name
 
 
 def test_a_single_matrix_saved_without_a_key_is_read(tmp_path, features):
-    np.savez(tmp_path / "x.npz", features, np.arange(3))
+    np.savez(tmp_path / "x.npz", features, np.arange(3), notes=np.array({"by": "SPARC"}))
     assert np.array_equal(read_features(tmp_path / "x.npz"), features)
 
 

@@ -23,7 +23,7 @@ from emaae.system.errors import BadFile, UserError, needs_extra, shortened
 from emaae.system.files import is_data
 
 # A dtype of plain numbers in NumPy's notation: float, integer or bool. No objects or records.
-NUMERIC_DTYPE = re.compile(r"[<>|=]?[fiub]\d+")
+NUMERIC_DTYPE = re.compile(r"[<>|=]?(f[248]|[iu][1248]|b1)")
 
 # A file suffix starts with a letter, so `rate_1.2` has none and `x_config.json` has one.
 FILE_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
@@ -169,7 +169,12 @@ def _raw_array(content: bytes, metadata: Mapping[str, str]) -> np.ndarray:
             "is not a raw array (nor named .npz), expected metadata with dtype, shape and "
             f"compression, got no {' and no '.join(missing)}"
         )
-    dtype, order = _dtype(metadata["dtype"]), metadata.get("order", "C")
+    if not NUMERIC_DTYPE.fullmatch(metadata["dtype"]):
+        raise ValueError(
+            f"must hold plain numbers such as <f4, got dtype {metadata['dtype']!r} (objects are "
+            "never unpickled); convert it to float32"
+        )
+    dtype, order = np.dtype(metadata["dtype"]), metadata.get("order", "C")
     if not re.fullmatch(r"(\d{1,18}(,\d{1,18}){0,31})?", metadata["shape"]):  # NumPy's limits
         raise ValueError(f"must have a shape such as 100,14, got {metadata['shape']!r}")
     shape = tuple(int(length) for length in metadata["shape"].split(",") if length)
@@ -193,16 +198,6 @@ def _raw_array(content: bytes, metadata: Mapping[str, str]) -> np.ndarray:
             f"got {got}"
         )
     return np.ndarray(shape, dtype, bytearray(array))
-
-
-def _dtype(text: str) -> np.dtype:
-    with contextlib.suppress(TypeError):  # for a size that NumPy does not have
-        if NUMERIC_DTYPE.fullmatch(text):
-            return np.dtype(text)
-    raise ValueError(
-        f"must hold plain numbers such as <f4, got dtype {text!r} (objects are never unpickled); "
-        "convert it to float32"
-    )
 
 
 def _decompressed(content: bytes, compression: str, n_bytes: int) -> bytes:

@@ -68,8 +68,6 @@ def open_npz(file: BinaryIO, where: str) -> Iterator[zipfile.ZipFile]:
             yield archive
     except BadFile:
         raise
-    except EOFError:
-        raise BadFile(f"{where} is truncated: {RETRY}") from None
     except Exception as error:  # zipfile, zlib and NumPy raise many types of errors
         raise BadFile(f"{where} is not a readable .npz ({reason(error)[:200]}): {RETRY}") from None
 
@@ -82,7 +80,9 @@ def read_member(
     if info.file_size > max_bytes:
         raise BadFile(f"{where} {too_large(f'its array {info.filename!r}', info.file_size)}")
     with archive.open(info) as member:
-        shape, fortran, dtype = _header(member, where)
+        shape, fortran, dtype = _header(member)
+        if dtype.hasobject:
+            raise BadFile(f"{where} {PICKLED}")
         content = bytearray()
         # Never more than info.file_size bytes; zipfile checks the CRC at the end.
         while piece := member.read(MAX_READ):
@@ -98,7 +98,7 @@ def _member(archive: zipfile.ZipFile, key: str, where: str) -> str:
     matrices = []
     for name in names:
         with archive.open(name) as member:
-            if len(_header(member, where)[0]) == 2:
+            if len(_header(member)[0]) == 2:
                 matrices.append(name)
     if len(matrices) == 1:
         return matrices[0]
@@ -109,14 +109,10 @@ def _member(archive: zipfile.ZipFile, key: str, where: str) -> str:
     )
 
 
-def _header(member: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, and dtype of the array in an open member."""
     first = npy.read_magic(member) == (1, 0)
-    read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
-    shape, fortran, dtype = read(member)
-    if dtype.hasobject:
-        raise BadFile(f"{where} {PICKLED}")
-    return shape, fortran, dtype
+    return (npy.read_array_header_1_0 if first else npy.read_array_header_2_0)(member)
 
 
 def too_large(what: str, n_bytes: int) -> str:
