@@ -498,8 +498,8 @@ def test_an_object_that_changes_during_reading_is_refused(handle):
 
 def test_an_answer_of_unknown_length_is_read_up_to_the_limit(monkeypatch):
     answer = {"Body": io.BytesIO(npz(features=X))}  # of a server that sends chunks
-    found = SimpleNamespace(get=lambda: answer)
-    bucket = SimpleNamespace(name="b", Object=lambda key: found)
+    client = SimpleNamespace(get_object=lambda **query: answer)
+    bucket = SimpleNamespace(name="b", meta=SimpleNamespace(client=client))
     np.testing.assert_array_equal(read_array(bucket, "x.npz"), X)
     answer["Body"].seek(0)
     monkeypatch.setattr("emaae.data.bucket.MAX_BYTES", 100)

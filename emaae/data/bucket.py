@@ -73,7 +73,8 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
     """
     where = f"s3://{bucket.name}/{key}"
     with _boto_errors(where):
-        answer = bucket.Object(key).get()
+        # Threads may share a client of boto3, but not its resources.
+        answer = bucket.meta.client.get_object(Bucket=bucket.name, Key=key)
         size = answer.get("ContentLength", 0)  # unknown if the server sends chunks
         content = b"" if size > MAX_BYTES else answer["Body"].read(None if size else MAX_BYTES + 1)
         if max(size, len(content)) > MAX_BYTES:
