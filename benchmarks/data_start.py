@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import gc
 import io
+import os
 import shutil
 import statistics
 import tempfile
@@ -27,7 +28,6 @@ from emaae.config import Config
 from emaae.data.features import FRAME_RATE_HZ, find_features, read_features
 from emaae.data.load import load_splits
 from emaae.data.split import batches, training_order
-from emaae.system.devices import n_cpus
 from emaae.system.progress import progress
 
 SPEAKERS, CHAPTERS = 251, 585  # of train-clean-100
@@ -97,9 +97,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="data-start-", dir=args.dir) as folder:
         root, cache = Path(folder, "train"), Path(folder, "cache")
         frames = make_tree(root, args.n_utterances, args.scale)
-        cpus = n_cpus()
         print(
-            f"{args.n_utterances} utterances, {frames / 1e6:.2f} M frames, {cpus} CPUs, "
+            f"{args.n_utterances} utterances, {frames / 1e6:.2f} M frames, {os.cpu_count()} CPUs, "
             f"{torch.get_num_threads()} threads, median of {args.repeats} (lowest to highest)"
         )
         seconds = measure(root, cache, args.repeats)
