@@ -24,6 +24,7 @@ from emaae.corpus.regressors import (
     lanczos_window,
     zscored,
 )
+from emaae.data.features import frame_times
 from emaae.models import build_model
 from emaae.system.errors import UserError
 from emaae.system.files import read_json, write_json
@@ -188,6 +189,14 @@ def test_times_that_are_not_those_of_frames_are_refused(encoded, tmp_path, times
     root = shutil.copytree(encoded / "z", tmp_path / "z")
     times = times.reshape(-1, 2) if times.size == 600 else times
     np.savez(root / "s/a_times.npz", times=times)
+    spoken = [StoryUtterance(str(root / "s/a.npz"), 0)]
+    with pytest.raises(UserError, match=r"a_times\.npz must have the start and the end of each"):
+        regressors.design_matrix("x", spoken, N_UNITS, Design([3], tr_s=0.5))
+
+
+def test_encodings_without_times_are_refused_since_their_story_may_begin_later(encoded, tmp_path):
+    root = shutil.copytree(encoded / "z", tmp_path / "z")
+    (root / "s/a_times.npz").unlink()
     spoken = [StoryUtterance(str(root / "s/a.npz"), 0)]
     with pytest.raises(UserError, match=r"a_times\.npz must have the start and the end of each"):
         regressors.design_matrix("x", spoken, N_UNITS, Design([3], tr_s=0.5))
@@ -395,6 +404,7 @@ def test_a_long_story_takes_memory_for_one_utterance_at_a_time(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(40):
         np.savez(tmp_path / f"u{i:02d}.npz", features=rng.random((1500, 64), dtype=np.float32))
+        np.savez(tmp_path / f"u{i:02d}_times.npz", times=frame_times(1500))
         rows.append(f"u{i:02d},{i * 31}")
     (tmp_path / "manifest.json").write_text(json.dumps({"units": 64, "fired": list(range(64))}))
     (tmp_path / "o.csv").write_text("\n".join(rows))
@@ -410,6 +420,7 @@ def test_a_long_story_takes_memory_for_one_utterance_at_a_time(tmp_path):
 
 def test_a_long_utterance_takes_memory_for_a_part_of_its_weights(tmp_path):
     np.savez(tmp_path / "u.npz", features=np.ones((30_000, 2), np.float32))
+    np.savez(tmp_path / "u_times.npz", times=frame_times(30_000))
     tracemalloc.start()
     spoken = [StoryUtterance(str(tmp_path / "u.npz"), 0)]
     _, matrix = regressors.design_matrix("x", spoken, 2, Design([0, 1], tr_s=0.25, delays=(1,)))

@@ -244,14 +244,12 @@ def design_matrix(
     centres: list[np.ndarray] = []
     for one in spoken:
         found = read_times(one.path)
-        n_frames = len(read_encoding(one.path, n_units) if found is None else np.atleast_1d(found))
-        frames_s = frame_times(n_frames, found)
-        if found is not None and frames_s is not found:
+        if found is None or frame_times(len(np.atleast_1d(found)), found) is not found:
             raise BadFile(
                 f"{times_beside(one.path)} must have the start and the end of each frame in "
                 "seconds, both increasing: encode the features again"
             )
-        at = one.onset_s + frames_s.mean(1, dtype=np.float64)
+        at = one.onset_s + found.mean(1, dtype=np.float64)
         if centres and at[0] <= centres[-1][-1]:
             raise UserError(
                 f"the story {name}: utterances must not overlap, and {Path(one.path).stem} begins "
