@@ -270,8 +270,7 @@ def design_matrix(
                 f"the story {name} ends after {end_s:g} s, more than {MAX_TRS} TRs of "
                 f"{design.tr_s:g} s: give --tr and onsets in seconds"
             )
-        n_trs = max(1, math.ceil(end_s / design.tr_s))
-        times = (np.arange(n_trs) + 0.5) * design.tr_s
+        times = (np.arange(math.ceil(end_s / design.tr_s)) + 0.5) * design.tr_s
     kept = slice(design.trim[0], max(0, len(times) - design.trim[1]))
     if len(times[kept]) < 2:
         raise UserError(
