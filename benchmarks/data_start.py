@@ -97,9 +97,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="data-start-", dir=args.dir) as folder:
         root, cache = Path(folder, "train"), Path(folder, "cache")
         frames = make_tree(root, args.n_utterances, args.scale)
-        cpus = n_cpus()
         print(
-            f"{args.n_utterances} utterances, {frames / 1e6:.2f} M frames, {cpus} CPUs, "
+            f"{args.n_utterances} utterances, {frames / 1e6:.2f} M frames, {n_cpus()} CPUs, "
             f"{torch.get_num_threads()} threads, median of {args.repeats} (lowest to highest)"
         )
         seconds = measure(root, cache, args.repeats)

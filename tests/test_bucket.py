@@ -187,8 +187,8 @@ def test_a_raw_array_reads_as_it_was_uploaded(cc, handle, dtype, shape):
     np.testing.assert_array_equal(y, x)
 
 
-@pytest.mark.parametrize("compression", [False, "gzip", "Zstd", "LZ4", "Zlib", "BZ2"])
-def test_every_compression_that_cottoncandy_documents_is_read(cc, handle, compression):
+@pytest.mark.parametrize("compression", [False, "gzip", "Zstd"])
+def test_compressed_and_uncompressed_arrays_are_read(cc, handle, compression):
     cc.upload_raw_array("read/compressed", X, compression=compression)
     np.testing.assert_array_equal(read_array(handle, "read/compressed"), X)
 
@@ -267,12 +267,13 @@ GZIPPED = gzip.compress(X.tobytes(), mtime=0)
         (GZIPPED, {"shape": "9" * 19}, "must have a shape such as 100,14"),
         (GZIPPED, {"shape": "1" + ",1" * 32}, "must have a shape such as 100,14"),
         (GZIPPED, {"shape": "4399,4399"}, "must hold 77404804 bytes .* got 60"),
-        (GZIPPED, {"compression": "rot13"}, "must be compressed with gzip, .* got 'rot13'"),
-        (GZIPPED, {"compression": "LZ4"}, "must hold LZ4 data"),
+        (GZIPPED, {"compression": "rot13"}, "must be compressed with gzip or .* got 'rot13'"),
+        (GZIPPED, {"compression": "LZ4"}, "must be compressed with gzip or .* got 'LZ4'"),
         (GZIPPED, {"compression": "Zstd"}, "must hold Zstd data"),
         (GZIPPED[:-5], {}, "must hold gzip data"),
+        (b"", {}, "must hold .* bytes.*got 0"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_metadata_that_do_not_describe_the_object_are_refused(handle, content, metadata, expected):
     put("bad/metadata", content, **RAW | metadata)
@@ -290,7 +291,7 @@ def test_a_read_only_array_that_cottoncandy_mislabels_is_refused_and_not_scrambl
         read_array(handle, "bad/order")
 
 
-@pytest.mark.parametrize("compression", ["gzip", "Zlib", "BZ2", "LZ4", "Zstd"])
+@pytest.mark.parametrize("compression", ["gzip", "Zstd"])
 def test_an_object_that_inflates_beyond_its_metadata_is_refused(cc, handle, compression):
     cc.upload_raw_array("bad/bomb", np.zeros((300_000, 14), np.float32), compression)
     content = cc.get_object("bad/bomb").get()["Body"].read()
@@ -497,8 +498,8 @@ def test_an_object_that_changes_during_reading_is_refused(handle):
 
 def test_an_answer_of_unknown_length_is_read_up_to_the_limit(monkeypatch):
     answer = {"Body": io.BytesIO(npz(features=X))}  # of a server that sends chunks
-    found = SimpleNamespace(get=lambda: answer)
-    bucket = SimpleNamespace(name="b", Object=lambda key: found)
+    client = SimpleNamespace(get_object=lambda **query: answer)
+    bucket = SimpleNamespace(name="b", meta=SimpleNamespace(client=client))
     np.testing.assert_array_equal(read_array(bucket, "x.npz"), X)
     answer["Body"].seek(0)
     monkeypatch.setattr("emaae.data.bucket.MAX_BYTES", 100)

@@ -24,6 +24,7 @@ from emaae.corpus.regressors import (
     lanczos_window,
     zscored,
 )
+from emaae.data.features import frame_times
 from emaae.models import build_model
 from emaae.system.errors import UserError
 from emaae.system.files import read_json, write_json
@@ -193,6 +194,14 @@ def test_times_that_are_not_those_of_frames_are_refused(encoded, tmp_path, times
         regressors.design_matrix("x", spoken, N_UNITS, Design([3], tr_s=0.5))
 
 
+def test_encodings_without_times_are_refused_since_their_story_may_begin_later(encoded, tmp_path):
+    root = shutil.copytree(encoded / "z", tmp_path / "z")
+    (root / "s/a_times.npz").unlink()
+    spoken = [StoryUtterance(str(root / "s/a.npz"), 0)]
+    with pytest.raises(UserError, match=r"a_times\.npz must have the start and the end of each"):
+        regressors.design_matrix("x", spoken, N_UNITS, Design([3], tr_s=0.5))
+
+
 def test_utterances_that_overlap_are_refused(encoded):
     spoken = [
         StoryUtterance(str(encoded / f"z/s/{n}.npz"), onset) for n, onset in (("a", 0), ("b", 2))
@@ -346,11 +355,10 @@ def test_a_tree_of_features_is_refused(encoded, tmp_path):
         main([*features, "--out", str(tmp_path / "r")])
 
 
-@pytest.mark.parametrize("fired", [None, [0, N_UNITS], [-1], [0.0], ["0"]])
-def test_a_manifest_must_name_existing_units(encoded, tmp_path, fired):
+def test_encodings_that_are_not_finished_are_refused(encoded, tmp_path):
     other = shutil.copytree(encoded / "z", tmp_path / "z")
     found = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(found | {"fired": fired}))
+    (other / "manifest.json").write_text(json.dumps(found | {"fired": None}))
     with pytest.raises(UserError, match="does not say which units fire"):
         regressors.read_manifest(other)
 
@@ -378,6 +386,14 @@ def test_a_table_that_cannot_be_written_whole_leaves_no_file(encoded, tmp_path, 
     assert [path.name for path in (tmp_path / "r").rglob("*.*")] == ["manifest.json"]
 
 
+def test_regressors_are_not_written_among_their_encodings(encoded, tmp_path):
+    tree = shutil.copytree(encoded / "z", tmp_path / "z")
+    command = ["regressors", "--encodings", str(tree), "--tr=0.5", "--out", str(tree / "r")]
+    with pytest.raises(UserError, match="z/r is in .*z, which is read: the next call would read"):
+        main(command)
+    assert not (tree / "r").exists()
+
+
 @pytest.mark.parametrize("what", ["z", "features"])
 def test_the_input_of_regressors_is_not_overwritten(encoded, tmp_path, what):
     tree = shutil.copytree(encoded / what, tmp_path / what)
@@ -393,6 +409,7 @@ def test_a_long_story_takes_memory_for_one_utterance_at_a_time(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(40):
         np.savez(tmp_path / f"u{i:02d}.npz", features=rng.random((1500, 64), dtype=np.float32))
+        np.savez(tmp_path / f"u{i:02d}_times.npz", times=frame_times(1500))
         rows.append(f"u{i:02d},{i * 31}")
     (tmp_path / "manifest.json").write_text(json.dumps({"units": 64, "fired": list(range(64))}))
     (tmp_path / "o.csv").write_text("\n".join(rows))
@@ -408,6 +425,7 @@ def test_a_long_story_takes_memory_for_one_utterance_at_a_time(tmp_path):
 
 def test_a_long_utterance_takes_memory_for_a_part_of_its_weights(tmp_path):
     np.savez(tmp_path / "u.npz", features=np.ones((30_000, 2), np.float32))
+    np.savez(tmp_path / "u_times.npz", times=frame_times(30_000))
     tracemalloc.start()
     spoken = [StoryUtterance(str(tmp_path / "u.npz"), 0)]
     _, matrix = regressors.design_matrix("x", spoken, 2, Design([0, 1], tr_s=0.25, delays=(1,)))

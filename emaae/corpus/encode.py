@@ -357,14 +357,10 @@ def _locked_output(
     root: the tree that is read, which must not contain `out`, or the address of a bucket. stamps:
     those of all its files, see `_stamp`.
     """
-    if out.resolve().is_relative_to(Path(root).resolve()):
-        raise UserError(
-            f"--out {out} is in {root}, which is read: the next call would read the output; name "
-            "a folder outside"
-        )
+    manifest = {**manifest, "source": encodings.source(root, out)}
     make_folder(out)
     with lock_folder(out) or contextlib.nullcontext():
-        found = encodings.open_manifest(out, {**manifest, "source": encodings.source(root, out)})
+        found = encodings.open_manifest(out, manifest)
         for stray in out.rglob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
         todo = [f for f in stamps if encodings.read_stamp(_path(out, f)) != stamps[f]]

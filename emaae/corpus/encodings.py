@@ -150,9 +150,17 @@ def open_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source(root: str | Path, out: Path) -> str:
-    """The tree that `out` was made from, relative to it, or the address in a bucket."""
+    """The tree that `out` is made from, relative to it, or the address in a bucket.
+
+    Raises UserError if `out` is in that tree.
+    """
     if "://" in str(root):
         return str(root)
+    if out.resolve().is_relative_to(Path(root).resolve()):
+        raise UserError(
+            f"--out {out} is in {root}, which is read: the next call would read the output; give "
+            "another --out, outside of it"
+        )
     return os.path.relpath(os.path.realpath(root), out.resolve())
 
 

@@ -4,7 +4,6 @@ Credentials and endpoint come from the usual variables: AWS_ACCESS_KEY_ID, AWS_S
 AWS_SESSION_TOKEN, AWS_PROFILE, AWS_ENDPOINT_URL, ... Messages never contain keys or passwords.
 """
 
-import bz2
 import contextlib
 import gzip
 import hashlib
@@ -13,7 +12,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,18 +22,8 @@ from emaae.data.npz import MAX_BYTES, load_npz, too_large
 from emaae.system.errors import BadFile, UserError, needs_extra, shortened
 from emaae.system.files import is_data
 
-# Codecs of upload_raw_array besides gzip and no compression. The object's metadata names the codec,
-# and numcodecs also has a codec that unpickles, so only these names are passed to numcodecs.
-NUMCODECS = ("zstd", "lz4")
-
-DECOMPRESSORS: Mapping[str, Callable[[], Any]] = {
-    "gzip": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),  # 16 + selects gzip
-    "zlib": zlib.decompressobj,
-    "bz2": bz2.BZ2Decompressor,
-}
-
 # A dtype of plain numbers in NumPy's notation: float, integer or bool. No objects or records.
-NUMERIC_DTYPE = re.compile(r"[<>|=]?[fiub]\d+")
+NUMERIC_DTYPE = re.compile(r"[<>|=]?(f[248]|[iu][1248]|b1)")
 
 # A file suffix starts with a letter, so `rate_1.2` has none and `x_config.json` has one.
 FILE_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
@@ -84,7 +73,8 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
     """
     where = f"s3://{bucket.name}/{key}"
     with _boto_errors(where):
-        answer = bucket.Object(key).get()
+        # Threads may share a client of boto3, but not its resources.
+        answer = bucket.meta.client.get_object(Bucket=bucket.name, Key=key)
         size = answer.get("ContentLength", 0)  # unknown if the server sends chunks
         content = b"" if size > MAX_BYTES else answer["Body"].read(None if size else MAX_BYTES + 1)
         if max(size, len(content)) > MAX_BYTES:
@@ -180,7 +170,12 @@ def _raw_array(content: bytes, metadata: Mapping[str, str]) -> np.ndarray:
             "is not a raw array (nor named .npz), expected metadata with dtype, shape and "
             f"compression, got no {' and no '.join(missing)}"
         )
-    dtype, order = _dtype(metadata["dtype"]), metadata.get("order", "C")
+    if not NUMERIC_DTYPE.fullmatch(metadata["dtype"]):
+        raise ValueError(
+            f"must hold plain numbers such as <f4, got dtype {metadata['dtype']!r} (objects are "
+            "never unpickled); convert it to float32"
+        )
+    dtype, order = np.dtype(metadata["dtype"]), metadata.get("order", "C")
     if not re.fullmatch(r"(\d{1,18}(,\d{1,18}){0,31})?", metadata["shape"]):  # NumPy's limits
         raise ValueError(f"must have a shape such as 100,14, got {metadata['shape']!r}")
     shape = tuple(int(length) for length in metadata["shape"].split(",") if length)
@@ -206,43 +201,29 @@ def _raw_array(content: bytes, metadata: Mapping[str, str]) -> np.ndarray:
     return np.ndarray(shape, dtype, bytearray(array))
 
 
-def _dtype(text: str) -> np.dtype:
-    with contextlib.suppress(TypeError):  # for a size that NumPy does not have
-        if NUMERIC_DTYPE.fullmatch(text):
-            return np.dtype(text)
-    raise ValueError(
-        f"must hold plain numbers such as <f4, got dtype {text!r} (objects are never unpickled); "
-        "convert it to float32"
-    )
-
-
 def _decompressed(content: bytes, compression: str, n_bytes: int) -> bytes:
     """Decompress `content`; stops at n_bytes + 1, since n_bytes are expected. ValueError."""
     codec = compression.lower()
-    if codec in ("false", "none"):
-        return content
-    known = [*DECOMPRESSORS, *NUMCODECS]
-    if codec not in known:
+    # cottoncandy has other codecs too, and numcodecs one that unpickles.
+    if codec not in ("gzip", "zstd", "false", "none"):
         raise ValueError(
-            f"must be compressed with {', '.join(known)} or uncompressed, got {compression!r}"
+            f"must be compressed with gzip or Zstd or uncompressed, got {compression!r}"
         )
     try:
-        if codec in DECOMPRESSORS:
-            stream = DECOMPRESSORS[codec]()
-            array = stream.decompress(content, n_bytes + 1)
-            if len(array) <= n_bytes and not stream.eof:
-                raise EOFError("the end is missing")
-            return array
-        with needs_extra("bucket"):
-            import numcodecs
-        decode = numcodecs.get_codec({"id": codec}).decode
-        decode(content, out=bytearray(n_bytes))  # raises an error when the result is larger
-        return bytes(decode(content))
+        if codec == "gzip":
+            return gzip.GzipFile(fileobj=io.BytesIO(content)).read(n_bytes + 1)
+        if codec == "zstd":
+            with needs_extra("bucket"):
+                import numcodecs
+            decode = numcodecs.Zstd().decode
+            decode(content, out=bytearray(n_bytes))  # raises an error when the result is larger
+            return bytes(decode(content))
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
         raise ValueError(
             f"must hold {compression} data, by its metadata, got {len(content)} bytes that cannot "
             "be decompressed"
         ) from error
+    return content
 
 
 def endpoint() -> str:

@@ -1,6 +1,5 @@
 """The splits of a run, from feature trees, buckets or the generated demo data."""
 
-import functools
 import importlib.metadata
 import os
 import warnings
@@ -90,25 +89,22 @@ def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listin
 def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
     from emaae.data import bucket
 
-    # One connection per process: processes must not share a connection.
-    connection = functools.cache(lambda pid: bucket.open_bucket(name))
+    handle = bucket.open_bucket(name)
 
     def read(file: FeatureFile) -> np.ndarray:
-        array = bucket.read_array(connection(os.getpid()), file.path, str(file.stamp[1]))
+        array = bucket.read_array(handle, file.path, str(file.stamp[1]))
         return check_features(array, f"s3://{name}/{file.path}")
 
     def read_times(file: FeatureFile) -> np.ndarray | None:
         key = times_beside(file.path)
-        return (
-            bucket.read_array(connection(os.getpid()), key, of="times") if key in stamps else None
-        )
+        return bucket.read_array(handle, key, of="times") if key in stamps else None
 
     def times_stamp(file: FeatureFile) -> Any:
         return stamps.get(times_beside(file.path))
 
     label = f"s3://{name}/{prefix.strip('/')}"
     location = ("bucket", bucket.endpoint(), label, recursive)
-    files, stamps = bucket.list_features(connection(os.getpid()), prefix, recursive)
+    files, stamps = bucket.list_features(handle, prefix, recursive)
     return Listing(label, location, files, read, read_times, times_stamp)
 
 

@@ -1,26 +1,21 @@
-"""Reading the utterances of a split, one by one or by several processes."""
+"""Reading the utterances of a split, some files at a time."""
 
-import contextlib
 import hashlib
-import multiprocessing
-import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from emaae.data.features import CHANNELS, LOUDNESS_COLUMN, FeatureFile, check_identity
-from emaae.system.cpus import n_cpus
 from emaae.system.errors import BadFile, UserError
-from emaae.system.signals import SIGNALS
 
-# One process reads fewer files than these before several processes have started.
-FILES_FOR_PROCESSES = 500
-# More processes would only wait for the main process, which collects the frames.
-MAX_PROCESSES = 8
-# Files that a process reads before it sends them: 32 of LibriSpeech's have a megabyte.
-FILES_AT_ONCE = 32
+# Threads suffice: disks and buckets are waited for, and decompressing needs no interpreter lock.
+# Processes took longer, since their frames have to be copied.
+THREADS = 8
+# Files that are read before they are asked for, all in memory: an hour of features has 10 MB.
+FILES_AHEAD = 16
 
 T = TypeVar("T")
 
@@ -71,7 +66,7 @@ def read_files(
     broken: dict[str, str] | None = None,
     n_others: int = 0,
 ) -> Iterator[T]:
-    """Results of `read` for each file, in the order of the files, by one or several processes.
+    """Results of `read` for each file, in the order of the files; several threads call it.
 
     broken: a dict that receives the error messages of broken files by identity; these files are
     skipped. Without it the first broken file raises BadFile. Raises UserError for other errors, and
@@ -79,72 +74,35 @@ def read_files(
     """
     if broken is not None:
         broken.clear()
-    if len(files) < FILES_FOR_PROCESSES:
-        results: Iterator[T | UserError] = (_read(file, read) for file in files)
-    else:
-        results = _in_processes(files, read)
-    for result, file in zip(results, files):
-        if not isinstance(result, UserError):
-            yield result
-        elif not isinstance(result, BadFile):
-            raise result
-        elif broken is None:
-            raise BadFile(f"{result} (or leave such files out: --on_bad_file skip)")
+    for future, file in zip(_in_threads(files, read), files):
+        try:
+            result = future.result()
+        except BadFile as error:
+            if broken is None:
+                raise BadFile(f"{error} (or leave such files out: --on_bad_file skip)") from None
+            broken[file.identity] = str(error)
         else:
-            broken[file.identity] = str(result)
+            yield result
     if broken and len(broken) == len(files) and not n_others:
         raise UserError(f"all {len(files)} files are broken: {next(iter(broken.values()))}")
 
 
-def _read(file: FeatureFile, read: Callable[[FeatureFile], T]) -> T | UserError:
-    try:
+def _in_threads(
+    files: Sequence[FeatureFile], read: Callable[[FeatureFile], T]
+) -> Iterator[Future[T]]:
+    """What `read` returns or raises for each file, in order."""
+
+    def checked(file: FeatureFile) -> T:
         check_identity(file.identity, file.path)
         return read(file)
-    except UserError as error:
-        return error
 
-
-def _in_processes(
-    files: Sequence[FeatureFile], read: Callable[[FeatureFile], T]
-) -> Iterator[T | UserError]:
-    """Results of `read`, or its UserErrors, for each file in order.
-
-    Process i of n reads the parts i, i + n, ... and sends them through its own pipe. It waits while
-    the pipe is full, and ends by itself when the parent process ends, even by SIGKILL.
-    """
-    parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
-    n = min(max(2, n_cpus()), MAX_PROCESSES)
-    # Forked, like torch's data loaders: a new interpreter would first import torch.
-    fork = multiprocessing.get_context("fork")
-    readers: list[Connection] = []
-    processes = []
-
-    def work(mine: Sequence[Sequence[FeatureFile]], writer: Connection) -> None:
-        for reader in readers:
-            reader.close()  # so that only the parent has it, and the pipe breaks when it ends
-        # A signal reaches all processes of the group; workers ignore it, the parent ends them.
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        with contextlib.suppress(BrokenPipeError):
-            for part in mine:
-                writer.send([_read(file, read) for file in part])
-
+    pool = ThreadPoolExecutor(THREADS)
+    ahead: deque[Future[T]] = deque()
     try:
-        for i in range(n):
-            reader, writer = fork.Pipe(duplex=False)
-            readers.append(reader)
-            processes.append(fork.Process(target=work, args=(parts[i::n], writer), daemon=True))
-            processes[-1].start()
-            writer.close()
-        for i in range(len(parts)):
-            yield from readers[i % n].recv()
-    except (EOFError, OSError):  # a process was killed between two messages, or within one
-        raise UserError(
-            "a process that reads features ended early: without an error above, it was killed, "
-            "probably for lack of memory; free some memory and start again"
-        ) from None
+        for file in files:
+            ahead.append(pool.submit(checked, file))
+            if len(ahead) > FILES_AHEAD:
+                yield ahead.popleft()
+        yield from ahead
     finally:
-        for process, reader in zip(processes, readers):
-            process.kill()
-            process.join()
-            reader.close()
+        pool.shutdown(cancel_futures=True)
