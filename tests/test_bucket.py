@@ -23,7 +23,7 @@ from scipy.sparse import load_npz
 
 from emaae.__main__ import main
 from emaae.config import Config
-from emaae.data.bucket import list_features, open_bucket, read_array, write_array
+from emaae.data.bucket import array_in, fetch, list_features, open_bucket, write_array
 from emaae.data.features import find_features, frame_times, read_features
 from emaae.data.load import load_splits
 from emaae.models import CNNAutoEncoder, build_model
@@ -36,6 +36,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SECRET = "dummy-secret-that-no-message-shows"
 RAW = {"dtype": "<f4", "shape": "5,3", "compression": "gzip", "order": "C"}
 X = np.arange(15, dtype=np.float32).reshape(5, 3)
+
+
+def read_array(bucket, key, etag=None):
+    return array_in(fetch(bucket, key, etag))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -440,8 +444,8 @@ def test_the_command_that_installs_boto3_is_named_where_it_is_missing(monkeypatc
 def test_reading_needs_no_cottoncandy(handle):
     program = """
 import sys
-from emaae.data.bucket import open_bucket, read_array
-print(read_array(open_bucket("speech"), "train/top").sum(), "cottoncandy" in sys.modules)
+from emaae.data.bucket import array_in, fetch, open_bucket
+print(array_in(fetch(open_bucket("speech"), "train/top")).sum(), "cottoncandy" in sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -477,7 +481,7 @@ def test_a_second_start_only_lists_until_an_object_changes(cc, handle, monkeypat
 
     read = []
     monkeypatch.setattr(
-        "emaae.data.bucket.read_array", lambda *args: read.append(args[1]) or read_array(*args)
+        "emaae.data.bucket.fetch", lambda *args: read.append(args[1]) or fetch(*args)
     )
     first = fingerprint()
     assert fingerprint() == first
@@ -497,7 +501,7 @@ def test_an_object_that_changes_during_reading_is_refused(handle):
 
 
 def test_an_answer_of_unknown_length_is_read_up_to_the_limit(monkeypatch):
-    answer = {"Body": io.BytesIO(npz(features=X))}  # of a server that sends chunks
+    answer = {"Body": io.BytesIO(npz(features=X)), "Metadata": {}}  # of a server that sends chunks
     client = SimpleNamespace(get_object=lambda **query: answer)
     bucket = SimpleNamespace(name="b", meta=SimpleNamespace(client=client))
     np.testing.assert_array_equal(read_array(bucket, "x.npz"), X)

@@ -77,5 +77,5 @@ def test_a_film_is_a_gif(run, tmp_path):
 
 def test_the_same_run_gives_the_same_frame(run):
     found, _ = autoencode(read_runs(run)[0])
-    first, again = (np.asarray(next(islice(sagittal.film(found, "a"), 7, None))) for _ in "ab")
+    first, again = (np.asarray(next(islice(sagittal.film(found, "a"), 1, None))) for _ in "ab")
     np.testing.assert_array_equal(first, again)

@@ -18,7 +18,7 @@ from conftest import ROOT, program, small_run, speech, write_tree
 
 from emaae.config import Config
 from emaae.data import reading, store
-from emaae.data.features import find_features, read_features
+from emaae.data.features import find_features, read_bytes, read_features
 from emaae.data.load import load_splits
 from emaae.data.reading import FrameFormat
 from emaae.data.split import Split
@@ -74,7 +74,7 @@ def test_a_store_gives_the_same_splits_as_the_files_and_reads_them_once(
 ):
     read = split_of(tree, "none", **knobs)
     assert same(split_of(tree, folder, **knobs), read)
-    monkeypatch.setattr("emaae.data.load.read_features", None)
+    monkeypatch.setattr("emaae.data.load.read_bytes", None)
     assert same(split_of(tree, folder, **knobs), read)
 
 
@@ -200,15 +200,15 @@ def test_a_store_that_is_mapped_is_not_removed(tree, folder):
 
 
 def slow_to_read(path, stamp):
-    """As `read_features`; the first files take longest."""
+    """As `read_bytes`; the first files take longest."""
     time.sleep(0.02 / (1 + int(Path(path).stem)))
-    return read_features(path, stamp)
+    return read_bytes(path, stamp)
 
 
 @pytest.mark.filterwarnings("ignore:train. left out")
 def test_many_files_are_read_at_a_time_and_come_in_their_order(tmp_path, folder, monkeypatch):
     many = write_tree(tmp_path / "many", {f"{i:03d}": 1 + i % 7 for i in range(70)})
-    monkeypatch.setattr("emaae.data.load.read_features", slow_to_read)
+    monkeypatch.setattr("emaae.data.load.read_bytes", slow_to_read)
     expected = np.concatenate([read_features(path) for _, path, _ in find_features(many, False)])
     for cache in ("none", folder):
         split = split_of(many, cache, keep_loudness=True)
@@ -226,13 +226,14 @@ def test_many_files_are_read_at_a_time_and_come_in_their_order(tmp_path, folder,
 
 def test_files_are_read_little_earlier_than_they_are_asked_for(tmp_path, monkeypatch):
     many = find_features(write_tree(tmp_path, {f"{i:03d}": 1 for i in range(40)}), False)
-    monkeypatch.setattr(reading, "FILES_AHEAD", 5)
+    monkeypatch.setattr(reading, "FILES_AT_ONCE", 2)
+    monkeypatch.setattr(reading, "THREADS", 3)
     begun, n_threads = [], threading.active_count()
-    found = reading.read_files(many, lambda file: begun.append(file) or file)
+    found = reading.read_files(many, begun.append, lambda file, content: file)
     assert [next(found) for _ in range(10)] == many[:10]
-    assert len(begun) <= 10 + 5
+    assert len(begun) <= 10 + 2 * 3
     found.close()
-    assert len(begun) <= 10 + 5
+    assert len(begun) <= 10 + 2 * 3
     assert threading.active_count() == n_threads
 
 
@@ -247,7 +248,7 @@ def test_broken_files_that_are_left_out_are_left_out_of_the_store_and_named(
     with pytest.warns(UserWarning, match=left_out):
         packed = split_of(tree, folder, on_bad_file="skip")
     with monkeypatch.context() as patch:
-        patch.setattr("emaae.data.load.read_features", lambda *args: pytest.fail("a file is read"))
+        patch.setattr("emaae.data.load.read_bytes", lambda *args: pytest.fail("a file is read"))
         with pytest.warns(UserWarning, match=left_out):
             mapped = split_of(tree, folder, on_bad_file="skip")
     assert same(packed, read)
@@ -295,7 +296,7 @@ from emaae.data import load
 def slowly(path, stamp):
     os.write(1, b"reading\\n")
     time.sleep(60)
-load.read_features = slowly
+load.read_bytes = slowly
 from emaae.config import Config
 given = {{"train_dir": {str(tree)!r}, "val_dir": {str(tree)!r}, "cache_dir": {str(folder)!r}}}
 config = Config.from_mapping(given | {{"recursive": True}})
@@ -318,7 +319,7 @@ import gc
 from emaae.data import load, reading
 gc.disable()
 listing = load.list_source({str(many)!r}, False)
-frames = reading.read_files(listing.files, listing.read)
+frames = reading.read_files(listing.files, listing.fetch, listing.features)
 print(len(next(frames)))
 itself = [frames]
 itself.append(itself)  # as an error whose traceback is in a cycle, which keeps the generator open
@@ -335,9 +336,9 @@ def test_other_processes_wait_for_the_builder_and_say_so(tree, folder, monkeypat
         calls.append(path)
         began.set()
         go_on.wait(20)
-        return read_features(path, stamp)
+        return read_bytes(path, stamp)
 
-    monkeypatch.setattr("emaae.data.load.read_features", slowly)
+    monkeypatch.setattr("emaae.data.load.read_bytes", slowly)
     found = []
     builders = [threading.Thread(target=lambda: found.append(split_of(tree, folder)))]
     builders[0].start()

@@ -226,8 +226,8 @@ def encode_tree(
     skipped: dict[str, str] = {}
     fired = np.zeros(model.inner_size, bool)
 
-    def source(file: FeatureFile) -> NamedFrames:
-        frames = frame_format.frames(file.identity, listing.read(file))
+    def source(file: FeatureFile, content: Any) -> NamedFrames:
+        frames = frame_format.frames(file.identity, listing.features(file, content))
         return NamedFrames((file, listing.read_times(file)), frames)
 
     def note_active(z: np.ndarray) -> np.ndarray:
@@ -242,7 +242,8 @@ def encode_tree(
         replaces = any(_path(out, file).exists() for file in todo)
         if todo:  # unknown until all files are written
             write_json(out / encodings.MANIFEST, before | {"fired": None})
-        sources = read_files(todo, source, skipped if skip_broken else None, n_others=kept)
+        broken = skipped if skip_broken else None
+        sources = read_files(todo, listing.fetch, source, broken, n_others=kept)
         encoded = ((one, map(note_active, z)) for one, z in encode_each(model, sources))
         done = progress(encoded, "encoding", total=len(files), done=kept, unit="utterances")
         _write(done, out, form, model.inner_size, stamps)

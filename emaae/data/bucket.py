@@ -13,7 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,11 +65,18 @@ def list_features(
     return sort_distinct(found), stamps
 
 
-def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "features") -> np.ndarray:
-    """The array in the object `key`, a raw array or an `.npz`. Raises UserError.
+class Fetched(NamedTuple):
+    """An object of a bucket: its address, content and metadata."""
 
-    etag: of the object when it was listed; an object that has changed since then is an error. of:
-    the key of the array in an `.npz`.
+    where: str
+    content: bytes
+    metadata: Mapping[str, str]
+
+
+def fetch(bucket: Any, key: str, etag: str | None = None) -> Fetched:
+    """The object `key`; several threads may call this. Raises UserError.
+
+    etag: of the object when it was listed; an object that has changed since then is an error.
     """
     where = f"s3://{bucket.name}/{key}"
     with _boto_errors(where):
@@ -81,10 +88,16 @@ def read_array(bucket: Any, key: str, etag: str | None = None, of: str = "featur
             raise BadFile(f"{where} {too_large('it', max(size, len(content)))}")
     if etag is not None and answer.get("ETag") != etag:
         raise UserError(f"{where} has changed since it was listed: start again")
-    if key.lower().endswith(".npz"):
-        return load_npz(io.BytesIO(content), where, of)
+    return Fetched(where, content, answer["Metadata"])
+
+
+def array_in(fetched: Fetched, key: str = "features") -> np.ndarray:
+    """The array in an object: a raw array, or the array `key` of an `.npz`. Raises BadFile."""
+    where, content, metadata = fetched
+    if where.lower().endswith(".npz"):
+        return load_npz(io.BytesIO(content), where, key)
     try:
-        return _raw_array(content, answer["Metadata"])
+        return _raw_array(content, metadata)
     except ValueError as error:
         raise BadFile(
             f"{where} {error}; upload it again with cottoncandy's upload_raw_array"

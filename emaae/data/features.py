@@ -1,5 +1,6 @@
 """Feature trees: one .npz per utterance, as the extractor writes them."""
 
+import io
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -134,10 +135,8 @@ def check_identity(identity: str, where: str) -> None:
         )
 
 
-def read_npz(
-    path: str | Path, key: str = "features", stamp: tuple[int, int | str] | None = None
-) -> np.ndarray:
-    """The array `key` of one .npz, or its only 2-D array. Raises BadFile.
+def read_bytes(path: str | Path, stamp: tuple[int, int | str] | None = None) -> bytes:
+    """The content of a feature file. Raises BadFile.
 
     stamp: of the file when it was listed; raises UserError if the file has changed since then.
     """
@@ -145,12 +144,17 @@ def read_npz(
         status = os.fstat(file.fileno())
         if stamp is not None and stamp != (status.st_size, status.st_mtime_ns):
             raise UserError(f"{path} has changed since it was listed: start again")
-        return load_npz(file, str(path), key)
+        return file.read()
 
 
-def read_features(path: str | Path, stamp: tuple[int, int | str] | None = None) -> np.ndarray:
-    """The feature matrix (T, 14) float32 of one file, checked. Raises as `read_npz`."""
-    return check_features(read_npz(path, stamp=stamp), str(path))
+def read_npz(path: str | Path, key: str = "features") -> np.ndarray:
+    """The array `key` of one .npz, or its only 2-D array. Raises BadFile."""
+    return load_npz(io.BytesIO(read_bytes(path)), str(path), key)
+
+
+def read_features(path: str | Path) -> np.ndarray:
+    """The feature matrix (T, 14) float32 of one file, checked. Raises BadFile."""
+    return check_features(read_npz(path), str(path))
 
 
 def read_times(path: str | Path) -> np.ndarray | None:

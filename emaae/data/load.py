@@ -1,6 +1,7 @@
 """The splits of a run, from feature trees, buckets or the generated demo data."""
 
 import importlib.metadata
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +17,12 @@ from emaae.data.features import (
     FeatureFile,
     check_features,
     find_features,
-    read_features,
+    read_bytes,
     read_times,
     stamp_of,
     times_beside,
 )
+from emaae.data.npz import load_npz
 from emaae.data.reading import FrameFormat, read_files
 from emaae.data.split import Split, check_splits
 from emaae.system.distributed import main_process_first
@@ -59,15 +61,17 @@ class Listing(NamedTuple):
     """The feature files of a tree, or under a prefix of a bucket, before any is read.
 
     label: the root of the tree, or the address of the prefix. location: identifies the place, not
-    its content. files: sorted by identity. read: returns the checked features (T, 14) of a file.
-    read_times: returns the content of its times file, None without one. times_stamp: differs after
-    a change of the times file.
+    its content. files: sorted by identity. fetch: returns the content of a file, for `features`;
+    several threads may call it. features: returns the checked features (T, 14) of a file and its
+    content. read_times: returns the content of its times file, None without one. times_stamp:
+    differs after a change of the times file.
     """
 
     label: str
     location: tuple
     files: list[FeatureFile]
-    read: Callable[[FeatureFile], np.ndarray]
+    fetch: Callable[[FeatureFile], Any]
+    features: Callable[[FeatureFile, Any], np.ndarray]
     read_times: Callable[[FeatureFile], np.ndarray | None]
     times_stamp: Callable[[FeatureFile], Any]
 
@@ -80,10 +84,15 @@ def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listin
         label=root,
         location=("tree", os.path.realpath(root), recursive),
         files=find_features(root, recursive),
-        read=lambda file: read_features(file.path, file.stamp),
+        fetch=lambda file: read_bytes(file.path, file.stamp),
+        features=_features_in_tree,
         read_times=lambda file: read_times(file.path),
         times_stamp=lambda file: stamp_of(times_beside(file.path)),
     )
+
+
+def _features_in_tree(file: FeatureFile, content: bytes) -> np.ndarray:
+    return check_features(load_npz(io.BytesIO(content), file.path), file.path)
 
 
 def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
@@ -91,13 +100,15 @@ def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
 
     handle = bucket.open_bucket(name)
 
-    def read(file: FeatureFile) -> np.ndarray:
-        array = bucket.read_array(handle, file.path, str(file.stamp[1]))
-        return check_features(array, f"s3://{name}/{file.path}")
+    def fetch(file: FeatureFile) -> bucket.Fetched:
+        return bucket.fetch(handle, file.path, str(file.stamp[1]))
+
+    def features(file: FeatureFile, fetched: bucket.Fetched) -> np.ndarray:
+        return check_features(bucket.array_in(fetched), fetched.where)
 
     def read_times(file: FeatureFile) -> np.ndarray | None:
         key = times_beside(file.path)
-        return bucket.read_array(handle, key, of="times") if key in stamps else None
+        return bucket.array_in(bucket.fetch(handle, key), "times") if key in stamps else None
 
     def times_stamp(file: FeatureFile) -> Any:
         return stamps.get(times_beside(file.path))
@@ -105,7 +116,7 @@ def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
     label = f"s3://{name}/{prefix.strip('/')}"
     location = ("bucket", bucket.endpoint(), label, recursive)
     files, stamps = bucket.list_features(handle, prefix, recursive)
-    return Listing(label, location, files, read, read_times, times_stamp)
+    return Listing(label, location, files, fetch, features, read_times, times_stamp)
 
 
 def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.Source:
@@ -113,8 +124,11 @@ def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.So
     files = listing.files
     broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
 
+    def named(file: FeatureFile, content: Any) -> tuple[str, np.ndarray]:
+        return file.identity, listing.features(file, content)
+
     def read_all() -> Iterator[tuple[str, np.ndarray]]:
-        utterances = read_files(files, lambda file: (file.identity, listing.read(file)), broken)
+        utterances = read_files(files, listing.fetch, named, broken)
         return progress(utterances, f"reading {name}", total=len(files), unit="utterances")
 
     state = store.hash_key("\n".join(f"{name}\0{stamp}" for name, _, stamp in files))
