@@ -31,14 +31,8 @@ VERBS = PARSER.add_subparsers(dest="verb", metavar="VERB", required=True)
 def argument(name: str, help: str = "", **options: Any) -> Argument:
     """An argument of a verb; options: further arguments of `ArgumentParser.add_argument`."""
     if name in ("--out", "--out_dir"):
-        options["type"] = _path_to_write
+        options["type"] = Knob(name.lstrip("-"), str).read  # "" is no path
     return name, {"help": help, **options}
-
-
-def _path_to_write(text: str) -> str:
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"expected the name of a file or folder, got {text!r}")
-    return text
 
 
 def number(name: str, help: str, kind: type = int, **options: Any) -> Argument:
@@ -110,10 +104,8 @@ def demo_data(args: argparse.Namespace) -> None:
     from emaae.data.features import FRAME_RATE_HZ
 
     jobs = args.jobs or (1 if args.like == "demo" else n_cpus())
-    try:
-        counts = write_tree(args.out, args.seed, args.n_utterances, args.scale, args.like, jobs)
-    except OSError as error:
-        raise UserError(f"--out {args.out} cannot be written: {error.strerror or error}") from None
+    make_folder(Path(args.out))
+    counts = write_tree(args.out, args.seed, args.n_utterances, args.scale, args.like, jobs)
     for split, n in counts.items():
         size = f"{n['utterances']} utterances, {n['speakers']} speakers"
         print(f"{args.out}/{split}: {size}, {n['frames'] / FRAME_RATE_HZ / 60:.1f} minutes")

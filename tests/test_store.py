@@ -319,7 +319,8 @@ import gc
 from emaae.data import load, reading
 gc.disable()
 listing = load.list_source({str(many)!r}, False)
-frames = reading.read_files(listing.files, listing.fetch, listing.features)
+read = lambda file, fetched: load.features_in(fetched)
+frames = reading.read_files(listing.files, listing.fetch, read)
 print(len(next(frames)))
 itself = [frames]
 itself.append(itself)  # as an error whose traceback is in a cycle, which keeps the generator open

@@ -25,9 +25,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from emaae.corpus import encodings
+from emaae.data.bucket import Fetched, open_bucket, write_array
 from emaae.data.features import (
     CHANNELS,
     FRAME_RATE_HZ,
+    LOUDNESS_COLUMN,
     FeatureFile,
     check_identity,
     find_features,
@@ -36,7 +38,7 @@ from emaae.data.features import (
     stamp_of,
     times_beside,
 )
-from emaae.data.load import Listing
+from emaae.data.load import Listing, features_in
 from emaae.data.reading import FrameFormat, read_files
 from emaae.loading import load_model, model_file
 from emaae.models import CNNAutoEncoder
@@ -226,8 +228,8 @@ def encode_tree(
     skipped: dict[str, str] = {}
     fired = np.zeros(model.inner_size, bool)
 
-    def source(file: FeatureFile, content: Any) -> NamedFrames:
-        frames = frame_format.frames(file.identity, listing.features(file, content))
+    def source(file: FeatureFile, fetched: Fetched) -> NamedFrames:
+        frames = frame_format.frames(file.identity, features_in(fetched))
         return NamedFrames((file, listing.read_times(file)), frames)
 
     def note_active(z: np.ndarray) -> np.ndarray:
@@ -260,8 +262,6 @@ def encode_tree(
 
 def open_upload(where: str) -> tuple[Any, str]:
     """The bucket and the prefix of s3://BUCKET or s3://BUCKET/PREFIX. Raises UserError."""
-    from emaae.data.bucket import open_bucket
-
     scheme, _, place = where.partition("://")
     name, _, prefix = place.strip("/").partition("/")
     if scheme != "s3" or not name:
@@ -276,8 +276,6 @@ def upload_tree(out: Path, bucket: Any, prefix: str, n_units: int) -> int:
     tree, and ..._times its times (T, 2). Arrays that are already there, made from the same
     features, are left; those of another model or form are refused. Raises UserError.
     """
-    from emaae.data.bucket import write_array
-
     n_new, made = 0, encodings.description(read_or_empty(out / encodings.MANIFEST))
     for file in progress(find_features(out, recursive=True), "uploading", unit="utterances"):
         state = encodings.read_stamp(file.path) or ""
@@ -300,16 +298,14 @@ def decode_tree(
     found = read_or_empty(Path(root) / encodings.MANIFEST)
     if found and encodings.model_sha256(found) != encodings.model_sha256(made_by):
         raise UserError(f"{root} has encodings of another model: name the --model that made them")
-    columns = FrameFormat(keep_loudness=model.input_dim == len(CHANNELS)).columns
 
     def source(file: FeatureFile) -> NamedFrames:
         z = encodings.read_encoding(file.path, model.inner_size)
         return NamedFrames((file, read_times(file.path)), z)
 
     def widened(part: np.ndarray) -> np.ndarray:
-        features = np.zeros((len(part), len(CHANNELS)), np.float32)
-        features[:, columns] = part
-        return features
+        has_loudness = part.shape[1] == len(CHANNELS)
+        return part if has_loudness else np.insert(part, LOUDNESS_COLUMN, 0, axis=1)
 
     files = find_features(root, recursive)
     stamps = {file: _stamp(file, stamp_of(times_beside(file.path))) for file in files}

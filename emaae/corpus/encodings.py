@@ -172,5 +172,4 @@ def description(manifest: Mapping[str, Any]) -> str:
 
 def model_sha256(manifest: Mapping[str, Any]) -> str:
     """The sha256 of the model that made a tree, hexadecimal; "None" when the manifest lacks it."""
-    model = manifest.get("model")
-    return str(model.get("sha256") if isinstance(model, dict) else model)
+    return str(manifest.get("model", {}).get("sha256"))

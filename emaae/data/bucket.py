@@ -66,7 +66,7 @@ def list_features(
 
 
 class Fetched(NamedTuple):
-    """An object of a bucket: its address, content and metadata."""
+    """A file, or an object of a bucket: its path or address, content and metadata."""
 
     where: str
     content: bytes
@@ -92,7 +92,7 @@ def fetch(bucket: Any, key: str, etag: str | None = None) -> Fetched:
 
 
 def array_in(fetched: Fetched, key: str = "features") -> np.ndarray:
-    """The array in an object: a raw array, or the array `key` of an `.npz`. Raises BadFile."""
+    """The array in a file or object: a raw array, or the array `key` of an `.npz`. BadFile."""
     where, content, metadata = fetched
     if where.lower().endswith(".npz"):
         return load_npz(io.BytesIO(content), where, key)
@@ -166,8 +166,7 @@ def _no_features(bucket: Any, folder: str, keys: list[str], recursive: bool) -> 
 
 def _folders(bucket: Any, folder: str) -> str:
     """The names of the first folders in `folder`, joined; "" if there are none."""
-    client = bucket.meta.client
-    page = client.list_objects_v2(Bucket=bucket.name, Prefix=folder, Delimiter="/")
+    page = bucket.meta.client.list_objects_v2(Bucket=bucket.name, Prefix=folder, Delimiter="/")
     return shortened([entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", [])])
 
 

@@ -75,8 +75,7 @@ def generate(
         on average 12.7 s in train, 7.6 s in val and 7.9 s in test.
     like: a key of CORPORA.
 
-    Raises ValueError for an unknown split, and UserError for values out of range; its message names
-    the flags of `python -m emaae demo-data`: --seed, --n_utterances, --scale.
+    Raises ValueError for an unknown split.
     """
     parts = _chunks(split, seed, n_utterances, scale, like)
     return [utterance for part in parts for utterance in part.generate()]
@@ -116,12 +115,6 @@ def _chunks(
     recipe = recipes[split]
     n_utterances = recipe.n_utterances if n_utterances is None else n_utterances
     scale = recipe.scale if scale is None else scale
-    if n_utterances <= 0:
-        raise UserError(f"--n_utterances must be at least 1, got {n_utterances}")
-    if not 0 < scale < np.inf:
-        raise UserError(f"--scale must be a positive factor such as 0.3 or 1, got {scale}")
-    if seed < 0:
-        raise UserError(f"--seed must be 0 or more, got {seed}")
     # Durations are LibriSpeech's quantiles at `probability`, which advances by the golden ratio
     # modulo 1. The first n values cover 0..1 evenly for any n, so that small corpora, too, have
     # LibriSpeech's distribution and, nearly, its mean.

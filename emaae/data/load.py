@@ -1,7 +1,6 @@
 """The splits of a run, from feature trees, buckets or the generated demo data."""
 
 import importlib.metadata
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emaae.config import Config
-from emaae.data import store
+from emaae.data import bucket, store
+from emaae.data.bucket import Fetched, array_in
 from emaae.data.features import (
     SPLITS,
     FeatureFile,
@@ -22,7 +22,6 @@ from emaae.data.features import (
     stamp_of,
     times_beside,
 )
-from emaae.data.npz import load_npz
 from emaae.data.reading import FrameFormat, read_files
 from emaae.data.split import Split, check_splits
 from emaae.system.distributed import main_process_first
@@ -61,54 +60,42 @@ class Listing(NamedTuple):
     """The feature files of a tree, or under a prefix of a bucket, before any is read.
 
     label: the root of the tree, or the address of the prefix. location: identifies the place, not
-    its content. files: sorted by identity. fetch: returns the content of a file, for `features`;
-    several threads may call it. features: returns the checked features (T, 14) of a file and its
-    content. read_times: returns the content of its times file, None without one. times_stamp:
-    differs after a change of the times file.
+    its content. files: sorted by identity. fetch: returns the content of a file, for
+    `features_in`; several threads may call it. read_times: returns the content of its times file,
+    None without one. times_stamp: differs after a change of the times file.
     """
 
     label: str
     location: tuple
     files: list[FeatureFile]
-    fetch: Callable[[FeatureFile], Any]
-    features: Callable[[FeatureFile, Any], np.ndarray]
+    fetch: Callable[[FeatureFile], Fetched]
     read_times: Callable[[FeatureFile], np.ndarray | None]
     times_stamp: Callable[[FeatureFile], Any]
 
 
-def list_source(root: str, recursive: bool, bucket: str | None = None) -> Listing:
+def list_source(root: str, recursive: bool, in_bucket: str | None = None) -> Listing:
     """The features below a directory, or below a prefix of a bucket. Raises UserError."""
-    if bucket:
-        return _list_bucket(bucket, root, recursive)
+    if in_bucket:
+        return _list_bucket(in_bucket, root, recursive)
     return Listing(
         label=root,
         location=("tree", os.path.realpath(root), recursive),
         files=find_features(root, recursive),
-        fetch=lambda file: read_bytes(file.path, file.stamp),
-        features=_features_in_tree,
+        fetch=lambda file: Fetched(file.path, read_bytes(file.path, file.stamp), {}),
         read_times=lambda file: read_times(file.path),
         times_stamp=lambda file: stamp_of(times_beside(file.path)),
     )
 
 
-def _features_in_tree(file: FeatureFile, content: bytes) -> np.ndarray:
-    return check_features(load_npz(io.BytesIO(content), file.path), file.path)
-
-
 def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
-    from emaae.data import bucket
-
     handle = bucket.open_bucket(name)
 
-    def fetch(file: FeatureFile) -> bucket.Fetched:
+    def fetch(file: FeatureFile) -> Fetched:
         return bucket.fetch(handle, file.path, str(file.stamp[1]))
-
-    def features(file: FeatureFile, fetched: bucket.Fetched) -> np.ndarray:
-        return check_features(bucket.array_in(fetched), fetched.where)
 
     def read_times(file: FeatureFile) -> np.ndarray | None:
         key = times_beside(file.path)
-        return bucket.array_in(bucket.fetch(handle, key), "times") if key in stamps else None
+        return array_in(bucket.fetch(handle, key), "times") if key in stamps else None
 
     def times_stamp(file: FeatureFile) -> Any:
         return stamps.get(times_beside(file.path))
@@ -116,22 +103,26 @@ def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
     label = f"s3://{name}/{prefix.strip('/')}"
     location = ("bucket", bucket.endpoint(), label, recursive)
     files, stamps = bucket.list_features(handle, prefix, recursive)
-    return Listing(label, location, files, fetch, features, read_times, times_stamp)
+    return Listing(label, location, files, fetch, read_times, times_stamp)
+
+
+def features_in(fetched: Fetched) -> np.ndarray:
+    """The features (T, 14) float32 in a file or an object, checked. Raises BadFile."""
+    return check_features(array_in(fetched), fetched.where)
 
 
 def _source(name: str, root: str, config: Config, form: FrameFormat) -> store.Source:
     listing = list_source(root, config.recursive, config.bucket)
-    files = listing.files
     broken: dict[str, str] | None = {} if config.on_bad_file == "skip" else None
 
-    def named(file: FeatureFile, content: Any) -> tuple[str, np.ndarray]:
-        return file.identity, listing.features(file, content)
+    def named(file: FeatureFile, fetched: Fetched) -> tuple[str, np.ndarray]:
+        return file.identity, features_in(fetched)
 
     def read_all() -> Iterator[tuple[str, np.ndarray]]:
-        utterances = read_files(files, listing.fetch, named, broken)
-        return progress(utterances, f"reading {name}", total=len(files), unit="utterances")
+        utterances = read_files(listing.files, listing.fetch, named, broken)
+        return progress(utterances, f"reading {name}", total=len(listing.files), unit="utterances")
 
-    state = store.hash_key("\n".join(f"{name}\0{stamp}" for name, _, stamp in files))
+    state = store.hash_key("\n".join(f"{name}\0{stamp}" for name, _, stamp in listing.files))
     return store.Source(listing.label, listing.location, state, form, read_all, broken)
 
 

@@ -76,8 +76,6 @@ def read_files(
     other errors, and when all files are broken. n_others: number of good files that need not be
     read.
     """
-    if broken is not None:
-        broken.clear()
     for file, fetched in zip(files, _fetched(files, fetch)):
         try:
             check_identity(file.identity, file.path)

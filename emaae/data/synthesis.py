@@ -225,8 +225,7 @@ def _integrate(target: np.ndarray, stiffness: np.ndarray) -> np.ndarray:
     """
     damping = 2 * np.sqrt(stiffness)
     positions = np.empty_like(target)
-    x = np.zeros(target.shape[1:])
-    velocity = np.zeros(target.shape[1:])
+    x, velocity = np.zeros((2, *target.shape[1:]))
     for step in range(len(target)):
         velocity -= STEP_S * (stiffness[step] * (x - target[step]) + damping[step] * velocity)
         x += STEP_S * velocity
