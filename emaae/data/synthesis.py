@@ -255,10 +255,8 @@ def make_utterance(draft: Draft, movement: np.ndarray) -> GeneratedUtterance:
     for token in tokens:
         targets = token.target * np.diag(speaker.transform) + speaker.offset
         for i in np.flatnonzero(token.weight):
-            target, weight = float(targets[i]), float(token.weight[i])
-            gestures.append(
-                Gesture(ARTICULATORS[i], token.phone, target, weight, token.start_s, token.end_s)
-            )
+            pull = ARTICULATORS[i], token.phone, float(targets[i]), float(token.weight[i])
+            gestures.append(Gesture(*pull, token.start_s, token.end_s))
     return GeneratedUtterance(
         name, features.astype(np.float32), frame_times(n_frames), phones, gestures
     )

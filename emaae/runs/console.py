@@ -12,7 +12,6 @@ from emaae.data.split import Split
 from emaae.metric_table import SUMMARY, SUMMARY_AT_END
 from emaae.models import CNNAutoEncoder
 from emaae.runs.folder import NoFolder, Observer, RunFolder
-from emaae.system.progress import align_columns
 
 
 class Terminal(Observer):
@@ -84,5 +83,6 @@ class Terminal(Observer):
 
 def metric_lines(row: Mapping[str, Any]) -> str:
     """The metrics of a row, one a line; undefined ones are null."""
+    width = max(len(name) for name in row)
     texts = (f"{v:.6g}" if isinstance(v, float) else json.dumps(v) for v in row.values())
-    return "\n".join(align_columns([*zip(row, texts)], left=0))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in zip(row, texts))
