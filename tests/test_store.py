@@ -237,6 +237,16 @@ def test_files_are_read_little_earlier_than_they_are_asked_for(tmp_path, monkeyp
     assert threading.active_count() == n_threads
 
 
+def test_long_recordings_are_fetched_few_at_a_time(tmp_path, monkeypatch):
+    many = find_features(write_tree(tmp_path, {f"{i:03d}": 1 for i in range(40)}), False)
+    monkeypatch.setattr(reading, "MANY_BYTES", many[0].stamp[0] - 1)
+    begun = []
+    found = reading.read_files(many, begun.append, lambda file, content: file)
+    assert next(found) == many[0]
+    found.close()
+    assert len(begun) <= 1 + reading.THREADS
+
+
 def test_broken_files_that_are_left_out_are_left_out_of_the_store_and_named(
     tree, folder, monkeypatch
 ):

@@ -4,7 +4,7 @@ A window consists of some frames of an utterance, its own frames, and of context
 (half a receptive field of the convolutions). The results for its own frames equal those of the
 whole utterance up to rounding. Windows of several utterances share a batch, in which padding
 changes nothing. Memory holds one batch and its utterances, with their encodings in the form in
-which they are written.
+which they are written, and the few files that are fetched ahead (see `emaae.data.reading`).
 
     from emaae.corpus.encode import encode
 

@@ -17,6 +17,8 @@ THREADS = 8
 # Files that a thread fetches at a time; handing over each file by itself would take half as long
 # again. Of LibriSpeech, 16 files have half a megabyte.
 FILES_AT_ONCE = 16
+# Larger files are handed over by themselves: an hour of features has 10 MB.
+MANY_BYTES = 1 << 20
 
 T = TypeVar("T")
 
@@ -104,11 +106,12 @@ def _fetched(files: Sequence[FeatureFile], fetch: Callable[[FeatureFile], Any]) 
                 found.append(error)
         return found
 
+    at_once = 1 if any(file.stamp[0] > MANY_BYTES for file in files) else FILES_AT_ONCE
     pool = ThreadPoolExecutor(THREADS)
     ahead: deque[Future[list[Any]]] = deque()
     try:
-        for i in range(0, len(files), FILES_AT_ONCE):
-            ahead.append(pool.submit(fetch_each, files[i : i + FILES_AT_ONCE]))
+        for i in range(0, len(files), at_once):
+            ahead.append(pool.submit(fetch_each, files[i : i + at_once]))
             if len(ahead) > THREADS:
                 yield from ahead.popleft().result()
         while ahead:
