@@ -48,7 +48,7 @@ def close(one: list[dict], other: list[dict], within: float) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_two_processes_have_the_losses_and_weights_of_one(together, case):
-    """24 steps; the last batch of each epoch is one utterance, so one process has none."""
+    """12 steps; the last batch of each epoch is one utterance, so one process has none."""
     one, two = train_together.train(*case), together[0]["cases"][case]
     weights = one["weights"]
     for name in ("train/loss", "train/mse", "train/penalty"):

@@ -48,11 +48,13 @@ def sweep(tmp_path_factory):
 @pytest.fixture(scope="module")
 def open_page(browser, tmp_path_factory):
     """Open the page of a folder's runs; errors and requests to other hosts are failures."""
-    complaints = []
+    complaints, files = [], {}
 
     def open_page(folder, **look):
-        file = tmp_path_factory.mktemp("page") / "page.html"
-        file.write_text(page(read_runs(folder), "a sweep"), encoding="utf-8")
+        if folder not in files:
+            files[folder] = tmp_path_factory.mktemp("page") / "page.html"
+            files[folder].write_text(page(read_runs(folder), "a sweep"), encoding="utf-8")
+        file = files[folder]
         view = browser.new_page(**{"viewport": {"width": 1400, "height": 900}} | look)
         view.on("console", lambda message: complaints.append(message.text))
         view.on("pageerror", lambda error: complaints.append(str(error)))
@@ -75,6 +77,15 @@ def opened(open_page):
 @pytest.fixture(scope="module")
 def page_of_sweep(open_page, sweep):
     return open_page(sweep)
+
+
+@pytest.fixture(scope="module")
+def dark_page(open_page, sweep):
+    """The page of `sweep` where the user prefers dark, with all figures drawn."""
+    view = open_page(sweep, color_scheme="dark")
+    for figure in figures(view):
+        show(view, figure)
+    return view
 
 
 @pytest.fixture
@@ -257,10 +268,9 @@ def test_the_pdf_of_the_page_has_its_figures_as_drawings(sweep, opened, tmp_path
     assert view.evaluate("inPrint") == places.count()
 
 
-def test_in_the_dark_the_text_of_page_and_figures_is_light(sweep, opened):
-    view = opened(sweep, color_scheme="dark")
+def test_in_the_dark_the_text_of_page_and_figures_is_light(dark_page, opened):
+    view = dark_page
     assert view.evaluate("getComputedStyle(document.body).color") == "rgb(228, 231, 234)"
-    show(view, "fvu")
     fill = "getComputedStyle(document.querySelector('#fvu .xtick text')).fill"
     assert view.evaluate(fill) == "rgb(228, 231, 234)"
 
@@ -290,11 +300,13 @@ def test_the_keyboard_reaches_filters_headings_rows_and_figures(view):
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
-def test_the_accessibility_checker_axe_finds_nothing_serious(sweep, opened, scheme):
+def test_the_accessibility_checker_axe_finds_nothing_serious(view, dark_page, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    view = opened(sweep, color_scheme=scheme)
-    for figure in figures(view):
-        show(view, figure)
+    if scheme == "dark":
+        view = dark_page
+    else:
+        for figure in figures(view):
+            show(view, figure)
     found = axe.run(view).response["violations"]
     serious = [v for v in found if v["impact"] in ("serious", "critical")]
     assert not serious, [(v["id"], [n["html"][:150] for n in v["nodes"]][:3]) for v in serious]

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, program, small_run, speech, write_tree
+from conftest import ROOT, small_run, speech, write_tree
+from forked import forked
 
 import emaae
 import train
@@ -391,7 +392,7 @@ def test_online_without_a_key_prints_one_line(small):
 
 def mistake(*argv: str) -> str:
     """The one line of a run that was refused."""
-    done = program("train.py", *argv)
+    done = forked("train.py", *argv)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     (line,) = done.stderr.strip().splitlines()
@@ -457,7 +458,7 @@ def test_an_empty_directory_and_an_unknown_device_are_usage_errors(tmp_path):
 
 def test_the_wandb_run_is_offline_without_a_key_and_lies_in_the_run_folder(small, tmp_path):
     flags = [flag for flag in small if not flag.startswith("--wandb")]
-    done = program("train.py", *flags, HOME=str(tmp_path / "home"))
+    done = forked("train.py", *flags, HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     run = only_run(small)
     assert "W&B offline; upload later with: python -m emaae upload-pending" in done.stdout

@@ -24,8 +24,8 @@ from emaae.training import Run, fit
 CASES = [(penalty, norm, "adamw", "relu") for penalty in PENALTIES for norm in NORMS]
 CASES += [("l1", norm, "muon", "relu") for norm in ("none", "batch")]
 CASES += [("l1", "none", "adamw", name) for name in ACTIVATIONS if name != "relu"]
-# 24 steps. The last batch of each epoch is of one utterance: one process has none of it.
-KNOBS = {"inner_size": 16, "n_encoder": 2, "n_decoder": 2, "epochs": 8, "batch_sz": 3}
+# 12 steps. The last batch of each epoch is of one utterance: one process has none of it.
+KNOBS = {"inner_size": 16, "n_encoder": 2, "n_decoder": 2, "epochs": 4, "batch_sz": 3}
 KNOBS |= {"alpha": 0.3, "weight_penalty": True, "precision": "fp32"}
 KNOBS |= {"slow_coefficient": 0.1, "slow_loss": "tvu", "lr_schedule": "linear", "lr_warm_up": 0.1}
 
