@@ -7,6 +7,7 @@ of one model are in `analysis.model_panels`; docs/analysis.md has a notebook's o
 
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,9 @@ Curve = tuple[np.ndarray, np.ndarray]  # x (n,) and y (n,)
 def over_epochs(runs: Sequence[Run], name: str, y: Axis) -> Panel:
     """One metric over epochs: mean and range of the seeds that reached the epoch."""
 
-    def curve(run: Run) -> Curve | None:
+    def curve(run: Run) -> Curve:
         found = run.column(name)
-        if y.log:
-            found = np.where(found > 0, found, np.nan)
-        return (run.column("epoch"), found) if np.isfinite(found).any() else None
+        return run.column("epoch"), np.where(found > 0, found, np.nan) if y.log else found
 
     above = " above 0" if y.log else ""
     return Panel(EPOCH, y, _means(runs, curve, f"no run has logged {name}{above}"))
@@ -107,27 +106,20 @@ def alpha(runs: Sequence[Run]) -> list[Panel]:
 
 def mse_along_epochs(runs: Sequence[Run]) -> Panel:
     """Mse against alpha, epoch by epoch: mean of the seeds; the marker is the last epoch."""
-    items: list[Line] = []
-    counted = set(_counted(runs))
-    for label, style, members in styled(runs):
-        paths = {
-            runs.index(run): np.stack([run.column("alpha"), run.column("val/mse")])
-            for run in members
-            if run.history and run in counted
-        }
-        if not paths:
-            continue
-        # The mean of the seeds that reached the epoch.
-        epochs = range(max(len(path.T) for path in paths.values()))
-        reached = ([path[:, i] for path in paths.values() if i < len(path.T)] for i in epochs)
-        x, y = np.stack([np.mean(points, 0) for points in reached], 1)
-        lines = [Line(x, y, style, label, markers=True, runs=tuple(paths), kind="mean")]
-        lines += [Line(x, y, style, label, runs=(i,), kind="each") for i, (x, y) in paths.items()]
-        for line in lines:
-            end = line._replace(x=line.x[-1:], y=line.y[-1:], label="", points=True, size=7.0)
-            items += [line, end]
-    if not items:
-        raise Missing("no run has finished an epoch")
+    names = ("alpha", "val/mse")
+
+    def curve(run: Run, name: str) -> Curve:
+        known = np.isfinite([run.column(one) for one in names]).all(0)
+        return run.column("epoch")[known], run.column(name)[known]
+
+    alphas, mses = (
+        _means(runs, partial(curve, name=name), "no run has finished an epoch") for name in names
+    )
+    items = []
+    for alpha, mse in zip(alphas, mses):  # of the same runs and epochs
+        line = mse._replace(x=alpha.y, low=None, high=None)
+        end = line._replace(x=line.x[-1:], y=line.y[-1:], label="", points=True, size=7.0)
+        items += [line, end]
     return Panel(Axis("alpha, along the epochs"), Axis("val mse (sd²)", log=True), items)
 
 
@@ -150,35 +142,33 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Line]:
     items: list[Line] = []
     for (label, some), style in zip(members.items(), styles(list(members)).values()):
         for run in some:
-            point = _point(runs, run, x, y, style, label)
-            if run.status in GOOD and np.isfinite([point.x, point.y]).all():
-                seed = f"seed {run.config.get('seed')}"
+            at_x, at_y = np.array([[run.metric(name)] for name in (x, y)])
+            if run.status in GOOD and np.isfinite([at_x, at_y]).all():
+                seed, whose = f"seed {run.config.get('seed')}", (runs.index(run),)
                 text = f"{run.name}: {settings[run]}, {seed}, score {run.score:.4g}"
-                items.append(point._replace(text=text))
+                items.append(Line(at_x, at_y, style, label, points=True, runs=whose, text=text))
     if not items:
         raise Missing(f"no run has both {x} and {y}")
     return items
-
-
-def _point(runs: Sequence[Run], run: Run, x: str, y: str, style: Style, label: str) -> Line:
-    at_x, at_y = (np.array([run.metric(name)]) for name in (x, y))
-    return Line(at_x, at_y, style, label, points=True, runs=(runs.index(run),))
 
 
 def fvu_against_sparsity(runs: Sequence[Run]) -> Panel:
     """The trade that alpha makes, and the Pareto front of all runs: right and down is better."""
     split = split_of(runs)
     x, y = f"{split}/sparsity", f"{split}/fvu"
-    items, title = points(runs, x, y), "one run: a front needs several"
-    found, top = costs(runs, split), best(runs)
+    items: Sequence[Line] = points(runs, x, y)
+    found, top, title = costs(runs, split), best(runs), "one run: a front needs several"
     if len(found) > 1:
         title = ""
         fvu, dense = pareto_front(found).T
         label = f"Pareto front, hypervolume {hypervolume(found):.3f}"
-        items.insert(0, Line(1 - dense, fvu, Style(SOFT), label, step="vh", width=1.0))
-        if top is not None:
-            point = _point(runs, top, x, y, Style(INK), f"best: {top.name}")
-            items.append(point._replace(size=11.0, open=True))
+        front = Line(1 - dense, fvu, Style(SOFT), label, step="vh", width=1.0)
+        rings = [
+            one._replace(style=Style(INK), label=f"best: {top.name}", size=11.0, open=True, text="")
+            for one in items
+            if top is runs[one.runs[0]]
+        ]
+        items = [front, *items, *rings]
     fvu_axis = Axis(f"{split} fvu", log=True)
     return Panel(Axis(f"{split} sparsity (fraction of zeros)"), fvu_axis, items, title)
 
@@ -229,7 +219,7 @@ def articulators(runs: Sequence[Run]) -> Panel:
     def curve(run: Run) -> Curve | None:
         r = np.array([run.metric(prefix + name) for name in channels])
         x = np.arange(len(channels)) + 0.7 * aside[run]
-        return (x, r) if run.status in GOOD and np.isfinite(r).any() else None
+        return (x, r) if run.status in GOOD else None
 
     lacking = "no run has measured the channels of selected weights"
     items = _means(runs, curve, lacking, points=True, size=4.0)
@@ -275,7 +265,8 @@ def _means(
     """
     items, counted = [], set(_counted(runs))
     for label, style, members in styled(runs):
-        found = {runs.index(run): got for run in members if (got := curve(run))}
+        curves = {runs.index(run): curve(run) for run in members}
+        found = {i: got for i, got in curves.items() if got and np.isfinite(got[1]).any()}
         whose = tuple(i for i in found if runs[i] in counted)
         if whose:
             x, mean, low, high = _mean_and_range([found[i] for i in whose])

@@ -166,6 +166,16 @@ def test_mse_along_the_epochs_goes_on_with_the_seeds_that_do():
     assert panels.mse_along_epochs([failed]).lines[0].y.tolist() == [4]
 
 
+def test_every_run_is_in_the_figure_of_mse_along_epochs_under_its_name():
+    fine = of(name="fine", alpha=[0.1, 0.2], **{"val/mse": [4, None]})
+    bad = of(seed=1, name="bad", metrics={"status": "diverged"}, alpha=[0.1], **{"val/mse": [9]})
+    items = panels.mse_along_epochs([fine, bad]).items
+    each = [line for line in items if line.kind == "each" and not line.points]
+    assert [(line.text, line.runs) for line in each] == [("fine", (0,)), ("bad", (1,))]
+    mean, end, *_ = items
+    assert (mean.runs, mean.y.tolist(), end.y.tolist()) == ((0,), [4], [4])
+
+
 def test_curves_are_drawn_beside_those_of_the_input(sweep):
     runs = read_runs(sweep)
     for show, name in ((panels.self_similarity, "self_similarity"), (panels.lowpass, "lowpass")):
