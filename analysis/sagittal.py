@@ -124,16 +124,15 @@ def film(found: Reconstruction, title: str) -> Iterator[Image.Image]:
 
 def write(found: Reconstruction, path: Path, title: str) -> int:
     """Film an utterance in real time; returns the bytes of the GIF. Raises UserError."""
-    frames = list(film(found, title))
     # One palette for all, so that only what moves differs from one frame to the next.
-    palette = frames[0].quantize(COLORS, dither=Image.Dither.NONE)
-    frames = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in frames]
+    palette = next(film(found, title)).quantize(COLORS, dither=Image.Dither.NONE)
+    frames = (one.quantize(palette=palette, dither=Image.Dither.NONE) for one in film(found, title))
     with writing(path):
-        frames[0].save(
+        next(frames).save(
             path,
             format="GIF",
             save_all=True,
-            append_images=frames[1:],
+            append_images=frames,
             # Browsers take 20 ms as it is; 10 ms and less they show as 100.
             duration=1000 // FRAME_RATE_HZ,
             loop=0,
@@ -148,12 +147,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--utterance", metavar="NAME", help="(default: the one whose length is nearest to 5 s)")
     add("--out", type=Path, metavar="FILE.gif", help="(default: REF/sagittal.gif)")
     args = parser.parse_args(argv)
-    runs = read_runs(args.ref)
-    run = best(runs) or runs[0]
-    found, _ = autoencode(run, args.utterance)
     path = args.out or folder_of(args.ref) / "sagittal.gif"
     if path.suffix != ".gif":
         raise UserError(f"--out must name a .gif file, got {path}")
+    runs = read_runs(args.ref)
+    run = best(runs) or runs[0]
+    found, _ = autoencode(run, args.utterance)
     size = write(found, path, f"{found.name}, run {run.name}")
     print(f"{path}: {len(found.truth) / FRAME_RATE_HZ:.2f} s, {size / 1000:.0f} kB")
 

@@ -70,9 +70,11 @@ def test_an_utterance_that_was_not_kept_is_named_beside_those_that_were(run):
         sagittal.main([str(run), "--utterance", "other"])
 
 
-def test_a_film_is_a_gif(run, tmp_path):
+@pytest.mark.parametrize("read", [True, False])
+def test_a_film_is_a_gif_whatever_the_run(run, tmp_path, read):
+    ref = str(run) if read else "nowhere"
     with pytest.raises(UserError, match=r"--out must name a \.gif file, got .*film\.mp4"):
-        sagittal.main([str(run), "--out", str(tmp_path / "film.mp4")])
+        sagittal.main([ref, "--out", str(tmp_path / "film.mp4")])
 
 
 def test_the_same_run_gives_the_same_frame(run):
