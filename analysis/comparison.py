@@ -135,16 +135,12 @@ def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     ended = [run for run in runs if run.status in GOOD]
     labels: dict[Run, tuple[str, ...]] = dict.fromkeys(ended, ())
     for name in varying(ended):
-        longer = {run: (*words, _value(run, name)) for run, words in labels.items()}
+        called = "" if name in ("schedule", "activation") else f"{name} "
+        longer = {run: (*words, called + text(run.knob(name))) for run, words in labels.items()}
         # A knob that tells no more runs apart, such as the ramp of each schedule, is left out.
         if name not in (*SPARSER, "seed") and len({*longer.values()}) > len({*labels.values()}):
             labels = longer
     return grouped(ended, lambda run: ", ".join(labels[run]) or run.schedule)
-
-
-def _value(run: Run, name: str) -> str:
-    value = text(run.knob(name))
-    return value if name in ("schedule", "activation") else f"{name} {value}"
 
 
 def load(run: Run, weights: str) -> CNNAutoEncoder:

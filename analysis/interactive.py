@@ -121,10 +121,6 @@ def _annotate(layout: dict[str, Any], panel: Panel, place: dict[str, str]) -> No
     layout["shapes"] += [high | {"y0": 0, "y1": 1, "x0": x, "x1": x} for x in panel.marks]
 
 
-def _wrapped(label: str) -> str:
-    return "<br>".join(escape(part, quote=False) for part in textwrap.wrap(label, MAX_LETTERS))
-
-
 def _legend_height(labels: Collection[str]) -> int:
     """Pixels of a legend whose entries share lines as far as the longest lets them."""
     columns = max(1, 400 // (7 * max(map(len, labels)) + 50))
@@ -150,7 +146,8 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 
 def _traces(line: Line, in_legend: bool) -> Iterator[dict[str, Any]]:
-    style, label = line.style, _wrapped(line.label)
+    style, in_lines = line.style, textwrap.wrap(line.label, MAX_LETTERS)
+    label = "<br>".join(escape(part, quote=False) for part in in_lines)
     pointed = "".join(f"{part}<br>" for part in (label, "%{text}" if line.text else "") if part)
     common: dict[str, Any] = {
         "type": "scatter",

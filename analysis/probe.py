@@ -27,7 +27,7 @@ import emaae
 from analysis import kernels
 from analysis.costs import Codec
 from analysis.labels import LABELS, Labelled, Splits, read_splits
-from analysis.programs import program, run_program
+from analysis.programs import named, program, run_program
 from analysis.tables import Row, frame, markdown, write
 from emaae.data.features import CHANNELS, SPLITS
 from emaae.data.split import mean_and_sd
@@ -289,8 +289,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = program("probe", __doc__, "models", "--data")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the table there too")
     args = parser.parse_args(argv)
-    if args.out is not None and args.out.suffix != ".csv":
-        raise UserError(f"--out must name a .csv file, got {args.out}")
+    if args.out is not None:
+        named(args.out, ".csv")
     models = {ref: emaae.load_model(ref) for ref in args.models}
     results = compare(models, read_splits(args.data))
     print(f"{table(results)}\n\n{HOW_TO_READ}\n\n{gains(results, models)}")

@@ -62,6 +62,13 @@ def folder_of(ref: str) -> Path:
     return Path(ref) if os.path.isdir(ref) else Path()
 
 
+def named(path: Path, suffix: str) -> Path:
+    """The path that --out gives. Raises UserError unless it has this suffix."""
+    if path.suffix != suffix:
+        raise UserError(f"--out must name a {suffix} file, got {path}")
+    return path
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Make the folder of a file that the block writes; raises UserError if that is impossible."""

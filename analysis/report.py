@@ -19,7 +19,7 @@ from analysis.colours import DARK, SCHEDULE_COLOURS
 from analysis.fronts import FRONT_HEADS, costs, front_row, schedule_fronts
 from analysis.interactive import TEMPLATE
 from analysis.panels import styled
-from analysis.programs import folder_of, program, run_program, writing
+from analysis.programs import folder_of, named, program, run_program, writing
 from analysis.report_figures import collect
 from analysis.runs import (
     GOOD,
@@ -37,7 +37,6 @@ from analysis.runs import (
 from emaae.data.features import FRAME_RATE_HZ
 from emaae.metric_table import BY_NAME, SUMMARY, SUMMARY_AT_END
 from emaae.sweeps.sweep_file import description_of
-from emaae.system.errors import UserError
 
 MAX_VALUES = 12  # of a filter
 
@@ -125,10 +124,12 @@ def filters(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A knob's name, its values as texts, which of them each run has (of); the seed is the last."""
     found = []
     for name in dict.fromkeys(["schedule", *varying(runs)]):
-        values = [_setting(run.knob(name))[0] for run in runs]
-        distinct = sorted(set(values), key=_order)
+        cells = [_setting(run.knob(name)) for run in runs]
+        # Numbers by size, then words.
+        ordered = sorted(cells, key=lambda c: (0, c[1]) if isinstance(c[1], float) else (1, c[0]))
+        distinct = list(dict.fromkeys(text for text, _ in ordered))
         if 1 < len(distinct) <= MAX_VALUES:
-            of = [distinct.index(value) for value in values]
+            of = [distinct.index(text) for text, _ in cells]
             found.append({"name": name, "values": distinct, "of": of})
     return found
 
@@ -188,14 +189,6 @@ def _numbers(values: Sequence[float]) -> list[Cell]:
     return [(f"{v:.{decimals}f}", v) if np.isfinite(v) else ("–", "") for v in values]
 
 
-def _order(value: str) -> tuple:
-    """Numbers by size, then words."""
-    try:
-        return 0, float(value)
-    except ValueError:
-        return 1, value
-
-
 # ---- the program
 
 
@@ -213,9 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out_help = "(default: REF/report.html; ./report.html for runs on W&B)"
     parser.add_argument("--out", type=Path, metavar="FILE.html", help=out_help)
     args = parser.parse_args(argv)
-    out = args.out or folder_of(args.ref) / "report.html"
-    if out.suffix != ".html":
-        raise UserError(f"--out must name a .html file, got {out}")
+    out = named(args.out or folder_of(args.ref) / "report.html", ".html")
     html = page(read_comparable(args.ref), title_of(args.ref))
     with writing(out):
         out.write_text(html, encoding="utf-8")

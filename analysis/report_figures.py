@@ -60,19 +60,16 @@ def collect(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[int, dict[str, li
     for i, run in enumerate(runs):
         figures[f"run-losses/{i}"] = _shown(panels.run_losses, run)
         figures[f"run-alpha/{i}"] = _shown(panels.run_alpha, run)
+    # Of a setting the best run; a run that failed when it is all there is.
+    leaders = [top for members in groups(runs).values() if (top := best(members))]
+    leaders.sort(key=lambda run: run.score)
+    in_full = leaders[:MAX_IN_FULL] or [run for run in runs if run.history][:1]
     choices = {}
-    for n, run in enumerate(shown_in_full(runs)):
+    for n, run in enumerate(in_full):
         i = runs.index(run)
         found, choices[i] = _in_full(run, i, UTTERANCES_OF_OTHERS if n else UTTERANCES_OF_BEST)
         figures |= found
     return figures, choices
-
-
-def shown_in_full(runs: Sequence[Run]) -> list[Run]:
-    """The best run and the best of other settings; a run that failed when it is all there is."""
-    leaders = [found for members in groups(runs).values() if (found := best(members))]
-    leaders.sort(key=lambda run: run.score)
-    return leaders[:MAX_IN_FULL] or [run for run in runs if run.history][:1]
 
 
 def _in_full(run: Run, i: int, n_utterances: int) -> tuple[dict[str, Any], dict[str, list[str]]]:

@@ -150,17 +150,16 @@ def read_comparable(*refs: str | os.PathLike) -> list[Run]:
 
     A warning names the others, whose numbers cannot be compared. Raises UserError.
     """
-    runs = read_runs(*refs)
-    data = {run: read.data_fingerprint(run.config) for run in runs}
+    data = {run: read.data_fingerprint(run.config) for run in read_runs(*refs)}
     (most, _), *_ = Counter(filter(None, data.values())).most_common(1) or [("", 0)]
-    left_out = [run.name for run in runs if data[run] not in ("", most)]
+    left_out = [run.name for run, of in data.items() if of not in ("", most)]
     if left_out:
         warnings.warn(
-            f"left out {len(left_out)} of {len(runs)} runs, which learnt from other data than "
+            f"left out {len(left_out)} of {len(data)} runs, which learnt from other data than "
             f"those of data_fingerprint {most} and cannot be compared: {shortened(left_out)}",
             stacklevel=2,
         )
-    return [run for run in runs if data[run] in ("", most)]
+    return [run for run, of in data.items() if of in ("", most)]
 
 
 def read_run(folder: Path) -> Run:

@@ -19,12 +19,11 @@ from analysis import paper
 from analysis.colours import PREDICTION, SOFT, TRUTH
 from analysis.drawing import Axis, Drawing, Line, Panel, Style, Text
 from analysis.model_panels import autoencode, reconstruction
-from analysis.programs import folder_of, program, run_program, writing
+from analysis.programs import folder_of, named, program, run_program, writing
 from analysis.runs import best, read_runs
 from emaae.data.features import ARTICULATORS, FRAME_RATE_HZ
 from emaae.data.phones import SD_MM
 from emaae.runs.reconstructions import Reconstruction
-from emaae.system.errors import UserError
 
 # Millimetres; x grows backwards and y upwards, from the edge of the upper incisors.
 SENSORS = ("TD", "TB", "TT", "LI", "UL", "LL")  # in the order of the features
@@ -147,9 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--utterance", metavar="NAME", help="(default: the one whose length is nearest to 5 s)")
     add("--out", type=Path, metavar="FILE.gif", help="(default: REF/sagittal.gif)")
     args = parser.parse_args(argv)
-    path = args.out or folder_of(args.ref) / "sagittal.gif"
-    if path.suffix != ".gif":
-        raise UserError(f"--out must name a .gif file, got {path}")
+    path = named(args.out or folder_of(args.ref) / "sagittal.gif", ".gif")
     runs = read_runs(args.ref)
     run = best(runs) or runs[0]
     found, _ = autoencode(run, args.utterance)

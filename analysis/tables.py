@@ -6,7 +6,7 @@ same but for the seed), schedule and seed. Metrics keep their names, with `_` fo
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,12 @@ Row = dict[str, Any]
 
 def tables(runs: Sequence[Run]) -> dict[str, Any]:
     """The tables by name, each a pandas DataFrame; their rows are in the order of the runs."""
-    make = {"runs": _of_run, "history": _of_history, "channels": _of_channels, "curves": _of_curves}
+    make: dict[str, Callable[[Run], Iterable[Row]]] = {
+        "runs": _of_run,
+        "history": lambda run: map(_scalars, run.history),
+        "channels": _of_channels,
+        "curves": _of_curves,
+    }
     return {
         name: frame(
             {"run": run.name, "setting": label, "schedule": run.schedule, "seed": run.knob("seed")}
@@ -46,11 +51,6 @@ def _of_run(run: Run) -> Iterator[Row]:
         **_scalars({k: v for k, v in run.selected.items() if k.startswith("val/")}),
         **_scalars(run.metrics),
     }
-
-
-def _of_history(run: Run) -> Iterator[Row]:
-    """A row per epoch."""
-    return map(_scalars, run.history)
 
 
 def _of_channels(run: Run) -> Iterator[Row]:

@@ -41,13 +41,6 @@ def scatter(x: str, y: str) -> Any:
     return wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y))
 
 
-def parallel(title: str, knobs: Sequence[str], metrics: Sequence[str]) -> Any:
-    """A panel of parallel coordinates, a line per run."""
-    axes: list[Any] = [*map(wr.Config, knobs), *map(wr.SummaryMetric, metrics)]
-    columns = [wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in axes]
-    return wr.ParallelCoordinatesPlot(title=title, columns=columns)
-
-
 def sections() -> dict[str, list[Any]]:
     """The panels of each section."""
     similarity = ("shift/self_similarity", "shift/input_self_similarity")
@@ -55,6 +48,8 @@ def sections() -> dict[str, list[Any]]:
     over_cutoff = "fvu after smoothing, over cutoff (fraction of Nyquist)"
     knobs = ("schedule", "sparse_loss", "alpha", "alpha_max", "inner_size", "n_encoder", "seed")
     ends = ("test/sparsity", "shift/persistence", "test/fvu", "select/score")
+    axes: list[Any] = [*map(wr.Config, knobs), *map(wr.SummaryMetric, ends)]
+    columns = [wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in axes]
     return {
         "Alpha over epochs": [
             line("alpha"),
@@ -78,7 +73,7 @@ def sections() -> dict[str, list[Any]]:
             line("shift/gain", x="shift/shift_ms", title="gain over shift (ms)"),
         ],
         "Which settings matter": [
-            parallel("settings and what came of them", knobs, ends),
+            wr.ParallelCoordinatesPlot(title="settings and what came of them", columns=columns),
             wr.ParameterImportancePlot(with_respect_to="select/score"),
         ],
         "Reconstructions": [wr.MediaBrowser(media_keys=["reconstructions"], num_columns=1)],
