@@ -15,9 +15,8 @@ import numpy as np
 from analysis.colours import ALPHA, DEAD, INK, PREDICTION, SOFT, SPARSITY, TRUTH
 from analysis.drawing import DASHES, INPUT, Axis, Line, Missing, Panel, Style, styles
 from analysis.fronts import costs, hypervolume, pareto_front
-from analysis.runs import GOOD, Run, best, grouped, groups, labels, number, split_of
+from analysis.runs import GOOD, Run, best, grouped, groups, labels, split_of
 from emaae.data.features import CHANNELS, FRAME_RATE_HZ
-from emaae.metrics import DENSITY_EDGES
 
 # Of more settings, points show the schedule only.
 MAX_SETTINGS = 12
@@ -229,14 +228,11 @@ def articulators(runs: Sequence[Run]) -> Panel:
 
 def density(runs: Sequence[Run]) -> Panel:
     """Live units by the fraction of frames on which they fire."""
-    name = f"{split_of(runs)}/density_log10"
-    middles = 10 ** ((np.array(DENSITY_EDGES[1:]) + DENSITY_EDGES[:-1]) / 2)
+    split = split_of(runs)
 
-    def curve(run: Run) -> Curve | None:
-        counts = run.measured.get(name)
-        if not isinstance(counts, list) or len(counts) != len(middles):
-            return None
-        return middles, np.array([number(n) for n in counts])
+    def curve(run: Run) -> Curve:
+        log10, counts = run.density(split)
+        return 10**log10, counts
 
     items = _means(runs, curve, "no run has counted how often its units fire", step="hvh")
     return Panel(Axis("fraction of frames", log=True), Axis("units per bin"), items)
@@ -294,10 +290,7 @@ def _mean_and_range(curves: list[Curve]) -> tuple[np.ndarray, ...]:
 
 def _curves(runs: Sequence[Run], name: str, x: str) -> list[Line]:
     def read(run: Run, who: str = "encoding") -> Curve | None:
-        curve = run.curves.get(name)
-        if not isinstance(curve, dict) or not all(isinstance(c, list) for c in curve.values()):
-            return None
-        at, values = (np.array([number(v) for v in curve.get(key, ())]) for key in (x, who))
+        at, values = (run.curve(name).get(key, np.empty(0)) for key in (x, who))
         return (at, values) if len(at) == len(values) and np.isfinite(values).any() else None
 
     items = _means(runs, read, f"no run has the curve {name} (curves.json)")

@@ -21,6 +21,7 @@ import emaae
 from analysis.kernels import form_of
 from emaae.config import KNOBS, SWEEPABLE
 from emaae.metric_table import score_description
+from emaae.metrics import DENSITY_EDGES
 from emaae.models import CNNAutoEncoder
 from emaae.runs import read
 from emaae.runs.checkpoint import load_last
@@ -29,6 +30,9 @@ from emaae.runs.reconstructions import Reconstruction
 from emaae.system.errors import UserError, last_error, shortened
 from emaae.tracking import download
 from emaae.tracking.client import is_local
+
+# The middles of the bins of a density, log10 of the fraction of frames on which a unit fires.
+DENSITIES = (np.array(DENSITY_EDGES[1:]) + DENSITY_EDGES[:-1]) / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +91,19 @@ class Run:
     def column(self, name: str) -> np.ndarray:
         """One metric over the epochs of the history (n,); NaN where it is undefined or missing."""
         return np.array([number(row.get(name)) for row in self.history], dtype=float)
+
+    def curve(self, name: str) -> dict[str, np.ndarray]:
+        """The columns (n,) of a curve by their names, without those that are no lists."""
+        columns = self.curves.get(name)
+        columns = columns if isinstance(columns, Mapping) else {}
+        return {k: np.array([*map(number, v)]) for k, v in columns.items() if isinstance(v, list)}
+
+    def density(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """`DENSITIES` and the live units (n,) in the bin of each; both are empty if unknown."""
+        counts = self.measured.get(f"{split}/density_log10")
+        if not isinstance(counts, list) or len(counts) != len(DENSITIES):
+            return np.empty(0), np.empty(0)
+        return DENSITIES, np.array([*map(number, counts)])
 
     def model(self, final: bool = False) -> CNNAutoEncoder | None:
         """The selected weights, or those after the last epoch; None without any to be loaded.

@@ -14,7 +14,6 @@ from analysis.programs import folder_of, program, run_program, writing
 from analysis.runs import Run, labels, read_runs
 from emaae.config import SWEEPABLE
 from emaae.data.features import CHANNELS, SPLITS
-from emaae.metrics import DENSITY_EDGES
 from emaae.system.errors import needs_extra
 
 SERIES = ("encoding", "input")
@@ -68,17 +67,13 @@ def _of_curves(run: Run) -> Iterator[Row]:
     series: encoding or input; of `density`, units over log10 of the fraction of frames on which
     they fire, in the middle of each bin, it is the split.
     """
-    for curve, columns in run.curves.items():
-        lists = columns if isinstance(columns, Mapping) else {}
-        lists = {name: values for name, values in lists.items() if isinstance(values, list)}
-        axis = next((name for name in lists if name not in SERIES), None)
+    for curve, columns in ((name, run.curve(name)) for name in run.curves):
+        axis = next((name for name in columns if name not in SERIES), "")
         for series in SERIES:
-            for x, value in zip(lists.get(axis, ()), lists.get(series, ())):
+            for x, value in zip(columns.get(axis, ()), columns.get(series, ())):
                 yield {"curve": curve, "series": series, "x": x, "value": value}
-    measured = run.measured
-    middles = [(a + b) / 2 for a, b in zip(DENSITY_EDGES, DENSITY_EDGES[1:])]
     for split in SPLITS:
-        for x, value in zip(middles, measured.get(f"{split}/density_log10") or ()):
+        for x, value in zip(*run.density(split)):
             yield {"curve": "density", "series": split, "x": x, "value": value}
 
 

@@ -90,6 +90,18 @@ def test_curves_have_a_row_per_point_and_series(sweep, found):
     assert sum(r["value"] for r in density) == 16  # units
 
 
+def test_curves_that_are_no_lists_are_left_out(tmp_path):
+    folder = write_run(tmp_path / "a", epochs=1)
+    curves = {"split": "test", "gain": {"shift_ms": [5, 10], "encoding": [1, None], "input": 3}}
+    (folder / "curves.json").write_text(json.dumps(curves))
+    metrics = json.loads((folder / "metrics.json").read_text()) | {"test/density_log10": 3}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    found = rows_of(tables.tables(read_runs(folder))["curves"])
+    gain = [(row["series"], row["x"]) for row in found if row["curve"] == "gain"]
+    assert gain == [("encoding", 5), ("encoding", 10)]
+    assert {row["series"] for row in found if row["curve"] == "density"} == {"val"}
+
+
 def test_undefined_values_are_empty_and_flags_are_readable_by_r(tmp_path):
     folder = write_run(tmp_path / "a", epochs=1)
     with open(folder / "history.jsonl", "a") as file:
