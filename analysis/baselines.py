@@ -83,8 +83,7 @@ def _smoothed(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
 
 
 def _untrained(model: CNNAutoEncoder, train: Split, seed: int) -> Response:
-    fresh = untrained(model, seed)
-    fresh.normalise(model.mean, model.sd)
+    fresh = untrained(model, seed, model.mean, model.sd)
     fresh.encoder[-1].activation = None
     return lambda x: fresh.encode(x[None])[0]
 

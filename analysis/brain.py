@@ -182,7 +182,7 @@ def compare(runs: Sequence[Run], spoken: Sequence[Story], sparsity: float, weigh
             views |= {(name, seed): own, (NULL + name, seed): own}
     if not views:
         raise UserError("no run has a model that can be loaded: expected runs that ended well")
-    answers = {seed: responses(spoken, seed) for _, seed in views}
+    answers = {seed: responses(spoken, seed) for seed in {seed for _, seed in views}}
     rows = []
     work = [(key, jitter) for key in views for jitter in JITTERS_S]
     for (name, seed), jitter in progress(work, "predicting", unit="models"):

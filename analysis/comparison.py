@@ -106,10 +106,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def at(sparsity: float | np.ndarray, points: Sequence[Point], name: str) -> np.ndarray:
-    """A cost (B,) of the points of one seed, read at a live sparsity; NaN beyond them.
-
-    At sparsities (K,) it is (B, K).
-    """
+    """A cost of the points of one seed at a live sparsity (B,), or at K (B, K); NaN beyond them."""
     pairs = np.stack([[p.costs["live_sparsity"], p.costs[name]] for p in points], -1)
     # An encoding without a live unit has no sparsity: it is sorted first and gives NaN.
     pairs[:, np.isnan(pairs[0])] = [[-np.inf], [np.nan]]
@@ -185,10 +182,7 @@ def nearest(sparsity: float, points: Sequence[Point]) -> Point:
 
 
 def probed(fronts: Fronts, sparsity: float, data: Path | None, n: int) -> Accuracies:
-    """Accuracies of a linear probe on n resamples.
-
-    It probes the point of each seed that is nearest to a live sparsity; see `analysis.probe`.
-    """
+    """Accuracies, on n resamples, of a probe of each seed's point nearest to a live sparsity."""
     splits = read_splits(data)
     counts = resampled(len(splits["test"]), n)
     todo = [(label, nearest(sparsity, ps)) for label, f in fronts.items() for ps in f.values()]
@@ -255,10 +249,7 @@ def flat(line: Row) -> Row:
 
 
 def drawing(found: Fronts, units: str = "live") -> Drawing:
-    """Fvu and persistence over the sparsity of live or of distinct units.
-
-    A point for each run, a line for the mean over seeds.
-    """
+    """Fvu and persistence over sparsity, a point for each run and a line for the mean of seeds."""
     style_of = styles(list(found))
 
     def lines(name: str) -> Iterator[Line]:

@@ -37,10 +37,7 @@ def hypervolume(points: ArrayLike) -> float:
 
 
 def fvu_at(points: ArrayLike, sparsity: float) -> float:
-    """The front's fvu at a sparsity, linear between its points; NaN where the front does not reach.
-
-    points: (n, 2) of (fvu, 1 - sparsity).
-    """
+    """The fvu of the front of points (n, 2) at a sparsity, linear between them; NaN beyond it."""
     front = pareto_front(points)
     reached = 1 - front[:, 1]
     # A sparsity comes from a count of zeros: .9 may be 1e-16 off.

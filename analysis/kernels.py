@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from emaae.data.features import CHANNELS
 from emaae.data.reading import FrameFormat
@@ -13,11 +14,13 @@ def form_of(n_channels: int) -> FrameFormat:
     return FrameFormat(keep_loudness=n_channels == len(CHANNELS))
 
 
-def untrained(model: CNNAutoEncoder, seed: int) -> CNNAutoEncoder:
-    """Random weights in the architecture of a model."""
+def untrained(model: CNNAutoEncoder, seed: int, mean: Tensor, sd: Tensor) -> CNNAutoEncoder:
+    """Random weights in the architecture of a model; mean, sd (D,): for `normalise`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_model(**model.architecture())
+        fresh = build_model(**model.architecture())
+    fresh.normalise(mean, sd)
+    return fresh.eval()
 
 
 @torch.no_grad()

@@ -117,10 +117,7 @@ def firing(fired: Mapping[str, np.ndarray]) -> Panel:
 
 
 def by_label(z: np.ndarray, labels: np.ndarray) -> Panel:
-    """How strongly one unit (T,) fires on frames of the labels (T,) where it does most.
-
-    In units of its mean over all frames: 1 is the mean.
-    """
+    """A unit's mean over frames of each label, z and labels (T,), relative to its overall mean."""
     names = np.unique(labels)
     means = np.array([z[labels == name].mean() for name in names], dtype=float)
     means /= max(float(z.mean()), EPS)

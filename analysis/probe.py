@@ -67,10 +67,8 @@ def raw(n_channels: int, n_frames: int = 1) -> View:
 
 def untrained(model: CNNAutoEncoder, train: Sequence[Labelled]) -> CNNAutoEncoder:
     """A model of the same architecture, random weights (seed 0), that standardises by `train`."""
-    fresh = kernels.untrained(model, seed=0)
     frames = np.concatenate([raw(model.input_dim)(u.features) for u in train])
-    fresh.normalise(*map(torch.from_numpy, mean_and_sd(frames)))
-    return fresh.eval()
+    return kernels.untrained(model, 0, *map(torch.from_numpy, mean_and_sd(frames)))
 
 
 # ---- the probe
@@ -115,10 +113,7 @@ def fit(
 
 
 def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean over the classes in `labels` (N,) of the fraction of their frames that are right, 0..1.
-
-    Always the same answer gives 1 / classes.
-    """
+    """Mean over the classes in `labels` (N,) of the fraction of frames that are right, 0..1."""
     return float(np.mean([(predicted[labels == c] == c).mean() for c in np.unique(labels)]))
 
 

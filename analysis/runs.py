@@ -130,10 +130,9 @@ class Run:
 
 
 def read_runs(*refs: str | os.PathLike) -> list[Run]:
-    """All runs of each REF, by name: a run's folder, a sweep's, an --out_dir, or a path on W&B.
+    """All runs of each REF: a folder of a run or of runs, or ENTITY/PROJECT[/SWEEP] on W&B.
 
-    On W&B it is ENTITY/PROJECT or ENTITY/PROJECT/SWEEP. A run of several REFs is read once. Raises
-    UserError when there is no run.
+    A run of several REFs is read once. Raises UserError when there is no run.
     """
     by_place: dict[str, Run] = {}
     for ref in refs:

@@ -59,10 +59,7 @@ def positions(features: np.ndarray) -> np.ndarray:
 
 
 def outlines(at: np.ndarray) -> list[np.ndarray]:
-    """Smooth lines (n, 2) of the tongue and of what moves with the other sensors, at (6, 2).
-
-    The tongue reaches from its tip to its fixed root.
-    """
+    """Smooth lines (n, 2) of tongue (tip to root), jaw and lips, from the sensors at (6, 2)."""
     dorsum, body, tip, *others = at
     lines = [_smooth(np.array([tip, body, dorsum, ROOT_MM]))]
     return lines + [sensor + _smooth(line) for sensor, line in zip(others, OUTLINES_MM)]
@@ -83,10 +80,7 @@ def mouth(*states: tuple[np.ndarray, str, float, str]) -> Panel:
 
 
 def displacement(effect: np.ndarray) -> Panel:
-    """The mouth at rest and at the strongest frame of a primitive (D, W), in units of the sd.
-
-    Magnified, so that the sensor that moves most moves MAX_MM.
-    """
+    """The mouth at rest and at the strongest frame of a primitive (D, W), magnified to MAX_MM."""
     strongest = np.abs(effect[: len(ARTICULATORS)]).sum(0).argmax()
     steps = positions(effect.T)[strongest] - REST_MM
     steps *= MAX_MM / max(1e-9, np.linalg.norm(steps, axis=1).max())

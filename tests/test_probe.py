@@ -271,7 +271,8 @@ def test_untrained_encoders_of_different_activations_are_separate_inputs(model):
     assert probe.baseline_inputs(same)[2] == probe.baseline_inputs(model)[2]
     x = np.random.default_rng(0).normal(size=(40, model.input_dim)).astype(np.float32)
     expected, found = (
-        kernels.autoencode(kernels.untrained(one, 0).eval(), x)[1] for one in (model, same)
+        kernels.autoencode(kernels.untrained(one, 0, one.mean, one.sd), x)[1]
+        for one in (model, same)
     )
     np.testing.assert_array_equal(found, expected)
 
