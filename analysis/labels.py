@@ -33,11 +33,6 @@ class Labelled(NamedTuple):
 Splits = Mapping[str, Sequence[Labelled]]
 
 
-def phone_labels(phones: Sequence[Phone], centres_s: np.ndarray) -> np.ndarray:
-    """The phone (T,) at each frame's centre."""
-    return np.array([phone.label for phone in phones])[phone_at(phones, centres_s)]
-
-
 def gesture_labels(gestures: Sequence[Gesture], centres_s: np.ndarray) -> np.ndarray:
     """The articulators (T,) that the gesture at each frame's centre controls.
 
@@ -62,8 +57,8 @@ def labelled(
 ) -> Labelled:
     """Features (T, 14) with the labels at the middle of each frame's time."""
     centres_s = frame_times(len(features), times).mean(1, dtype=np.float64)
-    both = phone_labels(phones, centres_s), gesture_labels(gestures, centres_s)
-    return Labelled(features, dict(zip(LABELS, both)))
+    phone = np.array([phone.label for phone in phones])[phone_at(phones, centres_s)]
+    return Labelled(features, {"phone": phone, "gesture": gesture_labels(gestures, centres_s)})
 
 
 def read_split(

@@ -61,8 +61,10 @@ def saved(model, tmp_path):
 
 
 def test_a_frame_has_the_phone_that_sounds_at_its_centre():
-    labels = labels_of.phone_labels(PHONES, np.array([0.0, 0.0999, 0.1, 0.25, 0.9]))
-    assert labels.tolist() == ["SIL", "SIL", "B", "IY", "IY"]
+    centres_s = np.array([0.0, 0.0999, 0.1, 0.25, 0.9])
+    times = centres_s[:, None] + [-0.01, 0.01]
+    found = labels_of.labelled(np.zeros((5, 14)), times, PHONES, [])
+    assert found.labels["phone"].tolist() == ["SIL", "SIL", "B", "IY", "IY"]
 
 
 def test_consonants_replace_vowels_and_later_phones_earlier_ones():
