@@ -59,10 +59,9 @@ def reconstruction(found: Reconstruction, title: str = "") -> Drawing:
     rows = []
     for i, (name, r) in enumerate(zip(found.channels, found.correlations())):
         truth, prediction = found.truth[:, i], found.prediction[:, i]
-        agreement = "undefined" if np.isnan(r) else f"{r:.3f}"
         unit = " z" if name in ARTICULATORS else " Hz" if name == "pitch" else ""
         lines = _truth_over_prediction(truth, prediction, labelled=i == 0)
-        texts = [Text(f"r = {agreement}", float(np.nanmean(truth)))]
+        texts = [Text(_agreement(r), float(np.nanmean(truth)))]
         x = _seconds_of(truth, "seconds" if i == len(found.channels) - 1 else "")
         rows.append([Panel(x, Axis(name + unit), lines, texts=texts)])
     return Drawing(rows, title, share_x=True, legend=True)
@@ -82,7 +81,7 @@ def encodings(found: Reconstruction, z: np.ndarray, title: str = "") -> Drawing:
         mean, sd = found.truth[:, i].mean(), max(found.truth[:, i].std(), EPS)
         x, y = ((v[:, i] - mean) / sd - 5 * row for v in (found.truth, found.prediction))
         items += _truth_over_prediction(x, y, labelled=row == 0)
-        texts.append(Text(f"{name}\nr = {r[i]:.3f}", -5.0 * row))
+        texts.append(Text(f"{name}\n{_agreement(r[i])}", -5.0 * row))
     traces = Panel(_seconds_of(z), Axis(ticks=()), items, texts=texts)
 
     alive = alive / alive.max(0)
@@ -136,6 +135,10 @@ def _seconds(frames: np.ndarray) -> np.ndarray:
 
 def _seconds_of(frames: np.ndarray, label: str = "") -> Axis:
     return Axis(label, range=(0, len(frames) / FRAME_RATE_HZ))
+
+
+def _agreement(r: float) -> str:
+    return "r = undefined" if np.isnan(r) else f"r = {r:.3f}"
 
 
 def _truth_over_prediction(truth: np.ndarray, prediction: np.ndarray, labelled: bool) -> list[Line]:

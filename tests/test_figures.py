@@ -204,6 +204,15 @@ def test_the_reconstruction_is_that_of_the_selected_weights(sweep):
     assert [row.y.label for row in rows[-2:]] == ["LLY z", "pitch Hz"]
 
 
+def test_the_correlation_with_a_constant_is_undefined_in_both_figures_of_an_utterance(sweep):
+    found, z = model_panels.autoencode(read_runs(sweep)[0])
+    found = replace(found, prediction=np.zeros_like(found.prediction))
+    for show in (model_panels.reconstruction(found), model_panels.encodings(found, z)):
+        texts = [text.text for panel in show.panels for text in panel.texts]
+        assert texts
+        assert all(text.endswith("r = undefined") for text in texts)
+
+
 def test_kernels_and_primitives_are_on_one_scale_about_zero(sweep):
     model, units = read_runs(sweep)[0].model(), np.arange(6)
     primitives = model_panels.primitives(kernels.primitives(model, units), units)
