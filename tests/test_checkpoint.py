@@ -13,7 +13,7 @@ from emaae.config import Config
 from emaae.models import CNNAutoEncoder, build_model
 from emaae.runs import checkpoint
 from emaae.system.errors import UserError
-from emaae.system.files import write_atomically, write_json
+from emaae.system.files import write_atomically, write_bytes, write_json
 
 
 @pytest.fixture
@@ -51,6 +51,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     with pytest.raises(ZeroDivisionError):
         write_atomically(path, lambda file: file.write(b"half") / 0)
     assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["best.pth"]
+
+
+def test_processes_of_one_number_on_two_machines_write_files_of_their_own(tmp_path):
+    path = tmp_path / "best.pth"
+
+    def write(file):
+        file.write(b"one")
+        write_bytes(path, b"another")  # as a process on another machine would meanwhile
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"one"
     assert os.listdir(tmp_path) == ["best.pth"]
 
 

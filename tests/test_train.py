@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, small_run, speech, write_tree
+from conftest import ROOT, environment_of, program, small_run, speech, write_tree
 from forked import forked
 
 import emaae
@@ -415,6 +415,16 @@ def test_a_full_disk_behind_the_output_prints_one_line():
     assert done.returncode == 2
     message = "the output: No space left on device; make room, or name another path"
     assert done.stderr == f"python -m emaae: error: {message}\n"
+
+
+@pytest.mark.parametrize("command", [f"{ROOT}/train.py --demo", "-m emaae promote x/y"])
+def test_a_folder_that_was_deleted_prints_one_line(tmp_path, command):
+    script = f'cd "$(mktemp -d)"; rmdir "$PWD"; exec {sys.executable} {command}'
+    env = environment_of(PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path))
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: the current folder was deleted: change to another folder\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_wrong_flag_prints_one_line_and_exits_with_status_2():

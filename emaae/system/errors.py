@@ -79,6 +79,7 @@ def reporting_errors(program: str) -> Iterator[None]:
     warnings.formatwarning = formatted
     try:
         try:
+            _check_current_folder()
             with handle_signals():
                 yield
         finally:
@@ -102,6 +103,14 @@ def reporting_errors(program: str) -> Iterator[None]:
         raise SystemExit(EXIT_INTERRUPTED) from None
     finally:
         warnings.formatwarning = as_usual
+
+
+def _check_current_folder() -> None:
+    """Raise UserError if the current folder was deleted, which torch does not survive."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted: change to another folder") from None
 
 
 def _repair_streams() -> None:

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -152,7 +153,8 @@ def write_atomically(
     path for the old file. fsync: wait for the disk; without it the file survives the end of the
     process, but perhaps not a power cut. Raises UserError if the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of its own: processes on several machines may have one number and share the disk.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "w+b") as file:
             write(file)
