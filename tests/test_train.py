@@ -479,6 +479,25 @@ def test_the_wandb_run_is_offline_without_a_key_and_lies_in_the_run_folder(small
         assert name in content, name
 
 
+def test_an_interrupted_upload_says_how_to_continue_it(small):
+    flags = [flag for flag in small if not flag.startswith("--wandb")]
+    code = f"""
+import os, signal, train
+from emaae.system.errors import reporting_errors
+from emaae.tracking import mirror
+mirror.log_artifacts = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+with reporting_errors("train.py"):
+    train.main({flags})
+"""
+    done = program("-c", code)
+    assert done.returncode == 130, done.stderr
+    run = only_run(small)
+    assert json.loads((run / "metrics.json").read_text())["status"] == "finished"
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("the upload to W&B was interrupted; nothing is lost, upload later with")
+    assert last.endswith(f"python -m emaae upload-pending {run}")
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real recordings are not here")
 def test_real_recordings_are_learnt(tmp_path):
     flags = [f"--{split}_dir={SHARED / split}" for split in ("train", "val", "test")]

@@ -90,14 +90,15 @@ class Mirror(Observer):
         if preempted and not (self._online and client.stop_requested(self._run.path)):
             with contextlib.suppress(Exception):  # if it fails, so does `finish`, with a report
                 self._run.mark_preempting()  # a run of a sweep is requeued
-        missing = self.finish(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
+        later = f"nothing is lost, {_how_to_upload(self.folder)}"
+        try:
+            missing = self.finish(status, PREEMPTED_TIMEOUT_S if preempted else UPLOAD_TIMEOUT_S)
+        except KeyboardInterrupt:
+            print(f"the upload to W&B was interrupted; {later}", flush=True)
+            raise
         if missing:
             reasons = "; ".join(dict.fromkeys(map(reason, missing.values())))
-            print(
-                f"W&B lacks the {' and the '.join(missing)} ({reasons}); nothing is lost, upload "
-                f"later with: python -m emaae upload-pending {shlex.quote(str(self.folder))}",
-                flush=True,
-            )
+            print(f"W&B lacks the {' and the '.join(missing)} ({reasons}); {later}", flush=True)
 
     def finish(self, status: str, wait_s: int) -> dict[str, Exception]:
         """Send what W&B lacks, and end the W&B run.
@@ -206,10 +207,13 @@ def start(config: Config, folder: Path) -> Observer:
                 raise
             print(f"W&B cannot be reached ({reason(error)}); continuing offline", flush=True)
             run = client.init(folder, "offline", **given)
-    command = f"python -m emaae upload-pending {shlex.quote(str(folder))}"
-    later = f"offline; upload later with: {command}"
-    print(f"W&B {later if run.offline else f'online at {run.url}'}", flush=True)
+    where = f"offline; {_how_to_upload(folder)}" if run.offline else f"online at {run.url}"
+    print(f"W&B {where}", flush=True)
     return Mirror(folder, run)
+
+
+def _how_to_upload(folder: Path) -> str:
+    return f"upload later with: python -m emaae upload-pending {shlex.quote(str(folder))}"
 
 
 def upload(
