@@ -444,6 +444,26 @@ def test_flags_after_two_hyphens_and_variables_reach_the_program(place):
     assert {(s["WANDB_MODE"], s["WANDB_RUN_GROUP"]) for s in seen} == {("offline", "plays")}
 
 
+def test_runners_of_one_machine_share_its_gpus(place):
+    path = write("parameters: {x: {values: [1, 2, 3, 4, 5]}}")
+    queues = [Queue(read_sweep(path), f"sqlite:///{place}/study.db") for _ in range(2)]
+    runners = [runner.Runner(queue, place, 2, ["0", "1", "2"], []) for queue in queues]
+    attempts = []
+    for each in (*runners, *runners):
+        attempt = each.queue.claim()
+        attempts.append(replace(attempt, gpu=each._free_gpu(attempt)))
+        each.queue.store_fields(attempts[-1], "gpu")
+    assert [a.gpu for a in attempts] == ["0", "1", "2", "0"]
+    queues[0].finish(replace(attempts[2], state="interrupted"))
+    again = queues[1].claim()
+    assert (again.point, again.gpu) == (2, "2")
+    assert runners[1]._free_gpu(again) == "2", "its own place is free"
+    queues[0]._study.set_user_attr(f"runner {queues[0].runner}", {"machine": "far", "seen": 0})
+    assert queues[1].gpus_in_use(again) == ["1", "0"], "a GPU of another machine is another one"
+    for queue in queues:
+        queue.close()
+
+
 def test_jobs_divide_the_cores_that_the_runner_may_use_rather_than_those_of_the_node(
     place, monkeypatch
 ):

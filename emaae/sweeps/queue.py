@@ -222,6 +222,18 @@ class Queue:
                 trial_id, state, None if score is None else [score]
             )
 
+    @_storage_errors
+    def gpus_in_use(self, besides: Attempt) -> list[str | None]:
+        """The GPUs of the other attempts that run on this machine, whichever runner began them."""
+        machines = {name: of.get("machine") for name, of in self._study.user_attrs.items()}
+        return [
+            a.gpu
+            for a in self.attempts()
+            if a.state == "running"
+            and a.trial_id != besides.trial_id
+            and machines.get(f"runner {a.runner}") == socket.gethostname()
+        ]
+
     def is_alive(self, runner: str) -> bool:
         """Whether a runner still runs: by its lock on this machine, by its heartbeat on others."""
         beat = self._study.user_attrs.get(f"runner {runner}")

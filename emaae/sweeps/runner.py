@@ -288,7 +288,7 @@ class Runner:
         resume = bool(attempt.run) and (folder / "config.json").is_file()
         name = attempt.run if resume else run_name(attempt, self.runs)
         command = expand_command(self.sweep, attempt.config, self.logs / f"{name}.json")
-        lock, gpu = f"{attempt.runner}-{attempt.trial_id}", self._free_gpu()
+        lock, gpu = f"{attempt.runner}-{attempt.trial_id}", self._free_gpu(attempt)
         attempt = replace(attempt, run=name, lock=lock, gpu=gpu)
         process, log_file = None, self.logs / f"{name}.txt"
         try:
@@ -326,11 +326,10 @@ class Runner:
         env |= {"EMAAE_RESUME": str(resume)}
         return env if gpu is None else env | {"CUDA_VISIBLE_DEVICES": gpu}
 
-    def _free_gpu(self) -> str | None:
+    def _free_gpu(self, attempt: Attempt) -> str | None:
         if len(self.devices) < 2 or self.n_jobs == 1:  # a single run may use all GPUs
             return None
-        busy = [job.attempt.gpu for job in self.jobs]
-        return min(self.devices, key=busy.count)
+        return min(self.devices, key=self.queue.gpus_in_use(attempt).count)
 
     def _finish_run(self, job: Job) -> None:
         """Store the outcome of a run whose process has ended."""
