@@ -29,12 +29,7 @@ from emaae.system.files import read_json
 
 
 def from_args(argv: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Config:
-    """The config from a command line, the environment and the values of a sweep, if there is one.
-
-    A sweep's values override flags. Flags override variables such as EMAAE_TRAIN_DIR, which say
-    where the data are and where runs go, so that one sweep file works on every machine. Raises
-    UserError; `--help` prints and exits.
-    """
+    """The config from a command line, the environment and a sweep's values. Raises UserError."""
     for name in sweep or {}:
         if name in KNOBS and name not in SWEEPABLE:
             raise UserError(
@@ -47,12 +42,13 @@ def from_args(argv: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Co
     if changed and not config.update:
         names = ", ".join(f"--{name}" for name in changed)
         warnings.warn(f"{names}: without effect, since --update is not given", stacklevel=2)
-    if os.environ.get("WANDB_SWEEP_ID") and config.run_name:
+    by_agent = bool(os.environ.get("WANDB_SWEEP_ID"))
+    if by_agent and config.run_name:
         raise UserError(
             f"--run_name {config.run_name} names all runs of a W&B agent alike: leave it out, and "
             "unset EMAAE_RUN_NAME; runs are named after the sweep"
         )
-    if os.environ.get("WANDB_SWEEP_ID") and config.uses_demo and not config.demo:
+    if by_agent and config.uses_demo and not config.demo:
         raise UserError(
             "this run of a W&B agent has no data directories, and a sweep must not mix generated "
             "with real speech: set EMAAE_TRAIN_DIR, EMAAE_VAL_DIR and perhaps EMAAE_TEST_DIR where "

@@ -493,9 +493,9 @@ with reporting_errors("train.py"):
     assert done.returncode == 130, done.stderr
     run = only_run(small)
     assert json.loads((run / "metrics.json").read_text())["status"] == "finished"
-    last = done.stdout.splitlines()[-1]
-    assert last.startswith("the upload to W&B was interrupted; nothing is lost, upload later with")
-    assert last.endswith(f"python -m emaae upload-pending {run}")
+    command = f"upload later with: python -m emaae upload-pending {run}"
+    assert f"the upload to W&B was interrupted; nothing is lost, {command}\n" in done.stdout
+    assert done.stdout.endswith(f"model: {run / 'best.pth'}\n"), "the table is printed as well"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real recordings are not here")

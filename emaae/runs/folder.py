@@ -286,8 +286,9 @@ class RunFolder(Run, contextlib.AbstractContextManager):
             status = "preempted" if status == "preempted" else "failed"
             raise
         finally:
-            for observer in self.observers:
-                observer.on_end(metrics, status, curves)
+            with contextlib.ExitStack() as each:  # all are told, also if one of them raises
+                for observer in reversed(self.observers):
+                    each.callback(observer.on_end, metrics, status, curves)
 
 
 class NoFolder(Run, contextlib.AbstractContextManager):

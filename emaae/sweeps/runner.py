@@ -351,9 +351,10 @@ class Runner:
                 outcome = "failed"
         seconds = round(time.monotonic() - job.began, 1) if job.process else None
         self.queue.finish(replace(reached, state=outcome, score=score, seconds=seconds))
-        best = f"  {self.sweep.metric} {format_value(score)}" if score is not None else ""
-        why = f"  ({last_error(self.logs / f'{run}.txt')})" if outcome == "failed" else ""
-        self.screen.log_event(f"{run} {outcome}{best}{why}")
+        more = f"  {self.sweep.metric} {format_value(score)}" if score is not None else ""
+        if outcome == "failed":
+            more = f"  ({last_error(self.logs / f'{run}.txt')})"
+        self.screen.log_event(f"{run} {outcome}{more}")
 
     def _stop_early(self) -> None:
         """Ask runs that hyperband stops to end; kill those still running after KILL_AFTER_S."""
