@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from emaae.models import build_model
     from emaae.runs import checkpoint
     from emaae.runs.console import Terminal
-    from emaae.runs.folder import RunFolder, check_space, status_if_ended
+    from emaae.runs.folder import RunFolder, check_space, continues, status_if_ended
     from emaae.shift import shift_tolerance
     from emaae.system import distributed
     from emaae.system.devices import keep_freed_memory, make_deterministic, pick_device
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     splits = load_splits(config)
     torch.manual_seed(config.seed)
     model = build_model(**config.architecture)
-    if config.checkpoint:
+    if config.checkpoint and not continues(config):
         checkpoint.load_weights(model, config.checkpoint)  # with mean and sd
     else:
         model.normalise(*splits["train"].mean_and_sd())

@@ -60,11 +60,11 @@ def from_args(argv: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Co
 def config_from(given: Mapping[str, Any]) -> Config:
     """The config of these names and values; the values may be text.
 
-    With `resume`, missing settings are read from the folder of the run. With `model_config`, or a
-    `checkpoint` that has a model_config.json beside it, that file gives the architecture. Raises
-    UserError.
+    With `model_config`, or a `checkpoint` that has a model_config.json beside it, that file gives
+    the architecture. With `resume`, missing settings are those of the run. Raises UserError.
     """
-    return Config.from_mapping(_with_model_config(_with_resumed(cast_all(given))))
+    values = cast_all(given)
+    return Config.from_mapping(_of_resumed(values) | _with_model_config(values))
 
 
 def from_environment(overridden: Container[str] = ()) -> dict[str, Any]:
@@ -189,16 +189,15 @@ def read_knobs(where: str | Path, found: Mapping[str, Any], names: Iterable[str]
         raise UserError(f"{where}: {error}") from None
 
 
-def _with_resumed(values: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the settings of the resumed run; `values` override them."""
+def _of_resumed(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the run to resume; {} if there is none."""
     if not values.get("resume") or not values.get("run_name"):
-        return values
+        return {}
     path = Path(values.get("out_dir", Config.out_dir)) / values["run_name"] / "config.json"
     if not path.is_file():
-        return values
+        return {}
     # Not the place, which may be that from which the folder was moved.
-    names = [name for name in KNOBS if name != "out_dir"]
-    return read_knobs(path, read_json(path), names) | values
+    return read_knobs(path, read_json(path), [name for name in KNOBS if name != "out_dir"])
 
 
 # Settings of later versions of the original project, whose models differ: normalisation after the

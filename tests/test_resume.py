@@ -303,15 +303,24 @@ def test_a_signal_while_the_end_is_written_comes_after_it(tmp_path, monkeypatch)
     assert told == ["finished"]
 
 
-def test_the_weights_that_a_run_began_with_may_be_gone_when_it_is_continued(trees, tmp_path):
+@pytest.mark.parametrize("given", ["nothing", "the old name", "new names"])
+def test_the_weights_that_a_run_began_with_may_be_gone_when_it_is_continued(trees, tmp_path, given):
     small = small_run(trees, tmp_path)
     assert train.main(flags(small, tmp_path, epochs=1, run_name="first")) == 0
     weights = (tmp_path / "first").rename(tmp_path / "weights")
     stopped(trees, tmp_path, 3, f"--checkpoint={weights / 'best.pth'}")
     moved = weights.rename(tmp_path / "moved")
-    names = [f"--checkpoint={moved / 'best.pth'}", f"--model_config={moved / 'model_config.json'}"]
-    with pytest.warns(UserWarning, match="--checkpoint .*: without effect, since .*/r continues"):
-        assert train.main([*flags(small, tmp_path, epochs=6), "--resume", *names]) == 0
+    again = [*flags(small, tmp_path, epochs=6), "--resume"]
+    if given == "the old name":
+        again += [f"--checkpoint={weights / 'best.pth'}"]
+    warned = contextlib.nullcontext()
+    if given == "new names":
+        again += [f"--checkpoint={moved / 'best.pth'}"]
+        again += [f"--model_config={moved / 'model_config.json'}"]
+        without_effect = "--checkpoint .*: without effect, since .*/r continues"
+        warned = pytest.warns(UserWarning, match=without_effect)
+    with warned:
+        assert train.main(again) == 0
 
 
 @pytest.mark.parametrize(

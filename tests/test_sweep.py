@@ -460,8 +460,8 @@ def test_runners_of_one_machine_share_its_gpus(place):
     assert runners[1]._free_gpu(again) == "2", "its own place is free"
     queues[0]._study.set_user_attr(f"runner {queues[0].runner}", {"machine": "far", "seen": 0})
     assert queues[1].gpus_in_use(again) == ["1", "0"], "a GPU of another machine is another one"
-    for queue in queues:
-        queue.close()
+    for each in queues:
+        each.close()
 
 
 def test_jobs_divide_the_cores_that_the_runner_may_use_rather_than_those_of_the_node(

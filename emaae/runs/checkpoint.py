@@ -40,6 +40,11 @@ def save_last(folder: Path, state: Mapping[str, Any]) -> None:
     save(last, {"format": FORMAT, **state}, backup=previous)
 
 
+def has_last(folder: Path) -> bool:
+    """Whether a run's folder has a state from which the run can be resumed."""
+    return any((folder / name).is_file() for name in STATE_FILES)
+
+
 def load_last(folder: Path) -> dict[str, Any]:
     """The state in last.pt or, if that is lost or broken, last.previous.pt. Raises UserError."""
     path, previous = (folder / name for name in STATE_FILES)

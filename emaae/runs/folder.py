@@ -65,9 +65,13 @@ def check_space(config: Config) -> None:
 
 def status_if_ended(config: Config) -> str:
     """The status of the run to resume if that run has already ended; else ""."""
-    again = config.resume or _started_by_agent()
-    status = broadcast(read.metrics(_run_path(config)).get("status", "") if again else "")
+    status = broadcast(read.metrics(_run_path(config)).get("status")) if _resumes(config) else ""
     return status if status in read.ENDED else ""
+
+
+def continues(config: Config) -> bool:
+    """Whether the run continues from a saved state, which holds its weights."""
+    return _resumes(config) and broadcast(checkpoint.has_last(_run_path(config)))
 
 
 class Observer:
@@ -114,13 +118,13 @@ class RunFolder(Run, contextlib.AbstractContextManager):
 
     @classmethod
     def _open(cls, config: Config) -> "RunFolder":
-        path, again = _run_path(config), config.resume or _started_by_agent()
+        path = _run_path(config)
         if config.resume and not (config.run_name or _started_by_agent()):
             raise UserError("--resume needs --run_name NAME, the run to resume")
         # A number tells default names of the same second apart; a name that was given gets none.
         numbers = () if config.run_name else range(2, 1000)
         try:
-            if again and path.is_dir():
+            if _resumes(config) and path.is_dir():
                 return cls(path, config)._restore()
             path.parent.mkdir(parents=True, exist_ok=True)
             for attempt in (path, *(path.with_name(f"{path.name}-{i}") for i in numbers)):
@@ -144,7 +148,7 @@ class RunFolder(Run, contextlib.AbstractContextManager):
     def _restore(self) -> "RunFolder":
         for stray in self.path.glob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
-        if any((self.path / name).is_file() for name in checkpoint.STATE_FILES):
+        if checkpoint.has_last(self.path):
             self.last, self._unfinished = checkpoint.load_last(self.path), False
         else:
             # The run stopped before it saved a state, and starts again.
@@ -324,6 +328,10 @@ def _what_must_stay(config: Mapping[str, Any]) -> dict[str, Any]:
 def _started_by_agent() -> bool:
     """Whether W&B's agent started this run; a requeued run gets the same id again."""
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
+
+
+def _resumes(config: Config) -> bool:
+    return config.resume or _started_by_agent()
 
 
 def _run_path(config: Config) -> Path:

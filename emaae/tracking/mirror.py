@@ -20,7 +20,7 @@ from emaae.config import Config
 from emaae.metric_table import BY_NAME, logged_each_epoch
 from emaae.metrics import DENSITY_EDGES
 from emaae.runs import read
-from emaae.runs.checkpoint import STATE_FILES
+from emaae.runs.checkpoint import has_last
 from emaae.runs.folder import Observer, json_safe
 from emaae.system.distributed import is_main_process
 from emaae.system.errors import UserError, reason
@@ -189,8 +189,7 @@ def start(config: Config, folder: Path) -> Observer:
     # W&B writes a log: on a full disk each line of the log would print a traceback.
     logging.raiseExceptions = False
     # Without a saved state the run starts again, perhaps with other settings: as another W&B run.
-    resumes = any((folder / name).is_file() for name in STATE_FILES)
-    record = read.read_or_empty(folder / RECORD_FILE) if resumes else {}
+    record = read.read_or_empty(folder / RECORD_FILE) if has_last(folder) else {}
     group = os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID")
     given = {"entity": config.wandb_entity, "project": config.wandb_project}
     given |= {"id": record.get("id"), "group": group or record.get("group")}
