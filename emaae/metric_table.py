@@ -107,11 +107,9 @@ def tables() -> tuple[str, str]:
 
 
 def _table(metrics: Iterable[Metric]) -> str:
-    lines = ["| name | meaning | range | better |", "|---|---|---|---|"]
-    for m in metrics:
-        cells = (m.names, m.meaning, m.range, m.better)
-        lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|")
-    return "\n".join(lines)
+    rows = [f"| {m.names} | {m.meaning} | {m.range} | {m.better} |" for m in metrics]
+    lines = ["| name | meaning | range | better |", "|---|---|---|---|", *rows]
+    return "\n".join(lines).replace("  |", " |")  # of empty cells
 
 
 if __name__ == "__main__":

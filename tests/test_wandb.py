@@ -523,6 +523,23 @@ def test_reconstructions_that_did_not_arrive_are_sent_again(trees, tmp_path):
         assert len(models_of(backend)) == 1
 
 
+def test_a_later_upload_keeps_the_tags_that_a_user_gave(trees, tmp_path):
+    run = write_run(tmp_path / "runs" / "r", epochs=2)
+    upload = ("-m", "emaae", "upload-pending", str(run))
+    with Backend() as backend:
+        env = variables(backend, tmp_path, trees)
+        (run / "wandb.json").write_text('{"id": "r", "project": "speech", "pending": ["run"]}')
+        works(*upload, **env | {"WANDB_TAGS": "pilot"})
+        own = set(backend.runs["r"].tags) - {"pilot"}
+        assert own < set(backend.runs["r"].tags)
+        backend.runs["r"].tags.append("on its page")
+        (run / "wandb.json").write_text(
+            '{"id": "r", "project": "speech", "pending": ["artifacts"]}'
+        )
+        works(*upload, **env)
+        assert set(backend.runs["r"].tags) == own | {"pilot", "on its page"}
+
+
 def test_a_sweep_is_published_to_a_second_project_and_each_run_is_one_of_its_own(trees, tmp_path):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(GRID))
     for name in ("0001", "0002"):

@@ -133,7 +133,9 @@ class Mirror(Observer):
         try:
             self._run.config.update(unlocked, allow_val_change=True)
             self._run.name = _name(config, varying)
-            self._run.tags = (config["schedule"], config["sparse_loss"], *demo)
+            # Besides those that a user gave, by WANDB_TAGS or on the run's page.
+            tags = (*(self._run.tags or ()), config["schedule"], config["sparse_loss"], *demo)
+            self._run.tags = tuple(dict.fromkeys(tags))
         except Exception as error:  # wandb's service is another process, which may die
             self._stop_sending(error)
 
