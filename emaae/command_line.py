@@ -64,7 +64,10 @@ def config_from(given: Mapping[str, Any]) -> Config:
     the architecture. With `resume`, missing settings are those of the run. Raises UserError.
     """
     values = cast_all(given)
-    return Config.from_mapping(_of_resumed(values) | _with_model_config(values))
+    resumed = _of_resumed(values)
+    # The files from which it had its weights and its architecture may be gone.
+    kept = {n: v for n, v in resumed.items() if n not in ("checkpoint", "model_config")}
+    return Config.from_mapping(resumed | _with_model_config(kept | values))
 
 
 def from_environment(overridden: Container[str] = ()) -> dict[str, Any]:

@@ -292,6 +292,16 @@ def test_a_model_config_with_wrong_values_is_refused(tmp_path, content, message)
         parse("--model_config", str(path))
 
 
+def test_a_resumed_run_keeps_what_its_weights_do_not_say(tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.json").write_text(json.dumps({"norm": "batch", "inner_size": 64}))
+    (tmp_path / "model_config.json").write_text(json.dumps({"inner_size": 64}))
+    again = [f"--out_dir={tmp_path}", "--run_name=r", "--resume"]
+    assert parse(*again).norm == "batch"
+    for known in (f"--checkpoint={tmp_path / 'x.pth'}", "--norm=batch"):
+        assert parse(*again, known).norm == "batch"
+
+
 def test_a_model_that_was_selected_at_alpha_1_can_be_measured_though_not_trained(tmp_path):
     (tmp_path / "model_config.json").write_text('{"inner_size": 8, "alpha": 0.5}')
     (tmp_path / "metrics.json").write_text('{"select/alpha": 1.0}')
