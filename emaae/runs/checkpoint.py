@@ -217,8 +217,8 @@ def unwrap_state_dict(found: Mapping[str, Any]) -> dict[str, Any]:
 def export_original(model: CNNAutoEncoder, out: Path, settings: Mapping[str, Any]) -> Path:
     """Write a model as files of the original project into `out`; returns the path of the weights.
 
-    settings: those of the run, see `emaae.runs.original.SETTINGS`. Raises UserError for a model
-    that the original class cannot represent, and when a file cannot be written.
+    settings: see `emaae.runs.original.SETTINGS`. Raises UserError, also for a model that the
+    original class cannot represent.
     """
     state, config = original.state_dict(model), original.model_config(model, settings)
     files.make_folder(out)

@@ -63,11 +63,7 @@ def to_torch(model: CNNAutoEncoder, out: Path) -> None:
 
 
 def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
-    """Write encoder.onnx and decoder.onnx; returns their largest difference from PyTorch.
-
-    It is relative to max(1, largest value). Raises UserError when it is above 1e-5, and when a
-    package is missing.
-    """
+    """Write encoder.onnx and decoder.onnx; returns their largest difference from PyTorch."""
     with needs_extra("export"):
         import onnxruntime
         import onnxscript  # noqa: F401
@@ -93,8 +89,8 @@ def _check_against_pytorch(
 ) -> float:
     """The largest difference between an exported model and ours, relative to max(1, largest value).
 
-    run_exported: takes "encoder" or "decoder" and a batch, and returns its result. Raises UserError
-    for a difference above 1e-5, or an undefined one.
+    run_exported: takes "encoder" or "decoder" and a batch. Raises UserError for a difference above
+    1e-5, or an undefined one.
     """
     largest_difference = 0.0
     for name, coder in _coders(model).items():

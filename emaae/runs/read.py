@@ -118,10 +118,7 @@ def data_fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def best_run(folder: Path) -> tuple[Path, float]:
-    """The run with the lowest score below a folder, and its score.
-
-    Raises UserError if no run has a score, or the scores are not comparable.
-    """
+    """The run with the lowest score below a folder, and its score. Raises UserError."""
     found = {run: metrics(run) for run in run_folders(folder)}
     run = best_by_score(found)
     if run is None:

@@ -12,8 +12,8 @@ from emaae.sweeps.space import Sweep
 def outcome_of(folder: Path, sweep: Sweep) -> tuple[str, float | None]:
     """The outcome of a run and its score, from metrics.json or else its best epoch.
 
-    outcome: finished, early_stopped, diverged, interrupted or failed, also if status or score is
-    missing. The score is None unless the run finished or stopped early.
+    outcome: finished, early_stopped (these have a score), diverged, interrupted, or failed, also if
+    status or score is missing.
     """
     metrics = read.metrics(folder)
     status = metrics.get("status")

@@ -100,12 +100,10 @@ class Queue:
 
     @_storage_errors
     def __init__(self, sweep: Sweep, storage: str, flags: Sequence[str] = (), shared: bool = True):
-        """Join the sweep in a storage, or add the sweep to the storage.
+        """Join the sweep in a storage, or add it. UserError if its definition or flags changed.
 
         storage: a database URL, or the path of a journal file on a disk that all nodes share.
-        flags: those of all runs. shared: whether the storage may hold several sweeps, told apart by
-        their names. Raises UserError when the storage has this sweep with another definition or
-        other flags.
+        shared: whether the storage may hold several sweeps, told apart by their names.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage

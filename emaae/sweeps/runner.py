@@ -2,8 +2,7 @@
 
 `python -m emaae sweep FILE.yaml` reads the same file as `wandb sweep` and starts its program as
 `wandb agent` does, one process for each point. Points come from a queue that any number of runners
-share (queue.py); the outcome of a run is read from its folder (judging.py). Order of this file:
-`run`, the runner, the command of a run.
+share (queue.py); the outcome of a run is read from its folder (judging.py).
 """
 
 import contextlib
@@ -58,10 +57,9 @@ def run(
     dry_run: bool = False,
     flags: Sequence[str] = (),
 ) -> int:
-    """Run a sweep file to its end, or continue it; returns the exit status.
+    """Run a sweep file to its end, or continue it; returns the exit status. Raises UserError.
 
-    jobs: runs at the same time (default: one per GPU, else one), out: folder of the sweep, storage:
-    database URL or journal file of the queue, flags: passed on to the program. Raises UserError.
+    The arguments are those of `python -m emaae sweep`; flags: passed on to the program.
     """
     path = find_packaged(path)
     sweep, warnings = sweep_file.read(path)

@@ -134,10 +134,8 @@ class _SweepFile(Document):
             if constant_alpha and p.name in OF_SCHEDULES:
                 self.warn(("parameters", p.name), "has no effect without `update: {value: true}`")
         if sweep.early_terminate and updates:
-            message = (
-                "hyperband compares runs in different phases of their alpha schedules; leave it out"
-            )
-            self.warn(("early_terminate",), message)
+            message = "hyperband compares runs in different phases of their alpha schedules; "
+            self.warn(("early_terminate",), message + "leave it out")
         return sweep
 
     # ---- the parts

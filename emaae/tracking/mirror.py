@@ -226,9 +226,8 @@ def upload(
 ) -> str:
     """Send what W&B lacks of the run in a folder; returns its path on W&B.
 
-    entity, project, sweep: the destination, by default that of the run's wandb.json or config.json.
-    sweep_config: the content of the sweep's file. Raises UserError when a part of the run did not
-    arrive, and errors of W&B's client.
+    entity, project, sweep: the destination (default: that of the run); sweep_config: the content of
+    the sweep's file. Raises UserError for a part that did not arrive, and errors of W&B's client.
     """
     record = read.read_or_empty(folder / RECORD_FILE)
     config = read.read_or_empty(folder / "config.json")  # {} for a run that failed at its start

@@ -28,8 +28,8 @@ def upload_pending(
 ) -> tuple[dict[Path, str], list[str]]:
     """Send what W&B lacks of the run in `folder`, or of all runs below it that use W&B.
 
-    entity, project: the destination, by default that of the runs. Returns the paths on W&B of the
-    complete runs, and one line for each run that failed. Raises UserError when there is no run.
+    Returns the paths on W&B of the complete runs, and one line for each run that failed. Raises
+    UserError when there is no run.
     """
     folders = [file.parent for file in sorted(folder.rglob(RECORD_FILE))]
     if not folders:
