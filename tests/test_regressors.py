@@ -64,6 +64,14 @@ def test_frequencies_below_the_cutoff_are_kept_and_others_removed():
     assert np.abs(lanczos_resample(fast[:, None], times, trs)[inside]).max() < 0.02
 
 
+def test_a_pause_between_trs_does_not_smooth_more():
+    times, trs = (np.arange(3000) + 0.5) / 50, np.arange(0.5, 60, 1)
+    frames = np.sin(2 * np.pi * 0.1 * times)[:, None]
+    paused = np.concatenate([trs[:30], trs[50:]])
+    whole = lanczos_resample(frames, times, trs)
+    assert (lanczos_resample(frames, times, paused) == np.delete(whole, slice(30, 50), 0)).all()
+
+
 def test_delays_are_the_same_rows_later():
     values = np.arange(1, 7, dtype=np.float32).reshape(3, 2)
     assert delayed(values, [0, 1, -1]).tolist() == [

@@ -97,7 +97,9 @@ def _add_resampled(
     values: np.ndarray, tr_times_s: np.ndarray, frames: np.ndarray, times_s: np.ndarray
 ) -> None:
     """Add the contribution of frames (T, C) at times (T,) to the values (n, C) at TR times (n,)."""
-    cutoff = min(FRAME_RATE_HZ, 1 / float(np.mean(np.diff(tr_times_s))))
+    steps = np.diff(tr_times_s)
+    tr_s = np.mean(steps[steps < 1.5 * np.median(steps)])  # a pause of the scanner is no TR
+    cutoff = min(FRAME_RATE_HZ, 1 / float(tr_s))
     reach = LANCZOS_LOBES / cutoff
     first, last = np.searchsorted(tr_times_s, (times_s[0] - reach, times_s[-1] + reach))
     for i in range(first, last, TRS_AT_ONCE):
