@@ -2,9 +2,14 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy import signal
 from scipy.interpolate import CubicSpline
 
@@ -392,6 +397,25 @@ def test_a_tree_has_the_same_bytes_each_time_and_by_several_processes(tmp_path, 
     assert len(trees[0]) == 3 * 3 * 5
     assert trees[0] == trees[1] == trees[2]
     assert counts[0] == counts[1] == counts[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells processes of it")
+def test_a_killed_program_leaves_no_process_behind(tmp_path):
+    command = [sys.executable, "-m", "emaae", "demo-data", f"--out={tmp_path}", "--jobs=2"]
+    process = subprocess.Popen([*command, "--like=librispeech-100h"], cwd=ROOT)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(lambda: len(children.read_text().split()) == 2 and any(tmp_path.rglob("*.npz")))
+    workers = [Path("/proc", number) for number in children.read_text().split()]
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(worker.exists() for worker in workers))
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_large_corpus_has_the_numbers_of_librispeech_and_no_speaker_in_two_splits():

@@ -7,9 +7,9 @@ has the score, which is the ground truth for probes. phones.py defines the targe
 synthesis.py makes utterances from them.
 """
 
-import contextlib
 import itertools
 import json
+import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -22,6 +22,7 @@ from emaae.data.phones import Gesture, Phone
 from emaae.system.errors import BadFile, UserError
 from emaae.system.files import read_json
 from emaae.system.progress import progress
+from emaae.system.signals import end_with_parent
 
 MIN_DURATION_S = 0.4  # of an utterance: a syllable with silence on both sides
 
@@ -151,8 +152,9 @@ def write_tree(
         if not Path(f"{stem}_score.json").exists():
             raise UserError(f"{path} was not generated: do not mix the two, name another --out")
     counts = {}
-    with contextlib.ExitStack() as stack:
-        each = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs)).map
+    # Without their parent, the processes would wait for chunks forever.
+    with ProcessPoolExecutor(jobs, initializer=end_with_parent, initargs=(signal.SIGKILL,)) as pool:
+        each = map if jobs == 1 else pool.map
         for split in CORPORA[like]:
             parts = _chunks(split, seed, n_utterances, scale, like)
             done = progress(

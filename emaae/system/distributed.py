@@ -10,10 +10,8 @@ of one process these functions have no effect.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -67,7 +65,8 @@ def process_group() -> Iterator[None]:
         yield
         return
     launcher = os.getppid()
-    _end_with_launcher()
+    # torchrun passes on a SIGTERM; SIGKILL and SIGUSR1 end it without notice to its processes.
+    signals.end_with_parent(signal.SIGTERM)
     store, _Group.rank, _Group.size = next(rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(
         # gloo for Python objects in main memory, NCCL for tensors on a GPU.
@@ -139,16 +138,6 @@ def _explained(error: BaseException) -> BaseException:
         "another process of this run has ended, killed perhaps for lack of memory: free memory, or "
         "start fewer processes with --nproc_per_node; --resume continues from the last save"
     )
-
-
-def _end_with_launcher() -> None:
-    """Ask Linux for a SIGTERM when torchrun ends.
-
-    torchrun passes on a SIGTERM, but SIGKILL and SIGUSR1 end it without notice to its processes.
-    """
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 # ---- communication

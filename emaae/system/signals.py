@@ -6,7 +6,9 @@ of the current `defer_interrupts` block. A second Ctrl-C ends the program at onc
 """
 
 import contextlib
+import ctypes
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -59,6 +61,13 @@ def handle_signals() -> Iterator[None]:
         _request = _StopRequest()
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
+
+
+def end_with_parent(number: int) -> None:
+    """Ask Linux to send this process the signal `number` when its parent ends, even by SIGKILL."""
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
+        ctypes.CDLL(None).prctl(set_death_signal, number)
 
 
 @contextlib.contextmanager
