@@ -94,30 +94,13 @@ ADAPTIVE = ("target_sparsity", "geco")
 SCHEDULES = (*OPEN_LOOP, *ADAPTIVE)
 
 
-def target_sparsity_update(
-    alpha: float, sparsity: float, *, gain: float, target: float, ceiling: float
-) -> float:
-    """Integral controller: alpha grows while the encoding is less sparse than the target.
-
-    sparsity and target are fractions of zeros; the result is clipped to 0..ceiling.
-    """
-    return min(ceiling, max(0.0, alpha + gain * (target - sparsity)))
-
-
-def geco_update(mu: float, constraint: float, *, rate: float, floor: float = 0.0) -> float:
-    """One multiplicative update of GECO's multiplier (Rezende & Viola 2018, "Taming VAEs").
-
-    GECO minimises the penalty subject to mse <= epsilon. constraint: the moving average of
-    mse - epsilon. mu: the weight of the mse relative to the penalty, so alpha = 1 / (1 + mu).
-    floor: lower bound of the result.
-    """
-    # The exponent is bounded so that one very bad epoch cannot overflow.
-    return min(GECO_MU_MAX, max(floor, mu * math.exp(min(50.0, rate * constraint))))
-
-
 @dataclass
 class AlphaSchedule:
     """Alpha of the next epoch, for any schedule of `SCHEDULES`.
+
+    target_sparsity is an integral controller: alpha grows while the encoding is less sparse than
+    the target. geco (Rezende & Viola 2018, "Taming VAEs") minimises the penalty subject to mse <=
+    epsilon: a multiplier mu grows while the moving average of mse - epsilon is above 0.
 
     state: empty for open-loop schedules; for adaptive ones the floats that a resumed run needs
     besides t.
@@ -142,18 +125,19 @@ class AlphaSchedule:
     def observe(self, mse: float, sparsity: float) -> None:
         """Update the state from the mse and sparsity of a training epoch; ignore NaN and inf."""
         if self.name == "target_sparsity" and math.isfinite(sparsity):
-            self.state["alpha"] = target_sparsity_update(
-                self.alpha(0), sparsity, gain=self.gain, target=self.target, ceiling=self.ramp.end
-            )
+            alpha = self.alpha(0) + self.gain * (self.target - sparsity)
+            self.state["alpha"] = min(self.ramp.end, max(0.0, alpha))
         elif self.name == "geco" and math.isfinite(mse):
             error = mse - self.epsilon
             average = self.state.get("constraint", error)
             average = GECO_DECAY * average + (1 - GECO_DECAY) * error
+            # The exponent is bounded so that one very bad epoch cannot overflow.
+            mu = self._mu() * math.exp(min(50.0, self.rate * average))
             floor = (1 - self.ramp.end) / self.ramp.end  # keeps alpha <= end
-            self.state["constraint"] = average
-            self.state["mu"] = geco_update(self._mu(), average, rate=self.rate, floor=floor)
+            self.state = {"constraint": average, "mu": min(GECO_MU_MAX, max(floor, mu))}
 
     def _mu(self) -> float:
+        """The weight of the mse relative to the penalty, so alpha = 1 / (1 + mu)."""
         return self.state.get("mu", (1 - self.ramp.start) / self.ramp.start)
 
 

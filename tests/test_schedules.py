@@ -4,15 +4,7 @@ import math
 
 import pytest
 
-from emaae.schedules import (
-    OPEN_LOOP,
-    SCHEDULES,
-    AlphaSchedule,
-    Ramp,
-    geco_update,
-    lambda_eff,
-    target_sparsity_update,
-)
+from emaae.schedules import OPEN_LOOP, SCHEDULES, AlphaSchedule, Ramp, lambda_eff
 
 
 @pytest.mark.parametrize(
@@ -50,17 +42,30 @@ def test_ramps_rise_and_stay_at_their_end(name):
 
 
 def test_target_sparsity_integrates_the_missing_sparsity():
-    first = target_sparsity_update(0.5, 0.8, gain=0.1, target=0.9, ceiling=0.95)
-    second = target_sparsity_update(first, 0.95, gain=0.1, target=0.9, ceiling=0.95)
-    assert (first, second) == pytest.approx((0.51, 0.505))
-    assert target_sparsity_update(0.94, 0.0, gain=1, target=0.9, ceiling=0.95) == 0.95
-    assert target_sparsity_update(0.01, 1.0, gain=1, target=0.9, ceiling=0.95) == 0.0
+    schedule = AlphaSchedule("target_sparsity", Ramp(0.5, 0.95, 10), target=0.9, gain=0.1)
+    for sparsity, alpha in ((0.8, 0.51), (0.95, 0.505)):
+        schedule.observe(mse=1.0, sparsity=sparsity)
+        assert schedule.alpha(0) == pytest.approx(alpha)
+
+
+@pytest.mark.parametrize(("start", "sparsity", "bound"), [(0.94, 0.0, 0.95), (0.01, 1.0, 0.0)])
+def test_target_sparsity_stays_between_zero_and_its_end(start, sparsity, bound):
+    schedule = AlphaSchedule("target_sparsity", Ramp(start, 0.95, 10), target=0.9, gain=1)
+    schedule.observe(mse=1.0, sparsity=sparsity)
+    assert schedule.alpha(0) == bound
 
 
 def test_geco_multiplies_by_the_exponential_of_the_constraint():
-    assert geco_update(1.0, 0.2, rate=0.5) == pytest.approx(1.10517, abs=1e-5)
-    assert geco_update(1.0, 1e9, rate=0.5) < math.inf
-    assert geco_update(1.0, -1e9, rate=0.5, floor=0.1) == 0.1
+    schedule = AlphaSchedule("geco", Ramp(0.5, 0.95, 10), epsilon=0.05, rate=0.5)
+    schedule.observe(mse=0.25, sparsity=0.5)  # mu 1, constraint .2
+    assert 1 / schedule.alpha(0) - 1 == pytest.approx(1.10517, abs=1e-5)
+
+
+@pytest.mark.parametrize(("mse", "alpha"), [(1e9, 1e-6), (-1e9, 0.95)])
+def test_geco_stays_finite_and_below_its_end(mse, alpha):
+    schedule = AlphaSchedule("geco", Ramp(0.5, 0.95, 10))
+    schedule.observe(mse=mse, sparsity=0.5)
+    assert schedule.alpha(0) == pytest.approx(alpha)
 
 
 def test_geco_follows_the_moving_average_of_the_constraint():
