@@ -22,17 +22,15 @@ def evaluate(model: CNNAutoEncoder, split: Split, config: Config, alpha: float) 
     measured on a sample of the utterances, everything else on all of them. The model may be in
     training or evaluation mode, and does not change.
     """
-    reconstruction, sparsity = ReconstructionSums(), SparsitySums()
-    sums: LossSums | None = None
+    sums, reconstruction, sparsity = LossSums(), ReconstructionSums(), SparsitySums()
     for x, mask in batches(split, local_share(evaluation_order(split.lengths, config.batch_sz))):
         z = model.encode(x, mask)
         out = Output(model.decode(z, mask), z)
-        sums = batch_sums(config, model, x, out, mask).plus(sums)
+        sums = sums.plus(batch_sums(config, model, x, out, mask))
         reconstruction.add(model.standardise(x), model.standardise(out.y), mask)
         sparsity.add(out.z, mask)
         stop_if_interrupted()
 
-    assert sums is not None, "a split has at least one batch"
     sum_attributes(reconstruction)
     sum_attributes(sparsity)
     terms = loss_terms(config, model, sums.pooled(), alpha)

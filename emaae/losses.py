@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from emaae.config import Config
+from emaae.metrics import zero
 from emaae.models import CNNAutoEncoder, Output
 from emaae.system.distributed import sum_over_processes
 
@@ -113,17 +114,16 @@ def weight_penalty(weights: list[Tensor]) -> Tensor:
 
 
 class LossSums(NamedTuple):
-    """Sums over one or more batches, from which the loss follows."""
+    """Sums over no, one or more batches, from which the loss follows."""
 
-    error: Tensor  # squared error in units of sd, over real frames and channels
-    penalty: Tensor  # per-unit sums of the penalty (..., C)
-    slow: Tensor  # per-unit sums of the slowness (..., C); empty when --slow_coefficient is 0
-    n_frames: Tensor  # real frames
+    error: Tensor = zero()  # squared error in units of sd, over real frames and channels
+    penalty: Tensor = zero()  # per-unit sums of the penalty (..., C)
+    slow: Tensor = zero()  # per-unit sums of the slowness (..., C); empty without it
+    n_frames: Tensor = zero()  # real frames
 
-    def plus(self, total: "LossSums | None") -> "LossSums":
-        """These sums plus the total so far: float64, detached, on the same device."""
-        own = LossSums(*(value.detach().double() for value in self))
-        return own if total is None else LossSums(*(a + b for a, b in zip(own, total)))
+    def plus(self, batch: "LossSums") -> "LossSums":
+        """These sums and those of one more batch: float64, detached."""
+        return LossSums(*(total + one.detach().double() for total, one in zip(self, batch)))
 
     def pooled(self) -> "LossSums":
         """Sums over all processes, differentiable."""

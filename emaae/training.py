@@ -15,6 +15,7 @@ from emaae.config import Config
 from emaae.data.split import Split, batches, training_order
 from emaae.evaluation import evaluate
 from emaae.losses import LossSums, batch_sums, loss_terms, pressure
+from emaae.metrics import zero
 from emaae.models import CNNAutoEncoder
 from emaae.optimizers import LR_SCHEDULES, Optimizer, warm_up
 from emaae.schedules import AlphaSchedule, lambda_eff
@@ -131,8 +132,8 @@ class TrainingState:
     best: dict[str, torch.Tensor] | None = None  # weights of the selected epoch, a copy
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the current epoch ...
-    sums: LossSums | None = None  # ... the sums of their losses ...
-    active: torch.Tensor | None = None  # ... and the number of their encoding values that are not 0
+    sums: LossSums = LossSums()  # ... the sums of their losses ...
+    active: torch.Tensor = zero()  # ... and the number of their encoding values that are not 0
     stopped: bool = False  # whether early stopping ended the training
 
     @classmethod
@@ -166,14 +167,14 @@ class TrainingState:
     def end_epoch(self) -> None:
         """Move on to the first batch of the next epoch."""
         self.epoch += 1
-        self.batch, self.sums, self.active = 0, None, None
+        self.batch, self.sums, self.active = 0, LossSums(), zero()
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors and plain values."""
         return {
             "epoch": self.epoch,
             "batch": self.batch,
-            "sums": None if self.sums is None else list(self.sums),
+            "sums": list(self.sums),
             "active": self.active,
             "stopped": self.stopped,
             "model": self.model.state_dict(),
@@ -192,8 +193,9 @@ class TrainingState:
             return tensor.to(device)
 
         self.epoch, self.batch, self.stopped = kept["epoch"], kept["batch"], kept["stopped"]
-        self.sums = None if kept["sums"] is None else LossSums(*map(on_device, kept["sums"]))
-        self.active = None if kept["active"] is None else on_device(kept["active"])
+        # An earlier version stored None at the end of an epoch.
+        self.sums = LossSums(*map(on_device, kept["sums"] or ()))
+        self.active = on_device(kept["active"] or zero())
         self.model.load_state_dict(kept["model"])
         best = kept["best"]
         self.best = best and {name: on_device(value) for name, value in best.items()}
@@ -331,14 +333,11 @@ def train_epoch(
         sums = batch_sums(config, model, x, out, mask).pooled()
         loss_terms(config, model, sums, alpha).loss.backward()
         optimizer.step(state.lr_factor(config, n_batches))
-        state.sums = sums.plus(state.sums)
-        active = sum_over_processes(out.z.detach().count_nonzero())
-        state.active = active if state.active is None else state.active + active
+        state.sums = state.sums.plus(sums)
+        state.active = state.active + sum_over_processes(out.z.detach().count_nonzero())
         state.batch += 1
         run.save_last(state.state_dict)
         stop_if_interrupted()
-    assert state.sums is not None, "a split has at least one batch"
-    assert state.active is not None
     with torch.no_grad():
         terms = loss_terms(config, model, state.sums, alpha)
     n_values = len(split.frames) * model.inner_size

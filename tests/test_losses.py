@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from emaae.config import Config
-from emaae.losses import PENALTIES, batch_sums, live_units, loss_terms, pressure, weight_penalty
+from emaae.losses import (
+    PENALTIES,
+    LossSums,
+    batch_sums,
+    live_units,
+    loss_terms,
+    pressure,
+    weight_penalty,
+)
 from emaae.models import CNNAutoEncoder, Output
 
 
@@ -208,10 +216,10 @@ def test_the_loss_of_a_split_does_not_depend_on_its_batches(name):
     config = Config(sparse_loss=name, weight_penalty=True, **slow)
     x, mask = torch.randn(3, 13, 40), ones(40, 25, 7)
     with torch.no_grad():
-        whole = batch_sums(config, model, x, model(x, mask), mask).plus(None)
-        parts = None
+        whole = batch_sums(config, model, x, model(x, mask), mask)
+        parts = LossSums()
         for i, length in enumerate((40, 25, 7)):
             xi, mi = x[i : i + 1, :, :length], mask[i : i + 1, :, :length]
-            parts = batch_sums(config, model, xi, model(xi, mi), mi).plus(parts)
+            parts = parts.plus(batch_sums(config, model, xi, model(xi, mi), mi))
         expected = loss_terms(config, model, whole, 0.3).row()
         assert loss_terms(config, model, parts, 0.3).row() == pytest.approx(expected, rel=1e-5)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import train
 from emaae.config import Config
 from emaae.data.split import batches
-from emaae.losses import batch_sums, loss_terms
+from emaae.losses import LossSums, batch_sums, loss_terms
 from emaae.models import FrameNorm, MaskedBatchNorm, build_model
 from emaae.system.devices import make_deterministic, use_bf16
 from emaae.training import Run, TrainingState, train_epoch
@@ -150,7 +150,7 @@ def test_in_bfloat16_zeros_are_exact_and_scale_and_sums_stay_float32_or_wider():
     assert out.y.dtype == torch.float32
     sums = batch_sums(Config(), model, x, out, mask)
     assert {value.dtype for value in sums} == {torch.float32}
-    assert {value.dtype for value in sums.plus(None)} == {torch.float64}
+    assert {value.dtype for value in LossSums().plus(sums)} == {torch.float64}
 
 
 FAULTS = """
