@@ -418,6 +418,22 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
+def test_long_utterances_are_simulated_in_smaller_groups():
+    (whole,) = demo._chunks("val", 0, 28, 1.0, "demo")
+    stories = demo._chunks("val", 0, 28, 10.0, "demo")
+    assert all(sum(one.durations_s) <= demo.CHUNK_S for one in stories)
+    durations_s = [duration_s for one in stories for duration_s in one.durations_s]
+    assert durations_s == pytest.approx([10 * duration_s for duration_s in whole.durations_s])
+    assert {len(one.durations_s) for one in demo._chunks("val", 0, 28, 90.0, "demo")} == {1}
+
+
+def test_utterances_longer_than_features_may_be_are_refused_before_any_is_written(tmp_path):
+    # train ends at 24.52 s, val at 32.65 s: times 500 the one is below 4 hours, the other above.
+    with pytest.raises(UserError, match="--scale 500 gives utterances of 1.* s, expected at most"):
+        main(["demo-data", "--out", str(tmp_path), "--scale=500"])
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_large_corpus_has_the_numbers_of_librispeech_and_no_speaker_in_two_splits():
     splits = demo.CORPORA["librispeech-100h"]
     assert [recipe.n_utterances for recipe in splits.values()] == [28_539, 2_703, 2_620]

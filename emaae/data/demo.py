@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from emaae.data import synthesis
+from emaae.data.features import FRAME_RATE_HZ
+from emaae.data.npz import MAX_FRAMES
 from emaae.data.phones import Gesture, Phone
 from emaae.system.errors import BadFile, UserError
 from emaae.system.files import read_json
@@ -27,7 +29,9 @@ from emaae.system.signals import end_with_parent
 MIN_DURATION_S = 0.4  # of an utterance: a syllable with silence on both sides
 
 UTTERANCES_PER_CHAPTER = 5
-CHUNK_UTTERANCES = 32  # generated together, which bounds memory and changes no utterance
+# At most so many utterances, of so many seconds together unless there is one alone, are simulated
+# together. This bounds memory, and changes no utterance.
+CHUNK_UTTERANCES, CHUNK_S = 32, 1200.0
 
 
 class Recipe(NamedTuple):
@@ -76,7 +80,7 @@ def generate(
         on average 12.7 s in train, 7.6 s in val and 7.9 s in test.
     like: a key of CORPORA.
 
-    Raises ValueError for an unknown split.
+    Raises ValueError for an unknown split, and UserError for utterances of over four hours.
     """
     parts = _chunks(split, seed, n_utterances, scale, like)
     return [utterance for part in parts for utterance in part.generate()]
@@ -123,9 +127,16 @@ def _chunks(
     probability = (start + np.arange(n_utterances) * (np.sqrt(5) - 1) / 2) % 1
     durations_s = scale * np.interp(probability, DURATION_QUANTILES, recipe.durations_s)
     durations_s = np.maximum(durations_s, MIN_DURATION_S)
+    longest_s = durations_s.max()
+    if longest_s * FRAME_RATE_HZ > MAX_FRAMES:
+        raise UserError(
+            f"--scale {scale:g} gives utterances of {longest_s:g} s, expected at most 4 hours, as "
+            "long as features may be: lower it"
+        )
+    size = max(1, min(CHUNK_UTTERANCES, int(CHUNK_S / longest_s)))
     return [
-        _Chunk(split, recipe.speakers, seed, i, durations_s[i : i + CHUNK_UTTERANCES].tolist())
-        for i in range(0, n_utterances, CHUNK_UTTERANCES)
+        _Chunk(split, recipe.speakers, seed, i, durations_s[i : i + size].tolist())
+        for i in range(0, n_utterances, size)
     ]
 
 
@@ -151,12 +162,12 @@ def write_tree(
         stem = str(path).removesuffix(".npz").removesuffix("_times")
         if not Path(f"{stem}_score.json").exists():
             raise UserError(f"{path} was not generated: do not mix the two, name another --out")
+    chunks = {split: _chunks(split, seed, n_utterances, scale, like) for split in CORPORA[like]}
     counts = {}
     # Without their parent, the processes would wait for chunks forever.
     with ProcessPoolExecutor(jobs, initializer=end_with_parent, initargs=(signal.SIGKILL,)) as pool:
         each = map if jobs == 1 else pool.map
-        for split in CORPORA[like]:
-            parts = _chunks(split, seed, n_utterances, scale, like)
+        for split, parts in chunks.items():
             done = progress(
                 each(_write, parts, [Path(out_dir)] * len(parts)),
                 f"writing {split}",
