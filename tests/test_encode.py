@@ -475,6 +475,7 @@ def test_frames_may_be_a_view_or_of_another_byte_order():
             "of shape .5, 7.: expected frames",
         ),
         (lambda a: {"features": np.full((5, C), np.nan)}, "numbers that are not finite"),
+        (lambda a: {"features": np.full((5, C), 1e39)}, "numbers that are not finite"),
         (lambda a: {"features": np.zeros((0, C), np.float32)}, "shape .0, 24.: expected frames"),
         (lambda a: {"features": np.zeros((5, C), "<c8")}, "holds complex64"),
     ],

@@ -93,9 +93,11 @@ def read_encoding(path: str | Path, n_units: int) -> np.ndarray:
             f"{where} holds {z.dtype} of shape {z.shape}: expected frames of {n_units} units; name "
             "the --model that made it"
         )
+    with np.errstate(over="ignore"):
+        z = z.astype(np.float32, copy=False)
     if not np.isfinite(z).all():
         raise BadFile(f"{where} has numbers that are not finite: make it again")
-    return z.astype(np.float32, copy=False)
+    return z
 
 
 def _from_csr(arrays: Mapping[str, np.ndarray], n_units: int, where: str) -> np.ndarray:
