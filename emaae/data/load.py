@@ -88,22 +88,21 @@ def list_source(root: str, recursive: bool, in_bucket: str | None = None) -> Lis
 
 
 def _list_bucket(name: str, prefix: str, recursive: bool) -> Listing:
-    handle = bucket.open_bucket(name)
-
-    def fetch(file: FeatureFile) -> Fetched:
-        return bucket.fetch(handle, file.path, str(file.stamp[1]))
+    handle, label = bucket.open_bucket(name), f"s3://{name}/{prefix.strip('/')}"
+    files, stamps = bucket.list_features(handle, prefix, recursive)
 
     def read_times(file: FeatureFile) -> np.ndarray | None:
         key = times_beside(file.path)
         return array_in(bucket.fetch(handle, key), "times") if key in stamps else None
 
-    def times_stamp(file: FeatureFile) -> Any:
-        return stamps.get(times_beside(file.path))
-
-    label = f"s3://{name}/{prefix.strip('/')}"
-    location = ("bucket", bucket.endpoint(), label, recursive)
-    files, stamps = bucket.list_features(handle, prefix, recursive)
-    return Listing(label, location, files, fetch, read_times, times_stamp)
+    return Listing(
+        label=label,
+        location=("bucket", bucket.endpoint(), label, recursive),
+        files=files,
+        fetch=lambda file: bucket.fetch(handle, file.path, str(file.stamp[1])),
+        read_times=read_times,
+        times_stamp=lambda file: stamps.get(times_beside(file.path)),
+    )
 
 
 def features_in(fetched: Fetched) -> np.ndarray:
