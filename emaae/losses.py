@@ -7,8 +7,8 @@ Shapes: x, y (batch, D, time) raw input and reconstruction; z (batch, C, time) e
 mask (batch, 1, time) in {0, 1}; sd (D,) the train split's standard deviations.
 """
 
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,19 +29,19 @@ def live_units(variance: Tensor) -> Tensor:
     return variance > LIVE_FRACTION * largest
 
 
-@dataclass(frozen=True)
-class Penalty:
+class Penalty(NamedTuple):
     """A sparsity or slowness penalty on the encoding.
 
     sums: (z, mask) -> per-unit sums (..., C), which add up over batches.
     value: (sums, n_frames, unit_norms) -> the scalar penalty; unit_norms (C,) are the L2 norms of
         the first decoder layer's weights for each unit.
-    pressure: (D, C) -> the factor by which alpha / (1 - alpha) becomes `lambda_eff`.
+    pressure: (D, C) -> the factor by which alpha / (1 - alpha) becomes `lambda_eff`; by default
+        D / C, that of a mean over units.
     """
 
     sums: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor, Tensor, Tensor], Tensor]
-    pressure: Callable[[int, int], float]
+    pressure: Callable[[int, int], float] = operator.truediv
 
 
 def _abs_sums(z: Tensor, mask: Tensor) -> Tensor:
@@ -94,16 +94,16 @@ def _slowness(change: Tensor, spread: Tensor) -> Tensor:
 
 PENALTIES = {
     # Mean |z| over units and frames.
-    "l1": Penalty(_abs_sums, _l1, lambda n_inputs, n_units: n_inputs / n_units),
+    "l1": Penalty(_abs_sums, _l1),
     # Mean over frames of sum_c |z_c| ||W_c||. Plain L1 falls when z shrinks and the decoder weights
     # grow; this penalty does not change when z is scaled by s and the decoder weights by 1 / s.
     "l1_decoder_norm": Penalty(_abs_sums, _l1_decoder_norm, lambda n_inputs, n_units: n_inputs),
     # Slowness (Wiskott & Sejnowski 2002): mean over live units of sum (z_t+1 - z_t)^2 /
     # sum (z_t - mean)^2. 0 if all units are constant, 4 (1 - 1/T) for a unit that alternates +-1.
-    "tv": Penalty(_tv_sums, _tv, lambda n_inputs, n_units: n_inputs / n_units),
+    "tv": Penalty(_tv_sums, _tv),
     # The same with the mean of each utterance: a constant offset of an utterance, such as that of
     # its speaker, does not make a unit slow.
-    "tvu": Penalty(_tvu_sums, _tvu, lambda n_inputs, n_units: n_inputs / n_units),
+    "tvu": Penalty(_tvu_sums, _tvu),
 }
 
 
