@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -458,6 +459,16 @@ def test_a_tree_with_broken_files_is_continued(place, capsys):
         # Nothing is left of what the file gave before it was broken.
         assert not list((place / "out").glob("a/*"))
         assert isinstance(json.loads((place / "out/manifest.json").read_text())["fired"], list)
+
+
+def test_arrays_with_another_number_of_columns_are_refused():
+    model = random_model()
+    with pytest.raises(ValueError, match=r"expected features \(T, 13\), got \(40, 14\): a model"):
+        encode(model, np.zeros((40, 14), np.float32))
+    z = encode(model, raw(40))
+    expected = re.escape(f"expected an encoding (T, {model.inner_size}), got {z.T.shape}")
+    with pytest.raises(ValueError, match=expected):
+        decode(model, z.T)
 
 
 def test_frames_may_be_a_view_or_of_another_byte_order():

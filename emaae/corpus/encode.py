@@ -99,7 +99,12 @@ def encode(model: CNNAutoEncoder, features: np.ndarray, window_frames: int = 0) 
 
 
 def decode(model: CNNAutoEncoder, z: np.ndarray, window_frames: int = 0) -> np.ndarray:
-    """The raw features (T, D) float32 of an encoding (T, units); window_frames: see `encode`."""
+    """The raw features (T, D) float32 of an encoding (T, units).
+
+    window_frames: see `encode`. Raises ValueError for another number of units.
+    """
+    if z.shape[1:] != (model.inner_size,):
+        raise ValueError(f"expected an encoding (T, {model.inner_size}), got {z.shape}")
     _, parts = next(decode_each(model, [NamedFrames(None, z)], window_frames))
     return np.concatenate(list(parts))
 
