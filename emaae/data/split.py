@@ -193,17 +193,14 @@ def training_order(lengths: np.ndarray, batch_sz: int, seed: int, epoch: int) ->
     """
     random = np.random.default_rng([seed, epoch])
     keys = lengths * random.uniform(1 - JITTER, 1 + JITTER, len(lengths))
-    batches = _cut(np.argsort(keys, kind="stable"), batch_sz)
-    return [batches[i] for i in random.permutation(len(batches))]
+    parts = np.split(np.argsort(keys, kind="stable"), range(batch_sz, len(keys), batch_sz))
+    return [parts[i] for i in random.permutation(len(parts))]
 
 
 def evaluation_order(lengths: np.ndarray, batch_sz: int) -> list[np.ndarray]:
     """Batches of utterance indices, longest first: if memory is too small, it fails at once."""
-    return _cut(np.argsort(-lengths, kind="stable"), batch_sz)
-
-
-def _cut(order: np.ndarray, batch_sz: int) -> list[np.ndarray]:
-    return [order[i : i + batch_sz] for i in range(0, len(order), batch_sz)]
+    order = np.argsort(-lengths, kind="stable")
+    return np.split(order, range(batch_sz, len(order), batch_sz))
 
 
 def batches(split: Split, order: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
