@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, environment_of, small_run, speech, write_tree
+from conftest import ROOT, environment_of, program, small_run, speech, write_tree
 from forked import forked
 
 import emaae
