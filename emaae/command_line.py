@@ -29,7 +29,12 @@ from emaae.system.files import read_json
 
 
 def from_args(argv: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Config:
-    """The config from a command line, the environment and a sweep's values. Raises UserError."""
+    """The config from a command line, the environment and the values of a sweep, if there is one.
+
+    A sweep's values override flags. Flags override variables such as EMAAE_TRAIN_DIR, which say
+    where the data are and where runs go, so that one sweep file works on every machine. Raises
+    UserError; `--help` prints and exits.
+    """
     for name in sweep or {}:
         if name in KNOBS and name not in SWEEPABLE:
             raise UserError(

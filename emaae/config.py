@@ -188,7 +188,11 @@ class Config:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> "Config":
-        """The config of these names and values, which may be text. Reads no file. UserError."""
+        """The config of these names and values; the values may be text. Reads no file.
+
+        Raises UserError for unknown names, for values that cannot be cast or are out of range, and
+        for knobs that contradict each other.
+        """
         config = cls(**cast_all(given))
         config._check()
         return config

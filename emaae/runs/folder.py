@@ -269,7 +269,8 @@ class RunFolder(Run, contextlib.AbstractContextManager):
     def finish(self, metrics: Mapping[str, Any], status: str, curves: Mapping[str, Any]) -> None:
         """Write metrics.json and, unless `curves` is {}, curves.json; tell the observers.
 
-        curves: those of `shift.shift_tolerance` and the name of their `split`.
+        status: finished, early_stopped, diverged, preempted or failed. curves: those of
+        `shift.shift_tolerance` and the name of their `split`.
         """
         # More metrics of the selected epoch, for tables made from metrics.json alone.
         epoch = metrics.get("select/epoch")

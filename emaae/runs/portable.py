@@ -63,7 +63,11 @@ def to_torch(model: CNNAutoEncoder, out: Path) -> None:
 
 
 def to_onnx(model: CNNAutoEncoder, out: Path) -> float:
-    """Write encoder.onnx and decoder.onnx; returns their largest difference from PyTorch."""
+    """Write encoder.onnx and decoder.onnx; returns their largest difference from PyTorch.
+
+    It is relative to max(1, largest value). Raises UserError when it is above 1e-5, and when a
+    package is missing.
+    """
     with needs_extra("export"):
         import onnxruntime
         import onnxscript  # noqa: F401

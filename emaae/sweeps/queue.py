@@ -100,10 +100,12 @@ class Queue:
 
     @_storage_errors
     def __init__(self, sweep: Sweep, storage: str, flags: Sequence[str] = (), shared: bool = True):
-        """Join the sweep in a storage, or add it. UserError if its definition or flags changed.
+        """Join the sweep in a storage, or add it to the storage.
 
         storage: a database URL, or the path of a journal file on a disk that all nodes share.
-        shared: whether the storage may hold several sweeps, told apart by their names.
+        flags: those of all runs. shared: whether the storage may hold several sweeps, told apart by
+        their names. Raises UserError when the storage has this sweep with another definition or
+        other flags.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep, self.n_points, self._where = sweep, sweep.n_points(), storage

@@ -20,7 +20,10 @@ MAX_REQUESTS = 8
 
 
 def runs(path: str) -> list[dict[str, Any]]:
-    """The fields of `analysis.runs.Run` for each run of ENTITY/PROJECT[/SWEEP]. UserError."""
+    """The fields of `analysis.runs.Run` for all runs of ENTITY/PROJECT[/SWEEP], sorted by id.
+
+    Raises UserError when there are none, or W&B cannot be reached.
+    """
     found = client.runs(path)
     if not found:
         raise UserError(f"{path} holds no run yet: start one, or check the path")
