@@ -173,6 +173,14 @@ def test_every_item_of_the_state_is_needed(item):
     assert not same(expected, found)
 
 
+def test_a_state_between_epochs_of_an_earlier_version_is_restored():
+    config, model = begin(SETTINGS)
+    state = TrainingState.begin(model, config)
+    state.load_state_dict(FRESH | {"sums": None, "active": None})
+    assert state.state_dict()["sums"] == FRESH["sums"] == [0, 0, 0, 0]
+    assert state.active == 0
+
+
 def test_a_signal_is_raised_at_the_end_of_the_block():
     seen = []
 
