@@ -61,6 +61,7 @@ class Heard:
         self.config = SimpleNamespace(update=lambda *_, **__: None)
         self.id, self.entity, self.project, self.group, self.offline = "r", "e", "p", "", True
         self.settings = SimpleNamespace(sweep_id=None)
+        self.tags = None
 
     def define_metric(self, *_, **__):
         pass
