@@ -34,7 +34,7 @@ demo: setup
 	$(BIN)/python -m analysis.report runs/demo
 
 test: check
-	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not slow"
 
 test-slow: .venv/tests-ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow

@@ -81,9 +81,9 @@ def run(
                 f"--out {folder} holds another sweep (see its sweep.yaml): name another"
             )
     make_folder(folder / "logs")
-    # SQLAlchemy 2.1 decodes a URL that 2.0 takes as it is; each reads what it writes.
-    database = str(URL.create("sqlite", database=str(folder / "study.db")))
-    queue = Queue(sweep, storage or database, flags, storage is not None)
+    # A file's URI: SQLAlchemy 2.0 and Optuna take some characters of a plain path as their own.
+    database = URL.create("sqlite", database=(folder / "study.db").as_uri(), query={"uri": "true"})
+    queue = Queue(sweep, storage or str(database), flags, storage is not None)
     runner = Runner(queue, folder, jobs, devices, flags)
     with defer_interrupts():  # a signal is raised once the runs have ended
         try:
