@@ -29,7 +29,7 @@ SHARED: dict[str, dict[str, Any]] = {
 
 
 def program(name: str, description: str | None, *shared: str) -> argparse.ArgumentParser:
-    """The parser of a program, with some `SHARED` arguments; description: of its module."""
+    """The parser of a program, with some `SHARED` arguments; its help begins with description."""
     parser = ArgumentParser(
         prog=f"python -m analysis.{name}",
         description=description,

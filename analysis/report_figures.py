@@ -60,7 +60,7 @@ def collect(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[int, dict[str, li
     for i, run in enumerate(runs):
         figures[f"run-losses/{i}"] = _shown(panels.run_losses, run)
         figures[f"run-alpha/{i}"] = _shown(panels.run_alpha, run)
-    # Of a setting the best run; a run that failed when it is all there is.
+    # The best run of each setting or, if no run ended well, the first that finished an epoch.
     leaders = [top for members in groups(runs).values() if (top := best(members))]
     leaders.sort(key=lambda run: run.score)
     in_full = leaders[:MAX_IN_FULL] or [run for run in runs if run.history][:1]

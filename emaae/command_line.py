@@ -69,9 +69,9 @@ def config_from(given: Mapping[str, Any]) -> Config:
     the architecture. With `resume`, missing settings are those of the run. Raises UserError.
     """
     values = cast_all(given)
-    resumed = _of_resumed(values)
-    # The files from which it had its weights and its architecture may be gone.
-    kept = {n: v for n, v in resumed.items() if n not in ("checkpoint", "model_config")}
+    resumed = _resumed_settings(values)
+    # The files that gave the run its first weights and its architecture may be gone.
+    kept = {k: v for k, v in resumed.items() if k not in ("checkpoint", "model_config")}
     return Config.from_mapping(resumed | _with_model_config(kept | values))
 
 
@@ -197,7 +197,7 @@ def read_knobs(where: str | Path, found: Mapping[str, Any], names: Iterable[str]
         raise UserError(f"{where}: {error}") from None
 
 
-def _of_resumed(values: dict[str, Any]) -> dict[str, Any]:
+def _resumed_settings(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of the run to resume; {} if there is none."""
     if not values.get("resume") or not values.get("run_name"):
         return {}

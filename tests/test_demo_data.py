@@ -427,6 +427,14 @@ def test_long_utterances_are_simulated_in_smaller_groups():
     assert {len(one.durations_s) for one in demo._chunks("val", 0, 28, 90.0, "demo")} == {1}
 
 
+def test_an_utterance_is_the_same_whatever_is_simulated_with_it(monkeypatch):
+    together = demo.generate("val", n_utterances=4)
+    monkeypatch.setattr(demo, "CHUNK_S", 1.0)
+    alone = demo.generate("val", n_utterances=4)
+    assert all((one.features == other.features).all() for one, other in zip(together, alone))
+    assert demo.generate("val", n_utterances=0) == []
+
+
 def test_utterances_longer_than_features_may_be_are_refused_before_any_is_written(tmp_path):
     # train ends at 24.52 s, val at 32.65 s: times 500 the one is below 4 hours, the other above.
     with pytest.raises(UserError, match="--scale 500 gives utterances of 1.* s, expected at most"):

@@ -316,11 +316,13 @@ def test_the_weights_that_a_run_began_with_may_be_gone_when_it_is_continued(tree
     small = small_run(trees, tmp_path)
     assert train.main(flags(small, tmp_path, epochs=1, run_name="first")) == 0
     weights = (tmp_path / "first").rename(tmp_path / "weights")
-    stopped(trees, tmp_path, 3, f"--checkpoint={weights / 'best.pth'}")
+    began_with = f"--checkpoint={weights / 'best.pth'}"
+    assert train.main([*flags(small, tmp_path, epochs=6, run_name="whole"), began_with]) == 0
+    stopped(trees, tmp_path, 3, began_with)
     moved = weights.rename(tmp_path / "moved")
     again = [*flags(small, tmp_path, epochs=6), "--resume"]
     if given == "the old name":
-        again += [f"--checkpoint={weights / 'best.pth'}"]
+        again += [began_with]
     warned = contextlib.nullcontext()
     if given == "new names":
         again += [f"--checkpoint={moved / 'best.pth'}"]
@@ -329,6 +331,7 @@ def test_the_weights_that_a_run_began_with_may_be_gone_when_it_is_continued(tree
         warned = pytest.warns(UserWarning, match=without_effect)
     with warned:
         assert train.main(again) == 0
+    assert files(tmp_path / "r") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ from emaae.system.signals import end_with_parent
 MIN_DURATION_S = 0.4  # of an utterance: a syllable with silence on both sides
 
 UTTERANCES_PER_CHAPTER = 5
-# At most so many utterances, of so many seconds together unless there is one alone, are simulated
-# together. This bounds memory, and changes no utterance.
+# Simulated together are at most so many utterances and, unless there is only one, seconds in all.
+# This bounds memory, and changes no utterance.
 CHUNK_UTTERANCES, CHUNK_S = 32, 1200.0
 
 
@@ -127,7 +127,7 @@ def _chunks(
     probability = (start + np.arange(n_utterances) * (np.sqrt(5) - 1) / 2) % 1
     durations_s = scale * np.interp(probability, DURATION_QUANTILES, recipe.durations_s)
     durations_s = np.maximum(durations_s, MIN_DURATION_S)
-    longest_s = durations_s.max()
+    longest_s = durations_s.max(initial=MIN_DURATION_S)
     if longest_s * FRAME_RATE_HZ > MAX_FRAMES:
         raise UserError(
             f"--scale {scale:g} gives utterances of {longest_s:g} s, expected at most 4 hours, as "
